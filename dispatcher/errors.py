@@ -1,0 +1,50 @@
+"""Exceptions of the dispatcher, split by what the caller does next."""
+
+from __future__ import annotations
+
+
+class DispatcherError(Exception):
+    """Base of everything the dispatcher raises on purpose."""
+
+
+class InvalidTask(DispatcherError, ValueError):
+    """Raised before publishing when a task name or an argument is not acceptable.
+
+    `field` names the offending argument (dotted for nested ones, such as `resources.cpu`).
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class MalformedMessage(DispatcherError):
+    """Raised when a delivery is not a Celery task message that can be run; never worth a retry."""
+
+
+class InvalidSettings(DispatcherError, ValueError):
+    """Raised once with every missing or invalid setting listed in `problems`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("invalid settings:\n  " + "\n  ".join(problems))
+        self.problems = problems
+
+
+class PublishError(DispatcherError):
+    """Base of failed publishes; the task was not confirmed by the broker."""
+
+    def __init__(self, task_id: str, message: str) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+
+
+class NotConfirmed(PublishError):
+    """Raised when no confirm arrived in time: the task may or may not be queued.
+
+    Publishing again under the same task id is safe.
+    """
+
+
+class Unroutable(PublishError):
+    """Raised when the broker returned the message because no queue is bound: not queued."""

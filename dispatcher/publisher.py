@@ -1,0 +1,133 @@
+"""Publish with confirms and `mandatory`: a return without error means that a queue holds the task.
+
+A lost connection is retried within the timeout under the same task id, so a task may be
+queued twice (a confirm can be lost after the broker took the message); containers are idempotent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pika
+from pika.exceptions import AMQPError, NackError, UnroutableError
+
+from dispatcher import message, tasks, topology
+from dispatcher.connection import connect
+from dispatcher.errors import NotConfirmed, Unroutable
+from dispatcher.settings import BrokerSettings
+
+if TYPE_CHECKING:
+    from pika.adapters.blocking_connection import BlockingChannel
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_DELAY_S = 0.1
+MAX_RETRY_DELAY_S = 2.0
+
+
+class Publisher:
+    """Publish over one connection per process; safe to share between threads and across a fork."""
+
+    def __init__(self, settings: BrokerSettings, *, name: str = "autolabs-dispatcher") -> None:
+        self._settings = settings
+        self._name = name
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._connection: pika.BlockingConnection | None = None
+        self._channel: BlockingChannel | None = None
+
+    def publish_task(self, task: message.TaskMessage) -> None:
+        """Publish a task to the queue of its kind; errors as for `publish`."""
+        body, headers = message.encode(task)
+        self.publish(
+            topology.TASKS_EXCHANGE,
+            tasks.ROUTING_KEYS[task.name],
+            body,
+            message.properties(task, headers),
+        )
+
+    def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: dict[str, Any],
+        *,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Publish one message and wait for the broker's confirm.
+
+        Args:
+            exchange: the exchange; an empty name publishes straight to the queue of the routing key.
+            routing_key: the routing key.
+            body: the encoded message.
+            properties: keyword arguments of pika.BasicProperties; correlation_id is the task id.
+            timeout_s: seconds for all attempts; by default the setting's publish_timeout_s.
+
+        Raises:
+            Unroutable: the exchange has no queue bound for the routing key; nothing is queued.
+            NotConfirmed: no confirm within the timeout; the cause is chained.
+        """
+        if self._pid != os.getpid():
+            self._forget_after_fork()
+        task_id = str(properties.get("correlation_id"))
+        timeout_s = self._settings.publish_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        delay_s = FIRST_RETRY_DELAY_S
+        with self._lock:
+            while True:
+                try:
+                    self._open_channel().basic_publish(
+                        exchange, routing_key, body, pika.BasicProperties(**properties), mandatory=True
+                    )
+                    return
+                except UnroutableError as exc:
+                    raise Unroutable(
+                        task_id,
+                        f"task {task_id} was returned by the broker: no queue is bound to exchange"
+                        f" {exchange!r} with routing key {routing_key!r}",
+                    ) from exc
+                except (AMQPError, OSError) as exc:
+                    if not isinstance(exc, NackError):
+                        self._discard()
+                    delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S) * random.uniform(0.5, 1.0)
+                    if time.monotonic() + delay_s >= deadline:
+                        raise NotConfirmed(
+                            task_id,
+                            f"task {task_id} was not confirmed by the broker within {timeout_s:g} s"
+                            f" (last: {type(exc).__name__} {exc})",
+                        ) from exc
+                    logger.warning("publish of task %s failed, trying again: %r", task_id, exc)
+                    time.sleep(delay_s)
+
+    def close(self) -> None:
+        """Close the connection; a later publish opens a new one."""
+        with self._lock:
+            self._discard()
+
+    def _open_channel(self) -> BlockingChannel:
+        if self._channel is None or not self._channel.is_open:
+            self._discard()
+            self._connection = connect(self._settings, name=self._name)
+            self._channel = self._connection.channel()
+            self._channel.confirm_delivery()
+        return self._channel
+
+    def _discard(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None and connection.is_open:
+            try:
+                connection.close()
+            except (AMQPError, OSError) as exc:
+                logger.debug("connection was already gone: %r", exc)
+
+    def _forget_after_fork(self) -> None:
+        # The socket belongs to the parent: closing it here would end the parent's connection.
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._connection = self._channel = None

@@ -1,0 +1,117 @@
+"""Settings of the dispatcher, read from a mapping by whoever starts the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from dispatcher.errors import InvalidSettings
+
+T = TypeVar("T")
+
+#: Where deploy/ mounts the Secret of a container, one file per setting.
+SECRETS_DIR = Path("/run/secrets/autolabs")
+
+
+class Environment:
+    """Look settings up and collect every problem, so that one error can list them all.
+
+    A setting NAME is taken from the variable NAME, from the file named by NAME_FILE, or from
+    a mounted secret file called NAME, in this order.
+    """
+
+    def __init__(self, environ: Mapping[str, str], secrets_dir: Path = SECRETS_DIR) -> None:
+        self._environ = environ
+        self._secrets_dir = secrets_dir
+        self.problems: list[str] = []
+
+    def find(self, name: str) -> str | None:
+        """Return the value, or None when it is set nowhere or empty."""
+        if value := self._environ.get(name, "").strip():
+            return value
+        named = self._environ.get(f"{name}_FILE", "").strip()
+        path = Path(named) if named else self._secrets_dir / name
+        try:
+            return path.read_text(encoding="utf-8").strip() or None
+        except OSError as exc:
+            if named:
+                self.problems.append(f"{name}_FILE: cannot read {named} ({exc.strerror})")
+            return None
+
+    def text(self, name: str, default: str) -> str:
+        """Return an optional setting."""
+        return self.find(name) or default
+
+    def url(self, name: str, schemes: tuple[str, ...], default: str | None = None) -> str:
+        """Return a URL with one of the schemes and a host; it is never echoed, as it may hold a password."""
+        value = self.find(name) or default
+        if value is None:
+            self.problems.append(f"{name}: not set (or {name}_FILE, or {self._secrets_dir}/{name})")
+            return ""
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not parts.hostname:
+            self.problems.append(f"{name}: must look like {' or '.join(schemes)}://host…")
+        return value
+
+    def number(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
+        """Return a number within [minimum, maximum]."""
+        raw = self.find(name)
+        if raw is None:
+            return default
+        try:
+            value = float(raw)
+        except ValueError:
+            value = float("nan")
+        if not minimum <= value <= maximum:
+            self.problems.append(f"{name}: {raw!r} is not a number from {minimum:g} to {maximum:g}")
+        return value
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """Return true or false."""
+        raw = self.find(name)
+        if raw is None:
+            return default
+        if raw.lower() not in ("true", "false", "1", "0"):
+            self.problems.append(f"{name}: {raw!r} is not true or false")
+        return raw.lower() in ("true", "1")
+
+    def done(self) -> None:
+        """Raise InvalidSettings if anything looked up so far was wrong."""
+        if self.problems:
+            raise InvalidSettings(self.problems)
+
+
+def read_settings(environ: Mapping[str, str], build: Callable[[Environment], T]) -> T:
+    """Build settings from `environ` and raise one InvalidSettings that lists all problems."""
+    env = Environment(environ)
+    settings = build(env)
+    env.done()
+    return settings
+
+
+AMQP_SCHEMES = ("amqp", "amqps")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """How to reach RabbitMQ."""
+
+    #: amqp(s)://user:password@host:port/vhost
+    url: str = field(repr=False)
+    #: Seconds for one connection attempt: longer than a broker's failover of the listener.
+    connect_timeout_s: float = 5.0
+    #: Seconds a publish may take in all, reconnects included.
+    publish_timeout_s: float = 10.0
+    #: Seconds; the broker closes a connection that is silent for twice as long.
+    heartbeat_s: int = 30
+
+    @classmethod
+    def from_environment(cls, env: Environment) -> BrokerSettings:
+        """Read AMQP_URL and AMQP_PUBLISH_TIMEOUT_S."""
+        return cls(
+            url=env.url("AMQP_URL", AMQP_SCHEMES),
+            publish_timeout_s=env.number("AMQP_PUBLISH_TIMEOUT_S", 10.0, minimum=0.1, maximum=300),
+        )

@@ -1,0 +1,176 @@
+"""The contract with the job containers: task names, typed payloads, routing.
+
+A payload is valid here exactly when a container accepts it: both sides call `parse_payload`,
+so a message that passes in a backend cannot be refused later for its form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, TypeAlias
+
+from dispatcher.errors import InvalidTask
+
+CREATE_LAB_POD = "celery_workers.create_lab_pod"
+DELETE_LAB_POD = "celery_workers.delete_lab_pod"
+CLEANUP_TIMEOUT_LABS = "celery_workers.cleanup_timeout_labs"
+SCALE_LAB_RESOURCES = "celery_workers.scale_lab_resources"
+HEALTH_CHECK_PODS = "celery_workers.health_check_pods"
+SYNC_LAB_STATUS = "celery_workers.sync_lab_status"
+
+#: Task name -> routing key on the topic exchange `autolabs.tasks`.
+ROUTING_KEYS: dict[str, str] = {
+    CREATE_LAB_POD: "lab.create",
+    DELETE_LAB_POD: "lab.delete",
+    CLEANUP_TIMEOUT_LABS: "lab.cleanup",
+    SCALE_LAB_RESOURCES: "lab.scale",
+    HEALTH_CHECK_PODS: "lab.health",
+    SYNC_LAB_STATUS: "lab.sync",
+}
+
+_MAX_ID = 2**63 - 1  # PostgreSQL bigint
+# docker.io/library/reference grammar, lower-case repository, optional tag and digest
+_IMAGE = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]{1,5})?/)?"
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+_CPU = re.compile(r"[1-9][0-9]{0,8}m|(?=[0-9.]*[1-9])[0-9]{1,6}(?:\.[0-9]{1,3})?")
+_BYTES = re.compile(r"[1-9][0-9]{0,14}(?:k|M|G|T|Ki|Mi|Gi|Ti)?")
+_POD_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_QUANTITIES = {
+    "cpu": (_CPU, '"500m" or "2"'),
+    "memory": (_BYTES, '"512Mi" or "2Gi"'),
+    "storage": (_BYTES, '"1Gi"'),
+}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _check_id(name: str, value: object) -> None:
+    if type(value) is not int or not 1 <= value <= _MAX_ID:
+        raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be an integer from 1 to {_MAX_ID}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if type(value) is not bool:
+        raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be true or false")
+
+
+def _check_match(name: str, value: object, pattern: re.Pattern[str], allowed: str) -> None:
+    if not isinstance(value, str) or len(value) > 512 or not pattern.fullmatch(value):
+        raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be {allowed}")
+
+
+def _check_resources(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be a mapping")
+    for key, quantity in value.items():
+        if key not in _QUANTITIES:
+            allowed = ", ".join(_QUANTITIES)
+            raise InvalidTask(f"{name}.{_shown(key)}", f"is unknown; allowed are {allowed}")
+        pattern, example = _QUANTITIES[key]
+        _check_match(f"{name}.{key}", quantity, pattern, f"a Kubernetes quantity such as {example}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateLabPod:
+    """Start the lab of a PENDING `lab_instances` row."""
+
+    task_name: ClassVar[str] = CREATE_LAB_POD
+
+    lab_instance_id: int
+    lab_id: int
+    student_id: int
+    #: Image reference, with tag or digest; which repositories are allowed is a platform setting.
+    docker_image: str
+    #: Limits as Kubernetes quantities: cpu, memory, storage; what is left out has a platform default.
+    resources: dict[str, str] = field(default_factory=dict)
+    #: True: the lab reaches nothing but DNS. False: also public addresses.
+    network_isolated: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("lab_instance_id", "lab_id", "student_id"):
+            _check_id(name, getattr(self, name))
+        _check_match(
+            "docker_image", self.docker_image, _IMAGE, 'an image reference such as "host/path/name:tag"'
+        )
+        _check_resources("resources", self.resources)
+        _check_bool("network_isolated", self.network_isolated)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteLabPod:
+    """Stop a lab and take its objects away; absent counts as done."""
+
+    task_name: ClassVar[str] = DELETE_LAB_POD
+
+    lab_instance_id: int
+    #: What the caller believes the Pod is called; a Pod of this name that is not the lab's stops the task.
+    k8s_pod_name: str | None = None
+    #: True: no grace period for the lab's processes.
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _check_id("lab_instance_id", self.lab_instance_id)
+        if self.k8s_pod_name is not None:
+            _check_match(
+                "k8s_pod_name", self.k8s_pod_name, _POD_NAME, "a Pod name of at most 63 of [a-z0-9-]"
+            )
+        _check_bool("force", self.force)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanupTimeoutLabs:
+    """Ask for the deletion of every RUNNING lab that is past its `expires_at`."""
+
+    task_name: ClassVar[str] = CLEANUP_TIMEOUT_LABS
+
+
+Payload: TypeAlias = CreateLabPod | DeleteLabPod | CleanupTimeoutLabs
+
+PAYLOADS: dict[str, type[CreateLabPod] | type[DeleteLabPod] | type[CleanupTimeoutLabs]] = {
+    CREATE_LAB_POD: CreateLabPod,
+    DELETE_LAB_POD: DeleteLabPod,
+    CLEANUP_TIMEOUT_LABS: CleanupTimeoutLabs,
+}
+
+
+def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Payload:
+    """Return the typed payload of a task; positional arguments follow the payload's field order.
+
+    Raises:
+        InvalidTask: the name is unknown, an argument is missing, unknown or not acceptable.
+    """
+    payload_type = PAYLOADS.get(name)
+    if payload_type is None:
+        known = ", ".join(PAYLOADS)
+        raise InvalidTask("task", f"{_shown(name)} is unknown; allowed are {known}")
+    names = [f.name for f in fields(payload_type)]
+    if len(args) > len(names):
+        raise InvalidTask("args", f"{len(args)} positional arguments; allowed are {len(names)}")
+    values = dict(zip(names, args, strict=False))
+    for key, value in (kwargs or {}).items():
+        if key not in names:
+            allowed = ", ".join(names) or "none"
+            raise InvalidTask(str(_shown(key)), f"is not an argument of {name}; allowed are {allowed}")
+        if key in values:
+            raise InvalidTask(key, "is given twice, by position and by name")
+        values[key] = value
+    if "resources" in values and values["resources"] is None:
+        del values["resources"]  # a backend that has no preference sends null
+    required = [f.name for f in fields(payload_type) if f.default is MISSING and f.default_factory is MISSING]
+    for key in required:
+        if key not in values:
+            raise InvalidTask(key, f"is missing; {name} needs {', '.join(required)}")
+    return payload_type(**values)
+
+
+def payload_kwargs(payload: Payload) -> dict[str, Any]:
+    """Return the payload as the kwargs that go on the wire."""
+    return {f.name: getattr(payload, f.name) for f in fields(payload)}

@@ -1,0 +1,88 @@
+"""Exchanges and queues on RabbitMQ, declared idempotently by one owner: the setup step.
+
+KEDA's scaler opens a new channel for every poll of a missing queue, so the queues have to exist
+before the ScaledJobs do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pika.adapters.blocking_connection import BlockingChannel
+
+TASKS_EXCHANGE = "autolabs.tasks"
+DEAD_LETTER_EXCHANGE = "autolabs.dlx"
+#: Dead letters that the broker makes carry their old routing key, so a fanout takes them all.
+DEAD_LETTER_QUEUE = "celery.dlq"
+
+QUEUE_HIGH = "celery.lab_operations.high"
+QUEUE_NORMAL = "celery.lab_operations"
+QUEUE_LOW = "celery.cleanup"
+
+#: Routing keys by queue: one queue per priority, so that a stop overtakes a thousand waiting creates.
+BINDINGS: dict[str, tuple[str, ...]] = {
+    QUEUE_HIGH: ("lab.delete", "lab.health", "lab.scale"),
+    QUEUE_NORMAL: ("lab.create",),
+    QUEUE_LOW: ("lab.cleanup", "lab.sync"),
+}
+
+#: Crash backstop only: a task that fails on purpose is republished, not requeued.
+DELIVERY_LIMIT = 5
+
+#: Seconds of each rung of the delay ladder. One queue per delay, because only the head of a queue expires.
+DELAYS_S = (5, 10, 20, 40, 80, 160, 320, 640)
+
+
+def delay_exchange(delay_s: int) -> str:
+    """Return the exchange of one rung; the routing key published to it survives the wait."""
+    return f"autolabs.delay.{delay_s}s"
+
+
+def delay_queue(delay_s: int) -> str:
+    """Return the queue in which the messages of one rung wait."""
+    return f"celery.delay.{delay_s}s"
+
+
+def queue_for(routing_key: str) -> str:
+    """Return the queue to which a routing key of the tasks exchange leads."""
+    return next(queue for queue, keys in BINDINGS.items() if routing_key in keys)
+
+
+def _quorum(dead_letter_exchange: str, **extra: object) -> dict[str, Any]:
+    # At-least-once dead lettering needs reject-publish: drop-head silently downgrades it
+    # (https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering).
+    return {
+        "x-queue-type": "quorum",
+        "x-dead-letter-exchange": dead_letter_exchange,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+        **extra,
+    }
+
+
+def task_queue_arguments() -> dict[str, Any]:
+    """Return the arguments of the three task queues; a Celery app must declare the same."""
+    return _quorum(DEAD_LETTER_EXCHANGE, **{"x-delivery-limit": DELIVERY_LIMIT})
+
+
+def declare_topology(channel: BlockingChannel) -> None:
+    """Declare everything; a second call changes nothing.
+
+    Raises pika's ChannelClosedByBroker (406) if a queue exists with other arguments.
+    """
+    channel.exchange_declare(TASKS_EXCHANGE, "topic", durable=True)
+    channel.exchange_declare(DEAD_LETTER_EXCHANGE, "fanout", durable=True)
+    # -1: people browse this queue, and each look returns the message (RabbitMQ 4.0 drops after 20).
+    dead_letters = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+    channel.queue_declare(DEAD_LETTER_QUEUE, durable=True, arguments=dead_letters)
+    channel.queue_bind(DEAD_LETTER_QUEUE, DEAD_LETTER_EXCHANGE)
+    for queue, routing_keys in BINDINGS.items():
+        channel.queue_declare(queue, durable=True, arguments=task_queue_arguments())
+        for routing_key in routing_keys:
+            channel.queue_bind(queue, TASKS_EXCHANGE, routing_key)
+    for delay_s in DELAYS_S:
+        arguments = _quorum(TASKS_EXCHANGE, **{"x-message-ttl": delay_s * 1000})
+        channel.exchange_declare(delay_exchange(delay_s), "fanout", durable=True)
+        channel.queue_declare(delay_queue(delay_s), durable=True, arguments=arguments)
+        channel.queue_bind(delay_queue(delay_s), delay_exchange(delay_s))
