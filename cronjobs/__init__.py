@@ -1,0 +1,1 @@
+"""Periodic work, started by Kubernetes CronJobs."""

@@ -1,0 +1,1 @@
+"""The one-message container: claim a task, run it, record it, acknowledge, exit."""

@@ -1,0 +1,174 @@
+"""Serve one message and exit: `python -m jobs`.
+
+Exit codes: 0 the message is settled, or there was none; 69 the broker is not reachable; 75 the message
+was given back; 78 the settings are wrong; 143 stopped by SIGTERM, the message was given back. The
+broker alone decides about another delivery, never the exit code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from pika.exceptions import AMQPError
+
+from dispatcher.connection import connect
+from dispatcher.errors import InvalidSettings
+from dispatcher.settings import read_settings
+from jobs import logs
+from jobs.consumer import ChannelLost, Consumer, Delivery
+from jobs.readiness import announce_claim
+from jobs.retry import through_blips
+from jobs.settings import JobSettings
+
+EXIT_OK = 0
+EXIT_UNAVAILABLE = 69
+EXIT_GIVEN_BACK = 75
+EXIT_CONFIG = 78
+EXIT_SIGTERM = 143
+
+#: Seconds of patience with a broker that restarts; the queue's messages bring new containers anyway.
+BROKER_BLIP_S = 15.0
+
+logger = logging.getLogger("jobs")
+
+
+def process_started_at() -> datetime:
+    """Return when this process began, from the kernel, to 10 ms."""
+    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    # Field 22, counted after the command's closing parenthesis (proc_pid_stat(5)).
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age_s = uptime_s - ticks / os.sysconf("SC_CLK_TCK")
+    return datetime.now(timezone.utc) - timedelta(seconds=age_s)
+
+
+class WarmUp:
+    """Imports and connections made ahead, in a thread, while a spare waits."""
+
+    def __init__(self, settings: JobSettings) -> None:
+        self._settings = settings
+        self._thread: threading.Thread | None = None
+        self._connections: Any = None
+
+    def start(self) -> None:
+        """Begin; called once, when no message was there at once."""
+        self._thread = threading.Thread(target=self._warm, name="warm-up", daemon=True)
+        self._thread.start()
+
+    def connections(self) -> Any:
+        """Return the connections, warm if there was time for it."""
+        from jobs.context import Connections
+
+        if self._thread is not None:
+            self._thread.join()
+        return self._connections or Connections(self._settings)
+
+    def _warm(self) -> None:
+        import jobs.worker  # noqa: F401  # the import is the point
+        from jobs.context import Connections
+
+        self._connections = Connections(self._settings)
+        try:
+            self._connections.warm()
+        except Exception as exc:  # the task will meet the same trouble, and reports it
+            logger.warning("not warm: %r", exc, extra={"action": "not_warm"})
+
+
+def serve(settings: JobSettings, started_at: datetime) -> int:
+    """Claim one message, run it, settle it; return the exit code."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    name = f"autolabs-job {settings.pod_name or ''}".strip()
+    try:
+        connection = through_blips(
+            lambda: connect(settings.broker, name=name),
+            on=(AMQPError, OSError),
+            within_s=BROKER_BLIP_S,
+            what="connection to the broker",
+        )
+        consumer = Consumer(connection, settings.queue)
+        warm_up = WarmUp(settings)
+        waiting_since = time.monotonic()
+        delivery = consumer.claim(wait_s=settings.claim_wait_s, stop=stop, on_waiting=warm_up.start)
+    except (AMQPError, OSError) as exc:
+        logger.error("broker is not usable: %r", exc, extra={"action": "broker_unavailable"})
+        return EXIT_UNAVAILABLE
+    waited_s = round(time.monotonic() - waiting_since, 3)
+    if delivery is None:
+        logger.info("no message", extra={"action": "idle", "waited_s": waited_s})
+        return EXIT_OK
+    details = {
+        "container_started_at": started_at.isoformat(timespec="milliseconds"),
+        "claimed_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "waited_s": waited_s,
+    }
+    with announce_claim(settings.ready_port):
+        return _work(consumer, delivery, warm_up, details, stop)
+
+
+def _work(
+    consumer: Consumer,
+    delivery: Delivery,
+    warm_up: WarmUp,
+    details: dict[str, Any],
+    stop: threading.Event,
+) -> int:
+    settled: list[bool] = []
+
+    def work() -> None:
+        try:
+            from jobs.worker import run_task
+
+            settled.append(run_task(warm_up.connections(), delivery, details))
+        except Exception:
+            logger.exception("message is given back", extra={"action": "bug"})
+        finally:
+            consumer.wake()
+
+    worker = threading.Thread(target=work, name="task", daemon=True)
+    worker.start()
+    consumer.serve_while(worker, stop)
+    if not worker.is_alive():
+        worker.join()
+    try:
+        if settled == [True]:
+            consumer.acknowledge(delivery)
+            return EXIT_OK
+        consumer.give_back(delivery)
+    except ChannelLost as exc:
+        # What is committed stays: the next delivery finds it done.
+        logger.warning("broker delivers the message again: %s", exc, extra={"action": "channel_lost"})
+        return EXIT_OK if settled == [True] else EXIT_GIVEN_BACK
+    if stop.is_set():
+        logger.warning("stopped, message given back", extra={"action": "stopped"})
+        return EXIT_SIGTERM
+    return EXIT_GIVEN_BACK
+
+
+def main() -> int:
+    """Read settings, serve one message, return the exit code."""
+    started_at = process_started_at()
+    try:
+        settings = read_settings(os.environ, JobSettings.from_environment)
+    except InvalidSettings as exc:
+        logs.configure("INFO")
+        logger.error("%s", exc, extra={"action": "settings"})
+        return EXIT_CONFIG
+    logs.configure(settings.log_level)
+    return serve(settings, started_at)
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Without tearing the interpreter down: a worker thread may still be inside a call, and 30 ms of
+    # clean-up are 30 ms in which the node's CPU is not free for the next lab.
+    os._exit(code)

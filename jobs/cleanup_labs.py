@@ -1,0 +1,76 @@
+"""celery_workers.cleanup_timeout_labs: ask for the deletion of labs whose time is over.
+
+The delete is published before the tombstone is committed: a crash in between publishes it again under
+the same task id, which is harmless; the other order could lose it.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+
+from dispatcher import message, tasks
+from dispatcher.publisher import Publisher
+from jobs.labs import Cursor, LabStore
+
+logger = logging.getLogger(__name__)
+
+BATCH = 50
+_EXPIRED = (
+    "SELECT id, k8s_pod_name FROM lab_instances WHERE status = 'RUNNING' AND expires_at < now()"
+    " AND stop_requested_at IS NULL ORDER BY expires_at LIMIT %s"
+)
+_EXPIRED_LOCKED = _EXPIRED + " FOR UPDATE SKIP LOCKED"
+#: Makes the task id of a lab's cleanup the same in every run.
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "cleanup.autolabs")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredLab:
+    """A RUNNING lab past its `expires_at`."""
+
+    id: int
+    k8s_pod_name: str | None
+
+
+def find_expired(labs: LabStore, *, limit: int = 10_000) -> list[ExpiredLab]:
+    """Return the labs that a cleanup would delete now, the longest overdue first."""
+    return labs.transaction(lambda cursor: _select(cursor, limit, lock=False))
+
+
+def cleanup_expired(labs: LabStore, publisher: Publisher) -> int:
+    """Publish one delete for each expired lab and return how many; two cleanups share the work."""
+    total = 0
+    while count := labs.transaction(lambda cursor: _clean_batch(cursor, publisher)):
+        total += count
+    return total
+
+
+def _clean_batch(cursor: Cursor, publisher: Publisher) -> int:
+    expired = _select(cursor, BATCH, lock=True)
+    for lab in expired:
+        task_id = _publish_delete(publisher, lab)
+        extra = {"action": "lab_expired", "lab_instance_id": lab.id, "delete_task_id": task_id}
+        logger.info("delete published for expired lab %d", lab.id, extra=extra)
+    cursor.execute(
+        "UPDATE lab_instances SET stop_requested_at = now(), updated_at = now() WHERE id = ANY(%s)",
+        ([lab.id for lab in expired],),
+    )
+    return len(expired)
+
+
+def _select(cursor: Cursor, limit: int, *, lock: bool) -> list[ExpiredLab]:
+    cursor.execute(_EXPIRED_LOCKED if lock else _EXPIRED, (limit,))
+    return [ExpiredLab(*row) for row in cursor.fetchall()]
+
+
+def _publish_delete(publisher: Publisher, lab: ExpiredLab) -> str:
+    payload = tasks.DeleteLabPod(lab_instance_id=lab.id, k8s_pod_name=lab.k8s_pod_name, force=True)
+    task = message.TaskMessage(
+        name=payload.task_name,
+        id=str(uuid.uuid5(_NAMESPACE, str(lab.id))),
+        kwargs=tasks.payload_kwargs(payload),
+    )
+    publisher.publish_task(task)
+    return task.id

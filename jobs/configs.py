@@ -1,0 +1,115 @@
+"""Templates and settings in the object store: read at each task, uploaded by the setup step.
+
+`python -m jobs.configs upload` puts the defaults of this release where nothing is yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dispatcher.errors import DispatcherError
+from dispatcher.settings import read_settings
+from jobs.lab_settings import LabSettings, parse_settings
+from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
+from jobs.objectstore import ObjectStore
+from jobs.settings import StoreSettings
+
+SETTINGS = "settings/celery-workers-config.yaml"
+DEFAULTS = Path(__file__).parent / "default_configs"
+
+
+@dataclass(slots=True)
+class Configs:
+    """The configuration of one task; `versions` says what exactly was used."""
+
+    store: ObjectStore
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def lab_settings(self) -> LabSettings:
+        """Return the platform's settings for labs."""
+        return parse_settings(SETTINGS, self._read(SETTINGS))
+
+    def pod_template(self) -> bytes:
+        """Return the template of Pod and Service."""
+        return self._read(POD_TEMPLATE)
+
+    def network_policy_template(self) -> bytes:
+        """Return the template of the NetworkPolicy."""
+        return self._read(NETWORK_POLICY_TEMPLATE)
+
+    def _read(self, key: str) -> bytes:
+        stored = self.store.read(key)
+        self.versions[key] = stored.version
+        return stored.content
+
+
+def upload_defaults(settings: StoreSettings, *, overwrite: bool = False) -> list[str]:
+    """Create the versioned bucket and the objects it lacks; return the keys that were written."""
+    from minio import Minio
+    from minio.commonconfig import ENABLED
+    from minio.error import S3Error
+    from minio.versioningconfig import VersioningConfig
+
+    parts = urlsplit(settings.endpoint)
+    client = Minio(
+        endpoint=parts.netloc,
+        access_key=settings.access_key,
+        secret_key=settings.secret_key,
+        secure=parts.scheme == "https",
+    )
+    if not client.bucket_exists(bucket_name=settings.bucket):
+        client.make_bucket(bucket_name=settings.bucket)
+    client.set_bucket_versioning(bucket_name=settings.bucket, config=VersioningConfig(ENABLED))
+    written = []
+    for path in sorted(p for p in DEFAULTS.rglob("*.yaml")):
+        key = path.relative_to(DEFAULTS).as_posix()
+        try:
+            client.stat_object(bucket_name=settings.bucket, object_name=key)
+            exists = True
+        except S3Error as exc:
+            if exc.code != "NoSuchKey":
+                raise
+            exists = False
+        if overwrite or not exists:
+            content = path.read_bytes()
+            client.put_object(
+                bucket_name=settings.bucket,
+                object_name=key,
+                data=io.BytesIO(content),
+                length=len(content),
+                content_type="application/yaml",
+            )
+            written.append(key)
+    return written
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 0 done, 1 failed."""
+    from minio.error import MinioException
+    from urllib3.exceptions import HTTPError
+
+    parser = argparse.ArgumentParser(prog="python -m jobs.configs", description=main.__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    upload = commands.add_parser("upload", help="upload the default templates and settings that are missing")
+    upload.add_argument(
+        "--overwrite", action="store_true", help="replace existing ones (older versions stay)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        settings = read_settings(os.environ, StoreSettings.from_environment)
+        written = upload_defaults(settings, overwrite=arguments.overwrite)
+    except (DispatcherError, MinioException, HTTPError) as exc:
+        print(f"jobs.configs: {exc}", file=sys.stderr)
+        return 1
+    print(f"bucket {settings.bucket}: uploaded {', '.join(written) or 'nothing, all is there'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

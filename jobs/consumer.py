@@ -1,0 +1,102 @@
+"""Take one message from the queue. The consumer is cancelled before any work starts, and the
+message is settled exactly once: acknowledged, or given back to the queue.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pika
+from pika.exceptions import AMQPError
+
+#: Seconds between looks at the stop signal while waiting; deliveries wake the loop at once.
+_TICK_S = 0.5
+#: Seconds within which a message that is already queued arrives; after that this is a spare.
+_FIRST_LOOK_S = 0.1
+
+
+class ChannelLost(Exception):
+    """Raised when the message can no longer be settled: the broker will deliver it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The one message of this container."""
+
+    body: bytes
+    properties: pika.BasicProperties
+    routing_key: str
+    redelivered: bool
+    tag: int
+
+
+class Consumer:
+    """A consumer for a single message; call its methods from one thread."""
+
+    def __init__(self, connection: pika.BlockingConnection, queue: str) -> None:
+        self._connection = connection
+        self._queue = queue
+        self._channel = connection.channel()
+        self._channel.basic_qos(prefetch_count=1)
+
+    def claim(
+        self, *, wait_s: float, stop: threading.Event, on_waiting: Callable[[], None]
+    ) -> Delivery | None:
+        """Wait for a message and return it, or None after `wait_s` seconds or a stop.
+
+        `on_waiting` is called once if no message is there at once.
+        """
+        claimed: list[Delivery] = []
+        tag = self._channel.basic_consume(
+            self._queue,
+            lambda _channel, method, properties, body: claimed.append(
+                Delivery(body, properties, method.routing_key, method.redelivered, method.delivery_tag)
+            ),
+        )
+        deadline = time.monotonic() + wait_s
+        self._connection.process_data_events(time_limit=_FIRST_LOOK_S)
+        if not claimed:
+            on_waiting()
+        while not claimed and not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
+            self._connection.process_data_events(time_limit=min(_TICK_S, left_s))
+        # Cancelled before the ack, or the broker would push a second message after it.
+        # pika returns to the queue what arrives while the cancel is under way.
+        self._channel.basic_cancel(tag)
+        return claimed[0] if claimed else None
+
+    def serve_while(self, worker: threading.Thread, stop: threading.Event) -> None:
+        """Answer heartbeats until the worker is done or a stop is asked for.
+
+        A connection that breaks meanwhile does not stop the worker; settling reports it.
+        """
+        while worker.is_alive() and not stop.is_set():
+            try:
+                self._connection.process_data_events(time_limit=_TICK_S)
+            except AMQPError:
+                worker.join(_TICK_S)
+
+    def wake(self) -> None:
+        """End the current wait of `serve_while`; may be called from another thread."""
+        try:
+            self._connection.add_callback_threadsafe(lambda: None)
+        except AMQPError:
+            return  # it is closed, so nobody waits on it
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Settle the message for good. Raises ChannelLost."""
+        self._settle(lambda: self._channel.basic_ack(delivery.tag))
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Return the message to its queue. Raises ChannelLost."""
+        self._settle(lambda: self._channel.basic_reject(delivery.tag, requeue=True))
+
+    def _settle(self, settle: Callable[[], None]) -> None:
+        try:
+            settle()
+            # Closing waits for the broker's answer, so the settlement has arrived after it.
+            self._connection.close()
+        except AMQPError as exc:
+            raise ChannelLost(repr(exc)) from exc

@@ -1,0 +1,73 @@
+"""What a task works with: connections opened when first used, or ahead of time by a spare."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from dispatcher.publisher import Publisher
+from jobs.cluster import Cluster
+from jobs.cluster_access import kubeconfig_access, service_account_access
+from jobs.configs import Configs
+from jobs.lab_objects import LabObjects
+from jobs.labs import LabStore, TaskRunRecord
+from jobs.objectstore import ObjectStore
+from jobs.settings import JobSettings
+
+
+class Connections:
+    """The container's connections; every property may be used from one thread at a time."""
+
+    def __init__(self, settings: JobSettings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def labs(self) -> LabStore:
+        """The database."""
+        name = f"autolabs-job {self.settings.pod_name or ''}".strip()
+        return LabStore(self.settings.database_url, application_name=name)
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """The object store."""
+        return ObjectStore(self.settings.store)
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The Kubernetes API."""
+        key = self.settings.kubeconfig_object
+        access = kubeconfig_access(self.store.read(key).content) if key else service_account_access()
+        return Cluster(access)
+
+    @cached_property
+    def lab_objects(self) -> LabObjects:
+        """The labs' objects in the cluster."""
+        return LabObjects(self.cluster, self.settings.namespace)
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        """A second connection to the broker, for what a task publishes."""
+        return Publisher(self.settings.broker, name=f"autolabs-job-publish {self.settings.pod_name or ''}")
+
+    def warm(self) -> None:
+        """Open everything a create needs. What fails here is left to the task, which reports it."""
+        self.labs.warm()
+        self.store.warm()
+        self.cluster.warm()
+
+
+class TaskContext:
+    """One task under way: its connections, its record, its configuration."""
+
+    def __init__(self, connections: Connections, record: TaskRunRecord) -> None:
+        self.settings = connections.settings
+        self.labs = connections.labs
+        self.publisher = connections.publisher
+        self.record = record
+        self.configs = Configs(connections.store)
+        record.details["configs"] = self.configs.versions
+        self._connections = connections
+
+    @property
+    def lab_objects(self) -> LabObjects:
+        """The labs' objects; a task that never asks opens no connection to the cluster."""
+        return self._connections.lab_objects

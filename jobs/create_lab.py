@@ -1,0 +1,100 @@
+"""celery_workers.create_lab_pod: one PENDING lab becomes RUNNING, or FAILED with a reason."""
+
+from __future__ import annotations
+
+import logging
+
+from dispatcher.tasks import CreateLabPod
+from jobs.context import TaskContext
+from jobs.errors import Category, JobError, TransientError
+from jobs.lab_objects import LabGone
+from jobs.manifests import LabManifests, make_lab_manifests
+from jobs.steps import mark
+
+logger = logging.getLogger(__name__)
+
+
+def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
+    """Start the lab unless it was stopped, failed or started already.
+
+    A JobError leaves the lab PENDING and without objects; the worker decides what it means.
+    """
+    lab = context.labs.find(payload.lab_instance_id)
+    if lab is None:
+        raise TransientError(
+            Category.TEMPORARY_NETWORK_ERROR,
+            f"Lab {payload.lab_instance_id} is not in the database (yet).",
+            evidence="the message may be ahead of the backend's commit",
+        )
+    if not lab.wants_start:
+        if lab.status != "RUNNING":
+            # An attempt of ours may have died between making objects and finding this out.
+            context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
+        context.labs.record(context.record, "noop")
+        state = "stop requested" if lab.stop_requested else lab.status
+        logger.info("nothing to create: lab is %s", state, extra={"action": "create_noop"})
+        return
+    try:
+        _start(context, payload)
+    except JobError:
+        context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
+        raise
+
+
+def _start(context: TaskContext, payload: CreateLabPod) -> None:
+    settings = context.configs.lab_settings()
+    settings.check_image(payload.docker_image)
+    manifests = make_lab_manifests(
+        payload,
+        settings,
+        namespace=context.settings.namespace,
+        pod_template=context.configs.pod_template(),
+        network_policy_template=context.configs.network_policy_template(),
+    )
+    mark(context.record, "rendered")
+    # A lack of room is often over once a node was added: later attempts wait longer.
+    timeout_s = settings.ready_timeout_s * context.record.attempt
+    pod, service = context.lab_objects.ensure(
+        payload.lab_instance_id, manifests, timeout_s=settings.delete_timeout_s
+    )
+    mark(context.record, "applied")
+    try:
+        context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s)
+    except LabGone:
+        _give_up(context, payload, "its pod was deleted while it started")
+        return
+    mark(context.record, "ready")
+    cluster_ip = service["spec"]["clusterIP"]
+    url = settings.connection_url.format(
+        cluster_ip=f"[{cluster_ip}]" if ":" in cluster_ip else cluster_ip,
+        service=_name(manifests),
+        namespace=context.settings.namespace,
+        port=settings.port,
+        lab_instance_id=payload.lab_instance_id,
+    )
+    if context.labs.mark_running(
+        context.record, payload.lab_instance_id, pod_name=_name(manifests), connection_url=url
+    ):
+        mark(context.record, "running")
+        extra = {"action": "lab_running", "pod": _name(manifests), "connection_url": url}
+        logger.info("lab is RUNNING", extra=extra)
+    else:
+        _give_up(context, payload, "it was stopped while it started")
+
+
+def _give_up(context: TaskContext, payload: CreateLabPod, why: str) -> None:
+    """Take down what was made for a lab that is no longer wanted, or try again if it still is."""
+    context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
+    lab = context.labs.find(payload.lab_instance_id)
+    if lab is not None and lab.wants_start:
+        raise TransientError(
+            Category.TEMPORARY_RESOURCE_ERROR,
+            "The lab was removed while it started; it is tried again by itself.",
+            evidence=why,
+        )
+    context.labs.record(context.record, "noop")
+    logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})
+
+
+def _name(manifests: LabManifests) -> str:
+    return str(manifests.pod["metadata"]["name"])

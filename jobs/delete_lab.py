@@ -1,0 +1,46 @@
+"""celery_workers.delete_lab_pod: a lab is stopped and its objects are gone; absent is success."""
+
+from __future__ import annotations
+
+import logging
+
+from dispatcher.tasks import DeleteLabPod
+from jobs import naming
+from jobs.context import TaskContext
+from jobs.errors import Category, PermanentError
+from jobs.steps import mark
+
+logger = logging.getLogger(__name__)
+
+
+def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
+    """Stop the lab: tombstone first, so that no create that is under way can win."""
+    lab_instance_id = payload.lab_instance_id
+    _check_pod_name(context, payload)
+    lab = context.labs.request_stop(lab_instance_id)
+    if lab is None:
+        logger.warning("no such lab in the database", extra={"action": "delete_unknown_lab"})
+    mark(context.record, "stop_requested")
+    grace_s = 0 if payload.force else None
+    deleted = context.lab_objects.delete_lab(lab_instance_id, grace_s=grace_s)
+    timeout_s = context.configs.lab_settings().delete_timeout_s
+    context.lab_objects.wait_gone(deleted, timeout_s=timeout_s)
+    mark(context.record, "gone")
+    if context.labs.mark_stopped(context.record, lab_instance_id, deleted=len(deleted)):
+        logger.info("lab is STOPPED", extra={"action": "lab_stopped", "objects": len(deleted)})
+    else:
+        logger.info("nothing to delete", extra={"action": "delete_noop"})
+
+
+def _check_pod_name(context: TaskContext, payload: DeleteLabPod) -> None:
+    """Refuse a task whose pod name is that of another lab, or of something that is no lab."""
+    if payload.k8s_pod_name is None:
+        return
+    pod = context.lab_objects.find_pod(payload.k8s_pod_name)
+    if pod is not None and not naming.belongs_to_lab(pod, payload.lab_instance_id):
+        raise PermanentError(
+            Category.PERMANENT_INVALID_REQUEST,
+            f"Pod {payload.k8s_pod_name} does not belong to lab {payload.lab_instance_id};"
+            " nothing was deleted.",
+            evidence="k8s_pod_name",
+        )

@@ -1,0 +1,195 @@
+"""A lab's objects in the cluster: ensure them, wait for Ready, take them down.
+
+An object that exists is adopted only if it carries our labels of this lab and the hash of the very
+manifest we would apply. Service and NetworkPolicy are owned by the Pod, so they go when it goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobs import failures, naming
+from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.errors import Category, PermanentError, TransientError
+from jobs.manifests import LabManifests
+
+logger = logging.getLogger(__name__)
+
+
+class LabGone(Exception):
+    """Raised when the Pod was deleted while it was waited for."""
+
+
+class LabObjects:
+    """The objects of labs in one namespace; API errors come out as JobError."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self._cluster = cluster
+        self._collections = {
+            "Pod": f"/api/v1/namespaces/{namespace}/pods",
+            "Service": f"/api/v1/namespaces/{namespace}/services",
+            "NetworkPolicy": f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+        }
+
+    def ensure(
+        self, lab_instance_id: int, manifests: LabManifests, *, timeout_s: float
+    ) -> tuple[Manifest, Manifest]:
+        """Apply the three objects, the Pod first, and return the Pod and the Service as they are."""
+        deadline = time.monotonic() + timeout_s
+        pod = self._ensure_one(lab_instance_id, manifests.pod, deadline)
+        owner = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": pod["metadata"]["name"],
+            "uid": pod["metadata"]["uid"],
+        }
+        service = self._ensure_one(lab_instance_id, _owned(manifests.service, owner), deadline)
+        self._ensure_one(lab_instance_id, _owned(manifests.network_policy, owner), deadline)
+        return pod, service
+
+    def wait_ready(self, pod: Manifest, image: str, *, timeout_s: float) -> None:
+        """Return as soon as the Pod is Ready.
+
+        Raises:
+            LabGone: the Pod was deleted.
+            JobError: it can never be Ready, or was not in time.
+        """
+        seen = pod
+        for seen in self._states(pod, time.monotonic() + timeout_s):
+            if _is_ready(seen):
+                return
+            if error := failures.fatal_pod_error(seen, image):
+                raise error
+        raise failures.not_ready_error(seen, image, timeout_s)
+
+    def find(self, lab_instance_id: int) -> list[Manifest]:
+        """Return everything in the cluster that carries the lab's labels."""
+        selector = naming.lab_selector(lab_instance_id)
+        found: list[Manifest] = []
+        with _job_errors():
+            for kind, path in self._collections.items():
+                items, _ = self._cluster.list_items(path, labelSelector=selector)
+                found += [{**item, "kind": kind} for item in items]
+        if wrong := [item for item in found if not naming.belongs_to_lab(item, lab_instance_id)]:
+            raise RuntimeError(f"the label selector returned foreign objects: {wrong}")
+        return found
+
+    def find_pod(self, name: str) -> Manifest | None:
+        """Return a Pod by name."""
+        return self._get("Pod", name)
+
+    def delete_lab(self, lab_instance_id: int, *, grace_s: int | None = None) -> list[Manifest]:
+        """Start the deletion of all objects of a lab and return them; none left is fine."""
+        found = self.find(lab_instance_id)
+        for item in found:
+            self._delete(item, grace_s=grace_s if item["kind"] == "Pod" else None)
+        return found
+
+    def wait_gone(self, objects: list[Manifest], *, timeout_s: float) -> None:
+        """Wait until these objects are gone. Raises TransientError when they are not in time."""
+        deadline = time.monotonic() + timeout_s
+        for item in objects:
+            try:
+                for _ in self._states(item, deadline):
+                    pass
+            except LabGone:
+                continue
+            raise TransientError(
+                Category.TEMPORARY_RESOURCE_ERROR,
+                "The lab takes longer than usual to stop; it is tried again by itself.",
+                evidence=f"still there: {item['kind']} {item['metadata']['name']}",
+            )
+
+    def _ensure_one(self, lab_instance_id: int, manifest: Manifest, deadline: float) -> Manifest:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        while existing := self._get(kind, name):
+            if not naming.belongs_to_lab(existing, lab_instance_id):
+                raise PermanentError(
+                    Category.PERMANENT_INVALID_REQUEST,
+                    "The name of this lab's objects is taken by something else in the cluster."
+                    " The administrator must remove it.",
+                    evidence=f"{kind} {name} is not managed by {naming.MANAGED_BY}",
+                )
+            if not existing["metadata"].get("deletionTimestamp") and _same(existing, manifest):
+                logger.info("%s adopted", kind, extra={"action": "object_adopted", "object": name})
+                return existing
+            # Ours, but of an earlier attempt that was taken down or rendered another template.
+            self._delete(existing, grace_s=0)
+            self.wait_gone([existing], timeout_s=deadline - time.monotonic())
+        with _job_errors():
+            applied = self._cluster.apply(f"{self._collections[kind]}/{name}", manifest)
+        logger.info("%s applied", kind, extra={"action": "object_applied", "object": name})
+        return applied
+
+    def _get(self, kind: str, name: str) -> Manifest | None:
+        with _job_errors():
+            item = self._cluster.get(f"{self._collections[kind]}/{name}")
+        return item and {**item, "kind": kind}
+
+    def _delete(self, item: Manifest, *, grace_s: int | None) -> None:
+        kind, name, uid = item["kind"], item["metadata"]["name"], item["metadata"]["uid"]
+        with _job_errors():
+            self._cluster.delete(f"{self._collections[kind]}/{name}", uid=uid, grace_s=grace_s)
+        logger.info("%s deleted", kind, extra={"action": "object_deleted", "object": name})
+
+    def _states(self, item: Manifest, deadline: float) -> Iterator[Manifest]:
+        """Yield an object as it is and each time it changes, until the deadline; LabGone ends it too.
+
+        A watch that breaks or expires is replaced by reading the object anew.
+        """
+        kind, name, uid = item["kind"], item["metadata"]["name"], item["metadata"]["uid"]
+        current: Manifest | None = item
+        while current and current["metadata"]["uid"] == uid:
+            yield current
+            timeout_s = deadline - time.monotonic()
+            if timeout_s <= 0:
+                return
+            try:
+                for event, seen in self._cluster.watch(
+                    self._collections[kind],
+                    resource_version=current["metadata"]["resourceVersion"],
+                    timeout_s=timeout_s,
+                    fieldSelector=f"metadata.name={name}",
+                ):
+                    if event == "DELETED" and seen["metadata"]["uid"] == uid:
+                        raise LabGone
+                    if event in ("ADDED", "MODIFIED") and seen["metadata"]["uid"] == uid:
+                        yield seen
+                    if time.monotonic() >= deadline:
+                        break
+            except (ApiError, ApiUnavailable) as exc:
+                extra = {"action": "watch_broken", "object": name}
+                logger.warning("watch broke, reading %s anew: %s", kind, exc, extra=extra)
+            current = self._get(kind, name)
+        raise LabGone
+
+
+@contextmanager
+def _job_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ApiError, ApiUnavailable) as exc:
+        raise failures.api_error(exc) from exc
+
+
+def _owned(manifest: Manifest, owner: Manifest) -> Manifest:
+    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
+
+
+def _same(existing: Manifest, manifest: Manifest) -> bool:
+    def identity(item: Manifest) -> tuple[object, list[str]]:
+        annotations = item["metadata"].get("annotations") or {}
+        owners = item["metadata"].get("ownerReferences") or []
+        return annotations.get(naming.SPEC_HASH), [owner["uid"] for owner in owners]
+
+    return identity(existing) == identity(manifest)
+
+
+def _is_ready(pod: Manifest) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return not pod["metadata"].get("deletionTimestamp") and any(
+        condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions
+    )

@@ -1,0 +1,112 @@
+"""The platform's settings for labs, an object in the store that operators edit."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from dispatcher.tasks import CreateLabPod
+from jobs.errors import Category, PermanentError
+from jobs.quantities import parse_quantity, share_of_cpu, share_of_memory
+from jobs.templates import parse_documents, template_error
+
+RESOURCES = ("cpu", "memory", "storage")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabSettings:
+    """What labs may use and how they are reached; each field is a key of the YAML object."""
+
+    #: Shell patterns of image references; no other image is started.
+    allowed_images: list[str]
+    #: Limits for what a task leaves out, and the most it may ask for.
+    default_resources: dict[str, str] = field(
+        default_factory=lambda: {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"}
+    )
+    max_resources: dict[str, str] = field(
+        default_factory=lambda: {"cpu": "2", "memory": "4Gi", "storage": "10Gi"}
+    )
+    #: Shares of the limits that are reserved on the node: students are rarely busy all at once.
+    cpu_request_ratio: float = 0.1
+    memory_request_ratio: float = 0.25
+    #: Seconds until a lab must be Ready; an attempt after a lack of room gets as much again.
+    ready_timeout_s: int = 60
+    #: Seconds until a deleted lab must be gone.
+    delete_timeout_s: int = 60
+    #: May use {cluster_ip}, {service}, {namespace}, {port}, {lab_instance_id}.
+    connection_url: str = "http://{cluster_ip}:{port}/"
+    #: Port of the lab's Service.
+    port: int = 8080
+
+    def check_image(self, image: str) -> None:
+        """Raise PermanentError for an image that is on no list."""
+        if not any(fnmatch.fnmatchcase(image, pattern) for pattern in self.allowed_images):
+            raise PermanentError(
+                Category.PERMANENT_IMAGE_ERROR,
+                f'The image "{image}" is not one that labs may use. The teacher must choose an'
+                f" allowed image ({', '.join(self.allowed_images)}).",
+                evidence="allowed_images",
+            )
+
+    def resource_values(self, payload: CreateLabPod) -> dict[str, str]:
+        """Return the template values for a lab's limits and requests."""
+        limits = self.default_resources | payload.resources
+        for name in RESOURCES:
+            if parse_quantity(limits[name]) > parse_quantity(self.max_resources[name]):
+                raise PermanentError(
+                    Category.PERMANENT_INVALID_REQUEST,
+                    f"The lab asks for {name} {limits[name]}; at most {self.max_resources[name]} is"
+                    " allowed. The teacher must correct the lab's settings.",
+                    evidence=f"max_resources.{name}",
+                )
+        return {
+            "cpu_limit": limits["cpu"],
+            "memory_limit": limits["memory"],
+            "storage_limit": limits["storage"],
+            "cpu_request": share_of_cpu(limits["cpu"], self.cpu_request_ratio),
+            "memory_request": share_of_memory(limits["memory"], self.memory_request_ratio),
+        }
+
+
+def parse_settings(name: str, content: bytes) -> LabSettings:
+    """Return the settings, or raise PermanentError naming the key that is wrong."""
+    document = parse_documents(name, content)[0]
+    known = {f.name: f for f in fields(LabSettings)}
+    if unknown := sorted(set(document) - set(known)):
+        raise template_error(name, f"has unknown {', '.join(map(str, unknown))}")
+    problems = [f"{key}: {problem}" for key, value in document.items() if (problem := _problem(key, value))]
+    if "allowed_images" not in document:
+        problems.append("allowed_images: missing")
+    if problems:
+        raise template_error(name, "; ".join(problems))
+    return LabSettings(**document)
+
+
+def _problem(key: str, value: Any) -> str | None:
+    if key in ("default_resources", "max_resources"):
+        if not isinstance(value, dict) or set(value) != set(RESOURCES):
+            return f"must have exactly {', '.join(RESOURCES)}"
+        try:
+            return None if all(parse_quantity(str(v)) > 0 for v in value.values()) else "must be > 0"
+        except ValueError as exc:
+            return str(exc)
+    if key == "allowed_images":
+        valid = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
+        return None if valid else "must be a list of patterns"
+    if key in ("cpu_request_ratio", "memory_request_ratio"):
+        valid = isinstance(value, (int, float)) and 0 < value <= 1
+        return None if valid else "must be a number above 0 and at most 1"
+    if key == "connection_url":
+        return _url_problem(value)
+    valid = type(value) is int and 1 <= value <= 65535
+    return None if valid else "must be an integer from 1 to 65535"
+
+
+def _url_problem(value: Any) -> str | None:
+    names = {"cluster_ip", "service", "namespace", "port", "lab_instance_id"}
+    try:
+        str(value).format(**dict.fromkeys(names, "x"))
+    except (KeyError, IndexError, ValueError) as exc:
+        return f"allowed placeholders are {', '.join(sorted(names))} ({exc!r})"
+    return None

@@ -1,0 +1,113 @@
+"""Build a lab's Pod, Service and NetworkPolicy from the templates.
+
+Whatever a template says, name, namespace, labels, kinds and the policy's selector are set here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from dispatcher.tasks import CreateLabPod
+from jobs import naming
+from jobs.cluster import Manifest
+from jobs.lab_settings import LabSettings
+from jobs.templates import fill, parse_documents, template_error
+
+POD_TEMPLATE = "manifests/lab-pod-template.yaml"
+NETWORK_POLICY_TEMPLATE = "manifests/network-policy-template.yaml"
+
+#: Egress of a lab with network_isolated=false: public addresses only, so never the platform itself.
+PUBLIC_EGRESS: Manifest = {
+    "to": [
+        {
+            "ipBlock": {
+                "cidr": "0.0.0.0/0",
+                "except": [
+                    "10.0.0.0/8",
+                    "100.64.0.0/10",
+                    "169.254.0.0/16",
+                    "172.16.0.0/12",
+                    "192.168.0.0/16",
+                ],
+            }
+        }
+    ]
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LabManifests:
+    """The three objects of one lab, ready to apply but for the owner of the last two."""
+
+    pod: Manifest
+    service: Manifest
+    network_policy: Manifest
+
+
+def make_lab_manifests(
+    payload: CreateLabPod,
+    settings: LabSettings,
+    *,
+    namespace: str,
+    pod_template: bytes,
+    network_policy_template: bytes,
+) -> LabManifests:
+    """Return the objects of a lab. Raises PermanentError for a template that cannot be used."""
+    name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
+    values = {
+        "lab_instance_id": str(payload.lab_instance_id),
+        "lab_id": str(payload.lab_id),
+        "student_id": str(payload.student_id),
+        "pod_name": name,
+        "docker_image": payload.docker_image,
+        "namespace": namespace,
+        **settings.resource_values(payload),
+    }
+    documents = [
+        *fill(POD_TEMPLATE, parse_documents(POD_TEMPLATE, pod_template), values),
+        *fill(
+            NETWORK_POLICY_TEMPLATE,
+            parse_documents(NETWORK_POLICY_TEMPLATE, network_policy_template),
+            values,
+        ),
+    ]
+    by_kind = {str(document.get("kind")): document for document in documents}
+    if len(documents) != 3 or set(by_kind) != {"Pod", "Service", "NetworkPolicy"}:
+        kinds = ", ".join(str(document.get("kind")) for document in documents)
+        raise template_error(
+            POD_TEMPLATE, f"and the policy must give a Pod, a Service, a NetworkPolicy, not {kinds}"
+        )
+    _restrict_to_lab(by_kind, payload)
+    for document in documents:
+        _identify(document, name, namespace, payload)
+    return LabManifests(by_kind["Pod"], by_kind["Service"], by_kind["NetworkPolicy"])
+
+
+def _restrict_to_lab(by_kind: dict[str, Manifest], payload: CreateLabPod) -> None:
+    selector = {"lab_instance_id": str(payload.lab_instance_id)}
+    try:
+        by_kind["Service"]["spec"]["selector"] = selector
+        # A policy with an empty selector would open every lab of the namespace.
+        policy = by_kind["NetworkPolicy"]["spec"]
+        policy["podSelector"] = {"matchLabels": selector}
+        if not payload.network_isolated:
+            policy["egress"] = [*policy.get("egress", []), PUBLIC_EGRESS]
+    except (KeyError, TypeError) as exc:
+        raise template_error(POD_TEMPLATE, f"or the policy lacks a spec ({exc!r})") from exc
+
+
+def _identify(document: Manifest, name: str, namespace: str, payload: CreateLabPod) -> None:
+    metadata = document.setdefault("metadata", {})
+    labels = naming.lab_labels(payload.lab_instance_id, payload.lab_id, payload.student_id)
+    metadata["name"] = name
+    metadata["namespace"] = namespace
+    metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
+    annotations = dict(metadata.get("annotations") or {})
+    metadata["annotations"] = {**annotations, naming.SPEC_HASH: _hash(document)}
+
+
+def _hash(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,54 @@
+"""Names and labels of a lab's objects.
+
+A name is a DNS-1035 label of at most 63 characters, starts with `lab-instance-<id>-`, and is the
+same for every attempt; ids are never reused, so neither are names.
+"""
+
+from __future__ import annotations
+
+import re
+
+MANAGED_BY = "autolabs-jobs"
+SPEC_HASH = "autolabs.io/spec-hash"
+_MAX_NAME = 63  # https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
+
+
+def image_base_name(image: str) -> str:
+    """Return the last path component of an image reference, without tag and digest, DNS-safe."""
+    last = image.split("@", 1)[0].rsplit("/", 1)[-1].split(":", 1)[0]
+    return re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")
+
+
+def lab_object_name(lab_instance_id: int, image: str) -> str:
+    """Return the name that a lab's Pod, Service and NetworkPolicy share."""
+    return f"lab-instance-{lab_instance_id}-{image_base_name(image)}"[:_MAX_NAME].rstrip("-")
+
+
+def lab_labels(lab_instance_id: int, lab_id: int, student_id: int) -> dict[str, str]:
+    """Return the labels of every object of a lab."""
+    return {
+        "lab_instance_id": str(lab_instance_id),
+        "lab_id": str(lab_id),
+        "student_id": str(student_id),
+        "app.kubernetes.io/name": "lab",
+        "app.kubernetes.io/instance": f"lab-instance-{lab_instance_id}",
+        "app.kubernetes.io/component": "lab",
+        "app.kubernetes.io/part-of": "autolabs",
+        "app.kubernetes.io/managed-by": MANAGED_BY,
+    }
+
+
+def lab_selector(lab_instance_id: int) -> str:
+    """Return the label selector for what we made for a lab, and for nothing of anybody else."""
+    return f"lab_instance_id={lab_instance_id},app.kubernetes.io/managed-by={MANAGED_BY}"
+
+
+def belongs_to_lab(manifest: dict[str, object], lab_instance_id: int) -> bool:
+    """Tell whether an object carries our labels of this lab."""
+    metadata = manifest.get("metadata")
+    labels = metadata.get("labels") if isinstance(metadata, dict) else None
+    return (
+        isinstance(labels, dict)
+        and labels.get("lab_instance_id") == str(lab_instance_id)
+        and labels.get("app.kubernetes.io/managed-by") == MANAGED_BY
+    )

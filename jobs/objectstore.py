@@ -1,0 +1,103 @@
+"""Read objects from MinIO, signed with AWS Signature Version 4.
+
+The minio package does this too, at 80 ms and 7 MiB of imports for each lab started; a signed GET is
+all the hot path needs (https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from urllib.parse import quote, urlsplit
+
+import urllib3
+
+from jobs.errors import Category, PermanentError, TransientError
+from jobs.settings import StoreSettings
+
+_REGION = "us-east-1"  # MinIO's default; AWS needs the bucket's own
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """Content of an object, and the version it was read at (the ETag in an unversioned bucket)."""
+
+    content: bytes
+    version: str
+
+
+class ObjectStore:
+    """Read-only access to one bucket over one kept connection."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._pool = urllib3.PoolManager(
+            retries=urllib3.Retry(total=3, backoff_factor=0.1, status_forcelist=(500, 502, 503, 504)),
+            timeout=urllib3.Timeout(connect=3, read=10),
+        )
+
+    def warm(self) -> None:
+        """Open the connection, without caring for the answer."""
+        self._pool.request("HEAD", f"{self._settings.endpoint}/{self._settings.bucket}")
+
+    def read(self, key: str) -> StoredObject:
+        """Return an object.
+
+        Raises:
+            TransientError: the store does not answer.
+            PermanentError: it answers that it will not give the object.
+        """
+        path = quote(f"/{self._settings.bucket}/{key}", safe="/-_.~")
+        url = self._settings.endpoint + path
+        try:
+            response = self._pool.request("GET", url, headers=self._signed_headers(path))
+        except urllib3.exceptions.HTTPError as exc:
+            raise TransientError(
+                Category.TEMPORARY_NETWORK_ERROR,
+                "The platform's configuration store does not answer; the lab is tried again by itself.",
+                evidence=f"GET {key}: {exc}",
+            ) from exc
+        if response.status == 200:
+            version = response.headers.get("x-amz-version-id") or response.headers.get("etag", "")
+            return StoredObject(response.data, version.strip('"'))
+        evidence = f"GET {key}: {response.status} {response.data[:200].decode(errors='replace')}"
+        if response.status in (403, 401):
+            raise PermanentError(
+                Category.PERMANENT_PERMISSION_ERROR,
+                f"The platform may not read its configuration {key};"
+                " the administrator must correct the access.",
+                evidence=evidence,
+            )
+        raise PermanentError(
+            Category.PERMANENT_INVALID_REQUEST,
+            f"The platform's configuration {key} is missing; the administrator must upload it.",
+            evidence=evidence,
+        )
+
+    def _signed_headers(self, path: str) -> dict[str, str]:
+        now = datetime.now(timezone.utc)
+        stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
+        headers = {
+            "host": urlsplit(self._settings.endpoint).netloc,
+            "x-amz-content-sha256": _EMPTY_SHA256,
+            "x-amz-date": stamp,
+        }
+        names = ";".join(headers)
+        canonical = "\n".join(
+            ["GET", path, "", *(f"{k}:{v}" for k, v in headers.items()), "", names, _EMPTY_SHA256]
+        )
+        scope = f"{day}/{_REGION}/s3/aws4_request"
+        to_sign = "\n".join(
+            ["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()]
+        )
+        key = f"AWS4{self._settings.secret_key}".encode()
+        for part in (day, _REGION, "s3", "aws4_request", to_sign):
+            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+        credential = f"{self._settings.access_key}/{scope}"
+        headers["authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={credential},SignedHeaders={names},Signature={key.hex()}"
+        )
+        return headers

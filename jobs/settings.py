@@ -1,0 +1,108 @@
+"""Settings of a job container, read once in main."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dispatcher.settings import BrokerSettings, Environment
+from dispatcher.topology import BINDINGS, QUEUE_NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The object store that holds templates and settings."""
+
+    endpoint: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    bucket: str
+
+    @classmethod
+    def from_environment(cls, env: Environment) -> StoreSettings:
+        """Read S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY and S3_BUCKET."""
+        endpoint = env.url("S3_ENDPOINT", ("http", "https"))
+        keys = {name: env.find(name) for name in ("S3_ACCESS_KEY", "S3_SECRET_KEY")}
+        env.problems += [f"{name}: not set" for name, value in keys.items() if not value]
+        return cls(
+            endpoint=endpoint.rstrip("/"),
+            access_key=keys["S3_ACCESS_KEY"] or "",
+            secret_key=keys["S3_SECRET_KEY"] or "",
+            bucket=env.text("S3_BUCKET", "autolabs-configs"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySettings:
+    """How a transient failure is tried again, by other containers."""
+
+    #: Retries after the first attempt.
+    max_retries: int = 3
+    #: Seconds before the first retry.
+    delay_s: float = 5.0
+    #: Factor from one retry to the next.
+    backoff: float = 2.0
+    #: Shorten each delay at random, to half at most, so that a class does not come back at once.
+    jitter: bool = True
+
+    @classmethod
+    def from_environment(cls, env: Environment) -> RetrySettings:
+        """Read the four CELERY_TASK_* settings of the specification."""
+        return cls(
+            max_retries=int(env.number("CELERY_TASK_MAX_RETRIES", 3, minimum=0, maximum=20)),
+            delay_s=env.number("CELERY_TASK_RETRY_DELAY", 5, minimum=0.1, maximum=600),
+            backoff=env.number("CELERY_TASK_RETRY_BACKOFF", 2, minimum=1, maximum=10),
+            jitter=env.flag("CELERY_TASK_RETRY_JITTER", default=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """Everything one container needs to know."""
+
+    broker: BrokerSettings
+    database_url: str = field(repr=False)
+    store: StoreSettings
+    retry: RetrySettings
+    #: The queue this container takes its one message from.
+    queue: str
+    #: Seconds to wait for a message before leaving; minutes for a spare.
+    claim_wait_s: float
+    #: TCP port that listens only while a message is held: KEDA's sign that this container is busy.
+    ready_port: int
+    #: Namespace of the labs.
+    namespace: str
+    #: Object with a kubeconfig; empty means the ServiceAccount of the container.
+    kubeconfig_object: str
+    pod_name: str | None
+    job_name: str | None
+    log_level: str
+
+    @classmethod
+    def from_environment(cls, env: Environment) -> JobSettings:
+        """Read all settings; problems are collected in `env`."""
+        queue = env.text("AUTOLABS_QUEUE", QUEUE_NORMAL)
+        if queue not in BINDINGS:
+            env.problems.append(f"AUTOLABS_QUEUE: {queue!r} is not one of {', '.join(BINDINGS)}")
+        level = env.text("LOG_LEVEL", "INFO").upper()
+        if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            env.problems.append(f"LOG_LEVEL: {level!r} is not DEBUG, INFO, WARNING or ERROR")
+        return cls(
+            broker=BrokerSettings.from_environment(env),
+            database_url=database_url(env),
+            store=StoreSettings.from_environment(env),
+            retry=RetrySettings.from_environment(env),
+            queue=queue,
+            claim_wait_s=env.number("CLAIM_WAIT_S", 8, minimum=0, maximum=3600),
+            ready_port=int(env.number("READY_PORT", 8081, minimum=1, maximum=65535)),
+            namespace=env.text("LAB_NAMESPACE", "labs"),
+            kubeconfig_object=env.find("KUBECONFIG_OBJECT") or "",
+            pod_name=env.find("POD_NAME"),
+            job_name=env.find("JOB_NAME"),
+            log_level=level,
+        )
+
+
+def database_url(env: Environment) -> str:
+    """Read DATABASE_URL as a libpq URL; SQLAlchemy's form with a driver is accepted too."""
+    url = env.url("DATABASE_URL", ("postgresql", "postgres", "postgresql+psycopg2"))
+    return url.replace("postgresql+psycopg2://", "postgresql://", 1)

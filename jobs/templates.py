@@ -1,0 +1,57 @@
+"""Fill a manifest template: parse first, then replace `${name}` inside string scalars.
+
+A value can change the text of a scalar, never the structure around it: whatever a value holds, the
+result has the keys, lists and types of the template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from jobs.errors import Category, PermanentError
+
+_PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_documents(name: str, content: bytes) -> list[dict[str, Any]]:
+    """Return the YAML documents of a template. Raises PermanentError if it does not parse."""
+    try:
+        documents = [document for document in yaml.load_all(content, Loader=_Loader) if document]
+    except yaml.YAMLError as exc:
+        raise template_error(name, f"is not YAML: {exc}") from exc
+    if not documents or not all(isinstance(document, dict) for document in documents):
+        raise template_error(name, "must hold Kubernetes objects")
+    return documents
+
+
+def fill(name: str, tree: Any, values: Mapping[str, str]) -> Any:
+    """Return a copy of the tree with the placeholders of its string scalars replaced."""
+    if isinstance(tree, dict):
+        return {key: fill(name, value, values) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [fill(name, value, values) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise template_error(
+                name, f"uses unknown ${{{match[1]}}}; allowed are {', '.join(sorted(values))}"
+            )
+        return values[match[1]]
+
+    return _PLACEHOLDER.sub(value_of, tree)
+
+
+def template_error(name: str, problem: str) -> PermanentError:
+    """Return the error for a template that its administrator must correct."""
+    return PermanentError(
+        Category.PERMANENT_INVALID_REQUEST,
+        "The platform's description of labs has an error; the administrator must correct it.",
+        evidence=f"{name} {problem}",
+    )

@@ -1,0 +1,202 @@
+"""The life of one task: decode, run, record, settle.
+
+`run_task` returns True when the message may be acknowledged: its outcome is committed, or it was
+published again with a delay, or it is in the dead-letter queue.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+from dispatcher import tasks
+from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
+from dispatcher.message import TaskMessage, decode, next_attempt
+from jobs import logs
+from jobs.cleanup_labs import cleanup_expired
+from jobs.consumer import Delivery
+from jobs.context import Connections, TaskContext
+from jobs.create_lab import create_lab
+from jobs.delete_lab import delete_lab
+from jobs.errors import Category, JobError, PermanentError, TransientError
+from jobs.labs import TaskRunRecord
+from jobs.settlement import publish_dead_letter, publish_delayed, retry_delay_s
+
+logger = logging.getLogger(__name__)
+
+
+class _InvalidRequest(PermanentError):
+    """The message is a task, but its arguments are not acceptable; kept in the dead-letter queue."""
+
+
+def run_task(connections: Connections, delivery: Delivery, details: dict[str, Any]) -> bool:
+    """Run the task of a delivery; `details` go to the ledger. False: give the message back."""
+    headers = delivery.properties.headers or {}
+    logs.set_task(task_id=str(headers.get("id")), queue=connections.settings.queue)
+    try:
+        task = decode(
+            delivery.body,
+            headers,
+            content_type=delivery.properties.content_type,
+            content_encoding=delivery.properties.content_encoding,
+        )
+    except MalformedMessage as exc:
+        return _dead_letter(connections, delivery, str(exc), Category.PERMANENT_INVALID_REQUEST.value)
+    record = _make_record(connections, delivery, task, details)
+    logs.set_task(
+        task_id=task.id,
+        task=task.name,
+        lab_instance_id=record.lab_instance_id,
+        attempt=record.attempt,
+        queue=record.queue,
+    )
+    logger.info("task claimed", extra={"action": "claimed", "redelivered": delivery.redelivered, **details})
+    context = TaskContext(connections, record)
+    try:
+        if _park_until_eta(context, task):
+            return True
+        _run(context, task)
+    except JobError as exc:
+        return _settle_failure(connections, context, delivery, task, exc)
+    except PublishError as exc:
+        logger.error("broker does not take what the task publishes: %s", exc, extra={"action": "given_back"})
+        return False
+    except Exception as exc:  # a bug must not be delivered again and again
+        logger.exception("task failed with an internal error", extra={"action": "bug"})
+        error = _InvalidRequest(
+            Category.PERMANENT_INVALID_REQUEST,
+            "The platform made an error of its own; the administrator must look at it.",
+            evidence=f"{type(exc).__name__}: {exc}",
+        )
+        return _settle_failure(connections, context, delivery, task, error)
+    logger.info("task done", extra={"action": "done"})
+    return True
+
+
+def _make_record(
+    connections: Connections, delivery: Delivery, task: TaskMessage, details: dict[str, Any]
+) -> TaskRunRecord:
+    settings = connections.settings
+    lab_instance_id = task.kwargs.get("lab_instance_id", task.args[0] if task.args else None)
+    valid = type(lab_instance_id) is int and 0 < lab_instance_id < 2**63
+    return TaskRunRecord(
+        task_id=task.id,
+        task_name=task.name,
+        attempt=task.retries + 1,
+        redelivered=delivery.redelivered,
+        queue=settings.queue,
+        job_name=settings.job_name,
+        pod_name=settings.pod_name,
+        published_at=task.published_at,
+        lab_instance_id=lab_instance_id if valid else None,
+        details=dict(details),
+    )
+
+
+def _run(context: TaskContext, task: TaskMessage) -> None:
+    try:
+        payload = tasks.parse_payload(task.name, task.args, task.kwargs)
+    except InvalidTask as exc:
+        raise _InvalidRequest(
+            Category.PERMANENT_INVALID_REQUEST,
+            f"The request for this lab is not valid: {exc}. Whoever sent it must correct it.",
+        ) from exc
+    if task.expires and task.expires <= datetime.now(timezone.utc):
+        raise PermanentError(
+            Category.TEMPORARY_RESOURCE_ERROR,
+            "The lab could not be started before the request ran out. Please start it again.",
+            evidence=f"expires {task.expires.isoformat()}",
+        )
+    _HANDLERS[type(payload)](context, payload)
+
+
+def _cleanup(context: TaskContext, _payload: tasks.CleanupTimeoutLabs) -> None:
+    context.record.details["deletes_published"] = cleanup_expired(context.labs, context.publisher)
+    context.labs.record(context.record, "succeeded")
+
+
+_HANDLERS: dict[type, Callable[[TaskContext, Any], None]] = {
+    tasks.CreateLabPod: create_lab,
+    tasks.DeleteLabPod: delete_lab,
+    tasks.CleanupTimeoutLabs: _cleanup,
+}
+
+
+def _park_until_eta(context: TaskContext, task: TaskMessage) -> bool:
+    """Send a task that is not due yet to the delay ladder; a container never sleeps."""
+    wait_s = (task.eta - datetime.now(timezone.utc)).total_seconds() if task.eta else 0.0
+    if wait_s <= 0 or task.name not in tasks.ROUTING_KEYS:
+        return False
+    publish_delayed(context.publisher, task, wait_s)
+    logger.info("task is not due yet", extra={"action": "parked", "eta": task.eta})
+    return True
+
+
+def _settle_failure(
+    connections: Connections,
+    context: TaskContext,
+    delivery: Delivery,
+    task: TaskMessage,
+    error: JobError,
+) -> bool:
+    retry = context.settings.retry
+    try:
+        if isinstance(error, TransientError) and task.retries < retry.max_retries:
+            return _retry(context, task, error)
+        # A create has its lab to say why it failed; for everything else the DLQ keeps the evidence.
+        keep = task.name != tasks.CREATE_LAB_POD or isinstance(error, (TransientError, _InvalidRequest))
+        try:
+            _record_failure(context, task, error, keep=keep)
+        except TransientError as database_error:
+            if task.retries < retry.max_retries:
+                return _retry(context, task, database_error)
+            keep = True
+        extra = {"action": "failed", "error_category": error.category.value, "evidence": error.evidence}
+        logger.error("task failed: %s", error.sentence, extra=extra)
+    except PublishError as exc:
+        logger.error("retry was not confirmed: %s", exc, extra={"action": "given_back"})
+        return False
+    if keep:
+        return _dead_letter(connections, delivery, str(error), error.category.value)
+    return True
+
+
+def _record_failure(context: TaskContext, task: TaskMessage, error: JobError, *, keep: bool) -> None:
+    outcome = "dead_lettered" if keep else "failed"
+    if task.name == tasks.CREATE_LAB_POD and context.record.lab_instance_id is not None:
+        context.labs.mark_failed(context.record, error, outcome=outcome)
+    else:
+        context.labs.record(context.record, outcome, error)
+
+
+def _retry(context: TaskContext, task: TaskMessage, error: TransientError) -> bool:
+    delay_s = retry_delay_s(context.settings.retry, task.retries)
+    publish_delayed(context.publisher, next_attempt(task), delay_s)
+    extra = {
+        "action": "retried",
+        "delay_s": round(delay_s, 1),
+        "error_category": error.category.value,
+        "evidence": error.evidence,
+    }
+    logger.warning("task is tried again later: %s", error.sentence, extra=extra)
+    context.record.details["retry_delay_s"] = round(delay_s, 1)
+    try:
+        context.labs.record(context.record, "retried", error)
+    except TransientError as exc:
+        logger.warning("retry is not in the ledger: %s", exc, extra={"action": "ledger_missed"})
+    return True
+
+
+def _dead_letter(connections: Connections, delivery: Delivery, reason: str, category: str) -> bool:
+    try:
+        publish_dead_letter(
+            connections.publisher, connections.settings, delivery, reason=reason, category=category
+        )
+    except PublishError as exc:
+        logger.error("dead letter was not confirmed: %s", exc, extra={"action": "given_back"})
+        return False
+    extra = {"action": "dead_lettered", "error_category": category}
+    logger.error("message is in the dead-letter queue: %s", reason, extra=extra)
+    return True
