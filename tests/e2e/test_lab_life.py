@@ -1,0 +1,171 @@
+"""One lab from its request to its end, and the ways it can go wrong, on the real platform."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+
+from deploy.demo.platform import LABS, PLATFORM, Platform, eventually
+
+StartLab = Callable[..., tuple[int, str]]
+
+
+def _log_lines(platform: Platform, job_name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in platform.job_log(job_name).splitlines()]
+
+
+def test_a_lab_starts_answers_and_stops(platform: Platform, start_lab: StartLab) -> None:
+    lab_instance_id, task_id = start_lab()
+    row = platform.wait_for_status(lab_instance_id, "RUNNING", "FAILED")
+    assert row.status == "RUNNING", row
+    assert row.k8s_pod_name == f"lab-instance-{lab_instance_id}-demo"
+    assert row.connection_url is not None
+    with urllib.request.urlopen(row.connection_url, timeout=5) as response:
+        assert str(lab_instance_id) in response.read().decode()
+    pod = platform.core.read_namespaced_pod(row.k8s_pod_name, LABS)
+    assert pod.metadata.labels["lab_instance_id"] == str(lab_instance_id)
+    assert (pod.metadata.labels["lab_id"], pod.metadata.labels["student_id"]) == ("456", "789")
+    assert pod.spec.automount_service_account_token is False
+    assert len(platform.objects_of(lab_instance_id)) == 3
+
+    (run,) = platform.runs(lab_instance_id)
+    assert (run["task_id"], run["outcome"], run["attempt"]) == (task_id, "succeeded", 1)
+    assert set(run["details"]["configs"]) == {
+        "manifests/lab-pod-template.yaml",
+        "manifests/network-policy-template.yaml",
+        "settings/celery-workers-config.yaml",
+    }
+
+    platform.dispatcher.delete_lab(lab_instance_id=lab_instance_id, k8s_pod_name=row.k8s_pod_name)
+    platform.wait_for_status(lab_instance_id, "STOPPED")
+    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=5, what="objects gone")
+
+
+def test_the_log_of_a_job_tells_the_story_of_its_task_alone(platform: Platform, start_lab: StartLab) -> None:
+    lab_instance_id, task_id = start_lab()
+    platform.wait_for_status(lab_instance_id, "RUNNING")
+    job_name = platform.runs(lab_instance_id)[0]["job_name"]
+    lines = eventually(
+        lambda: [*_log_lines(platform, job_name)] if "done" in platform.job_log(job_name) else None,
+        timeout_s=10,
+        what="end of the log",
+    )
+    assert {line["task_id"] for line in lines} == {task_id}
+    actions = [line.get("action") for line in lines]
+    assert actions[0] == "claimed"
+    assert actions[-2:] == ["lab_running", "done"]
+
+
+def test_resources_of_the_specification_can_be_asked_for(platform: Platform, start_lab: StartLab) -> None:
+    lab_instance_id, _ = start_lab(resources={"cpu": "500m", "memory": "512Mi", "storage": "1Gi"})
+    row = platform.wait_for_status(lab_instance_id, "RUNNING", "FAILED")
+    assert row.status == "RUNNING", row
+    pod = platform.core.read_namespaced_pod(row.k8s_pod_name, LABS)
+    limits = pod.spec.containers[0].resources.limits
+    assert (limits["cpu"], limits["memory"]) == ("500m", "512Mi")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "registry.gitlab.com/autolabs/labs/does-not-exist:v999",
+        "example.org/somebody/else:1",
+    ],
+    ids=["unknown", "not allowed"],
+)
+def test_an_unusable_image_fails_within_seconds_with_a_reason(
+    platform: Platform, start_lab: StartLab, image: str
+) -> None:
+    started = time.monotonic()
+    lab_instance_id, _ = start_lab(image=image)
+    row = platform.wait_for_status(lab_instance_id, "FAILED", "RUNNING", timeout_s=40)
+    assert time.monotonic() - started < 30
+    assert row.error_category == "PERMANENT_IMAGE_ERROR"
+    assert row.error_message is not None
+    assert image in row.error_message
+    assert "teacher" in row.error_message
+    assert row.failed_at is not None
+    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=10, what="objects gone")
+
+
+def test_a_second_delivery_of_a_create_leaves_one_lab(platform: Platform, start_lab: StartLab) -> None:
+    lab_instance_id, task_id = start_lab()
+    platform.dispatcher.create_lab(
+        lab_instance_id=lab_instance_id,
+        lab_id=456,
+        student_id=789,
+        docker_image=platform.lab_image,
+        task_id=task_id,
+    )
+    platform.wait_for_status(lab_instance_id, "RUNNING")
+    runs = eventually(
+        lambda: runs if len(runs := platform.runs(lab_instance_id)) == 2 else None,
+        timeout_s=30,
+        what="both deliveries done",
+    )
+    assert sorted(run["outcome"] for run in runs) == ["noop", "succeeded"]
+    assert platform.lab(lab_instance_id).status == "RUNNING"
+    assert len(platform.objects_of(lab_instance_id)) == 3
+
+
+def test_a_stop_that_overtakes_its_start_leaves_nothing(platform: Platform, start_lab: StartLab) -> None:
+    lab_instance_id, _ = start_lab()
+    platform.dispatcher.delete_lab(lab_instance_id=lab_instance_id)
+    platform.wait_for_status(lab_instance_id, "STOPPED")
+    eventually(lambda: len(platform.runs(lab_instance_id)) == 2, timeout_s=30, what="both tasks done")
+    assert platform.lab(lab_instance_id).status == "STOPPED"
+    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=10, what="objects gone")
+
+
+def test_a_killed_container_is_followed_by_another_that_finishes(
+    platform: Platform, start_lab: StartLab
+) -> None:
+    lab_instance_id, _ = start_lab()
+    pod = eventually(
+        lambda: next(
+            iter(
+                platform.core.list_namespaced_pod(
+                    LABS, label_selector=f"lab_instance_id={lab_instance_id}"
+                ).items
+            ),
+            None,
+        ),
+        timeout_s=30,
+        what="pod of the lab",
+    )
+    assert pod is not None
+    busy = [
+        item.metadata.name
+        for item in platform.core.list_namespaced_pod(
+            PLATFORM, label_selector="autolabs.io/queue=celery.lab_operations"
+        ).items
+        if item.status.phase == "Running"
+    ]
+    for name in busy:
+        platform.core.delete_namespaced_pod(name, PLATFORM, grace_period_seconds=0)
+    platform.wait_for_status(lab_instance_id, "RUNNING")
+    assert len(platform.objects_of(lab_instance_id)) == 3
+
+
+def test_an_expired_lab_is_taken_away_by_the_cleanup(platform: Platform, start_lab: StartLab) -> None:
+    lab_instance_id, _ = start_lab()
+    other_id, _ = start_lab()
+    for lab in (lab_instance_id, other_id):
+        platform.wait_for_status(lab, "RUNNING")
+    platform.query(
+        "UPDATE lab_instances SET expires_at = now() - interval '1 second' WHERE id = %s", lab_instance_id
+    )
+    name = f"cleanup-test-{lab_instance_id}"
+    subprocess.run(
+        ["kubectl", "create", "job", "--from=cronjob/cleanup-timeout-labs", name, "-n", PLATFORM], check=True
+    )
+    platform.wait_for_status(lab_instance_id, "STOPPED")
+    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=10, what="objects gone")
+    assert platform.lab(other_id).status == "RUNNING"
+    deletes = [run for run in platform.runs(lab_instance_id) if run["task_name"].endswith("delete_lab_pod")]
+    assert len(deletes) == 1
