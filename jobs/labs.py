@@ -19,6 +19,7 @@ import psycopg2.extensions
 
 from jobs.errors import Category, JobError, TransientError
 from jobs.retry import through_blips
+from jobs.usage import usage
 
 T = TypeVar("T")
 Cursor = psycopg2.extensions.cursor
@@ -210,7 +211,9 @@ def _select(cursor: Cursor, lab_instance_id: int) -> Lab | None:
 
 
 def _insert_run(cursor: Cursor, record: TaskRunRecord, outcome: str, error: JobError | None = None) -> None:
-    details = record.details | ({"evidence": error.evidence} if error and error.evidence else {})
+    details = record.details | {"usage": usage()}
+    if error and error.evidence:
+        details["evidence"] = error.evidence
     cursor.execute(
         "INSERT INTO task_ledger (task_id, task_name, lab_instance_id, attempt, redelivered, queue,"
         " job_name, pod_name, published_at, claimed_at, finished_at, outcome, error_category,"

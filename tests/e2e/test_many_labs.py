@@ -52,7 +52,5 @@ def test_ten_at_once_then_singles(
         if '"action": "idle"' in platform.job_log(name)
     ]
     with capsys.disabled():
-        print(
-            f"\n{len(labs)} messages, {len(set(job_names))} Jobs with one each, {len(without)} that found none"
-        )
+        print(f"\n{len(labs)} messages, {len(set(job_names))} Jobs, {len(without)} that found no message")
     assert not without
