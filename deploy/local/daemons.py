@@ -1,0 +1,121 @@
+"""Long-lived processes: started in a session of their own, found again by pid and start time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.local import cgroups
+from deploy.local.paths import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def start(layout: Layout, daemon: Daemon) -> None:
+    """Start it unless it runs; it outlives the shell, needs no stdin and logs to a file."""
+    if is_alive(layout, daemon.name):
+        return
+    with log_path(layout, daemon.name).open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603
+            list(daemon.argv),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+            | {name: os.environ[name] for name in ("LANG", "TZ") if name in os.environ}
+            | daemon.env,
+            cwd="/",
+            start_new_session=True,
+        )
+    record = {"pid": process.pid, "start": start_time(process.pid), "argv": list(daemon.argv)}
+    temporary = _record(layout, daemon.name).with_suffix(".tmp")
+    temporary.write_text(json.dumps(record))
+    temporary.replace(_record(layout, daemon.name))
+
+
+def log_path(layout: Layout, name: str) -> Path:
+    return layout.logs / f"{name}.log"
+
+
+def pid_of(layout: Layout, name: str) -> int | None:
+    """Return the pid of a running daemon of ours, or None; a reused pid is not taken for it."""
+    try:
+        record = json.loads(_record(layout, name).read_text())
+        pid, started = int(record["pid"]), record["start"]
+    except (OSError, ValueError, KeyError):
+        return None
+    _reap(pid)
+    return pid if started is not None and start_time(pid) == started else None
+
+
+def is_alive(layout: Layout, name: str) -> bool:
+    return pid_of(layout, name) is not None
+
+
+def start_time(pid: int) -> int | None:
+    """Return the process's start in clock ticks since boot; None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def end(pids: Iterable[int], *, grace_s: float) -> None:
+    """End processes of our cgroup: SIGTERM, then SIGKILL to those left after the grace period.
+
+    The pidfd is opened before the membership is checked, so a reused pid can never be hit.
+    """
+    opened: list[int] = []
+    try:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                opened.append(os.pidfd_open(pid))
+                if pid not in cgroups.members():
+                    os.close(opened.pop())
+        for signal_number, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
+            if signal_number is signal.SIGTERM and grace_s <= 0:
+                continue
+            for descriptor in opened:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, signal_number)
+            opened = _still_running(opened, patience)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _still_running(descriptors: list[int], patience_s: float) -> list[int]:
+    poller = select.poll()
+    waiting = set(descriptors)
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + patience_s
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poller.poll(left * 1000):
+            poller.unregister(descriptor)
+            waiting.discard(descriptor)
+            os.close(descriptor)
+    return sorted(waiting)
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _record(layout: Layout, name: str) -> Path:
+    return layout.pids / f"{name}.json"

@@ -1,0 +1,185 @@
+"""The images of the cluster: what goes into each, built once per content, imported if absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.local import buildah, fingerprint, programs
+from deploy.local.context import files_of
+from deploy.local.errors import LocalClusterError
+from deploy.local.node import ctr
+from deploy.local.paths import Layout
+from deploy.local.programs import Module
+from deploy.local.settings import (
+    COREDNS_VERSION,
+    JOB_IMAGE,
+    KEDA_VERSION,
+    LAB_IMAGE,
+    PAUSE_IMAGE,
+)
+from deploy.local.steps import note, step
+
+LABEL = "autolabs.io/content"  # on the image in containerd: the key that it was built from
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image with its content key; `files` are (name in the context, file) pairs."""
+
+    short: str
+    name: str
+    key: str
+    containerfile: Path
+    files: tuple[tuple[str, Path], ...]
+    usual: str
+
+    def archive(self, layout: Layout) -> Path:
+        return layout.cache / "images" / f"{self.short}-{self.key}.tar"
+
+
+def wanted(layout: Layout) -> list[Image]:
+    """Return all images of this checkout; those whose Dockerfile is not there yet are left out."""
+    busybox = Path(shutil.which("busybox") or "/bin/busybox")
+    found = [
+        _of_folder(layout, "pause", PAUSE_IMAGE, {"busybox": busybox}, usual="1 s"),
+        _of_program(layout, programs.COREDNS, f"registry.k8s.io/coredns/coredns:v{COREDNS_VERSION}"),
+        _of_folder(layout, "rabbitmq", None, {}, usual="30 s", based=True),
+        _of_folder(layout, "postgresql", None, {}, usual="30 s", based=True),
+        _of_program(layout, programs.MINIO, None),
+        _of_program(layout, programs.KEDA, f"ghcr.io/kedacore/keda:{KEDA_VERSION}"),
+    ]
+    for make in (_lab_image, _job_image):
+        if image := make(layout):
+            found.append(image)
+    return found
+
+
+def _of_program(layout: Layout, module: Module, name: str | None) -> Image:
+    """Make the image of one static binary; its content key is that of the program."""
+    short = module.name
+    folder = layout.sources / "images" / short
+    key = fingerprint.of_files([("Containerfile", folder / "Containerfile")], module.key(layout))
+    files = ((short, module.binary(layout, short)),)
+    return Image(short, name or _local(short, key), key, folder / "Containerfile", files, "8 s")
+
+
+def _of_folder(
+    layout: Layout,
+    short: str,
+    name: str | None,
+    extra: Mapping[str, Path],
+    *,
+    usual: str,
+    based: bool = False,
+) -> Image:
+    folder = layout.sources / "images" / short
+    files = [(path.name, path) for path in sorted(folder.iterdir())] + list(extra.items())
+    key = fingerprint.of_files(files, buildah.base_key() if based else "")
+    return Image(
+        short, name or _local(short, key), key, folder / "Containerfile", tuple(files), usual
+    )
+
+
+def _local(short: str, key: str) -> str:
+    return f"registry.gitlab.com/autolabs/local/{short}:{key}"
+
+
+def _job_image(layout: Layout) -> Image | None:
+    dockerfile = layout.checkout / "Dockerfile"
+    if not dockerfile.exists():
+        note("no Dockerfile in the checkout: the job image is left out")
+        return None
+    files = files_of(layout.checkout)
+    key = fingerprint.of_files([("Dockerfile", dockerfile), *files], buildah.base_key())
+    return Image("job", f"{JOB_IMAGE}:dev-{key}", key, dockerfile, tuple(files), "20 s")
+
+
+def _lab_image(layout: Layout) -> Image | None:
+    folder = layout.checkout / "deploy" / "lab-demo"
+    if not (folder / "Dockerfile").exists():
+        note("no deploy/lab-demo/Dockerfile in the checkout: the demo lab's image is left out")
+        return None
+    files = files_of(folder)
+    dockerfile = folder / "Dockerfile"
+    key = fingerprint.of_files([("Dockerfile", dockerfile), *files], buildah.base_key())
+    return Image("lab-demo", LAB_IMAGE, key, dockerfile, tuple(files), "20 s")
+
+
+def ensure_built(layout: Layout, images: list[Image]) -> None:
+    """Build what the cache lacks."""
+    missing = [image for image in images if not image.archive(layout).exists()]
+    for image in missing:
+        if "debian:" in image.containerfile.read_text():
+            buildah.ensure_base(layout)
+        with step(f"Build the image {image.name}", image.usual):
+            _build(layout, image)
+
+
+def _build(layout: Layout, image: Image) -> None:
+    with tempfile.TemporaryDirectory(prefix=".context-", dir=layout.cache) as folder:
+        for name, path in image.files:
+            target = Path(folder) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _place(path, target)
+        buildah.build(
+            layout,
+            name=image.name,
+            containerfile=image.containerfile,
+            context=Path(folder),
+            archive=image.archive(layout),
+        )
+
+
+def _place(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)  # a 160 MB program need not be copied
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def ensure_imported(layout: Layout, images: list[Image]) -> None:
+    """Import into containerd what it lacks; a label written last marks a whole import."""
+    present = _present(layout)
+    missing = [image for image in images if present.get(image.name) != image.key]
+    if not missing:
+        return
+    with step(f"Import {len(missing)} images into containerd", "1-3 s each"):
+        for image in missing:
+            ctr(layout, "images", "import", image.archive(layout), timeout_s=300)
+            ctr(layout, "images", "label", image.name, f"{LABEL}={image.key}")
+    absent = [image.name for image in images if _present(layout).get(image.name) != image.key]
+    if absent:
+        raise LocalClusterError(f"containerd does not list {', '.join(absent)} after the import")
+
+
+def _present(layout: Layout) -> dict[str, str]:
+    """Return the images in containerd that carry our label, with their keys."""
+    return parse_images(ctr(layout, "images", "ls"))
+
+
+def parse_images(listing: str) -> dict[str, str]:
+    found = {}
+    for line in listing.splitlines()[1:]:
+        words = line.split()
+        labels = dict(part.partition("=")[::2] for part in words[-1].split(","))
+        if words and LABEL in labels:
+            found[words[0]] = labels[LABEL]
+    return found
+
+
+def remove_old(layout: Layout, images: list[Image]) -> None:
+    """Drop earlier versions of our images from containerd, and their archives from the cache."""
+    current = {image.name for image in images}
+    old = [name for name in _present(layout) if name not in current]
+    if old:
+        ctr(layout, "images", "rm", *old)
+    for image in images:
+        archives = (layout.cache / "images").glob(f"{image.short}-????????????.tar")
+        newest = sorted(archives, key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in newest[3:]:
+            path.unlink(missing_ok=True)

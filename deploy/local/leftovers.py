@@ -1,0 +1,95 @@
+"""Take away everything a cluster of ours left on this machine, however it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+from deploy.local import cgroups, daemons, journal, network
+from deploy.local.errors import LocalClusterError
+from deploy.local.paths import Layout
+from deploy.local.shell import wait_until
+
+MNT_DETACH = 2
+#: Kept by `clear`: the images that make the next start fast, and the logs of the last run.
+KEPT = ("containerd", "log")
+
+
+def exist(layout: Layout) -> bool:
+    """Whether there is anything to clear."""
+    return bool(
+        cgroups.exists() or mounts(layout) or journal.read(layout) or network.is_ours()
+    ) or any(layout.pids.glob("*.json"))
+
+
+def clear(layout: Layout) -> None:
+    """Clear in an order in which nothing can start anything again; running it twice is harmless."""
+    _end_processes(layout)
+    _unmount(layout)
+    network.remove(layout)
+    cgroups.remove()
+    _remove_files(layout)
+    journal.forget(layout)
+
+
+def _end_processes(layout: Layout) -> None:
+    own = {os.getpid()}
+    managers = [pid for name in ("kubelet", "kube-proxy") if (pid := daemons.pid_of(layout, name))]
+    daemons.end(managers, grace_s=2)  # first what would restart the others
+    daemons.end(cgroups.members() - cgroups.members(cgroups.HOST) - own, grace_s=0)
+    daemons.end(cgroups.members() - own, grace_s=3)
+
+    def missing() -> str | None:
+        left = cgroups.members() - own
+        daemons.end(left, grace_s=0)
+        return f"pids {sorted(left)} of our cgroup still run" if left else None
+
+    wait_until("all our processes ended", missing, timeout_s=20)
+
+
+def mounts(layout: Layout) -> list[str]:
+    """Return our mount points, the last mounted first."""
+    ours = [str(path) + "/" for path in (layout.state, layout.run, layout.cache)]
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = _unescape(line.split()[4])
+        if any(point.startswith(prefix) for prefix in ours):
+            found.append(point)
+    return found[::-1]
+
+
+def _unescape(point: str) -> str:
+    return point.encode().decode("unicode_escape") if "\\" in point else point
+
+
+def _unmount(layout: Layout) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    for point in mounts(layout):
+        if libc.umount2(os.fsencode(point), 0) != 0:
+            libc.umount2(os.fsencode(point), MNT_DETACH)
+    if left := mounts(layout):
+        raise LocalClusterError("could not unmount " + ", ".join(left))
+
+
+def _remove_files(layout: Layout) -> None:
+    """Remove state and sockets; checked for mounts before, so nothing behind one is deleted."""
+    shutil.rmtree(layout.run, ignore_errors=True)
+    if not layout.state.is_dir():
+        return
+    for path in layout.state.iterdir():
+        if path.name in KEPT or path.name.startswith("journal"):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def purge(layout: Layout) -> None:
+    """Remove the kept images, logs and the whole cache too."""
+    for folder in (layout.state, layout.cache):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
