@@ -24,6 +24,17 @@ from deploy.local.settings import NODE_NAME
 from deploy.local.shell import run, wait_until
 from deploy.local.steps import note, step
 
+DAEMONS = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "containerd",
+    "kubelet",
+    "kube-proxy",
+)
+
+
 def all_daemons(layout: Layout) -> list[Daemon]:
     return [
         controlplane.etcd(layout),
@@ -43,17 +54,23 @@ def key(layout: Layout) -> str:
     return fingerprint.of_parts([*parts, node.CONTAINERD_TOML, network.RULES])
 
 def problem(layout: Layout) -> str | None:
-    """Return why the cluster cannot be used as it is, or None when it is up and ours."""
-    try:
-        started = (layout.state / "complete").read_text().strip()
-    except OSError:
-        return "no cluster was started"
-    if started != key(layout):
+    """Return why the cluster cannot be kept as it is, or None when it runs and fits."""
+    if reason := down_reason(layout):
+        return reason
+    if (layout.state / "complete").read_text().strip() != key(layout):
         return "the running cluster was started with other programs or settings"
-    for daemon in all_daemons(layout):
-        if not daemons.is_alive(layout, daemon.name):
-            return f"{daemon.name} is not running"
+    return None
+
+
+def down_reason(layout: Layout) -> str | None:
+    """Return what is missing for a running cluster, whichever checkout started it."""
+    if not (layout.state / "complete").exists():
+        return "no cluster was started"
+    for name in DAEMONS:
+        if not daemons.is_alive(layout, name):
+            return f"{name} is not running"
     return controlplane.api_problem(layout.pki)
+
 
 def ensure(layout: Layout, wanted: list[Image]) -> None:
     """Have a cluster of this checkout's programs running, its images imported."""
@@ -70,9 +87,8 @@ def ensure(layout: Layout, wanted: list[Image]) -> None:
 
 def _start(layout: Layout, wanted: list[Image]) -> None:
     layout.make_folders()
-    for log in layout.logs.glob("*.log"):
-        if log.name.removesuffix(".log") in {daemon.name for daemon in all_daemons(layout)}:
-            log.unlink()
+    for name in DAEMONS:
+        daemons.log_path(layout, name).unlink(missing_ok=True)
     cgroups.enter()
     with step("Make certificates, bridge and settings", "1 s"):
         certs.make_all(layout.pki)

