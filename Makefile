@@ -1,0 +1,35 @@
+# `make help` lists the commands. PYTHON is any Python from 3.11 on; everything else runs in .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+PYTHON ?= python3
+STAMP := .venv/.installed
+
+.PHONY: help up down env status venv
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+up: $(STAMP) ## start the cluster and the whole system on it, or bring what runs up to date
+	@$(PYTHON) -m deploy.local up
+
+down: ## stop the cluster and take away everything it made
+	@$(PYTHON) -m deploy.local down
+
+env: ## print export lines for clients on this machine: eval "$$(make -s env)"
+	@$(PYTHON) -m deploy.local env
+
+status: ## show what runs
+	@$(PYTHON) -m deploy.local status
+
+venv: $(STAMP) ## make .venv with everything for development
+
+# Written last, so that an interrupted installation is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "-> Install python3-venv with apt (usually 10 s)"; apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv; }
+	@echo "-> Make .venv (usually 30 s)"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@

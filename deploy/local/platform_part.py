@@ -1,0 +1,140 @@
+"""Apply our own part: secrets, deploy/base, the setup Job, then the ScaledJobs.
+
+The queues have to exist before the ScaledJobs that count them, hence the order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.local.errors import CommandError, LocalClusterError
+from deploy.local.objects import make_secret, write_kustomization
+from deploy.local.paths import Layout
+from deploy.local.services import Urls
+from deploy.local.settings import JOB_IMAGE
+from deploy.local.shell import run, wait_until
+from deploy.local.steps import note, step
+
+NAMESPACE = "platform"
+SETUP = "autolabs-setup"
+APPLY = ("apply", "--server-side", "--force-conflicts", "--field-manager=autolabs-local")
+
+#: Runs kubectl on the cluster that is meant; the local and the existing one differ only in this.
+Kubectl = Callable[..., str]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where our part goes, and the image and services that it uses there."""
+
+    kubectl: Kubectl
+    job_image: str
+    urls: Urls
+    s3_access_key: str
+    s3_secret_key: str
+
+
+def apply(layout: Layout, target: Target) -> None:
+    folder = source(layout)
+    if folder is None:
+        note("no deploy/base in the checkout: our own part is left out")
+        return
+    with step("Apply namespaces, RBAC, policies and secrets, run the setup Job", "8 s"):
+        generated = write_kustomization(
+            layout,
+            "platform",
+            folders=[folder],
+            objects=secrets(target),
+            images={JOB_IMAGE: target.job_image},
+        )
+        _remove_outdated_setup(target)
+        target.kubectl(*APPLY, "--kustomize", str(generated))
+        _wait_for_setup(target)
+    if not (layout.checkout / "keda" / "__main__.py").exists():
+        note("no package keda in the checkout: the ScaledJobs are left out")
+        return
+    with step("Apply the ScaledJobs", "1 s"):
+        rendered = render_scaled_jobs(layout, target.job_image)
+        target.kubectl(*APPLY, "--filename", "-", stdin=rendered)
+
+
+def source(layout: Layout) -> Path | None:
+    for name in ("overlays/local", "base"):
+        folder = layout.checkout / "deploy" / name
+        if (folder / "kustomization.yaml").exists():
+            return folder
+    return None
+
+
+def secrets(target: Target) -> list[dict[str, Any]]:
+    """Return the Secrets as contract: one key per variable, the setup Job with its own broker user."""
+    shared = {
+        "DATABASE_URL": target.urls.database,
+        "S3_ENDPOINT": target.urls.s3_endpoint,
+        "S3_ACCESS_KEY": target.s3_access_key,
+        "S3_SECRET_KEY": target.s3_secret_key,
+    }
+    return [
+        make_secret(NAMESPACE, "autolabs-jobs", {"AMQP_URL": target.urls.amqp_jobs, **shared}),
+        make_secret(NAMESPACE, SETUP, {"AMQP_URL": target.urls.amqp_admin, **shared}),
+        make_secret(NAMESPACE, "autolabs-keda", {"host": target.urls.amqp_keda}),
+    ]
+
+
+def render_scaled_jobs(layout: Layout, image: str) -> str:
+    """Run `python -m keda` of the checkout; it needs pyyaml, which .venv has."""
+    own = layout.checkout / ".venv" / "bin" / "python"
+    python = str(own) if own.exists() else sys.executable
+    return run([python, "-m", "keda", "--image", image], cwd=layout.checkout)
+
+
+def _remove_outdated_setup(target: Target) -> None:
+    """Delete the setup Job unless it succeeded with this image: a Job's template cannot change."""
+    template = "{.spec.template.spec.containers[0].image} {.status.succeeded}"
+    try:
+        seen = target.kubectl(
+            *("get", "job", SETUP, "--namespace", NAMESPACE), f"--output=jsonpath={template}"
+        )
+    except CommandError:
+        return
+    if seen.split() != [target.job_image, "1"]:
+        target.kubectl("delete", "job", SETUP, "--namespace", NAMESPACE, "--cascade=foreground")
+
+
+def _wait_for_setup(target: Target, *, timeout_s: float = 120) -> None:
+    template = "{.status.succeeded} {.status.conditions[?(@.type=='Failed')].message}"
+
+    def missing() -> str | None:
+        seen = target.kubectl(
+            *("get", "job", SETUP, "--namespace", NAMESPACE), f"--output=jsonpath={template}"
+        ).strip()
+        if seen == "1":
+            return None
+        if seen:
+            raise LocalClusterError(f"the Job {SETUP} failed: {seen}\n{_setup_log(target)}")
+        return "the Job is not complete"
+
+    try:
+        wait_until(f"the Job {SETUP} is complete", missing, timeout_s=timeout_s, every_s=0.3)
+    except LocalClusterError as exc:
+        if "failed" in str(exc):
+            raise
+        raise LocalClusterError(f"{exc}\n{_setup_log(target)}") from exc
+
+
+def _setup_log(target: Target) -> str:
+    commands = (
+        ("logs", f"job/{SETUP}", "--namespace", NAMESPACE, "--all-containers", "--tail=40"),
+        ("get", "pods", "--namespace", NAMESPACE, "--selector", f"job-name={SETUP}"),
+    )
+    parts = []
+    for words in commands:
+        try:
+            parts.append(f"kubectl {' '.join(words)}\n{target.kubectl(*words)}")
+        except CommandError as exc:
+            parts.append(str(exc))
+    return "\n".join(parts)
