@@ -45,8 +45,9 @@ def enter() -> None:
 
 
 def leave() -> None:
-    """Move this process back, so that its cgroup can be removed."""
-    (_tracking_hierarchy() / "cgroup.procs").write_text(str(os.getpid()))
+    """Move this process back if it is in, so that its cgroup can be removed."""
+    if os.getpid() in members():
+        (_tracking_hierarchy() / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def members(part: str = "") -> set[int]:

@@ -81,7 +81,7 @@ def ensure(layout: Layout, wanted: list[Image]) -> None:
         images.ensure_imported(layout, wanted)
         return
     if leftovers.exist(layout):
-        with step(f"Clear an earlier run: {reason}", "3 s"):
+        with step(f"Stop the cluster: {reason}", "3 s"):
             leftovers.clear(layout)
     _start(layout, wanted)
 

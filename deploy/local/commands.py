@@ -36,6 +36,12 @@ def up(layout: Layout) -> None:
 
 
 def _up(layout: Layout) -> None:
+    reason = cluster.down_reason(layout)
+    if reason and leftovers.exist(layout):
+        # Before anything is built: a killed build leaves mounts and children too.
+        with step(f"Clear an earlier run ({reason})", "3 s"):
+            leftovers.clear(layout)
+        layout.make_folders()
     cgroups.enter()
     preflight.install_packages(layout)
     programs.ensure_built(layout)

@@ -20,13 +20,14 @@ KEPT = ("containerd", "log")
 
 def exist(layout: Layout) -> bool:
     """Whether there is anything to clear."""
-    return bool(
-        cgroups.exists() or mounts(layout) or journal.read(layout) or network.is_ours()
-    ) or any(layout.pids.glob("*.json"))
+    if cgroups.members() - {os.getpid()} or mounts(layout) or journal.read(layout):
+        return True
+    return network.is_ours() or any(layout.pids.glob("*.json"))
 
 
 def clear(layout: Layout) -> None:
     """Clear in an order in which nothing can start anything again; running it twice is harmless."""
+    cgroups.leave()
     _end_processes(layout)
     _unmount(layout)
     network.remove(layout)
