@@ -1,0 +1,101 @@
+"""Levels by folder, and what happens to a level whose servers are not there.
+
+unit and contract need nothing. integration and e2e need the servers that `make env` prints; without
+them they are left out with a line that says so, and with CI=true that is an error instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import pytest
+from hypothesis import settings
+
+# A busy machine must not fail a test for its slowness.
+settings.register_profile("autolabs", deadline=None, database=None)
+settings.load_profile("autolabs")
+
+SERVERS = (
+    "AMQP_URL",
+    "RABBITMQ_API_URL",
+    "DATABASE_URL",
+    "S3_ENDPOINT",
+    "S3_ACCESS_KEY",
+    "S3_SECRET_KEY",
+)
+#: Folder under tests/ -> the variables its tests cannot do without.
+LEVELS: dict[str, tuple[str, ...]] = {
+    "unit": (),
+    "contract": (),
+    "integration": SERVERS,
+    "e2e": (*SERVERS, "KUBECONFIG", "LAB_IMAGE"),
+}
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+@runtime_checkable
+class Evidence(Protocol):
+    """A fixture value that can say how things stand, for the report of a failed test."""
+
+    def evidence(self) -> str: ...
+
+
+def level_of(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for level, needs in LEVELS.items():
+        config.addinivalue_line("markers", f"{level}: needs {', '.join(needs) or 'nothing'}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = {level: [name for name in needs if not os.environ.get(name)] for level, needs in LEVELS.items()}
+    left_out = [item for item in items if missing.get(level_of(item))]
+    for item in items:
+        if level_of(item) in LEVELS:
+            item.add_marker(level_of(item))
+    if not left_out:
+        return
+    counts = Counter(level_of(item) for item in left_out)
+    if _servers_required():
+        problems = [f"{level} needs {', '.join(missing[level])}" for level in counts]
+        raise pytest.UsageError(f"{'; '.join(problems)}: set them as `make env` prints them")
+    config.stash[LEFT_OUT] = dict(counts)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for level, count in config.stash.get(LEFT_OUT, {}).items():
+        unset = ", ".join(name for name in LEVELS[level] if not os.environ.get(name))
+        terminalreporter.write_line(
+            f'left out: {count} {level} tests, because {unset} are not set (eval "$(make env)")', yellow=True
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and call.when == "call":
+        report.sections += [(name, text) for name, text in _evidence(item)]
+    return report
+
+
+def _evidence(item: pytest.Item) -> Iterator[tuple[str, str]]:
+    for name, value in getattr(item, "funcargs", {}).items():
+        if isinstance(value, Evidence):
+            try:
+                yield f"evidence of {name}", value.evidence()
+            except Exception as exc:  # the report of the failure itself must not be lost
+                yield f"evidence of {name}", f"not available: {exc!r}"
+
+
+def _servers_required() -> bool:
+    return os.environ.get("CI", "").lower() == "true" or "AUTOLABS_REQUIRE_SERVICES" in os.environ
