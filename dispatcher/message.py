@@ -136,6 +136,11 @@ def next_attempt(message: TaskMessage) -> TaskMessage:
     return replace(message, retries=message.retries + 1, eta=None)
 
 
+def is_short_text(value: object) -> bool:
+    """Tell whether a value can be a task id: AMQP's correlation_id holds 255 bytes."""
+    return isinstance(value, str) and value.isprintable() and len(value.encode()) <= 255
+
+
 def _text(headers: Mapping[str, Any], key: str) -> str:
     value = _optional_text(headers, key)
     if not value:
@@ -147,9 +152,9 @@ def _optional_text(headers: Mapping[str, Any], key: str) -> str | None:
     value = headers.get(key)
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > 255 or not value.isprintable():
-        raise MalformedMessage(f"header {key!r} is not a printable text of at most 255 characters")
-    return value
+    if not is_short_text(value):
+        raise MalformedMessage(f"header {key!r} is not a printable text of at most 255 bytes")
+    return str(value)
 
 
 def _time(headers: Mapping[str, Any], key: str) -> datetime | None:
@@ -158,9 +163,12 @@ def _time(headers: Mapping[str, Any], key: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(value)
-    except ValueError as exc:
+        if moment.tzinfo is None:
+            return moment.replace(tzinfo=timezone.utc)
+        # PostgreSQL refuses offsets beyond 16 hours, which Python lets pass.
+        return moment.astimezone(timezone.utc)
+    except (ValueError, OverflowError) as exc:
         raise MalformedMessage(f"header {key!r} is not an ISO 8601 time") from exc
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def _decode_body(

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import json
+import string
+import tracemalloc
+import zlib
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.errors import MalformedMessage
+from dispatcher.message import (
+    MAX_BODY_BYTES,
+    PUBLISHED_AT,
+    TaskMessage,
+    decode,
+    encode,
+    is_short_text,
+    new_task_id,
+    next_attempt,
+    properties,
+)
+from tests.support.factories import make_task, make_wire
+
+printable = st.text(st.characters(codec="utf-8"), min_size=1, max_size=255).filter(is_short_text)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text().filter(lambda key: key != "__type__"), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+moments = st.integers(0, 32 * 10**9 * 10**6).map(
+    lambda us: datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=us)
+)
+tasks = st.builds(
+    TaskMessage,
+    name=printable,
+    id=printable,
+    args=st.lists(json_values, max_size=4),
+    kwargs=st.dictionaries(st.text().filter(lambda key: key != "__type__"), json_values, max_size=4),
+    retries=st.integers(0, 1_000_000),
+    eta=st.none() | moments,
+    expires=st.none() | moments,
+    root_id=printable,
+    parent_id=st.none() | printable,
+    published_at=moments,
+)
+
+
+#: kombu's names of what it calls gzip and bzip2.
+COMPRESSIONS = [(zlib.compress, "application/x-gzip"), (bz2.compress, "application/x-bz2")]
+
+
+def read(body: bytes, headers: dict[str, Any] | None, **changes: Any) -> TaskMessage:
+    return decode(
+        body, headers, **{"content_type": "application/json", "content_encoding": "utf-8", **changes}
+    )
+
+
+@given(tasks)
+def test_decoding_gives_back_what_was_encoded(task: TaskMessage) -> None:
+    assert read(*encode(task)) == task
+
+
+header_values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.text(max_size=300),
+    st.binary(max_size=20),
+    st.datetimes(),
+    st.lists(st.text(max_size=5), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+    st.sampled_from(["application/x-gzip", "application/x-bz2", "2026-01-01T00:00:00+23:59", "0001-01-01"]),
+)
+header_names = st.sampled_from([*encode(make_task())[1], "compression", PUBLISHED_AT]) | st.text(max_size=10)
+bodies = st.one_of(
+    st.binary(max_size=200),
+    json_values.map(lambda value: json.dumps(value).encode()),
+    st.lists(json_values, min_size=3, max_size=3).map(lambda value: json.dumps(value).encode()),
+    st.just(make_wire()[0]),
+)
+
+
+@given(
+    bodies,
+    st.none() | st.dictionaries(header_names, header_values, max_size=12),
+    st.none()
+    | st.sampled_from(["application/json", "application/x-python-serialize", ""])
+    | st.text(max_size=8),
+    st.none()
+    | st.sampled_from(["utf-8", "utf-16", "latin-1", "binary", "base64", "idna", "rot13", "undefined"])
+    | st.text(max_size=8),
+)
+def test_any_delivery_is_a_task_or_malformed(
+    body: bytes, headers: dict[str, Any] | None, content_type: str | None, content_encoding: str | None
+) -> None:
+    whole = make_wire()[1] | (headers or {})
+    for given_headers in (headers, whole):
+        with contextlib.suppress(MalformedMessage):
+            task = decode(body, given_headers, content_type=content_type, content_encoding=content_encoding)
+            encode(next_attempt(task))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", "not JSON"),
+        (b"not json", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"{}", "three-element"),
+        (b"null", "three-element"),
+        (b"[[], {}]", "three-element"),
+        (b"[[], {}, {}, {}]", "three-element"),
+        (b'["ab", {}, {}]', "args must be a list"),
+        (b"[[], [], {}]", "kwargs an object"),
+        (b"[[], null, {}]", "kwargs an object"),
+        (b"[" * 200_000, "not JSON"),
+        (b"[[" + b"9" * 5000 + b"], {}, {}]", "not JSON"),
+        (b'[[], {}, {"chain": [{"task": "x"}]}]', "'chain' is not supported"),
+        (b'[[], {}, {"callbacks": [{"task": "x"}]}]', "'callbacks' is not supported"),
+        (b'[[], {}, {"errbacks": [{"task": "x"}]}]', "'errbacks' is not supported"),
+        (b'[[], {}, {"chord": {"task": "x"}}]', "'chord' is not supported"),
+        (b'[[{"__type__": "wat", "__value__": 1}], {}, {}]', "unknown wrapped type"),
+        (b'[[{"__type__": ["x"], "__value__": 1}], {}, {}]', "unknown wrapped type"),
+        (b'[[{"__type__": "base64", "__value__": "\\u00e9"}], {}, {}]', "not JSON"),
+        (b'[[{"__type__": "base64", "__value__": "/w=="}], {}, {}]', "does not hold text"),
+        (b" " * (MAX_BODY_BYTES + 1), "at most"),
+    ],
+)
+def test_a_malformed_body_says_what_is_wrong(body: bytes, expected: str) -> None:
+    with pytest.raises(MalformedMessage, match=expected):
+        read(body, make_wire()[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("task", None, "'task' is missing"),
+        ("task", "", "'task' is missing"),
+        ("task", 7, "'task' is not a printable text"),
+        ("task", "a\nb", "'task' is not a printable text"),
+        ("id", None, "'id' is missing"),
+        ("id", b"\xff", "'id' is not a printable text"),
+        ("id", "é" * 128, "'id' is not a printable text"),
+        ("retries", "1", "'retries' is not a count"),
+        ("retries", -1, "'retries' is not a count"),
+        ("retries", True, "'retries' is not a count"),
+        ("retries", 2**40, "'retries' is not a count"),
+        ("eta", "tomorrow", "'eta' is not an ISO 8601 time"),
+        ("eta", 17, "'eta' is not a printable text"),
+        ("expires", "x", "'expires' is not an ISO 8601 time"),
+        ("expires", "0001-01-01T00:00:00+12:00", "'expires' is not an ISO 8601 time"),
+        (PUBLISHED_AT, "x", "not an ISO 8601 time"),
+        ("root_id", {}, "'root_id' is not a printable text"),
+        ("compression", "application/zstd", "compression 'application/zstd' is not supported"),
+        ("compression", 3, "compression '3' is not supported"),
+        ("compression", "application/x-gzip", "cannot be decompressed"),
+        ("compression", "application/x-bz2", "cannot be decompressed"),
+    ],
+)
+def test_a_malformed_header_is_named(name: str, value: object, expected: str) -> None:
+    body, headers = make_wire()
+    with pytest.raises(MalformedMessage, match=expected):
+        read(body, {**headers, name: value})
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "application/x-python-serialize", "application/x-yaml", "text/plain"]
+)
+def test_only_json_is_read(content_type: str | None) -> None:
+    with pytest.raises(MalformedMessage, match="refused; only application/json"):
+        read(*make_wire(), content_type=content_type)
+
+
+@pytest.mark.parametrize("headers", [None, {}])
+def test_a_message_without_headers_is_malformed(headers: dict[str, Any] | None) -> None:
+    with pytest.raises(MalformedMessage, match="not a Celery protocol v2"):
+        read(make_wire()[0], headers)
+
+
+def test_null_headers_count_as_absent() -> None:
+    body, headers = make_wire()
+    empty = {name: None for name in headers if name not in ("task", "id")}
+    task = read(body, {**headers, **empty})
+    assert (task.retries, task.eta, task.root_id, task.published_at) == (0, None, None, None)
+
+
+def test_unknown_headers_are_ignored() -> None:
+    body, headers = make_wire()
+    assert read(body, {**headers, "x-new": [1, {"a": None}]}) == read(body, headers)
+
+
+@pytest.mark.parametrize(("compress", "compression"), COMPRESSIONS, ids=["zlib", "bz2"])
+def test_a_compressed_body_is_read(compress: Any, compression: str) -> None:
+    body, headers = make_wire()
+    assert read(compress(body), {**headers, "compression": compression}) == read(body, headers)
+
+
+@pytest.mark.parametrize(("compress", "compression"), COMPRESSIONS, ids=["zlib", "bz2"])
+def test_a_compression_bomb_is_refused_without_unpacking_it(compress: Any, compression: str) -> None:
+    bomb = compress(b" " * (64 * MAX_BODY_BYTES))
+    headers = make_wire()[1] | {"compression": compression}
+    tracemalloc.start()
+    with pytest.raises(MalformedMessage, match="decompressed body has more than"):
+        read(bomb, headers)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * MAX_BODY_BYTES
+
+
+def test_a_gzip_file_is_not_what_kombu_means() -> None:
+    body, headers = make_wire()
+    with pytest.raises(MalformedMessage, match="cannot be decompressed"):
+        read(gzip.compress(body), {**headers, "compression": "application/x-gzip"})
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "plain"),
+    [
+        ({"__type__": "uuid", "__value__": {"hex": "ab" * 16}}, "ab" * 16),
+        ({"__type__": "datetime", "__value__": "2026-01-01T00:00:00"}, "2026-01-01T00:00:00"),
+        ({"__type__": "decimal", "__value__": "1.5"}, "1.5"),
+        ({"__type__": "bytes", "__value__": "text"}, "text"),
+        ({"__type__": "base64", "__value__": "dGV4dA=="}, "text"),
+    ],
+)
+def test_values_that_kombu_wraps_come_out_plain(wrapped: dict[str, Any], plain: str) -> None:
+    body = json.dumps([[wrapped], {"x": wrapped}, None]).encode()
+    task = read(body, make_wire()[1])
+    assert (task.args, task.kwargs) == ([plain], {"x": plain})
+
+
+@pytest.mark.parametrize("text", ["2026-01-01T12:00:00", "2026-01-01T12:00:00Z", "2026-01-02T08:00:00+20:00"])
+def test_times_are_utc_whatever_the_producer_wrote(text: str) -> None:
+    # PostgreSQL refuses offsets beyond 16 hours, so the ledger must not get them.
+    body, headers = make_wire()
+    task = read(body, {**headers, "eta": text, PUBLISHED_AT: text})
+    assert task.eta == task.published_at == datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+    assert task.published_at is not None
+    assert task.published_at.utcoffset() == timedelta(0)
+
+
+def test_a_retry_keeps_the_id_and_counts() -> None:
+    task = make_task(retries=2, eta=datetime.now(timezone.utc))
+    again = next_attempt(task)
+    assert (again.id, again.kwargs, again.retries, again.eta) == (task.id, task.kwargs, 3, None)
+
+
+def test_task_ids_are_unique_uuids() -> None:
+    ids = {new_task_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(i) == 36 and set(i) <= set(string.hexdigits + "-") for i in ids)
+
+
+def test_properties_make_the_message_survive_a_restart() -> None:
+    task = make_task()
+    made = properties(task, {"a": 1})
+    assert (made["delivery_mode"], made["correlation_id"], made["headers"]) == (2, task.id, {"a": 1})
+    assert (made["content_type"], made["content_encoding"]) == ("application/json", "utf-8")
+
+
+def test_long_arguments_are_shortened_in_the_headers_only() -> None:
+    task = make_task(args=["x" * 5000], kwargs={"y": "z" * 5000})
+    body, headers = encode(task)
+    assert len(headers["argsrepr"]) <= 1024
+    assert len(headers["kwargsrepr"]) <= 1024
+    assert read(body, headers).args == ["x" * 5000]
