@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from dispatcher import message, tasks
+from dispatcher.errors import InvalidTask
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings, read_settings
 
@@ -44,7 +45,8 @@ class Dispatcher:
             lab_id=lab_id,
             student_id=student_id,
             docker_image=docker_image,
-            resources={} if resources is None else dict(resources),
+            # What is no mapping goes on as it is, to be refused by name.
+            resources=dict(resources or {}) if isinstance(resources, Mapping | None) else resources,
             network_isolated=network_isolated,
         )
         return self._publish(payload, task_id)
@@ -88,6 +90,8 @@ class Dispatcher:
         self.close()
 
     def _publish(self, payload: tasks.Payload, task_id: str | None) -> str:
+        if task_id is not None and not (task_id and message.is_short_text(task_id)):
+            raise InvalidTask("task_id", f"{task_id!r:.80} must be a printable text of 1 to 255 bytes")
         task = message.TaskMessage(
             name=payload.task_name,
             id=task_id or message.new_task_id(),

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dispatcher
+from dispatcher import InvalidTask
+from dispatcher.tasks import (
+    CLEANUP_TIMEOUT_LABS,
+    CREATE_LAB_POD,
+    DELETE_LAB_POD,
+    PAYLOADS,
+    ROUTING_KEYS,
+    CleanupTimeoutLabs,
+    DeleteLabPod,
+    parse_payload,
+    payload_kwargs,
+)
+from dispatcher.topology import BINDINGS, queue_for
+from tests.support.factories import IMAGE, create_kwargs, make_payload
+
+DIGEST = "sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lab_instance_id": 1},
+        {"lab_instance_id": 2**63 - 1},
+        {"docker_image": "python"},
+        {"docker_image": "python:3.12-slim"},
+        {"docker_image": "localhost:5000/a/b_c/d--e:v1"},
+        {"docker_image": f"registry.example/x@{DIGEST}"},
+        {"docker_image": f"x:1@{DIGEST}"},
+        {"resources": {}},
+        {"resources": {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"}},
+        {"resources": {"cpu": "0.5"}},
+        {"resources": {"cpu": "2"}},
+        {"resources": {"memory": "1G"}},
+        {"resources": None},
+        {"network_isolated": False},
+    ],
+    ids=repr,
+)
+def test_a_valid_create_is_accepted(changes: dict[str, Any]) -> None:
+    payload = parse_payload(CREATE_LAB_POD, (), create_kwargs(**changes))
+    assert parse_payload(CREATE_LAB_POD, (), payload_kwargs(payload)) == payload
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "allowed"),
+    [
+        ({"lab_instance_id": 0}, "lab_instance_id", "an integer from 1"),
+        ({"lab_instance_id": -1}, "lab_instance_id", "an integer from 1"),
+        ({"lab_instance_id": 2**63}, "lab_instance_id", "an integer from 1 to 9223372036854775807"),
+        ({"lab_instance_id": "12345"}, "lab_instance_id", "'12345' is not allowed"),
+        ({"lab_instance_id": True}, "lab_instance_id", "True is not allowed"),
+        ({"lab_instance_id": 1.0}, "lab_instance_id", "an integer"),
+        ({"lab_instance_id": None}, "lab_instance_id", "an integer"),
+        ({"lab_id": None}, "lab_id", "an integer"),
+        ({"student_id": [1]}, "student_id", "an integer"),
+        ({"docker_image": ""}, "docker_image", "an image reference"),
+        ({"docker_image": 5}, "docker_image", "an image reference"),
+        ({"docker_image": "Upper/Case"}, "docker_image", "an image reference"),
+        ({"docker_image": "a b"}, "docker_image", "an image reference"),
+        ({"docker_image": "x\n"}, "docker_image", "an image reference"),
+        ({"docker_image": "http://host/x"}, "docker_image", "an image reference"),
+        ({"docker_image": "x@sha256:abc"}, "docker_image", "an image reference"),
+        ({"docker_image": "x:" + "t" * 129}, "docker_image", "an image reference"),
+        ({"docker_image": "a/" * 300 + "x"}, "docker_image", "..."),
+        ({"docker_image": "${student_id}"}, "docker_image", "an image reference"),
+        ({"resources": ["cpu"]}, "resources", "a mapping"),
+        ({"resources": "500m"}, "resources", "a mapping"),
+        ({"resources": {"gpu": "1"}}, "resources.'gpu'", "allowed are cpu, memory, storage"),
+        ({"resources": {"cpu": "0"}}, "resources.cpu", '"500m" or "2"'),
+        ({"resources": {"cpu": "0m"}}, "resources.cpu", "quantity"),
+        ({"resources": {"cpu": "-1"}}, "resources.cpu", "quantity"),
+        ({"resources": {"cpu": 1}}, "resources.cpu", "quantity"),
+        ({"resources": {"cpu": "1e3"}}, "resources.cpu", "quantity"),
+        ({"resources": {"cpu": "0.0001"}}, "resources.cpu", "quantity"),
+        ({"resources": {"memory": "512MB"}}, "resources.memory", '"512Mi" or "2Gi"'),
+        ({"resources": {"memory": "0Mi"}}, "resources.memory", "quantity"),
+        ({"resources": {"storage": "1 Gi"}}, "resources.storage", '"1Gi"'),
+        ({"resources": {"memory": "512m"}}, "resources.memory", "quantity"),
+        ({"network_isolated": 1}, "network_isolated", "true or false"),
+        ({"network_isolated": "yes"}, "network_isolated", "true or false"),
+        ({"network_isolated": None}, "network_isolated", "true or false"),
+    ],
+    ids=repr,
+)
+def test_an_unacceptable_create_names_the_field_and_what_is_allowed(
+    changes: dict[str, Any], field: str, allowed: str
+) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        parse_payload(CREATE_LAB_POD, (), create_kwargs(**changes))
+    assert caught.value.field == field
+    assert allowed in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "allowed"),
+    [
+        ({"lab_instance_id": "x"}, "lab_instance_id", "an integer"),
+        ({"k8s_pod_name": ""}, "k8s_pod_name", "at most 63"),
+        ({"k8s_pod_name": "a" * 64}, "k8s_pod_name", "at most 63"),
+        ({"k8s_pod_name": "../x"}, "k8s_pod_name", "at most 63"),
+        ({"k8s_pod_name": "Lab"}, "k8s_pod_name", "[a-z0-9-]"),
+        ({"k8s_pod_name": 1}, "k8s_pod_name", "at most 63"),
+        ({"force": "true"}, "force", "true or false"),
+        ({"grace": 1}, "'grace'", "allowed are lab_instance_id, k8s_pod_name, force"),
+    ],
+    ids=repr,
+)
+def test_an_unacceptable_delete_names_the_field_and_what_is_allowed(
+    changes: dict[str, Any], field: str, allowed: str
+) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        parse_payload(DELETE_LAB_POD, (), {"lab_instance_id": 1, **changes})
+    assert caught.value.field == field
+    assert allowed in str(caught.value)
+
+
+def test_arguments_may_come_by_position() -> None:
+    assert parse_payload(CREATE_LAB_POD, [12345, 7, 42, IMAGE]) == make_payload()
+    assert parse_payload(DELETE_LAB_POD, [5, "pod", True]) == DeleteLabPod(
+        lab_instance_id=5, k8s_pod_name="pod", force=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs", "field", "expected"),
+    [
+        (CREATE_LAB_POD, [], {}, "lab_instance_id", "is missing"),
+        (CREATE_LAB_POD, [1, 2], {}, "student_id", "needs lab_instance_id, lab_id, student_id, docker_image"),
+        (CREATE_LAB_POD, [1], create_kwargs(), "lab_instance_id", "given twice"),
+        (CREATE_LAB_POD, list(range(9)), {}, "args", "9 positional arguments; allowed are 6"),
+        (CLEANUP_TIMEOUT_LABS, [], {"x": 1}, "'x'", "allowed are none"),
+        (CLEANUP_TIMEOUT_LABS, [1], {}, "args", "allowed are 0"),
+        ("celery_workers.nope", [], {}, "task", "allowed are celery_workers.create_lab_pod"),
+        ("", [], {}, "task", "is unknown"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    name: str, args: list[Any], kwargs: dict[str, Any], field: str, expected: str
+) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        parse_payload(name, args, kwargs)
+    assert caught.value.field == field
+    assert expected in str(caught.value)
+
+
+@given(
+    st.sampled_from([*PAYLOADS, "x"]),
+    st.lists(st.none() | st.integers() | st.text() | st.lists(st.integers()), max_size=7),
+    st.dictionaries(st.sampled_from([*create_kwargs(), "force", "x"]), st.none() | st.integers() | st.text()),
+)
+def test_any_arguments_are_a_payload_or_invalid(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    with contextlib.suppress(InvalidTask):
+        assert parse_payload(name, args, kwargs).task_name == name
+
+
+def test_cleanup_takes_no_arguments() -> None:
+    assert parse_payload(CLEANUP_TIMEOUT_LABS) == CleanupTimeoutLabs()
+
+
+def test_invalid_task_is_a_value_error_for_the_backend() -> None:
+    assert issubclass(InvalidTask, ValueError)
+    assert issubclass(InvalidTask, dispatcher.DispatcherError)
+
+
+@pytest.mark.parametrize(
+    ("resources", "field"), [([], "resources"), ("x", "resources"), ({"cpu": 2}, "resources.cpu")]
+)
+def test_create_lab_refuses_bad_resources_before_anything_is_published(resources: Any, field: str) -> None:
+    client = dispatcher.Dispatcher("amqp://nobody@127.0.0.1:1/")
+    with pytest.raises(InvalidTask) as caught:
+        client.create_lab(**create_kwargs(resources=resources))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("task_id", ["", "x" * 256, "a\nb", 7])
+def test_a_task_id_that_a_container_would_refuse_is_refused_here(task_id: Any) -> None:
+    client = dispatcher.Dispatcher("amqp://nobody@127.0.0.1:1/")
+    with pytest.raises(InvalidTask) as caught:
+        client.delete_lab(lab_instance_id=1, task_id=task_id)
+    assert caught.value.field == "task_id"
+
+
+def test_every_task_is_routed_to_the_queue_of_its_priority() -> None:
+    by_queue = {name.rpartition(".")[2]: queue_for(key) for name, key in ROUTING_KEYS.items()}
+    assert by_queue == {
+        "create_lab_pod": "celery.lab_operations",
+        "delete_lab_pod": "celery.lab_operations.high",
+        "scale_lab_resources": "celery.lab_operations.high",
+        "health_check_pods": "celery.lab_operations.high",
+        "cleanup_timeout_labs": "celery.cleanup",
+        "sync_lab_status": "celery.cleanup",
+    }
+    assert sorted(key for keys in BINDINGS.values() for key in keys) == sorted(ROUTING_KEYS.values())
