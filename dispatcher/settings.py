@@ -36,9 +36,10 @@ class Environment:
         path = Path(named) if named else self._secrets_dir / name
         try:
             return path.read_text(encoding="utf-8").strip() or None
-        except OSError as exc:
+        except (OSError, UnicodeDecodeError) as exc:
             if named:
-                self.problems.append(f"{name}_FILE: cannot read {named} ({exc.strerror})")
+                reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+                self.problems.append(f"{name}_FILE: cannot read {named} ({reason})")
             return None
 
     def text(self, name: str, default: str) -> str:
@@ -51,8 +52,7 @@ class Environment:
         if value is None:
             self.problems.append(f"{name}: not set (or {name}_FILE, or {self._secrets_dir}/{name})")
             return ""
-        parts = urlsplit(value)
-        if parts.scheme not in schemes or not parts.hostname:
+        if not _is_url(value, schemes):
             self.problems.append(f"{name}: must look like {' or '.join(schemes)}://host…")
         return value
 
@@ -67,7 +67,15 @@ class Environment:
             value = float("nan")
         if not minimum <= value <= maximum:
             self.problems.append(f"{name}: {raw!r} is not a number from {minimum:g} to {maximum:g}")
+            return default
         return value
+
+    def count(self, name: str, default: int, *, minimum: int, maximum: int) -> int:
+        """Return an integer within [minimum, maximum]."""
+        value = self.number(name, default, minimum=minimum, maximum=maximum)
+        if value != int(value):
+            self.problems.append(f"{name}: {value:g} is not an integer")
+        return int(value)
 
     def flag(self, name: str, *, default: bool) -> bool:
         """Return true or false."""
@@ -82,6 +90,15 @@ class Environment:
         """Raise InvalidSettings if anything looked up so far was wrong."""
         if self.problems:
             raise InvalidSettings(self.problems)
+
+
+def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(value)
+        # An invalid port is found only when asked for.
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def read_settings(environ: Mapping[str, str], build: Callable[[Environment], T]) -> T:

@@ -48,7 +48,7 @@ class RetrySettings:
     def from_environment(cls, env: Environment) -> RetrySettings:
         """Read the four CELERY_TASK_* settings of the specification."""
         return cls(
-            max_retries=int(env.number("CELERY_TASK_MAX_RETRIES", 3, minimum=0, maximum=20)),
+            max_retries=env.count("CELERY_TASK_MAX_RETRIES", 3, minimum=0, maximum=20),
             delay_s=env.number("CELERY_TASK_RETRY_DELAY", 5, minimum=0.1, maximum=600),
             backoff=env.number("CELERY_TASK_RETRY_BACKOFF", 2, minimum=1, maximum=10),
             jitter=env.flag("CELERY_TASK_RETRY_JITTER", default=True),
@@ -93,7 +93,7 @@ class JobSettings:
             retry=RetrySettings.from_environment(env),
             queue=queue,
             claim_wait_s=env.number("CLAIM_WAIT_S", 8, minimum=0, maximum=3600),
-            ready_port=int(env.number("READY_PORT", 8081, minimum=1, maximum=65535)),
+            ready_port=env.count("READY_PORT", 8081, minimum=1, maximum=65535),
             namespace=env.text("LAB_NAMESPACE", "labs"),
             kubeconfig_object=env.find("KUBECONFIG_OBJECT") or "",
             pod_name=env.find("POD_NAME"),

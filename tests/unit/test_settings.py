@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispatcher import BrokerSettings, InvalidSettings
+from dispatcher.settings import Environment, read_settings
+from jobs.settings import JobSettings
+
+VALID = {
+    "AMQP_URL": "amqp://user:amqp-secret@host:5672/vhost",
+    "DATABASE_URL": "postgresql://user:db-secret@host/db",
+    "S3_ENDPOINT": "http://host:9000/",
+    "S3_ACCESS_KEY": "access-secret",
+    "S3_SECRET_KEY": "key-secret",
+}
+
+
+def read_job(**changes: str) -> JobSettings:
+    return read_settings({**VALID, **changes}, JobSettings.from_environment)
+
+
+def problems_of(environ: dict[str, str], build: Any = JobSettings.from_environment) -> list[str]:
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(environ, build)
+    return caught.value.problems
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    settings = read_job()
+    assert (settings.queue, settings.namespace, settings.ready_port) == (
+        "celery.lab_operations",
+        "labs",
+        8081,
+    )
+    retry = settings.retry
+    assert (retry.max_retries, retry.delay_s, retry.backoff, retry.jitter) == (3, 5, 2, True)
+    assert settings.store.endpoint == "http://host:9000"
+    assert settings.store.bucket == "autolabs-configs"
+
+
+def test_one_error_lists_everything_that_is_missing() -> None:
+    named = {problem.partition(":")[0] for problem in problems_of({})}
+    assert named == set(VALID)
+
+
+def test_one_error_lists_everything_that_is_wrong() -> None:
+    wrong = {
+        "AMQP_URL": "http://host",
+        "DATABASE_URL": "mysql://host/db",
+        "S3_ENDPOINT": "host:9000",
+        "S3_ACCESS_KEY": "",
+        "AUTOLABS_QUEUE": "celery.nope",
+        "LOG_LEVEL": "LOUD",
+        "CLAIM_WAIT_S": "soon",
+        "READY_PORT": "http",
+        "CELERY_TASK_MAX_RETRIES": "-1",
+        "CELERY_TASK_RETRY_DELAY": "nan",
+        "CELERY_TASK_RETRY_BACKOFF": "inf",
+        "CELERY_TASK_RETRY_JITTER": "perhaps",
+        "AMQP_PUBLISH_TIMEOUT_S": "0",
+    }
+    problems = problems_of({**VALID, **wrong})
+    assert sorted(problem.partition(":")[0] for problem in problems) == sorted(wrong)
+
+
+@pytest.mark.parametrize("name", ["READY_PORT", "CELERY_TASK_MAX_RETRIES"])
+@pytest.mark.parametrize("value", ["abc", "nan", "inf", "-inf", "1e99", "2.5"])
+def test_a_count_that_is_no_count_is_a_problem_and_no_crash(name: str, value: str) -> None:
+    assert [p.partition(":")[0] for p in problems_of({**VALID, name: value})] == [name]
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://host:port/", "amqp://[::1/", "amqp://host:99999/", "amqp:///vhost", "host", "amqp://"]
+)
+def test_a_url_that_cannot_be_used_is_a_problem_and_is_not_echoed(url: str) -> None:
+    secret = url.replace("amqp://", "amqp://user:amqp-secret@")
+    for value in (url, secret):
+        problems = problems_of({"AMQP_URL": value}, BrokerSettings.from_environment)
+        assert [p.partition(":")[0] for p in problems] == ["AMQP_URL"]
+        assert "secret" not in str(problems)
+
+
+def test_no_secret_is_in_a_repr() -> None:
+    settings = read_job()
+    assert "secret" not in repr(settings)
+    assert settings.broker.url == VALID["AMQP_URL"]
+
+
+def test_sqlalchemys_form_of_the_database_url_is_accepted() -> None:
+    assert read_job(DATABASE_URL="postgresql+psycopg2://u@h/d").database_url == "postgresql://u@h/d"
+
+
+def test_a_setting_can_be_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("amqp://from-file/\n")
+    settings = read_settings({"AMQP_URL_FILE": str(tmp_path / "url")}, BrokerSettings.from_environment)
+    assert settings.url == "amqp://from-file/"
+
+
+def test_a_named_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    problems = problems_of({"AMQP_URL_FILE": missing}, BrokerSettings.from_environment)
+    assert f"AMQP_URL_FILE: cannot read {missing} (No such file or directory)" in problems
+
+
+def test_a_file_that_is_no_text_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "binary"
+    path.write_bytes(b"\xff\xfe\x00")
+    problems = problems_of({"AMQP_URL_FILE": str(path)}, BrokerSettings.from_environment)
+    assert problems[0].startswith(f"AMQP_URL_FILE: cannot read {path}")
+
+
+def test_the_variable_wins_over_the_file_and_the_file_over_the_mounted_secret(tmp_path: Path) -> None:
+    (tmp_path / "NAME").write_text("mounted")
+    (tmp_path / "named").write_text("named")
+    environ = {"NAME_FILE": str(tmp_path / "named"), "NAME": "direct"}
+    assert Environment(environ, tmp_path).find("NAME") == "direct"
+    del environ["NAME"]
+    assert Environment(environ, tmp_path).find("NAME") == "named"
+    assert Environment({}, tmp_path).find("NAME") == "mounted"
+    assert Environment({"NAME": "  "}, tmp_path / "nowhere").find("NAME") is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("False", False), ("0", False)])
+def test_a_flag_is_read(text: str, value: bool) -> None:
+    assert read_job(CELERY_TASK_RETRY_JITTER=text).retry.jitter is value
