@@ -1,0 +1,1 @@
+"""KEDA manifests as data: ScaledJobs that spawn one container per message."""

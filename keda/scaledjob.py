@@ -1,0 +1,72 @@
+"""One ScaledJob per queue: one Kubernetes Job, with one container, for each message.
+
+KEDA 2.20.2 or newer. The amqp scaler counts messages that are ready. `accurate` with the condition
+Ready subtracts from them the Jobs whose container holds no message yet, so that each message gets
+one Job and no Job finds the queue empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keda import authentication
+from keda.podspec import make_labels, make_pod_template
+from keda.profiles import WORST_CASE_S, Profile
+
+
+def make_scaled_job(profile: Profile, *, namespace: str, image: str) -> dict[str, Any]:
+    """Return the ScaledJob of one queue."""
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledJob",
+        "metadata": {"name": profile.name, "namespace": namespace, "labels": make_labels(profile)},
+        "spec": {
+            # A look is one passive declare, and half an interval is what a message waits for it.
+            "pollingInterval": 1,
+            "minReplicaCount": profile.spares,
+            "maxReplicaCount": profile.max_replicas,
+            # Enough for the logs of a class to be read; the TTL below ends them too.
+            "successfulJobsHistoryLimit": 100,
+            "failedJobsHistoryLimit": 20,
+            # Or a new image would end every Job that is at work.
+            "rollout": {"strategy": "gradual"},
+            "scalingStrategy": {"strategy": "accurate", "pendingPodConditions": ["Ready"]},
+            "jobTargetRef": _make_job_spec(profile, image),
+            "triggers": [
+                {
+                    "type": "rabbitmq",
+                    "metadata": {
+                        "protocol": "amqp",
+                        "queueName": profile.queue,
+                        "mode": "QueueLength",
+                        # The default is 20 messages for one Job.
+                        "value": "1",
+                    },
+                    "authenticationRef": {"name": authentication.NAME},
+                }
+            ],
+        },
+    }
+
+
+def _make_job_spec(profile: Profile, image: str) -> dict[str, Any]:
+    return {
+        "parallelism": 1,
+        "completions": 1,
+        # The broker alone delivers again; a second retrier would double the work.
+        "backoffLimit": 0,
+        # Above waiting and working together, below RabbitMQ's consumer timeout of 30 minutes.
+        "activeDeadlineSeconds": profile.claim_wait_s + WORST_CASE_S,
+        "ttlSecondsAfterFinished": 3600,
+        # A drained node is no failure; the replacement takes the message that came back.
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "Ignore",
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                }
+            ]
+        },
+        "podReplacementPolicy": "Failed",
+        "template": make_pod_template(profile, image=image),
+    }
