@@ -9,6 +9,7 @@ from jobs.context import TaskContext
 from jobs.errors import Category, JobError, TransientError
 from jobs.lab_objects import LabGone
 from jobs.manifests import LabManifests, make_lab_manifests
+from jobs.reachability import wait_answers
 from jobs.steps import mark
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,11 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
         return
     mark(context.record, "ready")
     cluster_ip = service["spec"]["clusterIP"]
+    if wait_answers(cluster_ip, settings.port):
+        mark(context.record, "answers")
+    else:
+        extra = {"action": "not_answering", "service": cluster_ip}
+        logger.warning("service does not answer yet, though its pod is Ready", extra=extra)
     url = settings.connection_url.format(
         cluster_ip=f"[{cluster_ip}]" if ":" in cluster_ip else cluster_ip,
         service=_name(manifests),

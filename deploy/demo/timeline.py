@@ -87,6 +87,7 @@ _STEP_NAMES = {
     "rendered": "templates filled in",
     "applied": "objects applied",
     "ready": "pod Ready",
+    "answers": "Service answers",
     "stop_requested": "tombstone set",
     "gone": "objects gone",
 }
