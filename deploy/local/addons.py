@@ -41,15 +41,10 @@ def apply(layout: Layout, images: list[Image]) -> None:
             images={image.name.rpartition(":")[0]: image.name for image in images},
             patches=[keda_patch()],
         )
-        apply_folder(layout, folder)
-
-
-def apply_folder(layout: Layout, folder: Path) -> None:
-    kubectl(
-        layout,
-        *("apply", "--server-side", "--force-conflicts", "--field-manager=autolabs-local"),
-        *("--kustomize", str(folder)),
-    )
+        # Another manager than our own part's: both apply the namespace `messaging`.
+        manager = "--field-manager=autolabs-addons"
+        words = ("apply", "--server-side", "--force-conflicts", manager, "--kustomize", str(folder))
+        kubectl(layout, *words)
 
 
 def secrets(made: Credentials, pki: Path) -> list[dict[str, Any]]:

@@ -21,18 +21,32 @@ deb http://deb.debian.org/debian trixie main
 deb http://deb.debian.org/debian trixie-updates main
 deb http://deb.debian.org/debian-security trixie-security main
 """
+#: As in Docker's Debian images: apt keeps neither packages nor its 100 MB of caches in a layer.
+APT_CLEAN = """\
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };
+APT::Update::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+Acquire::Languages "none";
+"""
+DPKG_SLIM = """\
+path-exclude /usr/share/doc/*
+path-exclude /usr/share/man/*
+path-exclude /usr/share/locale/*
+"""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as Docker's base images
 HOST_CA = "/etc/ssl/certs/ca-certificates.crt"
 MOUNTED_CA = "/run/host-ca.crt"
 
 
 def base_key() -> str:
-    return fingerprint.of_parts([SUITE, MIRROR, SOURCES])
+    return fingerprint.of_parts([SUITE, MIRROR, SOURCES, APT_CLEAN, DPKG_SLIM, PATH])
 
 
 def ensure_base(layout: Layout) -> None:
     """Have debian:trixie-slim in the store, made by debootstrap once per cache."""
-    if _has(layout, BASE):
+    keyed = f"localhost/debian-{SUITE}:{base_key()}"  # BASE alone could be an older one
+    if _has(layout, keyed):
         return
     archive = layout.cache / "images" / f"debian-{SUITE}-{base_key()}.tar"
     if not archive.exists():
@@ -42,6 +56,7 @@ def ensure_base(layout: Layout) -> None:
     _buildah(layout, "add", container, str(archive), "/")
     _buildah(layout, "config", "--cmd", "bash", "--env", f"PATH={PATH}", container)
     _buildah(layout, "commit", "--rm", container, BASE)
+    _buildah(layout, "tag", BASE, keyed)
 
 
 def _debootstrap(layout: Layout, archive: Path) -> None:
@@ -54,9 +69,13 @@ def _debootstrap(layout: Layout, archive: Path) -> None:
         timeout_s=1200,
     )
     (root / "etc/apt/sources.list").write_text(SOURCES)
-    for heavy in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt/archives"):
+    (root / "etc/apt/apt.conf.d/docker-clean").write_text(APT_CLEAN)
+    (root / "etc/dpkg/dpkg.cfg.d/slim").write_text(DPKG_SLIM)
+    for heavy in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt"):
         shutil.rmtree(root / heavy, ignore_errors=True)
-    (root / "var/cache/apt/archives/partial").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(root / "var/lib/apt/lists", ignore_errors=True)
+    for folder in ("var/cache/apt/archives/partial", "var/lib/apt/lists/partial"):
+        (root / folder).mkdir(parents=True)
     temporary = archive.with_suffix(".tmp")
     run(["tar", "-C", root, "-cf", temporary, "--numeric-owner", "."], timeout_s=300)
     temporary.replace(archive)

@@ -55,10 +55,20 @@ def write_kustomization(
         "resources": [os.path.relpath(folder.resolve(), home.resolve()) for folder in folders]
         + ([objects_file.name] if objects else []),
         "images": [
-            {"name": old, **dict(zip(("newName", "newTag"), new.rsplit(":", 1), strict=True))}
-            for old, new in images.items()
+            {"name": old, **image_override(new)} for old, new in images.items()
         ],
         "patches": patches or [],
     }
     (home / "kustomization.yaml").write_text(json.dumps(content, indent=1))
     return home
+
+
+def image_override(image: str) -> dict[str, str]:
+    """Split an image as kustomize wants it; a registry's port is no tag."""
+    if "@" in image:
+        name, _, digest = image.partition("@")
+        return {"newName": name, "digest": digest}
+    name, colon, tag = image.rpartition(":")
+    if not colon or "/" in tag:
+        return {"newName": image, "newTag": "latest"}
+    return {"newName": name, "newTag": tag}

@@ -52,7 +52,7 @@ def apply(layout: Layout, target: Target) -> None:
             images={JOB_IMAGE: target.job_image},
         )
         _remove_outdated_setup(target)
-        target.kubectl(*APPLY, "--kustomize", str(generated))
+        _apply_base(target, generated)
         _wait_for_setup(target)
     if not (layout.checkout / "keda" / "__main__.py").exists():
         note("no package keda in the checkout: the ScaledJobs are left out")
@@ -60,6 +60,17 @@ def apply(layout: Layout, target: Target) -> None:
     with step("Apply the ScaledJobs", "1 s"):
         rendered = render_scaled_jobs(layout, target.job_image)
         target.kubectl(*APPLY, "--filename", "-", stdin=rendered)
+
+
+def _apply_base(target: Target, folder: Path) -> None:
+    try:
+        target.kubectl(*APPLY, "--kustomize", str(folder))
+    except CommandError as exc:
+        if "field is immutable" not in exc.output:
+            raise
+        # The setup Job of another checkout, with the same image but other steps.
+        target.kubectl("delete", "job", SETUP, "--namespace", NAMESPACE, "--cascade=foreground")
+        target.kubectl(*APPLY, "--kustomize", str(folder))
 
 
 def source(layout: Layout) -> Path | None:
