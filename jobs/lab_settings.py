@@ -73,8 +73,8 @@ def parse_settings(name: str, content: bytes) -> LabSettings:
     """Return the settings, or raise PermanentError naming the key that is wrong."""
     document = parse_documents(name, content)[0]
     known = {f.name: f for f in fields(LabSettings)}
-    if unknown := sorted(set(document) - set(known)):
-        raise template_error(name, f"has unknown {', '.join(map(str, unknown))}")
+    if unknown := sorted(map(str, set(document) - set(known))):
+        raise template_error(name, f"has unknown {', '.join(unknown)}")
     problems = [f"{key}: {problem}" for key, value in document.items() if (problem := _problem(key, value))]
     if "allowed_images" not in document:
         problems.append("allowed_images: missing")
@@ -87,8 +87,10 @@ def _problem(key: str, value: Any) -> str | None:
     if key in ("default_resources", "max_resources"):
         if not isinstance(value, dict) or set(value) != set(RESOURCES):
             return f"must have exactly {', '.join(RESOURCES)}"
+        if not all(isinstance(v, str) for v in value.values()):
+            return 'quantities must be text, such as "2"'
         try:
-            return None if all(parse_quantity(str(v)) > 0 for v in value.values()) else "must be > 0"
+            return None if all(parse_quantity(v) > 0 for v in value.values()) else "must be > 0"
         except ValueError as exc:
             return str(exc)
     if key == "allowed_images":
@@ -106,7 +108,9 @@ def _problem(key: str, value: Any) -> str | None:
 def _url_problem(value: Any) -> str | None:
     names = {"cluster_ip", "service", "namespace", "port", "lab_instance_id"}
     try:
-        str(value).format(**dict.fromkeys(names, "x"))
-    except (KeyError, IndexError, ValueError) as exc:
+        if not isinstance(value, str):
+            raise TypeError("it must be text")
+        value.format(**dict.fromkeys(names, "x"))
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as exc:
         return f"allowed placeholders are {', '.join(sorted(names))} ({exc!r})"
     return None

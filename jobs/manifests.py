@@ -101,6 +101,8 @@ def _restrict_to_lab(by_kind: dict[str, Manifest], payload: CreateLabPod) -> Non
 
 def _identify(document: Manifest, name: str, namespace: str, payload: CreateLabPod) -> None:
     metadata = document.setdefault("metadata", {})
+    if not isinstance(metadata, dict):
+        raise template_error(POD_TEMPLATE, "or the policy has a metadata that is no mapping")
     labels = naming.lab_labels(payload.lab_instance_id, payload.lab_id, payload.student_id)
     metadata["name"] = name
     metadata["namespace"] = namespace
@@ -110,4 +112,8 @@ def _identify(document: Manifest, name: str, namespace: str, payload: CreateLabP
 
 
 def _hash(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        text = json.dumps(document, sort_keys=True)
+    except TypeError as exc:  # YAML knows dates and binary data
+        raise template_error(POD_TEMPLATE, f"or the policy cannot be JSON: {exc}") from exc
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 _SUFFIXES: dict[str, Fraction | int] = {
+    "": 1,
     "m": Fraction(1, 1000),
     "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
@@ -13,11 +15,10 @@ _SUFFIXES: dict[str, Fraction | int] = {
 
 def parse_quantity(text: str) -> Fraction:
     """Return the value in cores or bytes. Raises ValueError for anything else."""
-    number = text.rstrip("mkMGTKi")
-    suffix = text[len(number) :]
-    if suffix and suffix not in _SUFFIXES:
-        raise ValueError(f"unknown quantity suffix {suffix!r}")
-    return Fraction(number) * Fraction(_SUFFIXES.get(suffix, 1))
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(\D*)", text)
+    if match is None or match[2] not in _SUFFIXES:
+        raise ValueError(f"{text!r} is not a quantity such as 500m, 2 or 1Gi")
+    return Fraction(match[1]) * _SUFFIXES[match[2]]
 
 
 def share_of_cpu(limit: str, ratio: float) -> str:
