@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -38,6 +39,9 @@ _formatter = JsonFormatter()
 
 def configure(level: str) -> None:
     """Send all logging to standard output; pika's own chatter only from WARNING on."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Without a locale it may be ASCII; what UTF-8 cannot say comes out as a JSON escape.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
