@@ -24,13 +24,13 @@ def through_blips(call: Callable[[], T], *, on: tuple[type[Exception], ...], wit
         before_sleep_log,
         retry_if_exception_type,
         stop_before_delay,
-        wait_exponential_jitter,
+        wait_random_exponential,
     )
 
     retrying = Retrying(
         retry=retry_if_exception_type(on),
         stop=stop_before_delay(within_s),
-        wait=wait_exponential_jitter(initial=0.1, max=2),
+        wait=wait_random_exponential(multiplier=0.2, max=2),
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )
