@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from jobs.cluster_access import ClusterAccess
+from jobs.errors import Category, PermanentError
 from jobs.retry import through_blips
 
 FIELD_MANAGER = "autolabs-jobs"
@@ -42,9 +43,17 @@ class Cluster:
     """Calls to the API server; paths are those of the API reference."""
 
     def __init__(self, access: ClusterAccess) -> None:
-        context = ssl.create_default_context(cadata=access.ca_pem)
-        if access.client_pem_file:
-            context.load_cert_chain(access.client_pem_file)
+        try:
+            context = ssl.create_default_context(cadata=access.ca_pem)
+            if access.client_pem_file:
+                context.load_cert_chain(access.client_pem_file)
+        except ssl.SSLError as exc:
+            raise PermanentError(
+                Category.PERMANENT_PERMISSION_ERROR,
+                "The platform's certificates for the cluster cannot be used; the administrator must"
+                " correct its access.",
+                evidence=str(exc),
+            ) from exc
         self._access = access
         self._pool = urllib3.PoolManager(
             ssl_context=context,

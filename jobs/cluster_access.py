@@ -95,7 +95,9 @@ def _access(cluster: dict[str, Any], user: dict[str, Any]) -> ClusterAccess:
         raise ValueError("server must be an https URL")
     ca_pem = _decoded(cluster["certificate-authority-data"])
     if "token" in user:
-        return ClusterAccess(cluster["server"].rstrip("/"), ca_pem, token=user["token"])
+        if not str(user["token"]).isprintable() or not user["token"]:
+            raise ValueError("token is not a printable text")
+        return ClusterAccess(cluster["server"].rstrip("/"), ca_pem, token=str(user["token"]))
     pem = _decoded(user["client-certificate-data"]) + "\n" + _decoded(user["client-key-data"])
     descriptor, path = tempfile.mkstemp(suffix=".pem")  # mode 0600
     with os.fdopen(descriptor, "w") as file:
