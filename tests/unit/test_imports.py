@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: Package -> those of ours that it may import.
+DIRECTIONS = {
+    "dispatcher": {"dispatcher"},
+    "jobs": {"jobs", "dispatcher"},
+    "keda": {"keda", "dispatcher"},
+    "cronjobs": {"cronjobs", "jobs", "dispatcher"},
+}
+OURS = {*DIRECTIONS, "deploy", "tests"}
+#: Library -> the only files that may import it.
+OWNERS = {
+    "minio": {"jobs/configs.py"},
+    "sqlalchemy": {"dispatcher/models.py", "dispatcher/database.py"},
+    "alembic": {"dispatcher/database.py", "dispatcher/migrations/"},
+    "kubernetes": set(),
+    "psycopg2": {"jobs/labs.py"},
+    "tenacity": {"jobs/retry.py"},
+    "kombu": {"dispatcher/celery_config.py"},
+    "celery": set(),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield (node.module or "").partition(".")[0]
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", DIRECTIONS)
+def test_imports_point_downwards_only(package: str) -> None:
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(package)
+        for name in imports(path)
+        if name in OURS - DIRECTIONS[package]
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_library_has_its_owner(library: str) -> None:
+    wrong = {
+        file
+        for package in DIRECTIONS
+        for path in sources(package)
+        if library in imports(path)
+        and not any((file := path.relative_to(ROOT).as_posix()).startswith(own) for own in OWNERS[library])
+    }
+    assert wrong == set()
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
+
+
+HEAVY = {
+    "kubernetes",
+    "sqlalchemy",
+    "alembic",
+    "minio",
+    "yaml",
+    "urllib3",
+    "psycopg2",
+    "celery",
+    "kombu",
+    "tenacity",
+}
+
+
+def test_a_backend_that_publishes_pays_for_pika_alone() -> None:
+    assert loaded_by("import dispatcher") & HEAVY == set()
+
+
+def test_a_container_claims_before_it_imports_what_an_operation_needs() -> None:
+    assert loaded_by("import jobs.__main__") & HEAVY == set()
+
+
+def test_a_task_runs_without_the_heavy_clients() -> None:
+    assert (
+        loaded_by("import jobs.worker") & {"kubernetes", "sqlalchemy", "minio", "tenacity", "celery"} == set()
+    )
