@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 STAMP := .venv/.installed
 
-.PHONY: help up down env status venv
+.PHONY: help up down env status venv demo test bench lint format
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +21,30 @@ env: ## print export lines for clients on this machine: eval "$$(make -s env)"
 
 status: ## show what runs
 	@$(PYTHON) -m deploy.local status
+
+demo: up ## follow a lab from request to end on the running system
+	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m deploy.demo
+
+# A cluster that was not up before the tests is taken down after them, whatever their result.
+test: $(STAMP) ## run all tests on the running cluster, or on one started for them
+	@if $(PYTHON) -m deploy.local status >/dev/null 2>&1; then after=true; \
+	  else after="$(PYTHON) -m deploy.local down"; fi; \
+	trap "$$after" EXIT; \
+	$(PYTHON) -m deploy.local up; \
+	eval "$$($(PYTHON) -m deploy.local env)"; \
+	AUTOLABS_REQUIRE_SERVICES=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
+
+bench: up ## print speed and cost beside a warm Celery worker (about 6 min)
+	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m tests.bench $(BENCH_ARGS)
+
+lint: $(STAMP) ## check format, lint rules and types
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+format: $(STAMP) ## format the code
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
 
 venv: $(STAMP) ## make .venv with everything for development
 
