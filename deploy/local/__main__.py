@@ -18,6 +18,7 @@ environment:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="python3 -m deploy.local",
         description="A single-node Kubernetes on this machine, without Docker, and our system on it.",
@@ -27,15 +28,14 @@ def parser() -> argparse.ArgumentParser:
     subcommands = made.add_subparsers(dest="command", required=True)
     subcommands.add_parser("up", help="start everything, or bring what runs up to date")
     down = subcommands.add_parser("down", help="stop everything and take away what it made")
-    down.add_argument(
-        "--purge", action="store_true", help="remove the kept images, logs and the cache too"
-    )
+    down.add_argument("--purge", action="store_true", help="remove the kept images, logs and the cache too")
     subcommands.add_parser("env", help="print `export` lines for clients on this machine")
     subcommands.add_parser("status", help="show what runs; exit code 1 when something does not")
     return made
 
 
 def main() -> int:
+    """Run one command; return the exit code."""
     arguments = parser().parse_args()
     layout = Layout.from_env(os.environ)
     try:

@@ -48,6 +48,7 @@ def apply(layout: Layout, images: list[Image]) -> None:
 
 
 def secrets(made: Credentials, pki: Path) -> list[dict[str, Any]]:
+    """Return the Secrets that the manifests mount."""
     minio = {"MINIO_ROOT_USER": "autolabs", "MINIO_ROOT_PASSWORD": made.minio}
     definitions = passwords.rabbitmq_definitions(made)
     names = {"tls.crt": "keda.crt", "tls.key": "keda.key", "ca.crt": "ca.crt"}
@@ -83,9 +84,7 @@ def keda_patch() -> dict[str, Any]:
     ]
     return {
         "target": {"group": "apps", "kind": "Deployment", "name": "keda-operator"},
-        "patch": json.dumps(
-            [{"op": "add", "path": path, "value": value} for path, value in changes]
-        ),
+        "patch": json.dumps([{"op": "add", "path": path, "value": value} for path, value in changes]),
     }
 
 
@@ -97,6 +96,7 @@ def wait(layout: Layout) -> None:
 
 
 def wait_for_deployment(layout: Layout, namespace: str, name: str, *, timeout_s: int = 120) -> None:
+    """Return when a Deployment is rolled out."""
     try:
         kubectl(
             layout,

@@ -40,6 +40,7 @@ MOUNTED_CA = "/run/host-ca.crt"
 
 
 def base_key() -> str:
+    """Name the content of the base image."""
     return fingerprint.of_parts([SUITE, MIRROR, SOURCES, APT_CLEAN, DPKG_SLIM, PATH])
 
 
@@ -85,9 +86,10 @@ def _debootstrap(layout: Layout, archive: Path) -> None:
 def build(layout: Layout, *, name: str, containerfile: Path, context: Path, archive: Path) -> None:
     """Build `name` and leave it as a docker archive, whose layers need no unpacking of gzip."""
     log = layout.logs / f"image-{archive.stem}.log"
+    options = ("--layers", "--pull-never", "--isolation", "chroot", *_network_of_the_host(layout))
+    what = ("--tag", name, "--file", str(containerfile), str(context))
     stream(
-        [*_command(layout), "bud", "--layers", "--pull-never", "--isolation", "chroot"]
-        + ["--tag", name, "--file", str(containerfile), *_network_of_the_host(layout), str(context)],
+        [*_command(layout), "bud", *options, *what],
         env=_environment(layout),
         log=log,
     )
@@ -153,5 +155,3 @@ def _environment(layout: Layout) -> dict[str, str]:
         "BUILDAH_ISOLATION": "chroot",
         "CONTAINERS_REGISTRIES_CONF": str(registries),
     }
-
-

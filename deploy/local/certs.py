@@ -13,6 +13,8 @@ DAYS = "365"
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
+    """What is certified: file name, subject, and how the other side may use it."""
+
     name: str
     subject: str
     usage: str  # serverAuth, clientAuth or both
@@ -52,16 +54,16 @@ def make_all(pki: Path) -> None:
     _key(pki / "ca.key")
     _key(pki / "service-account.key")
     # keyUsage is not optional: Python 3.13 refuses an authority without it.
-    run(
-        ["openssl", "req", "-x509", "-new", "-key", pki / "ca.key", "-out", pki / "ca.crt"]
-        + ["-days", DAYS, "-subj", "/CN=autolabs-local-ca"]
-        + ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-    )
+    usage = "keyUsage=critical,keyCertSign,cRLSign"
+    subject = ("-days", DAYS, "-subj", "/CN=autolabs-local-ca", "-addext", usage)
+    files = ("-key", pki / "ca.key", "-out", pki / "ca.crt")
+    run(["openssl", "req", "-x509", "-new", *files, *subject])
     for certificate in CERTIFICATES:
         _sign(pki, certificate)
 
 
 def extensions(certificate: Certificate) -> str:
+    """Return openssl's extension file for a certificate."""
     lines = [
         "basicConstraints=critical,CA:FALSE",
         "keyUsage=critical,digitalSignature",
@@ -83,10 +85,7 @@ def _sign(pki: Path, certificate: Certificate) -> None:
     request = run(["openssl", "req", "-new", "-key", key, "-subj", certificate.subject])
     extra = pki / f"{certificate.name}.ext"
     extra.write_text(extensions(certificate))
-    run(
-        ["openssl", "x509", "-req", "-CA", pki / "ca.crt", "-CAkey", pki / "ca.key"]
-        + ["-CAcreateserial", "-days", DAYS, "-extfile", extra]
-        + ["-out", pki / f"{certificate.name}.crt"],
-        stdin=request,
-    )
+    authority = ("-CA", pki / "ca.crt", "-CAkey", pki / "ca.key", "-CAcreateserial")
+    wanted = ("-days", DAYS, "-extfile", extra, "-out", pki / f"{certificate.name}.crt")
+    run(["openssl", "x509", "-req", *authority, *wanted], stdin=request)
     extra.unlink()

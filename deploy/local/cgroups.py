@@ -26,6 +26,7 @@ def hierarchies(root: Path = ROOT) -> list[Path]:
 
 
 def is_v2(root: Path = ROOT) -> bool:
+    """Whether the machine has the one unified hierarchy."""
     return (root / "cgroup.controllers").exists()
 
 
@@ -61,6 +62,7 @@ def members(part: str = "") -> set[int]:
 
 
 def exists() -> bool:
+    """Whether a cgroup of ours is there, empty or not."""
     return any((hierarchy / CGROUP).exists() for hierarchy in hierarchies())
 
 

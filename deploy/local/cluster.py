@@ -11,7 +11,6 @@ from deploy.local import (
     daemons,
     fingerprint,
     images,
-
     leftovers,
     network,
     node,
@@ -36,6 +35,7 @@ DAEMONS = (
 
 
 def all_daemons(layout: Layout) -> list[Daemon]:
+    """Return what has to run, with this checkout's programs and settings."""
     return [
         controlplane.etcd(layout),
         controlplane.api_server(layout),
@@ -46,12 +46,14 @@ def all_daemons(layout: Layout) -> list[Daemon]:
         node.kube_proxy(layout),
     ]
 
+
 def key(layout: Layout) -> str:
     """Name this exact set of programs and settings; another key needs a new start."""
     parts = [word for daemon in all_daemons(layout) for word in (daemon.name, *daemon.argv)]
     configs = (node.kubelet_config, node.kube_proxy_config, node.cni_config)
     parts += [json.dumps(make(layout), sort_keys=True) for make in configs]
     return fingerprint.of_parts([*parts, node.CONTAINERD_TOML, network.RULES])
+
 
 def problem(layout: Layout) -> str | None:
     """Return why the cluster cannot be kept as it is, or None when it runs and fits."""
@@ -85,6 +87,7 @@ def ensure(layout: Layout, wanted: list[Image]) -> None:
             leftovers.clear(layout)
     _start(layout, wanted)
 
+
 def _start(layout: Layout, wanted: list[Image]) -> None:
     layout.make_folders()
     for name in DAEMONS:
@@ -106,6 +109,7 @@ def _start(layout: Layout, wanted: list[Image]) -> None:
         node.start_node(layout)
     (layout.state / "complete").write_text(key(layout))
 
+
 def wait_for_node(layout: Layout) -> None:
     """Return when the node is Ready and pods can be scheduled; restart what ended too early."""
 
@@ -125,15 +129,13 @@ def wait_for_node(layout: Layout) -> None:
     except LocalClusterError as exc:
         raise LocalClusterError(f"{exc}; see {daemons.log_path(layout, 'kubelet')}") from exc
 
-def kubectl(
-    layout: Layout, *words: str, stdin: str | None = None, timeout_s: float = 120
-) -> str:
+
+def kubectl(layout: Layout, *words: str, stdin: str | None = None, timeout_s: float = 120) -> str:
     """Run our kubectl on our cluster, whatever KUBECONFIG says."""
-    argv = [layout.kubectl, "--kubeconfig", layout.kubeconfig]
-    argv += ["--cache-dir", layout.state / "kubectl-cache", *words]
-    return run(argv, stdin=stdin, timeout_s=timeout_s)
+    options = ("--kubeconfig", layout.kubeconfig, "--cache-dir", layout.state / "kubectl-cache")
+    return run([layout.kubectl, *options, *words], stdin=stdin, timeout_s=timeout_s)
+
 
 def stop(layout: Layout) -> None:
     """Leave nothing of the cluster but the image store and the logs."""
     leftovers.clear(layout)
-

@@ -53,15 +53,14 @@ def _up(layout: Layout) -> None:
         cluster.wait_for_node(layout)
     addons.wait(layout)
     names = {image.short: image.name for image in wanted}
-    services.write_images(
-        layout, {"JOB_IMAGE": names.get("job", JOB_IMAGE), "LAB_IMAGE": LAB_IMAGE}
-    )
+    services.write_images(layout, {"JOB_IMAGE": names.get("job", JOB_IMAGE), "LAB_IMAGE": LAB_IMAGE})
     if "job" in names:
         platform_part.apply(layout, target(layout, names["job"]))
     images.remove_old(layout, wanted)
 
 
 def target(layout: Layout, job_image: str) -> platform_part.Target:
+    """Return our own cluster as the place for the platform part."""
     made = credentials.ensure(layout)
     return platform_part.Target(
         kubectl=functools.partial(cluster.kubectl, layout),

@@ -41,6 +41,7 @@ def parse(lines: Iterable[str]) -> list[Rule]:
 
 
 def is_ignored(rules: list[Rule], path: str) -> bool:
+    """Whether the last rule that matches leaves the path out."""
     ignored = False
     for pattern, keeps in rules:
         if pattern.match(path):

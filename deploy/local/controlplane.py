@@ -24,6 +24,7 @@ from deploy.local.shell import wait_until
 
 
 def etcd(layout: Layout) -> Daemon:
+    """Return etcd, for one client: the API server."""
     pki, client = layout.pki, f"https://127.0.0.1:{ETCD_PORT}"
     peer = f"http://127.0.0.1:{ETCD_PEER_PORT}"
     return Daemon(
@@ -47,6 +48,7 @@ def etcd(layout: Layout) -> Daemon:
 
 
 def api_server(layout: Layout) -> Daemon:
+    """Return the API server, on the bridge alone."""
     pki = layout.pki
     return Daemon(
         "kube-apiserver",
@@ -80,6 +82,7 @@ def api_server(layout: Layout) -> Daemon:
 
 
 def controller_manager(layout: Layout) -> Daemon:
+    """Return the controller manager."""
     pki = layout.pki
     return Daemon(
         "kube-controller-manager",
@@ -100,6 +103,7 @@ def controller_manager(layout: Layout) -> Daemon:
 
 
 def scheduler(layout: Layout) -> Daemon:
+    """Return the scheduler."""
     return Daemon(
         "kube-scheduler",
         (
@@ -113,6 +117,7 @@ def scheduler(layout: Layout) -> Daemon:
 
 
 def write_kubeconfigs(layout: Layout) -> None:
+    """Write one kubeconfig per client, and put kubectl where `env` points."""
     for name in ("controller-manager", "scheduler", "proxy", "node"):
         kubeconfig.write(layout.config / f"{name}.kubeconfig", layout.pki, name)
     kubeconfig.write(layout.kubeconfig, layout.pki, "admin")
@@ -128,6 +133,8 @@ def start_api(layout: Layout) -> None:
 
 
 def wait_for_api(layout: Layout, *, timeout_s: float) -> None:
+    """Return when /readyz says ok; the error shows the log."""
+
     def missing() -> str | None:
         for name in ("etcd", "kube-apiserver"):
             if not daemons.is_alive(layout, name):
@@ -161,7 +168,6 @@ def api_problem(pki: Path) -> str | None:
 
 
 def start_controllers(layout: Layout) -> None:
+    """Start the controller manager and the scheduler unless they run."""
     for daemon in (controller_manager(layout), scheduler(layout)):
         daemons.start(layout, daemon)
-
-

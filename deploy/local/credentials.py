@@ -19,6 +19,8 @@ LENGTH = 32
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
+    """The passwords, kept out of every repr."""
+
     amqp_admin: str = field(repr=False)
     amqp_jobs: str = field(repr=False)
     amqp_keda: str = field(repr=False)
@@ -58,7 +60,7 @@ def rabbitmq_hash(password: str, salt: bytes) -> str:
 
 def rabbitmq_definitions(credentials: Credentials) -> str:
     """Return users and permissions as a definitions file; topology is declared by the setup Job."""
-    users = (
+    users: tuple[tuple[str, str, list[str], tuple[str, str, str]], ...] = (
         # name, password, tags, (configure, write, read)
         ("autolabs", credentials.amqp_admin, ["administrator"], (".*", ".*", ".*")),
         ("jobs", credentials.amqp_jobs, [], ("^$", r"^autolabs\.", r"^celery\.")),

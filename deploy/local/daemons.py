@@ -19,6 +19,8 @@ from deploy.local.paths import Layout
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
+    """A process to be kept running, under a name that is unique here."""
+
     name: str
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
@@ -29,7 +31,7 @@ def start(layout: Layout, daemon: Daemon) -> None:
     if is_alive(layout, daemon.name):
         return
     with log_path(layout, daemon.name).open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             list(daemon.argv),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -47,6 +49,7 @@ def start(layout: Layout, daemon: Daemon) -> None:
 
 
 def log_path(layout: Layout, name: str) -> Path:
+    """Return the file that gets both output streams."""
     return layout.logs / f"{name}.log"
 
 
@@ -62,6 +65,7 @@ def pid_of(layout: Layout, name: str) -> int | None:
 
 
 def is_alive(layout: Layout, name: str) -> bool:
+    """Whether the process that we started runs."""
     return pid_of(layout, name) is not None
 
 

@@ -26,6 +26,7 @@ class CommandError(LocalClusterError):
 
 
 def tail(text: str, count: int = TAIL_LINES) -> list[str]:
+    """Return the last lines."""
     return text.rstrip().splitlines()[-count:]
 
 

@@ -21,7 +21,7 @@ from deploy.local.services import Urls
 from deploy.local.shell import run
 from deploy.local.steps import step
 
-#: Variable, what it says, port when its URL names none.
+#: Variable and what it says.
 NEEDED = (
     ("KUBECONFIG", "the cluster to use"),
     ("AMQP_URL", "RabbitMQ 4, amqp://user:password@host:5672/vhost, may configure"),
@@ -32,9 +32,11 @@ NEEDED = (
     ("JOB_IMAGE", "the job image, built from Dockerfile, where the nodes can pull it"),
     ("LAB_IMAGE", "the demo lab's image, built from deploy/lab-demo/Dockerfile"),
 )
+#: For URLs that name no port.
 PORTS = {"amqp": 5672, "amqps": 5671, "postgresql": 5432, "http": 80, "https": 443}
 CRDS = ("scaledjobs.keda.sh", "triggerauthentications.keda.sh")
 NAMESPACES = ("platform", "labs", "messaging")
+OURS = "app.kubernetes.io/part-of=autolabs"
 MADE = "autolabs.io/made-by-up"
 
 
@@ -45,10 +47,12 @@ class Kubectl:
     program: str
 
     def __call__(self, *words: str, stdin: str | None = None, timeout_s: float = 120) -> str:
+        """Run it and return what it printed."""
         return run([self.program, *words], stdin=stdin, timeout_s=timeout_s)
 
 
 def main(command: str, layout: Layout, environ: Mapping[str, str]) -> int:
+    """Run one command on the existing cluster; return the exit code."""
     if command == "env":
         _raise_if(list(_missing_variables(environ)))
         print("\n".join(services.export_lines(environ)))
@@ -176,15 +180,10 @@ def _down(layout: Layout, kubectl: Kubectl) -> None:
                 _delete(kubectl, "namespace", name)
 
 
-OURS = "app.kubernetes.io/part-of=autolabs"
-
-
 def _rendered(kubectl: Kubectl, folder: Path) -> str:
     """Return the objects of a kustomization as a JSON list; the server is not asked to change."""
     text = kubectl("kustomize", str(folder))
-    return kubectl(
-        *("create", "--dry-run=client", "--filename", "-", "--output=json"), stdin=text
-    )
+    return kubectl(*("create", "--dry-run=client", "--filename", "-", "--output=json"), stdin=text)
 
 
 def _delete(kubectl: Kubectl, *words: str, stdin: str | None = None) -> None:

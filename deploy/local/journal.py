@@ -13,6 +13,7 @@ from deploy.local.paths import Layout
 
 
 def read(layout: Layout) -> dict[str, Any]:
+    """Return all sections; empty when nothing was changed."""
     try:
         content = json.loads(_path(layout).read_text())
     except (OSError, ValueError):
@@ -31,11 +32,13 @@ def remember(layout: Layout, section: str, name: str, value: str) -> None:
 
 
 def entries(layout: Layout, section: str) -> dict[str, str]:
+    """Return one section: name and original value."""
     found = read(layout).get(section, {})
     return {str(name): str(value) for name, value in found.items()}
 
 
 def forget(layout: Layout) -> None:
+    """Drop the journal, once everything in it is undone."""
     _path(layout).unlink(missing_ok=True)
 
 

@@ -14,7 +14,6 @@ from deploy.local.errors import CommandError
 from deploy.local.paths import Layout
 from deploy.local.settings import (
     BRIDGE,
-    CNI_NETWORK,
     NFT_TABLE,
     NODE_IP,
     POD_CIDR,
@@ -85,8 +84,11 @@ def remove(layout: Layout) -> None:
         with contextlib.suppress(OSError):
             if (SYSCTL / name).read_text().strip() != value:
                 (SYSCTL / name).write_text(value)
-    for path in Path("/var/lib/cni").glob(f"results/{CNI_NETWORK}-*"):
-        path.unlink(missing_ok=True)
+    # The CNI library's cache of results has one place for everybody; ours name our namespaces.
+    for path in Path("/var/lib/cni/results").glob("*"):
+        with contextlib.suppress(OSError):
+            if f'"{layout.run}/' in path.read_text():
+                path.unlink()
     shutil.rmtree(layout.state / "cni", ignore_errors=True)
 
 

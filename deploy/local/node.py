@@ -55,11 +55,13 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 
 def containerd(layout: Layout) -> Daemon:
+    """Return containerd, with sockets and store of its own."""
     config = layout.config / "containerd.toml"
     return Daemon("containerd", ("/usr/bin/containerd", "--config", str(config)))
 
 
 def kubelet(layout: Layout) -> Daemon:
+    """Return the kubelet."""
     return Daemon(
         "kubelet",
         (
@@ -74,12 +76,14 @@ def kubelet(layout: Layout) -> Daemon:
 
 
 def kube_proxy(layout: Layout) -> Daemon:
+    """Return kube-proxy."""
     binary = programs.KUBERNETES.binary(layout, "kube-proxy")
     config = layout.config / "kube-proxy.json"
     return Daemon("kube-proxy", (str(binary), f"--config={config}"))
 
 
 def kubelet_config(layout: Layout) -> dict[str, Any]:
+    """Return the kubelet's settings."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -130,6 +134,7 @@ def kubelet_config(layout: Layout) -> dict[str, Any]:
 
 
 def kube_proxy_config(layout: Layout) -> dict[str, Any]:
+    """Return kube-proxy's settings."""
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -154,6 +159,7 @@ def kube_proxy_config(layout: Layout) -> dict[str, Any]:
 
 
 def cni_config(layout: Layout) -> dict[str, Any]:
+    """Return the one pod network."""
     bridge = {
         "type": "bridge",
         "bridge": BRIDGE,
@@ -183,6 +189,7 @@ def resolv_conf() -> str:
 
 
 def write_configs(layout: Layout) -> None:
+    """Write every configuration file of the node."""
     toml = CONTAINERD_TOML.format(
         root=layout.image_store,
         state=layout.run,
@@ -202,6 +209,7 @@ def write_configs(layout: Layout) -> None:
 
 
 def ctr(layout: Layout, *words: str | Path, timeout_s: float = 120) -> str:
+    """Run containerd's own client on the images and containers of Kubernetes."""
     argv = ["ctr", "--address", layout.containerd_socket, "--namespace", "k8s.io", *words]
     return run(argv, timeout_s=timeout_s)
 
@@ -248,5 +256,6 @@ def _restart_containerd(layout: Layout) -> None:
 
 
 def start_node(layout: Layout) -> None:
+    """Start the kubelet and kube-proxy unless they run."""
     daemons.start(layout, kubelet(layout))
     daemons.start(layout, kube_proxy(layout))

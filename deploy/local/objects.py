@@ -17,6 +17,7 @@ LABELS = {
 
 
 def make_secret(namespace: str, name: str, values: Mapping[str, str]) -> dict[str, Any]:
+    """Make a Secret of plain strings."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -54,9 +55,7 @@ def write_kustomization(
         # kustomize refuses absolute paths
         "resources": [os.path.relpath(folder.resolve(), home.resolve()) for folder in folders]
         + ([objects_file.name] if objects else []),
-        "images": [
-            {"name": old, **image_override(new)} for old, new in images.items()
-        ],
+        "images": [{"name": old, **image_override(new)} for old, new in images.items()],
         "patches": patches or [],
     }
     (home / "kustomization.yaml").write_text(json.dumps(content, indent=1))

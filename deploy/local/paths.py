@@ -24,6 +24,7 @@ class Layout:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Layout:
+        """Find the cache as the XDG rules say, unless AUTOLABS_CACHE names it."""
         home = Path(environ.get("HOME") or "/root")
         caches = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
         cache = Path(environ.get("AUTOLABS_CACHE") or caches / "autolabs")
@@ -36,18 +37,22 @@ class Layout:
 
     @property
     def logs(self) -> Path:
+        """Logs of the daemons and of builds; kept by `down`."""
         return self.state / "log"
 
     @property
     def pids(self) -> Path:
+        """Records of the daemons: pid, start time, words."""
         return self.state / "pids"
 
     @property
     def pki(self) -> Path:
+        """Keys and certificates, new at every start."""
         return self.state / "pki"
 
     @property
     def config(self) -> Path:
+        """Configuration files of the daemons."""
         return self.state / "config"
 
     @property
@@ -57,22 +62,26 @@ class Layout:
 
     @property
     def kubectl(self) -> Path:
+        """The kubectl that fits the cluster."""
         return self.bin / "kubectl"
 
     @property
     def kubeconfig(self) -> Path:
+        """The administrator's."""
         return self.state / "kubeconfig"
 
     @property
     def containerd_socket(self) -> Path:
+        """Where containerd of ours answers."""
         return self.run / "containerd.sock"
 
     @property
     def image_store(self) -> Path:
-        """containerd's root: kept between two `up`, so that a warm start imports nothing."""
+        """The store of containerd, kept between two `up`, so that a warm start imports nothing."""
         return self.state / "containerd"
 
     def make_folders(self) -> None:
+        """Make what is missing."""
         self.cache.mkdir(parents=True, exist_ok=True)
         for folder in (self.state, self.run, self.logs, self.pids, self.pki, self.config, self.bin):
             folder.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ class Target:
 
 
 def apply(layout: Layout, target: Target) -> None:
+    """Apply our part, what this checkout has of it, and wait for the setup Job."""
     folder = source(layout)
     if folder is None:
         note("no deploy/base in the checkout: our own part is left out")
@@ -74,6 +75,7 @@ def _apply_base(target: Target, folder: Path) -> None:
 
 
 def source(layout: Layout) -> Path | None:
+    """Return the kustomization to apply: the overlay for local use if there is one."""
     for name in ("overlays/local", "base"):
         folder = layout.checkout / "deploy" / name
         if (folder / "kustomization.yaml").exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from deploy.local import cgroups
 from deploy.local.settings import PORTS
 
 LISTEN = "0A"
+ANY = ("0.0.0.0", "::")  # noqa: S104  (compared with, never bound)
 
 
 def conflicts() -> Iterator[str]:
@@ -22,7 +22,7 @@ def conflicts() -> Iterator[str]:
     owners = _owners({inode for _, _, inode in listening})
     for address, port, purpose in PORTS:
         for other_address, other_port, inode in listening:
-            if other_port != port or other_address not in (address, "0.0.0.0", "::"):  # noqa: S104
+            if other_port != port or other_address not in (address, *ANY):
                 continue
             pid = owners.get(inode)
             if pid not in ours:
@@ -57,7 +57,7 @@ def _owners(inodes: set[str]) -> dict[str, int]:
         with contextlib.suppress(OSError):
             for descriptor in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
-                    target = os.readlink(descriptor)
+                    target = str(descriptor.readlink())
                     inode = target.removeprefix("socket:[").removesuffix("]")
                     if target.startswith("socket:[") and inode in inodes:
                         found[inode] = int(process.name)

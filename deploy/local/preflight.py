@@ -41,13 +41,14 @@ def check(layout: Layout) -> None:
 
 
 def require_root() -> None:
+    """Raise unless the user is root."""
     if os.geteuid() != 0:
         raise LocalClusterError("this needs root: the cluster's files are root's")
 
 
 def _root(layout: Layout) -> Iterator[str]:
     if os.geteuid() != 0:
-        yield "root: namespaces, mounts and the bridge need it (now: uid %d)" % os.geteuid()
+        yield f"root: namespaces, mounts and the bridge need it (now: uid {os.geteuid()})"
 
 
 def _packages(layout: Layout) -> Iterator[str]:
@@ -133,6 +134,7 @@ CHECKS: tuple[Callable[[Layout], Iterator[str]], ...] = (
 
 
 def missing_packages() -> list[str]:
+    """Return the Debian packages whose commands are not there."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = {package for command, package in PACKAGES.items() if not shutil.which(command, path=path)}
     if not (CNI_PLUGINS / "bridge").exists():
@@ -149,8 +151,6 @@ def install_packages(layout: Layout) -> None:
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     with step(f"Install {', '.join(missing)} with apt", "30 s"):
         stream(["apt-get", "update"], log=log, env=env)
-        stream(
-            ["apt-get", "install", "--yes", "--no-install-recommends", *missing], log=log, env=env
-        )
+        stream(["apt-get", "install", "--yes", "--no-install-recommends", *missing], log=log, env=env)
         if "containerd" in missing and Path("/run/systemd/system").exists():
             run(["systemctl", "disable", "--now", "containerd"])  # we start our own, elsewhere

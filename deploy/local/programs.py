@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -36,16 +35,20 @@ class Module:
     ldflags: str = ""
 
     def folder(self, layout: Layout) -> Path:
+        """Return the folder of its go.mod."""
         return layout.sources / "programs" / self.name
 
     def key(self, layout: Layout) -> str:
+        """Name what decides about the built programs."""
         files = [(name, self.folder(layout) / name) for name in ("go.mod", "go.sum")]
         return fingerprint.of_files(files, *FLAGS, self.ldflags, *sorted(self.packages))
 
     def built(self, layout: Layout) -> Path:
+        """Return the folder in the cache; it exists only when whole."""
         return layout.cache / "programs" / f"{self.name}-{self.key(layout)}"
 
     def binary(self, layout: Layout, name: str) -> Path:
+        """Return one of its programs."""
         return self.built(layout) / name
 
 
@@ -91,9 +94,9 @@ def _build(layout: Layout, module: Module, go: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{module.name}-", dir=home))
     try:
         for name, package in module.packages.items():
+            flags = (*FLAGS, "-ldflags", f"-s -w {module.ldflags}".strip())
             stream(
-                [go, "build", *FLAGS, "-ldflags", f"-s -w {module.ldflags}".strip()]
-                + ["-o", temporary / name, package],
+                [go, "build", *flags, "-o", temporary / name, package],
                 cwd=module.folder(layout),
                 env=golang.environment(),
                 log=log,
@@ -109,7 +112,7 @@ def module_source(layout: Layout, module: Module, path: str) -> Path:
     go = golang.find(layout)
     where = module.folder(layout)
     found = run([go, "list", "-m", "-f", "{{.Dir}}", path], cwd=where, env=golang.environment())
-    if not found.strip() or not os.path.isdir(found.strip()):
+    if not found.strip() or not Path(found.strip()).is_dir():
         run([go, "mod", "download", path], cwd=where, env=golang.environment(), timeout_s=600)
         found = run([go, "list", "-m", "-f", "{{.Dir}}", path], cwd=where, env=golang.environment())
     return Path(found.strip())

@@ -38,6 +38,8 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Urls:
+    """Addresses with the credentials of their users in them."""
+
     amqp_admin: str = field(repr=False)
     amqp_jobs: str = field(repr=False)
     amqp_keda: str = field(repr=False)
@@ -47,6 +49,8 @@ class Urls:
 
     @classmethod
     def of(cls, made: Credentials, at: Addresses) -> Urls:
+        """Put passwords and addresses of the local services together."""
+
         def amqp(user: str, password: str) -> str:
             return f"amqp://{user}:{password}@{at.rabbitmq}:5672/%2F"
 
@@ -62,9 +66,7 @@ class Urls:
 
 def addresses(layout: Layout) -> Addresses:
     """Return the Service addresses, which this machine can reach through kube-proxy's rules."""
-    listed = json.loads(
-        cluster.kubectl(layout, "get", "services", "--all-namespaces", "--output", "json")
-    )
+    listed = json.loads(cluster.kubectl(layout, "get", "services", "--all-namespaces", "--output", "json"))
     found = {
         item["metadata"]["name"]: item["spec"]["clusterIP"]
         for item in listed["items"]
@@ -89,7 +91,8 @@ def environment(layout: Layout) -> dict[str, str]:
         "S3_ACCESS_KEY": "autolabs",
         "S3_SECRET_KEY": made.minio,
     }
-    return values | json.loads((layout.state / "images.json").read_text())
+    images: dict[str, str] = json.loads((layout.state / "images.json").read_text())
+    return values | images
 
 
 def write_images(layout: Layout, images: Mapping[str, str]) -> None:
@@ -98,6 +101,7 @@ def write_images(layout: Layout, images: Mapping[str, str]) -> None:
 
 
 def export_lines(values: Mapping[str, str], *, path_first: str | None = None) -> list[str]:
+    """Return lines for a shell's eval, quoted."""
     lines = [f"export {name}={shlex.quote(values[name])}" for name in NAMES if name in values]
     if path_first:
         lines.append(f'export PATH={shlex.quote(path_first)}:"$PATH"')

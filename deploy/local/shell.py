@@ -23,7 +23,7 @@ def run(
     """Return what the program printed on stdout; with `log` both streams are also kept there."""
     words = [str(word) for word in argv]
     try:
-        done = subprocess.run(  # noqa: S603  (the words are ours, no shell is involved)
+        done = subprocess.run(
             words,
             cwd=cwd,
             env={**os.environ, **(env or {})},
@@ -63,7 +63,7 @@ def stream(
         out.write(f"$ {' '.join(words)}\n")
         out.flush()
         try:
-            done = subprocess.run(  # noqa: S603
+            done = subprocess.run(
                 words,
                 cwd=cwd,
                 env={**os.environ, **(env or {})},

@@ -21,4 +21,5 @@ def step(title: str, usual: str) -> Iterator[None]:
 
 
 def note(text: str) -> None:
+    """Print a remark below the step before it."""
     print(f"   {text}", flush=True)
