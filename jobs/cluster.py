@@ -120,7 +120,7 @@ class Cluster:
                 for line in lines:
                     event = json.loads(line)
                     yield event["type"], event["object"]
-        except (urllib3.exceptions.HTTPError, OSError) as exc:
+        except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as exc:
             raise ApiUnavailable(f"watch of {path} broke: {exc}") from exc
         finally:
             response.close()
@@ -137,7 +137,7 @@ class Cluster:
             response = self._open(method, path, body, content_type=content_type)
             try:
                 return dict(json.loads(response.read()))
-            except (urllib3.exceptions.HTTPError, OSError) as exc:
+            except (urllib3.exceptions.HTTPError, OSError, ValueError) as exc:
                 raise ApiUnavailable(f"{method} {path}: {exc}") from exc
             finally:
                 response.release_conn()

@@ -1,0 +1,147 @@
+"""jobs.cluster against a scripted server: what a real API server cannot be made to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+import jobs.cluster
+from jobs.cluster import ApiError, ApiUnavailable, Cluster
+from jobs.cluster_access import ClusterAccess
+from tests.support.http_server import Answer, Script, ScriptedServer, scripted, status_object
+
+Serve = Callable[[Script], tuple[Cluster, ScriptedServer]]
+POD = {"metadata": {"name": "p", "uid": "u1", "resourceVersion": "5"}}
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    monkeypatch.setattr(jobs.cluster, "BLIP_S", 1.0)
+    with ExitStack() as stack:
+
+        def start(script: Script) -> tuple[Cluster, ScriptedServer]:
+            server = stack.enter_context(ScriptedServer(script))
+            return Cluster(ClusterAccess(server.url, ca_pem="", token="t")), server
+
+        yield start
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_an_overloaded_api_server_is_asked_again(serve: Serve, status: int) -> None:
+    busy = Answer(status, status_object(status, "Busy", "later"))
+    cluster, server = serve(scripted(busy, busy, Answer(content=POD)))
+    assert cluster.get("/p") == POD
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(503, status_object(503, "ServiceUnavailable", "etcd is away")),
+        Answer(500, b"<html>etcd is away</html>"),
+        Answer(200, b"<html>a proxy's page</html>"),
+        Answer(200, POD, broken=True),
+    ],
+    ids=["503", "HTML", "no JSON", "broken off"],
+)
+def test_an_api_server_that_stays_away_is_unavailable(serve: Serve, answer: Answer) -> None:
+    cluster, server = serve(scripted(answer))
+    with pytest.raises(ApiUnavailable, match="GET /p"):
+        cluster.get("/p")
+    assert len(server.requests) > 1
+
+
+def test_nobody_listening_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.3)
+    with pytest.raises(ApiUnavailable, match="GET /p"):
+        Cluster(ClusterAccess("http://127.0.0.1:1", ca_pem="")).get("/p")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 409, 422])
+def test_a_refusal_is_not_repeated(serve: Serve, status: int) -> None:
+    cluster, server = serve(scripted(Answer(status, status_object(status, "Reason", "why"))))
+    with pytest.raises(ApiError) as caught:
+        cluster.apply("/p", POD)
+    assert (caught.value.status, caught.value.reason, caught.value.message) == (status, "Reason", "why")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"\xff", b'"text"'])
+def test_a_refusal_without_a_status_object_is_still_one(serve: Serve, body: bytes) -> None:
+    cluster, _ = serve(scripted(Answer(403, body)))
+    with pytest.raises(ApiError) as caught:
+        cluster.get("/p")
+    assert caught.value.status == 403
+
+
+def test_a_missing_object_is_none(serve: Serve) -> None:
+    cluster, _ = serve(scripted(Answer(404, status_object(404, "NotFound", "no"))))
+    assert cluster.get("/p") is None
+
+
+def test_apply_is_server_side_strict_and_takes_no_field_over(serve: Serve) -> None:
+    cluster, server = serve(scripted(Answer(content=POD)))
+    cluster.apply("/p", {"kind": "Pod"})
+    (request,) = server.requests
+    assert (request.method, request.json()) == ("PATCH", {"kind": "Pod"})
+    assert request.path == "/p?fieldManager=autolabs-jobs&fieldValidation=Strict"
+    assert request.headers["content-type"] == "application/apply-patch+yaml"
+    assert request.headers["authorization"] == "Bearer t"
+
+
+@pytest.mark.parametrize("status", [200, 404, 409])
+def test_delete_names_the_uid_and_accepts_that_it_is_gone(serve: Serve, status: int) -> None:
+    cluster, server = serve(scripted(Answer(status, status_object(status, "", ""))))
+    cluster.delete("/p", uid="u1", grace_s=0)
+    body = server.requests[0].json()
+    assert (body["preconditions"], body["gracePeriodSeconds"]) == ({"uid": "u1"}, 0)
+
+
+def test_a_delete_that_is_forbidden_is_an_error(serve: Serve) -> None:
+    cluster, _ = serve(scripted(Answer(403, status_object(403, "Forbidden", "cannot"))))
+    with pytest.raises(ApiError):
+        cluster.delete("/p", uid="u1", grace_s=None)
+
+
+def events(*names: str) -> list[dict[str, Any]]:
+    return [{"type": name, "object": POD} for name in names]
+
+
+def watch(cluster: Cluster) -> Iterator[tuple[str, dict[str, Any]]]:
+    return cluster.watch("/pods", resource_version="5", timeout_s=3, fieldSelector="metadata.name=p")
+
+
+def test_a_watch_yields_events_as_they_come(serve: Serve) -> None:
+    cluster, server = serve(scripted(Answer(content=events("ADDED", "MODIFIED", "DELETED"))))
+    assert [event for event, _ in watch(cluster)] == ["ADDED", "MODIFIED", "DELETED"]
+    assert "resourceVersion=5" in server.requests[0].path
+    assert "timeoutSeconds=3" in server.requests[0].path
+
+
+def test_events_may_be_cut_anywhere(serve: Serve) -> None:
+    line = json.dumps(events("ADDED")[0]).encode() + b"\n"
+    cluster, _ = serve(scripted(Answer(content=[line[:7], line[7:] + line[:1], line[1:]])))
+    assert [event for event, _ in watch(cluster)] == ["ADDED", "ADDED"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [events("ADDED"), [*events("ADDED"), b'{"type": "MOD'], [*events("ADDED"), b"<html>\n"]],
+    ids=["between events", "within an event", "no JSON"],
+)
+def test_a_watch_that_breaks_off_is_unavailable(serve: Serve, parts: list[Any]) -> None:
+    cluster, _ = serve(scripted(Answer(content=parts, broken=True)))
+    seen = []
+    with pytest.raises(ApiUnavailable, match="watch of /pods broke"):
+        seen += [event for event, _ in watch(cluster)]
+
+
+@pytest.mark.parametrize(("status", "error"), [(410, ApiError), (429, ApiUnavailable), (500, ApiUnavailable)])
+def test_a_watch_that_cannot_start_is_an_error(serve: Serve, status: int, error: type[Exception]) -> None:
+    cluster, _ = serve(scripted(Answer(status, status_object(status, "Expired", "too old"))))
+    with pytest.raises(error):
+        list(watch(cluster))
