@@ -18,6 +18,9 @@ from jobs.manifests import LabManifests
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between watches that end early.
+_WATCH_PAUSE_S = 0.3
+
 
 class LabGone(Exception):
     """Raised when the Pod was deleted while it was waited for."""
@@ -142,6 +145,7 @@ class LabObjects:
         """
         kind, name, uid = item["kind"], item["metadata"]["name"], item["metadata"]["uid"]
         current: Manifest | None = item
+        pause_s = 0.0
         while current and current["metadata"]["uid"] == uid:
             yield current
             timeout_s = deadline - time.monotonic()
@@ -163,6 +167,10 @@ class LabObjects:
             except (ApiError, ApiUnavailable) as exc:
                 extra = {"action": "watch_broken", "object": name}
                 logger.warning("watch broke, reading %s anew: %s", kind, exc, extra=extra)
+            # One watch may well expire, as an old object's version does; more of them are no reason
+            # to send hundreds of requests a second.
+            time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+            pause_s = _WATCH_PAUSE_S
             current = self._get(kind, name)
         raise LabGone
 

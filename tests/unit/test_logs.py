@@ -50,7 +50,7 @@ def test_a_traceback_stays_on_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["object()", r"b'\xff'", "{1}", r"'\ud800'", r"'\u2028'", "{'k': {2}}", r"'\u041b\u0430\u0431'", "None"]
+    "value", ["object()", r"b'\xff'", "{1}", r"'\ud800'", r"'\u2028'", "{2: {2}}", r"'\u041b'", "None"]
 )
 def test_no_value_can_lose_a_line(value: str) -> None:
     (line,) = logged_by(f"log.info('odd %s', {value}, extra={{'value': {value}}})")
