@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 
 from deploy.demo.platform import PLATFORM, LabRow, NotInTime, Platform, eventually
 from deploy.demo.timeline import JobWatch, print_timeline, task_timeline
+from dispatcher import DispatcherError
 
 CLEANUP = "cleanup-timeout-labs"
 
@@ -116,7 +117,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         run(Platform())
-    except NotInTime as exc:
+    except (NotInTime, DispatcherError, OSError) as exc:
         print(f"\ndemo failed: {exc}", file=sys.stderr)
         show("kubectl", "get", "scaledjobs,jobs,pods", "-n", PLATFORM)
         show("kubectl", "get", "events", "-n", "labs", "--sort-by=.lastTimestamp")
