@@ -1,0 +1,155 @@
+"""Our codec against the installed Celery and kombu; oldest supported and newest run in CI."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.worker.request import Request
+from kombu import Connection, serialization
+from kombu.compression import compress
+from kombu.message import Message
+
+from dispatcher import celery_config, tasks, topology
+from dispatcher.errors import MalformedMessage
+from dispatcher.message import TaskMessage, decode, encode, next_attempt, properties
+from tests.support.factories import create_kwargs, make_task
+
+STORED = Path(__file__).parents[1] / "data" / "messages"
+
+
+@pytest.fixture(scope="module")
+def app() -> Celery:
+    app = Celery("backend", broker="memory://", set_as_current=False)
+    app.conf.update(celery_config())
+    return app
+
+
+def sent_by_celery(app: Celery, *args: Any, compression: str | None = None, **options: Any) -> TaskMessage:
+    message = app.amqp.as_task_v2("task-1", tasks.CREATE_LAB_POD, list(args), **options)
+    content_type, encoding, body = serialization.dumps(message.body, serializer="json")
+    headers = dict(message.headers)
+    raw = body.encode() if isinstance(body, str) else body
+    if compression:
+        raw, headers["compression"] = compress(raw, compression)
+    return decode(raw, headers, content_type=content_type, content_encoding=encoding)
+
+
+def test_what_celery_sends_is_read(app: Celery) -> None:
+    task = sent_by_celery(app, kwargs=create_kwargs())
+    assert (task.name, task.id, task.args) == (tasks.CREATE_LAB_POD, "task-1", [])
+    assert tasks.parse_payload(task.name, task.args, task.kwargs)
+    assert (task.retries, task.eta, task.expires, task.root_id) == (0, None, None, "task-1")
+
+
+def test_times_that_celery_sends_are_read(app: Celery) -> None:
+    before = datetime.now(timezone.utc)
+    task = sent_by_celery(app, kwargs={}, countdown=60, expires=120, retries=2)
+    assert task.eta is not None
+    assert task.expires is not None
+    assert timedelta(seconds=55) < task.eta - before < timedelta(seconds=65)
+    assert timedelta(seconds=55) < task.expires - task.eta < timedelta(seconds=65)
+    assert task.retries == 2
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bzip2"])
+def test_what_celery_compresses_is_read(app: Celery, compression: str) -> None:
+    assert sent_by_celery(app, kwargs=create_kwargs(), compression=compression).kwargs == create_kwargs()
+
+
+def test_values_that_kombu_wraps_are_read(app: Celery) -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    some_uuid = uuid.UUID(int=5)
+    task = sent_by_celery(app, some_uuid, moment, moment.date(), Decimal("1.5"), b"text", kwargs={})
+    assert str(task.args[0]).replace("-", "") == some_uuid.hex
+    assert datetime.fromisoformat(task.args[1]) == moment
+    assert task.args[2:] == ["2026-01-02", "1.5", "text"]
+
+
+@pytest.mark.parametrize("option", ["callbacks", "errbacks", "chain"])
+def test_a_follow_up_task_is_refused_rather_than_forgotten(app: Celery, option: str) -> None:
+    follow_up: Any = {option: [app.signature("x.follow_up")]}
+    with pytest.raises(MalformedMessage, match=f"'{option}' is not supported"):
+        sent_by_celery(app, kwargs=create_kwargs(), **follow_up)
+
+
+def test_the_names_of_the_headers_are_celerys(app: Celery) -> None:
+    theirs = set(app.amqp.as_task_v2("task-1", "name", [], {}).headers)
+    ours = set(encode(make_task())[1])
+    assert theirs - ours == set()
+    assert ours - theirs == {"autolabs_published_at"}
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        make_task(),
+        make_task(retries=3),
+        next_attempt(make_task(args=[1, 2, 3], kwargs={})),
+        make_task(expires=datetime.now(timezone.utc) + timedelta(hours=1), parent_id="p", root_id="r"),
+    ],
+    ids=["first", "third retry", "by position", "expires"],
+)
+def test_what_we_send_is_a_request_for_a_celery_worker(app: Celery, task: TaskMessage) -> None:
+    body, headers = encode(task)
+    sent = properties(task, headers)
+    message = Message(
+        body=body,
+        headers=headers,
+        content_type=sent["content_type"],
+        content_encoding=sent["content_encoding"],
+        properties={"correlation_id": task.id, "delivery_info": {"redelivered": False}},
+        accept=["application/json"],
+    )
+
+    @app.task(name=task.name)  # type: ignore[untyped-decorator]
+    def run(**_kwargs: Any) -> None:
+        """Stand for the worker's task; it is not called."""
+
+    request = Request(message, app=app, task=run, decoded=False)
+    assert (request.id, request.name) == (task.id, task.name)
+    args, kwargs, embed = message.payload
+    assert (args, kwargs) == (task.args, task.kwargs)
+    assert embed == {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    assert not request.revoked()
+
+
+def test_a_plain_app_routes_every_task_as_the_dispatcher_does(app: Celery) -> None:
+    for name, routing_key in tasks.ROUTING_KEYS.items():
+        route = app.amqp.router.route({}, name)
+        assert (route["exchange"], route["routing_key"]) == (topology.TASKS_EXCHANGE, routing_key)
+        assert "queue" not in route
+
+
+def test_a_plain_app_declares_the_queues_of_the_topology(app: Celery) -> None:
+    declared = {
+        queue.name: (queue.durable, queue.queue_arguments, {b.routing_key for b in queue.bindings})
+        for queue in app.amqp.queues.values()
+    }
+    assert declared == {
+        name: (True, topology.task_queue_arguments(), set(keys)) for name, keys in topology.BINDINGS.items()
+    }
+
+
+def test_a_plain_app_waits_for_confirms(app: Celery) -> None:
+    with Connection("amqp://", transport_options=app.conf.broker_transport_options) as connection:
+        assert connection.transport_options["confirm_publish"] is True
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("*.json")), ids=lambda path: path.stem)
+def test_messages_of_earlier_releases_are_still_read(path: Path) -> None:
+    stored = json.loads(path.read_text())
+    task = decode(
+        stored["body"].encode(),
+        stored["headers"],
+        content_type=stored["content_type"],
+        content_encoding=stored["content_encoding"],
+    )
+    assert task.id == stored["headers"]["id"]
+    assert tasks.parse_payload(task.name, task.args, task.kwargs) == tasks.CreateLabPod(**create_kwargs())
