@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from deploy.local import fingerprint
+from deploy.local import fingerprint, mounts
 from deploy.local.errors import CommandError
 from deploy.local.paths import Layout
 from deploy.local.shell import run, stream
@@ -35,6 +35,7 @@ path-exclude /usr/share/man/*
 path-exclude /usr/share/locale/*
 """
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as Docker's base images
+MOST_LAYERS = 400  # every change of the code adds some; a new store costs half a minute
 HOST_CA = "/etc/ssl/certs/ca-certificates.crt"
 MOUNTED_CA = "/run/host-ca.crt"
 
@@ -131,9 +132,17 @@ def _has(layout: Layout, name: str) -> bool:
     return bool(found)
 
 
-def remove_store(layout: Layout) -> None:
-    """Drop the whole store; everything in it can be built again."""
-    shutil.rmtree(layout.cache / "buildah", ignore_errors=True)
+def remove_containers(layout: Layout) -> None:
+    """Drop the working containers of killed builds; a store that refuses or is full is made anew."""
+    store = layout.cache / "buildah"
+    try:
+        _buildah(layout, "rm", "--all")
+        if len(list((store / "overlay").glob("*"))) <= MOST_LAYERS:
+            return
+    except CommandError:
+        pass
+    mounts.unmount_below([store])
+    shutil.rmtree(store, ignore_errors=True)
 
 
 def _buildah(layout: Layout, *words: str) -> str:

@@ -16,6 +16,7 @@ from deploy.local.settings import CGROUP
 
 ROOT = Path("/sys/fs/cgroup")
 HOST = "host"  # our daemons; the kubelet makes kubepods beside it
+BUILD = "build"  # the running command and what it starts only for a while
 
 
 def hierarchies(root: Path = ROOT) -> list[Path]:
@@ -31,7 +32,7 @@ def is_v2(root: Path = ROOT) -> bool:
 
 
 def enter() -> None:
-    """Move this process, and with it all it will start, below our cgroup."""
+    """Move this process, and with it all it will start, below our cgroup, to the part `build`."""
     for hierarchy in hierarchies():
         ours = hierarchy / CGROUP
         ours.mkdir(exist_ok=True)
@@ -40,9 +41,18 @@ def enter() -> None:
                 (ours / name).write_text((hierarchy / name).read_text())
     if is_v2():
         _delegate(ROOT / CGROUP)
-    home = _tracking_hierarchy() / CGROUP / HOST
-    home.mkdir(exist_ok=True)
-    (home / "cgroup.procs").write_text(str(os.getpid()))
+    for part in (HOST, BUILD):
+        (_tracking_hierarchy() / CGROUP / part).mkdir(exist_ok=True)
+    _join(BUILD)
+
+
+def join_host() -> None:
+    """Move this process to the daemons; runs in the child before it becomes one."""
+    _join(HOST)
+
+
+def _join(part: str) -> None:
+    (_tracking_hierarchy() / CGROUP / part / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def leave() -> None:

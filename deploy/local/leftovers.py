@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 from pathlib import Path
 
-from deploy.local import cgroups, daemons, journal, network
-from deploy.local.errors import LocalClusterError
+from deploy.local import cgroups, daemons, journal, mounts, network
 from deploy.local.paths import Layout
 from deploy.local.shell import wait_until
 
-MNT_DETACH = 2
 #: Kept by `clear`: the images that make the next start fast, and the logs of the last run.
 KEPT = ("containerd", "log")
 
 
 def exist(layout: Layout) -> bool:
     """Whether there is anything to clear."""
-    if cgroups.members() - {os.getpid()} or mounts(layout) or journal.read(layout):
+    if cgroups.members() - {os.getpid()} or mounts.below(_folders(layout)) or journal.read(layout):
         return True
     return network.is_ours() or any(layout.pids.glob("*.json"))
 
@@ -29,11 +26,21 @@ def clear(layout: Layout) -> None:
     """Clear in an order in which nothing can start anything again; running it twice is harmless."""
     cgroups.leave()
     _end_processes(layout)
-    _unmount(layout)
+    mounts.unmount_below(_folders(layout))
     network.remove(layout)
     cgroups.remove()
     _remove_files(layout)
     journal.forget(layout)
+
+
+def end_builds(layout: Layout) -> None:
+    """End what a killed command was running; the caller holds the lock, so nobody else builds."""
+    daemons.end(cgroups.members(cgroups.BUILD) - {os.getpid()}, grace_s=0)
+    for folder in (layout.cache, layout.cache / "programs", layout.cache / "images"):
+        for path in folder.glob(".*"):  # unfinished work has a name with a dot
+            shutil.rmtree(path, ignore_errors=True)
+        for path in folder.glob("*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _end_processes(layout: Layout) -> None:
@@ -51,28 +58,8 @@ def _end_processes(layout: Layout) -> None:
     wait_until("all our processes ended", missing, timeout_s=20)
 
 
-def mounts(layout: Layout) -> list[str]:
-    """Return our mount points, the last mounted first."""
-    ours = [str(path) + "/" for path in (layout.state, layout.run, layout.cache)]
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = _unescape(line.split()[4])
-        if any(point.startswith(prefix) for prefix in ours):
-            found.append(point)
-    return found[::-1]
-
-
-def _unescape(point: str) -> str:
-    return point.encode().decode("unicode_escape") if "\\" in point else point
-
-
-def _unmount(layout: Layout) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    for point in mounts(layout):
-        if libc.umount2(os.fsencode(point), 0) != 0:
-            libc.umount2(os.fsencode(point), MNT_DETACH)
-    if left := mounts(layout):
-        raise LocalClusterError("could not unmount " + ", ".join(left))
+def _folders(layout: Layout) -> tuple[Path, ...]:
+    return layout.state, layout.run, layout.cache
 
 
 def _remove_files(layout: Layout) -> None:

@@ -25,7 +25,8 @@ def conflicts() -> Iterator[str]:
             if other_port != port or other_address not in (address, *ANY):
                 continue
             pid = owners.get(inode)
-            if pid not in ours:
+            unknown = pid is None and bool(ours)  # only root is told whose a socket is
+            if pid not in ours and not unknown:
                 yield f"TCP port {port} for {purpose}: in use by {_describe(pid)}"
 
 
