@@ -5,52 +5,79 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
 from keda.authentication import make_trigger_authentication
-from keda.profiles import PROFILES, InvalidProfile, with_spares
+from keda.profiles import EVERY, PROFILES, InvalidProfile, Profile, with_overrides
 from keda.scaledjob import make_scaled_job
 
-_IMAGE = re.compile(r"[^\s:@]+(:[0-9]+/[^\s:@]+)?(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})")
+# A tag or a digest after the last path component: a port of the registry is not a tag.
+_IMAGE = re.compile(r"[^\s@]*[^\s@:/](:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def _image(text: str) -> str:
+    # With latest and IfNotPresent two nodes may run different code for one queue.
     if not _IMAGE.fullmatch(text) or text.endswith(":latest"):
         raise argparse.ArgumentTypeError(f"{text!r} needs a tag other than latest, or a digest")
     return text
 
 
-def _spares(text: str) -> tuple[str, int]:
-    name, _, count = text.rpartition("=")
-    if not count.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not N or NAME=N")
-    return name or "*", int(count)
+def _namespace(text: str) -> str:
+    if not _NAMESPACE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no namespace; allowed are up to 63 of [a-z0-9-]")
+    return text
+
+
+def _numbered(text: str) -> tuple[str, int]:
+    name, equals, count = text.rpartition("=")
+    # "=3" would silently mean all of them.
+    if not re.fullmatch("[0-9]{1,5}", count) or (equals and not name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not understood; allowed are N and NAME=N")
+    return name or EVERY, int(count)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    names = ", ".join(profile.name for profile in PROFILES)
+    parser = argparse.ArgumentParser(
+        prog="python -m keda", description=__doc__, epilog=f"NAME is a ScaledJob: {names}."
+    )
+    parser.add_argument("--image", type=_image, required=True, help="the job image, with tag or digest")
+    parser.add_argument("--namespace", type=_namespace, default="platform", help="default: platform")
+    for option, what in (
+        ("--spares", "containers that wait ahead of time, for one ScaledJob or all (0: scale to zero)"),
+        ("--max-replicas", "containers at once, spares included, for one ScaledJob or for all"),
+    ):
+        parser.add_argument(
+            option, type=_numbered, action="append", default=[], metavar="[NAME=]N", help=what
+        )
+    return parser
+
+
+def render(profiles: Sequence[Profile], *, namespace: str, image: str) -> str:
+    """Return the TriggerAuthentication and the ScaledJobs as a YAML stream."""
+    manifests: list[dict[str, Any]] = [
+        make_trigger_authentication(namespace),
+        *(make_scaled_job(profile, namespace=namespace, image=image) for profile in profiles),
+    ]
+    return str(yaml.safe_dump_all(manifests, sort_keys=False))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print TriggerAuthentication and ScaledJobs; 2 for arguments that are not acceptable."""
-    parser = argparse.ArgumentParser(prog="python -m keda", description=__doc__)
-    parser.add_argument("--image", type=_image, required=True, help="the job image, with tag or digest")
-    parser.add_argument("--namespace", default="platform", help="default: platform")
-    parser.add_argument(
-        "--spares",
-        type=_spares,
-        action="append",
-        default=[],
-        metavar="[NAME=]N",
-        help="containers that wait ahead of time, for one ScaledJob or for all (0: scale to zero)",
-    )
+    """Print the manifests; arguments that are not acceptable exit with 2 and a line for each problem."""
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
-        profiles = with_spares(PROFILES, dict(arguments.spares)) if arguments.spares else PROFILES
+        profiles = with_overrides(
+            PROFILES, spares=dict(arguments.spares), max_replicas=dict(arguments.max_replicas)
+        )
     except InvalidProfile as exc:
         parser.error(str(exc))
-    manifests = [
-        make_trigger_authentication(arguments.namespace),
-        *(make_scaled_job(p, namespace=arguments.namespace, image=arguments.image) for p in profiles),
-    ]
-    sys.stdout.write(yaml.safe_dump_all(manifests, sort_keys=False))
+    sys.stdout.write(render(profiles, namespace=arguments.namespace, image=arguments.image))
     return 0
 
 

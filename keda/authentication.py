@@ -18,8 +18,10 @@ def make_trigger_authentication(namespace: str) -> dict[str, Any]:
             "namespace": namespace,
             "labels": {
                 "app.kubernetes.io/name": NAME,
+                "app.kubernetes.io/instance": NAME,
                 "app.kubernetes.io/component": "keda",
                 "app.kubernetes.io/part-of": "autolabs",
+                "app.kubernetes.io/managed-by": "autolabs-keda",
             },
         },
         "spec": {"secretTargetRef": [{"parameter": "host", "name": SECRET, "key": "host"}]},

@@ -10,7 +10,6 @@ from keda.profiles import Profile
 READY_PORT = 8081
 SECRET = "autolabs-jobs"  # noqa: S105  # the name of a Secret, not its content
 SERVICE_ACCOUNT = "celery-workers-sa"
-IMAGE_NAME = "registry.gitlab.com/autolabs/jobs"
 
 
 def make_labels(profile: Profile) -> dict[str, str]:
@@ -67,8 +66,12 @@ def _make_container(profile: Profile, image: str) -> dict[str, Any]:
         "name": "job",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
+        # No shell in between: SIGTERM has to reach the process that holds the message.
+        "command": ["python3", "-m", "jobs"],
         "env": _make_env(profile),
-        "ports": [{"name": "claimed", "containerPort": READY_PORT}],
+        # KEDA's CRD requires the protocol.
+        "ports": [{"name": "claimed", "containerPort": READY_PORT, "protocol": "TCP"}],
+        # Ready means: this container holds its message. A connect costs no process, unlike exec.
         "readinessProbe": {
             "tcpSocket": {"port": "claimed"},
             "periodSeconds": 1,

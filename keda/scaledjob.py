@@ -11,7 +11,7 @@ from typing import Any
 
 from keda import authentication
 from keda.podspec import make_labels, make_pod_template
-from keda.profiles import WORST_CASE_S, Profile
+from keda.profiles import Profile
 
 
 def make_scaled_job(profile: Profile, *, namespace: str, image: str) -> dict[str, Any]:
@@ -25,10 +25,11 @@ def make_scaled_job(profile: Profile, *, namespace: str, image: str) -> dict[str
             "pollingInterval": 1,
             "minReplicaCount": profile.spares,
             "maxReplicaCount": profile.max_replicas,
-            # Enough for the logs of a class to be read; the TTL below ends them too.
+            # The logs of a class of 30 with its singles and retries stay readable. Spares that found
+            # nothing, six an hour, count too.
             "successfulJobsHistoryLimit": 100,
             "failedJobsHistoryLimit": 20,
-            # Or a new image would end every Job that is at work.
+            # KEDA's default ends every Job that is at work at each change of this spec.
             "rollout": {"strategy": "gradual"},
             "scalingStrategy": {"strategy": "accurate", "pendingPodConditions": ["Ready"]},
             "jobTargetRef": _make_job_spec(profile, image),
@@ -55,8 +56,8 @@ def _make_job_spec(profile: Profile, image: str) -> dict[str, Any]:
         "completions": 1,
         # The broker alone delivers again; a second retrier would double the work.
         "backoffLimit": 0,
-        # Above waiting and working together, below RabbitMQ's consumer timeout of 30 minutes.
-        "activeDeadlineSeconds": profile.claim_wait_s + WORST_CASE_S,
+        "activeDeadlineSeconds": profile.active_deadline_s,
+        # An hour to read a log; ends Jobs also while the ScaledJob is paused or KEDA is away.
         "ttlSecondsAfterFinished": 3600,
         # A drained node is no failure; the replacement takes the message that came back.
         "podFailurePolicy": {

@@ -1,4 +1,7 @@
-# Write the page into the writable /tmp.
+# PID 1 has no default handlers: only a signal it catches can end it, so httpd is its child below.
+trap 'exit 0' TERM INT
+
+# The values come from outside, and the page must stay a page. /tmp is all that can be written.
 escape() { printf '%s' "$1" | /bin/busybox sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g; s/"/\&quot;/g'; }
 
 /bin/busybox mkdir -p /tmp/www
@@ -23,7 +26,5 @@ escape() { printf '%s' "$1" | /bin/busybox sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\
   <dt>Pod</dt><dd>$(escape "$HOSTNAME")</dd>
 </dl>
 PAGE
-# PID 1 has no default handlers: only a signal it catches can end it, so httpd is its child.
 /bin/busybox httpd -f -p 8080 -h /tmp/www &
-trap 'exit 0' TERM INT
 wait
