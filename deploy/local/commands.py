@@ -69,6 +69,7 @@ def target(layout: Layout, job_image: str) -> platform_part.Target:
         urls=services.Urls.of(made, services.Addresses()),
         s3_access_key="autolabs",
         s3_secret_key=made.minio,
+        data_since=services.data_since(layout),
     )
 
 

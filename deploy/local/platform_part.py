@@ -36,6 +36,8 @@ class Target:
     urls: Urls
     s3_access_key: str
     s3_secret_key: str
+    #: When the services last began with empty volumes (RFC 3339); a setup before that is void.
+    data_since: str = ""
 
 
 def apply(layout: Layout, target: Target) -> None:
@@ -106,15 +108,17 @@ def render_scaled_jobs(layout: Layout, image: str) -> str:
 
 
 def _remove_outdated_setup(target: Target) -> None:
-    """Delete the setup Job unless it succeeded with this image: a Job's template cannot change."""
-    template = "{.spec.template.spec.containers[0].image} {.status.succeeded}"
+    """Delete the setup Job unless it did its work with this image, on the services of today."""
+    image, made = "{.spec.template.spec.containers[0].image}", "{.metadata.creationTimestamp}"
+    template = f"{image} {{.status.succeeded}} {made}"
     try:
         seen = target.kubectl(
             *("get", "job", SETUP, "--namespace", NAMESPACE), f"--output=jsonpath={template}"
         )
     except CommandError:
         return
-    if seen.split() != [target.job_image, "1"]:
+    words = seen.split()
+    if words[:2] != [target.job_image, "1"] or words[2] < target.data_since:
         target.kubectl("delete", "job", SETUP, "--namespace", NAMESPACE, "--cascade=foreground")
 
 

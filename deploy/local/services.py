@@ -78,6 +78,19 @@ def addresses(layout: Layout) -> Addresses:
         raise LocalClusterError(f"the cluster has no Service {exc}; run `make up`") from exc
 
 
+def data_since(layout: Layout) -> str:
+    """Return when the youngest service pod was made: their volumes begin empty."""
+    template = '{range .items[*]}{.metadata.creationTimestamp}{"\\n"}{end}'
+    times = [
+        line
+        for namespace in ("messaging", "infrastructure")
+        for line in cluster.kubectl(
+            layout, "get", "pods", "--namespace", namespace, f"--output=jsonpath={template}"
+        ).split()
+    ]
+    return max(times, default="")
+
+
 def environment(layout: Layout) -> dict[str, str]:
     """Return the variables for clients on this machine."""
     made = passwords.ensure(layout)
