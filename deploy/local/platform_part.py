@@ -54,7 +54,7 @@ def apply(layout: Layout, target: Target) -> None:
             objects=secrets(target),
             images={JOB_IMAGE: target.job_image},
         )
-        _remove_outdated_setup(target)
+        remove_outdated_setup(target)
         _apply_base(target, generated)
         _wait_for_setup(target)
     if not (layout.checkout / "keda" / "__main__.py").exists():
@@ -107,7 +107,7 @@ def render_scaled_jobs(layout: Layout, image: str) -> str:
     return run([python, "-m", "keda", "--image", image], cwd=layout.checkout)
 
 
-def _remove_outdated_setup(target: Target) -> None:
+def remove_outdated_setup(target: Target) -> None:
     """Delete the setup Job unless it did its work with this image, on the services of today."""
     image, made = "{.spec.template.spec.containers[0].image}", "{.metadata.creationTimestamp}"
     template = f"{image} {{.status.succeeded}} {made}"

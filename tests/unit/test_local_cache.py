@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deploy.local import buildah, context, fingerprint, golang, images, programs, settings
+from deploy.local.paths import Layout
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(
+        checkout=CHECKOUT,
+        cache=tmp_path / "cache",
+        state=tmp_path / "state",
+        run=tmp_path / "run",
+    )
+
+
+def pinned(module: str, dependency: str) -> str:
+    text = (CHECKOUT / "deploy/local/programs" / module / "go.mod").read_text()
+    found = re.search(rf"^\s*{re.escape(dependency)} (\S+)", text, re.MULTILINE)
+    assert found, f"{module}/go.mod does not require {dependency}"
+    return found[1]
+
+
+def test_parts_with_moved_borders_have_another_fingerprint() -> None:
+    assert fingerprint.of_parts(["ab", "c"]) != fingerprint.of_parts(["a", "bc"])
+
+
+def test_the_order_in_which_files_are_found_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    files = [("a", tmp_path / "a"), ("b", tmp_path / "b")]
+    assert fingerprint.of_files(files) == fingerprint.of_files(files[::-1])
+
+
+def test_an_executable_bit_changes_the_fingerprint(tmp_path: Path) -> None:
+    script = tmp_path / "start.sh"
+    script.write_text("exit")
+    before = fingerprint.of_files([("start.sh", script)])
+    script.chmod(0o755)
+    assert fingerprint.of_files([("start.sh", script)]) != before
+
+
+def test_the_same_files_in_another_checkout_have_the_same_fingerprint(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "go.mod").write_text("module x")
+    keys = {fingerprint.of_files([("go.mod", tmp_path / n / "go.mod")]) for n in ("one", "two")}
+    assert len(keys) == 1
+
+
+def test_every_program_has_a_tool_line_in_its_go_mod() -> None:
+    for module in programs.MODULES:
+        text = (CHECKOUT / "deploy/local/programs" / module.name / "go.mod").read_text()
+        for package in module.packages.values():
+            assert package in text
+
+
+def test_the_versions_we_name_are_those_of_the_go_modules() -> None:
+    assert pinned("kubernetes", "k8s.io/kubernetes") == settings.KUBERNETES_VERSION
+    assert pinned("keda", "github.com/kedacore/keda/v2") == f"v{settings.KEDA_VERSION}"
+    assert pinned("coredns", "github.com/coredns/coredns") == f"v{settings.COREDNS_VERSION}"
+
+
+def test_all_staging_modules_of_kubernetes_are_replaced_by_one_version() -> None:
+    text = (CHECKOUT / "deploy/local/programs/kubernetes/go.mod").read_text()
+    versions = set(re.findall(r"k8s\.io/\S+ => k8s\.io/\S+ (v\S+)", text))
+    assert versions == {settings.KUBERNETES_VERSION.replace("v1.", "v0.")}
+
+
+def test_go_mod_and_ldflags_are_part_of_a_programs_key(layout: Layout) -> None:
+    module = programs.COREDNS
+    other = programs.Module(module.name, module.packages, module.usual, ldflags="-X a=b")
+    assert module.key(layout) != other.key(layout)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("go version go1.26.8 linux/amd64", (1, 26)), ("go1.9", (1, 9)), ("no go here", (0, 0))],
+    ids=["usual", "short", "none"],
+)
+def test_go_version_is_parsed(text: str, expected: tuple[int, int]) -> None:
+    assert golang.version(text) == expected
+
+
+def test_dockerignore_keeps_what_an_exception_names(tmp_path: Path) -> None:
+    for name in ("jobs/run.py", "jobs/__pycache__/run.pyc", "notes.txt", ".venv/lib/x.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".dockerignore").write_text("# all but\n*\n!jobs\n**/__pycache__\n")
+    assert [name for name, _ in context.files_of(tmp_path)] == ["jobs/run.py"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "ignored"),
+    [
+        ("*.md", "README.md", True),
+        ("*.md", "docs/README.md", False),
+        ("**/*.md", "docs/README.md", True),
+        ("docs", "docs/a/b.txt", True),
+        ("doc?", "docs", True),
+        ("docs/*", "docs/a/b.txt", True),
+    ],
+)
+def test_dockerignore_patterns(pattern: str, path: str, ignored: bool) -> None:
+    assert context.is_ignored(context.parse([pattern]), path) is ignored
+
+
+def test_the_job_image_is_tagged_by_its_content(layout: Layout) -> None:
+    found = {image.short: image for image in images.wanted(layout)}
+    job = found["job"]
+    assert re.fullmatch(re.escape(settings.JOB_IMAGE) + r":dev-[0-9a-f]{12}", job.name)
+    names = {name for name, _ in job.files}
+    assert "jobs/__main__.py" in names
+    assert not any(name.startswith((".git", ".venv", "tests", "deploy")) for name in names)
+
+
+def test_images_under_upstream_names_carry_the_pinned_versions(layout: Layout) -> None:
+    names = {image.short: image.name for image in images.wanted(layout)}
+    assert names["keda"] == f"ghcr.io/kedacore/keda:{settings.KEDA_VERSION}"
+    assert names["lab-demo"] == settings.LAB_IMAGE
+
+
+def test_only_labelled_images_count_as_imported() -> None:
+    listing = (
+        "REF TYPE DIGEST SIZE PLATFORMS LABELS\n"
+        "a:1 application/x sha256:1 1.0 MiB linux/amd64 autolabs.io/content=abc,io.cri=managed\n"
+        "b:1 application/x sha256:2 1.0 MiB linux/amd64 io.cri=managed\n"
+        "c:1 application/x sha256:3 1.0 MiB linux/amd64 -\n"
+    )
+    assert images.parse_images(listing) == {"a:1": "abc"}
+
+
+def test_a_changed_base_image_has_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = buildah.base_key()
+    monkeypatch.setattr(buildah, "SUITE", "forky")
+    assert buildah.base_key() != before

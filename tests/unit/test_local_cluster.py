@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shlex
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.local import (
+    addons,
+    cgroups,
+    credentials,
+    daemons,
+    existing,
+    journal,
+    mounts,
+    node,
+    objects,
+    platform_part,
+    ports,
+    preflight,
+    services,
+    settings,
+)
+from deploy.local.credentials import Credentials
+from deploy.local.errors import CommandError, LocalClusterError
+from deploy.local.lock import exclusive
+from deploy.local.paths import Layout
+from deploy.local.services import Addresses, Urls
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+MANIFESTS = CHECKOUT / "deploy/local/manifests"
+MADE = Credentials(
+    amqp_admin="adminpw", amqp_jobs="jobspw", amqp_keda="kedapw", postgresql="pgpw", minio="s3pw"
+)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = Layout(
+        checkout=CHECKOUT,
+        cache=tmp_path / "cache",
+        state=tmp_path / "state",
+        run=tmp_path / "run",
+    )
+    made.make_folders()
+    return made
+
+
+def local_objects() -> list[dict[str, Any]]:
+    names = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
+    texts = [(MANIFESTS / name).read_text() for name in names]
+    return [item for text in texts for item in yaml.safe_load_all(text)]
+
+
+def deployments() -> list[dict[str, Any]]:
+    return [item for item in local_objects() if item["kind"] == "Deployment"]
+
+
+def test_the_manifests_make_what_up_waits_for() -> None:
+    made = {(d["metadata"]["namespace"], d["metadata"]["name"]) for d in deployments()}
+    assert made == set(addons.DEPLOYMENTS) - {("keda", "keda-operator")}
+
+
+def test_local_services_are_probed_limited_and_without_privileges() -> None:
+    for deployment in deployments():
+        spec = deployment["spec"]["template"]["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        for container in spec["containers"]:
+            assert "readinessProbe" in container
+            assert container["imagePullPolicy"] == "IfNotPresent"
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_local_services_leave_room_for_jobs_and_labs() -> None:
+    requests = [
+        container["resources"]["requests"]["cpu"]
+        for deployment in deployments()
+        for container in deployment["spec"]["template"]["spec"]["containers"]
+    ]
+    keda_m = 50  # deploy.local.addons.keda_patch
+    assert sum(int(cpu.removesuffix("m")) for cpu in requests) + keda_m <= 400
+
+
+def test_the_dns_address_is_the_one_the_kubelet_tells() -> None:
+    (service,) = (
+        item for item in local_objects() if item["kind"] == "Service" and "clusterIP" in item["spec"]
+    )
+    assert service["spec"]["clusterIP"] == settings.DNS_IP
+
+
+def test_everybody_may_do_on_the_broker_only_what_they_need() -> None:
+    definitions = json.loads(credentials.rabbitmq_definitions(MADE))
+    rights = {p["user"]: (p["configure"], p["write"], p["read"]) for p in definitions["permissions"]}
+    assert rights["jobs"] == ("^$", r"^autolabs\.", r"^celery\.")
+    assert rights["keda"] == ("^$", "^$", "^$")
+    assert [u["name"] for u in definitions["users"] if u["tags"]] == ["autolabs"]
+
+
+def test_definitions_hold_no_password_but_hashes_that_rabbitmq_accepts() -> None:
+    text = credentials.rabbitmq_definitions(MADE)
+    assert "jobspw" not in text
+    (user,) = (u for u in json.loads(text)["users"] if u["name"] == "jobs")
+    raw = base64.b64decode(user["password_hash"])
+    assert raw[4:] == hashlib.sha256(raw[:4] + b"jobspw").digest()
+
+
+def test_definitions_do_not_change_from_one_up_to_the_next() -> None:
+    assert credentials.rabbitmq_definitions(MADE) == credentials.rabbitmq_definitions(MADE)
+
+
+def test_passwords_are_kept_private_and_fit_into_urls(layout: Layout) -> None:
+    made = credentials.ensure(layout)
+    assert made == credentials.ensure(layout)
+    assert made.minio.isalnum()
+    assert made.minio not in repr(made)
+    assert (layout.state / "credentials.json").stat().st_mode & 0o077 == 0
+
+
+def test_secrets_have_the_keys_that_containers_mount() -> None:
+    target = platform_part.Target(
+        kubectl=lambda *words, **options: "",
+        job_image="jobs:1",
+        urls=Urls.of(MADE, Addresses()),
+        s3_access_key="autolabs",
+        s3_secret_key="s3pw",
+    )
+    found = {s["metadata"]["name"]: s["stringData"] for s in platform_part.secrets(target)}
+    keys = {"AMQP_URL", "DATABASE_URL", "S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
+    assert set(found["autolabs-jobs"]) == set(found["autolabs-setup"]) == keys
+    assert "//jobs:" in found["autolabs-jobs"]["AMQP_URL"]
+    assert "//autolabs:" in found["autolabs-setup"]["AMQP_URL"]
+    assert "//keda:" in found["autolabs-keda"]["host"]
+
+
+def test_env_lines_are_safe_to_evaluate() -> None:
+    values = {"AMQP_URL": "amqp://u:p'$(x)@h/%2F", "OTHER": "not printed"}
+    (line,) = services.export_lines(values)
+    assert shlex.split(line) == ["export", f"AMQP_URL={values['AMQP_URL']}"]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("localhost:5000/jobs", {"newName": "localhost:5000/jobs", "newTag": "latest"}),
+        ("localhost:5000/jobs:1", {"newName": "localhost:5000/jobs", "newTag": "1"}),
+        ("r.io/jobs@sha256:ab", {"newName": "r.io/jobs", "digest": "sha256:ab"}),
+    ],
+    ids=["port", "port and tag", "digest"],
+)
+def test_an_image_is_split_as_kustomize_wants_it(image: str, expected: dict[str, str]) -> None:
+    assert objects.image_override(image) == expected
+
+
+def test_the_patch_of_keda_fits_its_deployment() -> None:
+    patch = json.loads(addons.keda_patch()["patch"])
+    values = {change["path"].rpartition("/")[2]: change["value"] for change in patch}
+    assert values["imagePullPolicy"] == "IfNotPresent"
+    assert "--enable-cert-rotation=false" in values["args"]
+
+
+def test_node_settings_stay_clear_of_other_software(layout: Layout) -> None:
+    kubelet = node.kubelet_config(layout)
+    assert kubelet["cgroupRoot"] == f"/{settings.CGROUP}"
+    assert kubelet["makeIPTablesUtilChains"] is False
+    assert node.kube_proxy_config(layout)["mode"] == "nftables"
+    (bridge,) = node.cni_config(layout)["plugins"]
+    assert bridge["bridge"] == settings.BRIDGE
+    assert len(settings.BRIDGE) <= 15
+
+
+def test_all_that_is_missing_is_named_in_one_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: tuple[Callable[[Layout], Iterator[str]], ...] = (
+        lambda _: iter(["root"]),
+        lambda _: iter([]),
+        lambda _: iter(["disk", "port"]),
+    )
+    monkeypatch.setattr(preflight, "CHECKS", checks)
+    with pytest.raises(LocalClusterError) as caught:
+        preflight.check(layout)
+    assert str(caught.value).splitlines()[1:] == ["- root", "- disk", "- port"]
+
+
+def test_a_port_of_somebody_else_is_named_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(ports, "PORTS", (("127.0.0.1", port, "etcd"),))
+        monkeypatch.setattr(cgroups, "members", lambda part="": set())
+        (sentence,) = ports.conflicts()
+    assert f"TCP port {port} for etcd" in sentence
+    assert f"pid {os.getpid()}" in sentence
+
+
+def test_a_port_of_our_own_leftovers_is_no_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(ports, "PORTS", (("127.0.0.1", port, "etcd"),))
+        monkeypatch.setattr(cgroups, "members", lambda part="": {os.getpid()})
+        assert list(ports.conflicts()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0100007F:1F90", ("127.0.0.1", 8080)),
+        ("00000000000000000000000000000000:0016", ("::", 22)),
+        ("0000000000000000FFFF00000100007F:0050", ("127.0.0.1", 80)),
+    ],
+    ids=["v4", "v6 any", "v4 in v6"],
+)
+def test_kernel_addresses_are_parsed(text: str, expected: tuple[str, int]) -> None:
+    assert ports.parse_address(text) == expected
+
+
+def test_mounts_are_found_below_our_folders_only_and_the_last_comes_first() -> None:
+    mountinfo = (
+        "1 0 8:1 / / rw - ext4 /dev/a rw\n"
+        "2 1 0:5 / /var/lib/ours/a rw - tmpfs t rw\n"
+        "3 1 0:5 / /var/lib/ours/with\\040space rw - tmpfs t rw\n"
+        "4 1 0:5 / /var/lib/ours-not/b rw - tmpfs t rw\n"
+    )
+    found = mounts.parse(mountinfo, ["/var/lib/ours/"])
+    assert found == ["/var/lib/ours/with space", "/var/lib/ours/a"]
+
+
+def test_a_reused_pid_is_not_taken_for_a_daemon_of_ours(layout: Layout) -> None:
+    record = layout.pids / "etcd.json"
+    started = daemons.start_time(os.getpid())
+    record.write_text(json.dumps({"pid": os.getpid(), "start": started, "argv": []}))
+    assert daemons.pid_of(layout, "etcd") == os.getpid()
+    record.write_text(json.dumps({"pid": os.getpid(), "start": 1, "argv": []}))
+    assert daemons.pid_of(layout, "etcd") is None
+
+
+def test_a_process_outside_our_cgroup_is_never_ended() -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        daemons.end([other.pid], grace_s=0)
+        survived = other.poll() is None
+        other.kill()
+    assert survived
+
+
+def test_the_journal_keeps_the_value_from_before_our_first_change(layout: Layout) -> None:
+    journal.remember(layout, "sysctl", "net/ipv4/ip_forward", "0")
+    journal.remember(layout, "sysctl", "net/ipv4/ip_forward", "1")
+    assert journal.entries(layout, "sysctl") == {"net/ipv4/ip_forward": "0"}
+    journal.forget(layout)
+    assert journal.read(layout) == {}
+
+
+def test_a_second_up_finds_the_lock_taken(tmp_path: Path) -> None:
+    second = exclusive(tmp_path / "lock", wait=False)
+    with (
+        exclusive(tmp_path / "lock"),
+        pytest.raises(LocalClusterError, match="another up or down"),
+        second,
+    ):
+        pass
+
+
+def test_an_existing_cluster_must_have_everything_named_at_once() -> None:
+    kubectl = existing.Kubectl("/nonexistent/kubectl")
+    found = "\n".join(existing.problems(kubectl, {}))
+    for name, _ in existing.NEEDED:
+        assert name in found
+
+
+def test_an_unreachable_service_is_named_without_its_password() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environ = {"AMQP_URL": f"amqp://user:secret@127.0.0.1:{port}/"}
+    found = [p for p in existing.problems(existing.Kubectl("k"), environ) if "AMQP_URL" in p]
+    assert len(found) == 1
+    assert f"127.0.0.1:{port}" in found[0]
+    assert "secret" not in found[0]
+
+
+def test_down_on_an_existing_cluster_spares_namespaces() -> None:
+    rendered = "kind: Namespace\nmetadata: {}\n---\nkind: Role\nmetadata: {}\n"
+    assert existing.without_namespaces(rendered).splitlines()[0] == "kind: Role"
+
+
+class Recorder:
+    """Stands for kubectl: remembers the calls and answers `get job` with one text."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.deleted: list[tuple[str, ...]] = []
+
+    def __call__(self, *words: str, stdin: str | None = None, timeout_s: float = 120) -> str:
+        if words[0] == "delete":
+            self.deleted.append(words)
+        elif not self.job:
+            raise CommandError(["kubectl"], 1, "not found", None)
+        return self.job
+
+
+@pytest.mark.parametrize(
+    ("job", "deleted"),
+    [
+        ("jobs:1 1 2026-01-01T10:00:05Z", False),
+        ("jobs:0 1 2026-01-01T10:00:05Z", True),
+        ("jobs:1 2026-01-01T10:00:05Z", True),
+        ("jobs:1 1 2026-01-01T09:00:00Z", True),
+        ("", False),
+    ],
+    ids=["up to date", "other image", "not succeeded", "before the services", "absent"],
+)
+def test_the_setup_runs_again_only_when_it_has_to(job: str, deleted: bool) -> None:
+    kubectl = Recorder(job)
+    target = platform_part.Target(
+        kubectl=kubectl,
+        job_image="jobs:1",
+        urls=Urls.of(MADE, Addresses()),
+        s3_access_key="a",
+        s3_secret_key="b",
+        data_since="2026-01-01T10:00:00Z",
+    )
+    platform_part.remove_outdated_setup(target)
+    assert bool(kubectl.deleted) is deleted
+
+
+def test_the_cache_follows_xdg_unless_named() -> None:
+    environ = {"HOME": "/home/u"}
+    assert Layout.from_env(environ).cache == Path("/home/u/.cache/autolabs")
+    assert Layout.from_env(environ | {"XDG_CACHE_HOME": "/x"}).cache == Path("/x/autolabs")
+    assert Layout.from_env(environ | {"AUTOLABS_CACHE": "/y"}).cache == Path("/y")
+
+
+def test_the_state_does_not_depend_on_the_checkout(layout: Layout) -> None:
+    made = Layout.from_env({"HOME": "/home/u"})
+    assert replace(made, checkout=Path("/other")).state == made.state
