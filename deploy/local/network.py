@@ -113,7 +113,8 @@ def conflicts(layout: Layout) -> Iterator[str]:
             continue
         taken = ipaddress.ip_network(destination, strict=False)
         for cidr in wanted:
-            if cidr.overlaps(taken) and route.get("type", "unicast") != "broadcast":
+            # A wider route stays as it is: ours are more specific and win while they are there.
+            if taken.subnet_of(cidr) and route.get("type", "unicast") != "broadcast":
                 yield f"the address range {cidr}: {taken} is routed to {route.get('dev', '?')}"
     if shutil.which("nft"):
         ours = journal.entries(layout, "nft")

@@ -23,6 +23,7 @@ from deploy.local import (
     existing,
     journal,
     mounts,
+    network,
     node,
     objects,
     platform_part,
@@ -189,6 +190,36 @@ def test_all_that_is_missing_is_named_in_one_error(layout: Layout, monkeypatch: 
     with pytest.raises(LocalClusterError) as caught:
         preflight.check(layout)
     assert str(caught.value).splitlines()[1:] == ["- root", "- disk", "- port"]
+
+
+@pytest.mark.parametrize(
+    ("route", "named"),
+    [
+        ({"dst": "10.96.0.0/16", "dev": "docker0"}, True),
+        ({"dst": "10.244.0.7", "dev": "tun0", "type": "local"}, True),
+        ({"dst": "10.0.0.0/8", "dev": "eth0"}, False),
+        ({"dst": "10.244.0.0/24", "dev": settings.BRIDGE}, False),
+        ({"dst": "default", "dev": "eth0"}, False),
+    ],
+    ids=["same range", "one address", "wider route", "our own", "default"],
+)
+def test_an_address_range_of_somebody_else_is_named(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, route: dict[str, str], named: bool
+) -> None:
+    def answers(argv: list[str]) -> str:
+        return json.dumps([route]) if "route" in argv else "[]"
+
+    monkeypatch.setattr(network, "run", answers)
+    found = [sentence for sentence in network.conflicts(layout) if "address range" in sentence]
+    assert [route["dev"] in sentence for sentence in found] == ([True] if named else [])
+
+
+def test_an_nftables_table_we_did_not_make_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network.shutil, "which", lambda name: name)
+    monkeypatch.setattr(network, "run", lambda argv: "table ip kube-proxy\n" if argv[0] == "nft" else "[]")
+    assert any("ip kube-proxy" in sentence for sentence in network.conflicts(layout))
+    journal.remember(layout, "nft", "ip kube-proxy", "made by us")
+    assert not any("kube-proxy" in sentence for sentence in network.conflicts(layout))
 
 
 def test_a_port_of_somebody_else_is_named_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
