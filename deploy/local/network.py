@@ -106,12 +106,12 @@ def conflicts(layout: Layout) -> Iterator[str]:
     """Yield a sentence for each name or address range of ours that somebody else uses."""
     if is_foreign():
         yield f"the interface name {BRIDGE}: somebody else has one"
-    wanted = [ipaddress.ip_network(cidr) for cidr in (POD_CIDR, SERVICE_CIDR)]
+    wanted = [ipaddress.IPv4Network(cidr) for cidr in (POD_CIDR, SERVICE_CIDR)]
     for route in json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]"):
         destination = route.get("dst", "default")
         if destination == "default" or route.get("dev") in (BRIDGE, "lo"):
             continue
-        taken = ipaddress.ip_network(destination, strict=False)
+        taken = ipaddress.IPv4Network(destination, strict=False)
         for cidr in wanted:
             # A wider route stays as it is: ours are more specific and win while they are there.
             if taken.subnet_of(cidr) and route.get("type", "unicast") != "broadcast":

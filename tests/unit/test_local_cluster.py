@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -215,7 +216,7 @@ def test_an_address_range_of_somebody_else_is_named(
 
 
 def test_an_nftables_table_we_did_not_make_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network.shutil, "which", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(network, "run", lambda argv: "table ip kube-proxy\n" if argv[0] == "nft" else "[]")
     assert any("ip kube-proxy" in sentence for sentence in network.conflicts(layout))
     journal.remember(layout, "nft", "ip kube-proxy", "made by us")
