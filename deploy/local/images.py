@@ -174,12 +174,21 @@ def parse_images(listing: str) -> dict[str, str]:
     return found
 
 
+def parse_unnamed(listing: str) -> list[str]:
+    """Return the names by image id that CRI made for images whose real names are all gone."""
+    rows = [line.split() for line in listing.splitlines()[1:]]
+    named = {row[2] for row in rows if not row[0].startswith("sha256:")}
+    return [row[0] for row in rows if row[0].startswith("sha256:") and row[2] not in named]
+
+
 def remove_old(layout: Layout, images: list[Image]) -> None:
     """Drop earlier versions of our images from containerd, and their archives from the cache."""
     current = {image.name for image in images}
     old = [name for name in _present(layout) if name not in current]
     if old:
         ctr(layout, "images", "rm", *old)
+    if unnamed := parse_unnamed(ctr(layout, "images", "ls")):
+        ctr(layout, "images", "rm", *unnamed)
     for image in images:
         archives = (layout.cache / "images").glob(f"{image.short}-????????????.tar")
         newest = sorted(archives, key=lambda path: path.stat().st_mtime, reverse=True)

@@ -137,6 +137,16 @@ def test_only_labelled_images_count_as_imported() -> None:
     assert images.parse_images(listing) == {"a:1": "abc"}
 
 
+def test_an_image_id_is_dropped_when_no_name_is_left() -> None:
+    listing = (
+        "REF TYPE DIGEST SIZE PLATFORMS LABELS\n"
+        "a:1 application/x sha256:1 1.0 MiB linux/amd64 -\n"
+        "sha256:id1 application/x sha256:1 1.0 MiB linux/amd64 -\n"
+        "sha256:id2 application/x sha256:2 1.0 MiB linux/amd64 -\n"
+    )
+    assert images.parse_unnamed(listing) == ["sha256:id2"]
+
+
 def test_a_changed_base_image_has_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = buildah.base_key()
     monkeypatch.setattr(buildah, "SUITE", "forky")
