@@ -16,6 +16,7 @@ from deploy.local import (
     preflight,
     programs,
     services,
+    spares,
 )
 from deploy.local.daemons import log_path, pid_of
 from deploy.local.errors import CommandError, LocalClusterError
@@ -56,7 +57,10 @@ def _up(layout: Layout) -> None:
     names = {image.short: image.name for image in wanted}
     services.write_images(layout, {"JOB_IMAGE": names.get("job", JOB_IMAGE), "LAB_IMAGE": LAB_IMAGE})
     if "job" in names:
-        platform_part.apply(layout, target(layout, names["job"]))
+        place = target(layout, names["job"])
+        platform_part.apply(layout, place)
+        if count := spares.replace_outdated(place.kubectl, place.job_image):
+            note(f"{count} spares of an earlier image make way for new ones")
     images.remove_old(layout, wanted)
 
 

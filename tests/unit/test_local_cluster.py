@@ -32,6 +32,7 @@ from deploy.local import (
     preflight,
     services,
     settings,
+    spares,
 )
 from deploy.local.credentials import Credentials
 from deploy.local.errors import CommandError, LocalClusterError
@@ -360,6 +361,24 @@ def test_the_setup_runs_again_only_when_it_has_to(job: str, deleted: bool) -> No
     )
     platform_part.remove_outdated_setup(target)
     assert bool(kubectl.deleted) is deleted
+
+
+def spare(name: str, image: str, phase: str, ready: str) -> dict[str, Any]:
+    return {
+        "metadata": {"labels": {"batch.kubernetes.io/job-name": name}},
+        "spec": {"containers": [{"image": image}]},
+        "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]},
+    }
+
+
+def test_only_waiting_spares_of_an_earlier_image_are_replaced() -> None:
+    pods = [
+        spare("old-waits", "jobs:1", "Running", "False"),
+        spare("old-works", "jobs:1", "Running", "True"),
+        spare("old-done", "jobs:1", "Succeeded", "False"),
+        spare("new-waits", "jobs:2", "Running", "False"),
+    ]
+    assert spares.outdated(pods, "jobs:2") == {"old-waits"}
 
 
 def test_the_cache_follows_xdg_unless_named() -> None:
