@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPConnectionError, StreamLostError
 
 from dispatcher.settings import BrokerSettings
 
 
-def connect(settings: BrokerSettings, *, name: str) -> pika.BlockingConnection:
+def connect(
+    settings: BrokerSettings, *, name: str, timeout_s: float | None = None
+) -> pika.BlockingConnection:
     """Open a connection that the broker's management lists under `name`.
 
-    Raises pika's AMQPConnectionError after one attempt per address; the caller owns retries.
+    Raises pika's AMQPConnectionError after one attempt per address, of at most `timeout_s` seconds
+    each; the caller owns retries.
     """
     parameters = pika.URLParameters(settings.url)
     parameters.heartbeat = settings.heartbeat_s
     parameters.blocked_connection_timeout = settings.publish_timeout_s
     parameters.socket_timeout = settings.connect_timeout_s
     parameters.stack_timeout = 2 * settings.connect_timeout_s
+    if timeout_s is not None:
+        parameters.socket_timeout = min(parameters.socket_timeout, timeout_s)
+        parameters.stack_timeout = min(parameters.stack_timeout, timeout_s)
     parameters.client_properties = {"connection_name": name}
-    return pika.BlockingConnection(parameters)
+    try:
+        return pika.BlockingConnection(parameters)
+    except AMQPConnectorException as exc:  # a timeout of the handshake, of which pika makes no AMQPError
+        raise AMQPConnectionError(str(exc)) from exc
+
+
+@contextmanager
+def answers_within(connection: pika.BlockingConnection, timeout_s: float) -> Iterator[None]:
+    """Break the connection, so that what waits on it raises StreamLostError, if the block takes longer.
+
+    pika's calls wait for the broker's answer without a limit but two heartbeats, about 70 s, when
+    the network swallows everything; its own timers cannot be reached otherwise.
+    """
+    impl = connection._impl
+    error = StreamLostError(f"no answer from the broker within {timeout_s:.1f} s")
+    timer = impl._adapter_call_later(max(0.01, timeout_s), lambda: impl._terminate_stream(error))
+    try:
+        yield
+    finally:
+        impl._adapter_remove_timeout(timer)

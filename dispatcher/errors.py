@@ -47,4 +47,4 @@ class NotConfirmed(PublishError):
 
 
 class Unroutable(PublishError):
-    """Raised when the broker returned the message because no queue is bound: not queued."""
+    """Raised when the broker has no queue for the message, or refuses it: not queued."""

@@ -14,10 +14,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pika
-from pika.exceptions import AMQPError, NackError, UnroutableError
+from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
 from dispatcher import message, tasks, topology
-from dispatcher.connection import connect
+from dispatcher.connection import answers_within, connect
 from dispatcher.errors import NotConfirmed, Unroutable
 from dispatcher.settings import BrokerSettings
 
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_DELAY_S = 0.1
 MAX_RETRY_DELAY_S = 2.0
+#: Seconds for a polite goodbye.
+CLOSE_TIMEOUT_S = 2.0
 
 
 class Publisher:
@@ -70,7 +72,8 @@ class Publisher:
             timeout_s: seconds for all attempts; by default the setting's publish_timeout_s.
 
         Raises:
-            Unroutable: the exchange has no queue bound for the routing key; nothing is queued.
+            Unroutable: no queue is bound for the routing key, the exchange is missing, or writing to it
+                is not allowed; nothing is queued.
             NotConfirmed: no confirm within the timeout; the cause is chained.
         """
         if self._pid != os.getpid():
@@ -79,20 +82,16 @@ class Publisher:
         timeout_s = self._settings.publish_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         delay_s = FIRST_RETRY_DELAY_S
-        with self._lock:
+        if not self._lock.acquire(timeout=timeout_s):
+            raise NotConfirmed(task_id, f"task {task_id} was not sent within {timeout_s:g} s: others wait")
+        try:
             while True:
                 try:
-                    self._open_channel().basic_publish(
-                        exchange, routing_key, body, pika.BasicProperties(**properties), mandatory=True
-                    )
+                    self._attempt(exchange, routing_key, body, properties, deadline)
                     return
-                except UnroutableError as exc:
-                    raise Unroutable(
-                        task_id,
-                        f"task {task_id} was returned by the broker: no queue is bound to exchange"
-                        f" {exchange!r} with routing key {routing_key!r}",
-                    ) from exc
                 except (AMQPError, OSError) as exc:
+                    if refusal := _refusal(exc, exchange, routing_key):
+                        raise Unroutable(task_id, f"task {task_id} {refusal}") from exc
                     if not isinstance(exc, NackError):
                         self._discard()
                     delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S) * random.uniform(0.5, 1.0)
@@ -104,25 +103,40 @@ class Publisher:
                         ) from exc
                     logger.warning("publish of task %s failed, trying again: %r", task_id, exc)
                     time.sleep(delay_s)
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Close the connection; a later publish opens a new one."""
         with self._lock:
             self._discard()
 
-    def _open_channel(self) -> BlockingChannel:
+    def _attempt(
+        self, exchange: str, routing_key: str, body: bytes, properties: dict[str, Any], deadline: float
+    ) -> None:
+        channel = self._open_channel(deadline)
+        # Half of the time: a kept connection that the network forgot must leave some for a new one.
+        with answers_within(channel.connection, (deadline - time.monotonic()) / 2):
+            channel.basic_publish(
+                exchange, routing_key, body, pika.BasicProperties(**properties), mandatory=True
+            )
+
+    def _open_channel(self, deadline: float) -> BlockingChannel:
         if self._channel is None or not self._channel.is_open:
             self._discard()
-            self._connection = connect(self._settings, name=self._name)
-            self._channel = self._connection.channel()
-            self._channel.confirm_delivery()
+            left_s = max(0.1, deadline - time.monotonic())
+            self._connection = connect(self._settings, name=self._name, timeout_s=left_s)
+            with answers_within(self._connection, left_s):
+                self._channel = self._connection.channel()
+                self._channel.confirm_delivery()
         return self._channel
 
     def _discard(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None and connection.is_open:
             try:
-                connection.close()
+                with answers_within(connection, CLOSE_TIMEOUT_S):
+                    connection.close()
             except (AMQPError, OSError) as exc:
                 logger.debug("connection was already gone: %r", exc)
 
@@ -131,3 +145,16 @@ class Publisher:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._connection = self._channel = None
+
+
+def _refusal(error: Exception, exchange: str, routing_key: str) -> str | None:
+    """Say why the broker will not take the message however often it is sent, or None."""
+    if isinstance(error, UnroutableError):
+        return (
+            "was returned by the broker: no queue is bound to exchange"
+            f" {exchange!r} with routing key {routing_key!r}"
+        )
+    # 403 access refused, 404 no such exchange
+    if isinstance(error, ChannelClosedByBroker) and error.reply_code in (403, 404):
+        return f"was refused by the broker: {error.reply_text}"
+    return None

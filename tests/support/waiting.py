@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(check: Callable[[], T], timeout_s: float = 10, *, what: str = "") -> T:
+def eventually(check: Callable[[], T | None], timeout_s: float = 10, *, what: str = "") -> T:
     """Return the first truthy result of `check`; fails with the last result after the timeout."""
     deadline = time.monotonic() + timeout_s
     while True:

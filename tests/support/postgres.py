@@ -1,0 +1,99 @@
+"""A database of one test on a real PostgreSQL, cloned from a template that is migrated once."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg2
+from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, connection
+
+
+def with_database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+def _autocommit(url: str) -> connection:
+    opened = psycopg2.connect(url, connect_timeout=5)
+    opened.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+    return opened
+
+
+class Server:
+    """Make and drop databases."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def create(self, *, template: str = "template1") -> Database:
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        self._run(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return Database(self, name)
+
+    def drop(self, name: str) -> None:
+        self._run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _run(self, statement: str) -> None:
+        opened = _autocommit(self.url)
+        try:
+            opened.cursor().execute(statement)
+        finally:
+            opened.close()
+
+
+class Database:
+    """One database; every call uses a connection of its own and commits."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self._server = server
+        self.name = name
+        self.url = with_database(server.url, name)
+
+    def drop(self) -> None:
+        self._server.drop(self.name)
+
+    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        opened = _autocommit(self.url)
+        try:
+            cursor = opened.cursor()
+            cursor.execute(statement, values)
+            names = [column.name for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()] if names else []
+        finally:
+            opened.close()
+
+    def add_lab(self, **columns: Any) -> int:
+        """Insert a lab as a backend does; without arguments as little as a backend may give."""
+        given = {"lab_id": 7, "student_id": 42, **columns}
+        marks = ", ".join(["%s"] * len(given))
+        statement = f"INSERT INTO lab_instances ({', '.join(given)}) VALUES ({marks}) RETURNING id"
+        return int(self.rows(statement, *given.values())[0]["id"])
+
+    def lab(self, lab_instance_id: int) -> dict[str, Any]:
+        (row,) = self.rows("SELECT * FROM lab_instances WHERE id = %s", lab_instance_id)
+        return row
+
+    def expire(self, lab_instance_id: int) -> None:
+        statement = "UPDATE lab_instances SET expires_at = now() - interval '1 minute' WHERE id = %s"
+        self.rows(statement, lab_instance_id)
+
+    def ledger(self) -> list[dict[str, Any]]:
+        return self.rows("SELECT * FROM task_ledger ORDER BY id")
+
+    def outcomes(self) -> list[str]:
+        return [row["outcome"] for row in self.ledger()]
+
+    def terminate(self, application_name: str) -> int:
+        """End the sessions of an application, as a restart of the server does; return how many."""
+        statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+        return len(self.rows(statement, application_name))
+
+    def evidence(self) -> str:
+        labs = self.rows(
+            "SELECT id, status, stop_requested_at, error_category FROM lab_instances ORDER BY id"
+        )
+        runs = [
+            (row["task_id"], row["attempt"], row["outcome"], row["error_message"]) for row in self.ledger()
+        ]
+        return "\n".join(map(str, [*labs, *runs]))

@@ -1,0 +1,168 @@
+"""A vhost of one test on a real RabbitMQ, with the topology declared."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from dispatcher import topology
+from dispatcher.message import encode, properties
+from dispatcher.settings import BrokerSettings
+from dispatcher.tasks import ROUTING_KEYS
+from tests.support.factories import make_task
+from tests.support.waiting import eventually
+
+
+class ManagementApi:
+    """RabbitMQ's HTTP API; `url` carries user and password."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.user = unquote(parts.username or "")
+        credentials = f"{self.user}:{unquote(parts.password or '')}"
+        self._authorization = "Basic " + base64.b64encode(credentials.encode()).decode()
+        self._base = f"{parts.scheme}://{parts.hostname}:{parts.port}/api"
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"authorization": self._authorization, "content-type": "application/json"}
+        with urlopen(Request(self._base + path, data, headers, method=method), timeout=10) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as it was found in a queue."""
+
+    body: bytes
+    properties: pika.BasicProperties
+    routing_key: str
+    redelivered: bool
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        return dict(self.properties.headers or {})
+
+
+@dataclass
+class Broker:
+    """One vhost, gone after the test."""
+
+    api: ManagementApi
+    url: str = field(repr=False)
+    vhost: str
+    _connections: list[pika.BlockingConnection] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def create(cls, amqp_url: str, api_url: str) -> Broker:
+        api, vhost = ManagementApi(api_url), f"test-{uuid.uuid4().hex[:12]}"
+        api.call("PUT", f"/vhosts/{vhost}", {"default_queue_type": "quorum"})
+        user = quote(api.user, safe="")
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        api.call("PUT", f"/permissions/{vhost}/{user}", everything)
+        return cls(api, urlunsplit(urlsplit(amqp_url)._replace(path=f"/{vhost}")), vhost)
+
+    @property
+    def settings(self) -> BrokerSettings:
+        return BrokerSettings(self.url)
+
+    def declare(self) -> None:
+        topology.declare_topology(self.channel())
+
+    def remove(self) -> None:
+        for connection in self._connections:
+            if connection.is_open:
+                connection.close()
+        self.api.call("DELETE", f"/vhosts/{self.vhost}")
+
+    def channel(self) -> BlockingChannel:
+        connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        self._connections.append(connection)
+        return connection.channel()
+
+    def publish(
+        self,
+        queue: str,
+        body: bytes,
+        *,
+        headers: dict[str, Any] | None = None,
+        content_type: str | None = "application/json",
+        **others: Any,
+    ) -> None:
+        """Put any message straight into a queue, confirmed."""
+        channel = self.channel()
+        channel.confirm_delivery()
+        sent = pika.BasicProperties(headers=headers, content_type=content_type, delivery_mode=2, **others)
+        channel.basic_publish("", queue, body, sent, mandatory=True)
+        channel.connection.close()
+
+    def publish_task(self, **changes: Any) -> str:
+        """Publish a valid task, changed as told, to the queue of its kind; return its id."""
+        task = make_task(**changes)
+        body, headers = encode(task)
+        queue = topology.queue_for(ROUTING_KEYS.get(task.name, "lab.create"))
+        how = properties(task, headers) | {"headers": headers}
+        how.pop("delivery_mode")
+        self.publish(queue, body, **how)
+        return task.id
+
+    def depth(self, queue: str) -> int:
+        """Return the count of ready messages, live."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        try:
+            return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
+        finally:
+            connection.close()
+
+    def take(self, queue: str, *, timeout_s: float = 5) -> Message:
+        """Remove and return the next message."""
+        channel = self.channel()
+
+        def get() -> Message | None:
+            method, found, body = channel.basic_get(queue, auto_ack=True)
+            if method is None or found is None or body is None:
+                return None
+            return Message(body, found, method.routing_key, method.redelivered)
+
+        try:
+            return eventually(get, timeout_s, what=f"a message in {queue}")
+        finally:
+            channel.connection.close()
+
+    def is_empty(self, *queues: str) -> bool:
+        return all(self.depth(queue) == 0 for queue in queues or [*topology.BINDINGS])
+
+    def connection_names(self) -> dict[str, str]:
+        """Return the client-given name of each connection -> the broker's name of it."""
+        listed = self.api.call("GET", f"/vhosts/{self.vhost}/connections")
+        return {item.get("client_properties", {}).get("connection_name", ""): item["name"] for item in listed}
+
+    def close_connection(self, client_name: str) -> None:
+        """Close a connection from the broker's side, as an operator can."""
+        # The management plugin lists a connection only after its first statistics event.
+        name = eventually(
+            lambda: self.connection_names().get(client_name), 15, what=f"connection {client_name}"
+        )
+        self.api.call("DELETE", f"/connections/{quote(name, safe='')}")
+
+    def evidence(self) -> str:
+        lines = []
+        for queue in (
+            *topology.BINDINGS,
+            topology.DEAD_LETTER_QUEUE,
+            *map(topology.delay_queue, topology.DELAYS_S),
+        ):
+            try:
+                lines.append(f"{queue}: {self.depth(queue)} ready")
+            except pika.exceptions.AMQPError as exc:
+                lines.append(f"{queue}: {exc!r}")
+        return "\n".join(lines)
