@@ -32,8 +32,11 @@ def declare_topology() -> None:
     settings = read_settings(os.environ, BrokerSettings.from_environment)
     try:
         connection = connect(settings, name="autolabs-topology")
-        topology.declare_topology(connection.channel())
-        connection.close()
+        try:
+            topology.declare_topology(connection.channel())
+        finally:
+            if connection.is_open:
+                connection.close()
     except AMQPError as exc:
         raise DispatcherError(f"topology was not declared: {exc!r}") from exc
     print(f"queues are declared: {', '.join(topology.BINDINGS)}, {topology.DEAD_LETTER_QUEUE}")

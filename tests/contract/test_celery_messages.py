@@ -28,6 +28,11 @@ STORED = Path(__file__).parents[1] / "data" / "messages"
 def app() -> Celery:
     app = Celery("backend", broker="memory://", set_as_current=False)
     app.conf.update(celery_config())
+
+    @app.task(name=tasks.CREATE_LAB_POD)  # type: ignore[untyped-decorator]
+    def create_lab_pod(**_kwargs: Any) -> None:
+        """Stand for a worker's task; it is never called."""
+
     return app
 
 
@@ -107,12 +112,7 @@ def test_what_we_send_is_a_request_for_a_celery_worker(app: Celery, task: TaskMe
         properties={"correlation_id": task.id, "delivery_info": {"redelivered": False}},
         accept=["application/json"],
     )
-
-    @app.task(name=task.name)  # type: ignore[untyped-decorator]
-    def run(**_kwargs: Any) -> None:
-        """Stand for the worker's task; it is not called."""
-
-    request = Request(message, app=app, task=run, decoded=False)
+    request = Request(message, app=app, task=app.tasks[task.name], decoded=False)
     assert (request.id, request.name) == (task.id, task.name)
     args, kwargs, embed = message.payload
     assert (args, kwargs) == (task.args, task.kwargs)
