@@ -38,6 +38,8 @@ def main() -> int:
     """Run one command; return the exit code."""
     arguments = parser().parse_args()
     layout = Layout.from_env(os.environ)
+    # A root shell opened by `su` has no sbin in its PATH.
+    os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
     try:
         if os.environ.get("CLUSTER") == "existing":
             return existing.main(arguments.command, layout, os.environ)

