@@ -7,6 +7,9 @@ import time
 
 #: Seconds after which a lab counts as RUNNING all the same: its pod is Ready, only the way there is slow.
 PATIENCE_S = 3.0
+#: Short, because an address that no endpoint serves yet may swallow the first packet, and TCP repeats it
+#: after a second. A cluster's own network answers within a few milliseconds.
+_CONNECT_S = 0.1
 _RETRY_S = 0.02
 
 
@@ -15,7 +18,7 @@ def wait_answers(host: str, port: int) -> bool:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
-            socket.create_connection((host, port), timeout=0.5).close()
+            socket.create_connection((host, port), timeout=_CONNECT_S).close()
         except OSError:
             time.sleep(_RETRY_S)
         else:
