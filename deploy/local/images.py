@@ -24,6 +24,7 @@ from deploy.local.settings import (
 )
 from deploy.local.steps import note, step
 
+KEPT_BUILDS = 4
 LABEL = "autolabs.io/content"  # on the image in containerd: the key that it was built from
 
 
@@ -182,15 +183,20 @@ def parse_unnamed(listing: str) -> list[str]:
 
 
 def remove_old(layout: Layout, images: list[Image]) -> None:
-    """Drop earlier versions of our images from containerd, and their archives from the cache."""
-    current = {image.name for image in images}
-    old = [name for name in _present(layout) if name not in current]
+    """Keep the newest builds of each image, in the cache and in containerd; drop the others.
+
+    Several, because a shell that evaluated `make env` a while ago still names an earlier one.
+    """
+    for image in images:
+        image.archive(layout).touch()  # newest means last used, not last built
+        archives = image.archive(layout).parent.glob(f"{image.short}-{'?' * len(image.key)}.tar")
+        newest = sorted(archives, key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in newest[KEPT_BUILDS:]:
+            path.unlink(missing_ok=True)
+    keys = {image.key for image in images}
+    keys |= {path.stem.rpartition("-")[2] for path in (layout.cache / "images").glob("*.tar")}
+    old = [name for name, key in _present(layout).items() if key not in keys]
     if old:
         ctr(layout, "images", "rm", *old)
     if unnamed := parse_unnamed(ctr(layout, "images", "ls")):
         ctr(layout, "images", "rm", *unnamed)
-    for image in images:
-        archives = (layout.cache / "images").glob(f"{image.short}-????????????.tar")
-        newest = sorted(archives, key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in newest[2:]:  # two, for checkouts that take turns
-            path.unlink(missing_ok=True)
