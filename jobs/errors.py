@@ -20,10 +20,16 @@ class Category(str, enum.Enum):
     TEMPORARY_NETWORK_ERROR = "TEMPORARY_NETWORK_ERROR"
 
 
+def _storable(text: str) -> str:
+    """Escape what PostgreSQL takes neither as text nor as jsonb: NUL and lone surrogates."""
+    return text.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
+
+
 class JobError(Exception):
     """Base: `sentence` is for the student and the teacher, `evidence` for operators."""
 
     def __init__(self, category: Category, sentence: str, *, evidence: str = "") -> None:
+        sentence, evidence = _storable(sentence), _storable(evidence)
         super().__init__(f"{sentence} [{evidence}]" if evidence else sentence)
         self.category = category
         self.sentence = sentence

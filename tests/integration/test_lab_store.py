@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import jobs.labs
+from jobs.errors import Category, PermanentError, TransientError
+from jobs.labs import LabStore
+from tests.support.factories import make_record
+from tests.support.postgres import Database
+from tests.support.tcp_proxy import TcpProxy
+
+ERROR = PermanentError(Category.PERMANENT_IMAGE_ERROR, "The image is wrong.", evidence="ErrImagePull")
+
+
+@pytest.fixture
+def proxy(database: Database) -> Iterator[TcpProxy]:
+    with TcpProxy.to(database.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def far_labs(database: Database, proxy: TcpProxy) -> Iterator[LabStore]:
+    """A store whose connection goes through the proxy, unencrypted so that statements can be seen."""
+    store = LabStore(proxy.through(database.url) + "?sslmode=disable", application_name="far")
+    yield store
+    store.close()
+
+
+def run(labs: LabStore, lab: int) -> bool:
+    return labs.mark_running(make_record(lab), lab, pod_name="pod", connection_url="http://x/")
+
+
+def test_a_pending_lab_becomes_running_with_its_ledger_row(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab()
+    record = make_record(lab, task_id="t-1")
+    assert labs.mark_running(record, lab, pod_name="pod", connection_url="http://x/")
+    row = database.lab(lab)
+    assert (row["status"], row["k8s_pod_name"], row["connection_url"]) == ("RUNNING", "pod", "http://x/")
+    assert row["celery_task_id"] == "t-1"
+    assert row["started_at"] is not None
+    (entry,) = database.ledger()
+    assert (entry["task_id"], entry["lab_instance_id"], entry["outcome"]) == ("t-1", lab, "succeeded")
+    assert entry["claimed_at"] <= entry["finished_at"]
+
+
+def test_the_backends_task_id_is_kept(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab(celery_task_id="the-backends")
+    run(labs, lab)
+    assert database.lab(lab)["celery_task_id"] == "the-backends"
+
+
+def test_a_second_create_of_a_running_lab_is_a_noop(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab()
+    assert [run(labs, lab), run(labs, lab)] == [True, True]
+    assert database.outcomes() == ["succeeded", "noop"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"status": "FAILED"},
+        {"status": "STOPPED"},
+        {"status": "RUNNING", "k8s_pod_name": "another"},
+        {"stop_requested_at": "now"},
+    ],
+    ids=repr,
+)
+def test_a_lab_that_is_not_wanted_does_not_become_running(
+    database: Database, labs: LabStore, columns: dict[str, str]
+) -> None:
+    lab = database.add_lab(**columns)
+    before = database.lab(lab)
+    assert run(labs, lab) is False
+    assert database.lab(lab) == before
+    assert database.ledger() == []
+
+
+def test_a_lab_without_a_row_does_not_become_running(database: Database, labs: LabStore) -> None:
+    assert run(labs, 4711) is False
+    assert labs.find(4711) is None
+
+
+def test_many_creates_at_once_give_one_success(database: Database) -> None:
+    lab = database.add_lab()
+
+    def create() -> None:
+        store = LabStore(database.url, application_name="racer")
+        run(store, lab)
+        store.close()
+
+    threads = [threading.Thread(target=create) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(database.outcomes()) == ["noop"] * 5 + ["succeeded"]
+
+
+def test_a_failure_is_told_in_the_row_and_the_ledger(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab()
+    assert labs.mark_failed(make_record(lab), ERROR, outcome="failed")
+    row = database.lab(lab)
+    assert (row["status"], row["error_category"]) == ("FAILED", "PERMANENT_IMAGE_ERROR")
+    assert row["error_message"] == "The image is wrong."
+    assert row["failed_at"] is not None
+    (entry,) = database.ledger()
+    assert (entry["outcome"], entry["error_category"]) == ("failed", "PERMANENT_IMAGE_ERROR")
+    assert entry["details"]["evidence"] == "ErrImagePull"
+
+
+@pytest.mark.parametrize(
+    "columns", [{"status": "RUNNING"}, {"status": "STOPPED"}, {"stop_requested_at": "now"}], ids=repr
+)
+def test_a_lab_that_is_further_on_does_not_become_failed(
+    database: Database, labs: LabStore, columns: dict[str, str]
+) -> None:
+    lab = database.add_lab(**columns)
+    before = database.lab(lab)
+    assert labs.mark_failed(make_record(lab), ERROR, outcome="failed") is False
+    assert database.lab(lab) == before
+    assert database.outcomes() == ["failed"]
+
+
+@pytest.mark.parametrize("text", ["nul \x00 in it", "lone \ud800 surrogate"])
+def test_no_evidence_can_stop_the_ledger(database: Database, labs: LabStore, text: str) -> None:
+    lab = database.add_lab()
+    error = PermanentError(Category.PERMANENT_IMAGE_ERROR, f"Sentence {text}.", evidence=text)
+    assert labs.mark_failed(make_record(lab), error, outcome="failed")
+    assert database.lab(lab)["error_message"].startswith("Sentence ")
+
+
+def test_a_stop_before_the_create_wins(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab()
+    found = labs.request_stop(lab)
+    assert found is not None
+    assert found.stop_requested
+    assert run(labs, lab) is False
+    assert labs.mark_stopped(make_record(lab), lab, deleted=0)
+    assert database.lab(lab)["status"] == "STOPPED"
+
+
+def test_the_tombstone_is_set_once(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab()
+    labs.request_stop(lab)
+    first = database.lab(lab)["stop_requested_at"]
+    labs.request_stop(lab)
+    assert database.lab(lab)["stop_requested_at"] == first
+
+
+def test_stopping_twice_is_a_noop(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab(status="RUNNING", connection_url="http://x/")
+    assert labs.mark_stopped(make_record(lab), lab, deleted=3)
+    assert labs.mark_stopped(make_record(lab), lab, deleted=0) is False
+    assert database.lab(lab)["connection_url"] is None
+    assert database.outcomes() == ["succeeded", "noop"]
+
+
+def test_stopping_a_lab_without_a_row_leaves_its_ledger_row(database: Database, labs: LabStore) -> None:
+    assert labs.request_stop(4711) is None
+    assert labs.mark_stopped(make_record(4711), 4711, deleted=0) is False
+    assert database.outcomes() == ["noop"]
+
+
+def test_a_session_that_the_server_ended_is_replaced(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab()
+    assert labs.find(lab) is not None
+    assert database.terminate("test-labs") == 1
+    assert run(labs, lab)
+    assert database.outcomes() == ["succeeded"]
+
+
+def test_a_lost_answer_to_a_commit_leaves_one_change(
+    database: Database, far_labs: LabStore, proxy: TcpProxy
+) -> None:
+    lab = database.add_lab()
+    assert far_labs.find(lab) is not None
+    commits: list[bytes] = []
+
+    def first_commit(data: bytes) -> bool:
+        if b"COMMIT" not in data or commits:
+            return False
+        commits.append(data)
+        return True
+
+    proxy.swallow_answer_to = first_commit
+    assert run(far_labs, lab)
+    assert len(commits) == 1
+    assert proxy.accepted == 2
+    assert database.lab(lab)["status"] == "RUNNING"
+    assert database.outcomes() == ["succeeded", "noop"]
+
+
+def test_a_database_that_stays_away_is_transient(
+    database: Database, far_labs: LabStore, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.labs, "BLIP_S", 0.5)
+    lab = database.add_lab()
+    far_labs.find(lab)
+    proxy.close()
+    started = time.monotonic()
+    with pytest.raises(TransientError) as caught:
+        run(far_labs, lab)
+    assert caught.value.category is Category.TEMPORARY_NETWORK_ERROR
+    assert time.monotonic() - started < 3
