@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 
 from dispatcher import message, tasks
+from dispatcher.errors import InvalidTask
 from dispatcher.publisher import Publisher
 from jobs.labs import Cursor, LabStore
 
@@ -66,7 +67,14 @@ def _select(cursor: Cursor, limit: int, *, lock: bool) -> list[ExpiredLab]:
 
 
 def _publish_delete(publisher: Publisher, lab: ExpiredLab) -> str:
-    payload = tasks.DeleteLabPod(lab_instance_id=lab.id, k8s_pod_name=lab.k8s_pod_name, force=True)
+    try:
+        payload = tasks.DeleteLabPod(lab_instance_id=lab.id, k8s_pod_name=lab.k8s_pod_name, force=True)
+    except InvalidTask as exc:
+        # The lab's labels find its Pod as well, and one odd row must not keep all others running.
+        logger.warning(
+            "pod name is left out: %s", exc, extra={"action": "odd_row", "lab_instance_id": lab.id}
+        )
+        payload = tasks.DeleteLabPod(lab_instance_id=lab.id, force=True)
     task = message.TaskMessage(
         name=payload.task_name,
         id=str(uuid.uuid5(_NAMESPACE, str(lab.id))),

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from cronjobs.__main__ import main
+from dispatcher import PublishError, topology
+from dispatcher.message import TaskMessage
+from dispatcher.publisher import Publisher
+from jobs import cleanup_labs
+from jobs.cleanup_labs import cleanup_expired, find_expired
+from jobs.labs import LabStore
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker, Message
+
+
+def add_expired(database: Database, count: int = 1, **columns: str) -> list[int]:
+    labs = [database.add_lab(**{"status": "RUNNING", "k8s_pod_name": "pod", **columns}) for _ in range(count)]
+    for lab in labs:
+        database.expire(lab)
+    return labs
+
+
+def deletes(broker: Broker) -> list[Message]:
+    return [broker.take(topology.QUEUE_HIGH) for _ in range(broker.depth(topology.QUEUE_HIGH))]
+
+
+def lab_of(message: Message) -> int:
+    return int(json.loads(message.body)[1]["lab_instance_id"])
+
+
+def test_only_expired_running_labs_get_a_delete_and_only_once(
+    database: Database, labs: LabStore, broker: Broker, publisher: Publisher
+) -> None:
+    (expired,) = add_expired(database)
+    add_expired(database, status="PENDING")
+    add_expired(database, status="FAILED")
+    add_expired(database, stop_requested_at="now")
+    database.add_lab(status="RUNNING")
+    assert cleanup_expired(labs, publisher) == 1
+    assert cleanup_expired(labs, publisher) == 0
+    (message,) = deletes(broker)
+    arguments = {"lab_instance_id": expired, "k8s_pod_name": "pod", "force": True}
+    assert json.loads(message.body)[1] == arguments
+    assert database.lab(expired)["stop_requested_at"] is not None
+    assert database.lab(expired)["status"] == "RUNNING"
+
+
+def test_two_cleanups_at_once_publish_one_delete_for_each_lab(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleanup_labs, "BATCH", 3)
+    expired = add_expired(database, 20)
+
+    def clean() -> None:
+        store = LabStore(database.url, application_name="cleanup")
+        publisher = Publisher(broker.settings)
+        cleanup_expired(store, publisher)
+        store.close()
+        publisher.close()
+
+    threads = [threading.Thread(target=clean) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(lab_of(message) for message in deletes(broker)) == expired
+
+
+def test_a_crash_between_publish_and_commit_publishes_the_same_task_again(
+    database: Database, labs: LabStore, broker: Broker, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_expired(database, 2)
+
+    class Killed(BaseException):
+        pass
+
+    real = Publisher.publish_task
+    published: list[str] = []
+
+    def die_after_the_second(self: Publisher, task: TaskMessage) -> None:
+        real(self, task)
+        published.append(task.id)
+        if len(published) == 2:
+            raise Killed
+
+    monkeypatch.setattr(Publisher, "publish_task", die_after_the_second)
+    with pytest.raises(Killed):
+        cleanup_expired(labs, publisher)
+    assert len(find_expired(labs)) == 2
+    monkeypatch.undo()
+    assert cleanup_expired(labs, publisher) == 2
+    ids = [message.headers["id"] for message in deletes(broker)]
+    assert sorted(ids) == sorted(published * 2)
+
+
+def test_a_delete_that_is_not_confirmed_leaves_the_lab_for_the_next_cleanup(
+    database: Database, labs: LabStore, broker: Broker, publisher: Publisher
+) -> None:
+    (expired,) = add_expired(database)
+    broker.channel().queue_delete(topology.QUEUE_HIGH)
+    with pytest.raises(PublishError):
+        cleanup_expired(labs, publisher)
+    assert database.lab(expired)["stop_requested_at"] is None
+    broker.declare()
+    assert cleanup_expired(labs, publisher) == 1
+
+
+@pytest.mark.parametrize("pod", ["", "Not_A_Name", "x" * 300])
+def test_one_odd_row_does_not_keep_the_others_running(
+    database: Database, labs: LabStore, broker: Broker, publisher: Publisher, pod: str
+) -> None:
+    (odd,) = add_expired(database, k8s_pod_name=pod)
+    (ordinary,) = add_expired(database)
+    assert cleanup_expired(labs, publisher) == 2
+    assert [lab_of(message) for message in deletes(broker)] == [odd, ordinary]
+
+
+@pytest.fixture
+def environ(database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    monkeypatch.setenv("AMQP_URL", broker.url)
+    # The command takes over the log of its process; here that is pytest's.
+    monkeypatch.setattr("jobs.logs.configure", lambda _level: None)
+
+
+@pytest.mark.usefixtures("environ")
+def test_a_dry_run_publishes_nothing(database: Database, broker: Broker) -> None:
+    (expired,) = add_expired(database)
+    assert main(["cleanup", "--dry-run"]) == 0
+    assert broker.is_empty()
+    assert database.lab(expired)["stop_requested_at"] is None
+
+
+@pytest.mark.usefixtures("environ")
+def test_the_command_cleans_up(database: Database, broker: Broker) -> None:
+    add_expired(database)
+    assert main(["cleanup"]) == 0
+    assert len(deletes(broker)) == 1
+
+
+@pytest.mark.usefixtures("environ")
+def test_the_command_says_by_its_exit_code_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.labs.BLIP_S", 0.2)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u@127.0.0.1:1/db")
+    assert main(["cleanup"]) == 69
+    monkeypatch.setenv("DATABASE_URL", "mysql://x")
+    assert main(["cleanup"]) == 78
