@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from jobs import configs
+from jobs.configs import Configs, main, upload_defaults
+from jobs.errors import Category, PermanentError, TransientError
+from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
+from jobs.objectstore import ObjectStore
+from tests.support.store import Bucket
+from tests.support.tcp_proxy import TcpProxy
+
+DEFAULT_KEYS = sorted([configs.SETTINGS, POD_TEMPLATE, NETWORK_POLICY_TEMPLATE])
+
+
+@pytest.fixture
+def store(bucket: Bucket) -> ObjectStore:
+    return ObjectStore(bucket.settings)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "plain.yaml",
+        "folder/with space.yaml",
+        "plus+and%20percent%",
+        "query?a=b&c=d#fragment",
+        "quotes'\"`(){}[]<>",
+        "tilde~and-dash_dot.",
+        "sign@colon:semi;comma,equals=dollar$bang!star*",
+        "кириллица/é/日本/🙂",
+    ],
+)
+def test_a_key_with_odd_characters_is_read(bucket: Bucket, store: ObjectStore, key: str) -> None:
+    version = bucket.put(key, key.encode())
+    stored = store.read(key)
+    assert (stored.content, stored.version) == (key.encode(), version)
+
+
+def test_an_empty_and_a_large_object_are_read(bucket: Bucket, store: ObjectStore) -> None:
+    bucket.put("empty", b"")
+    bucket.put("large", b"x" * 3_000_000)
+    assert store.read("empty").content == b""
+    assert len(store.read("large").content) == 3_000_000
+
+
+def test_the_newest_version_is_read(bucket: Bucket, store: ObjectStore) -> None:
+    bucket.put("key", b"old")
+    newest = bucket.put("key", b"new")
+    assert (store.read("key").content, store.read("key").version) == (b"new", newest)
+
+
+def test_a_missing_object_names_itself_and_the_administrator(store: ObjectStore) -> None:
+    with pytest.raises(PermanentError, match=r"nope\.yaml is missing; the administrator") as caught:
+        store.read("nope.yaml")
+    assert caught.value.category is Category.PERMANENT_INVALID_REQUEST
+    assert "NoSuchKey" in caught.value.evidence
+
+
+def test_a_missing_bucket_is_missing_configuration(bare_bucket: Bucket) -> None:
+    with pytest.raises(PermanentError, match="is missing") as caught:
+        ObjectStore(bare_bucket.settings).read("x.yaml")
+    assert "NoSuchBucket" in caught.value.evidence
+
+
+@pytest.mark.parametrize("wrong", [{"secret_key": "wrong-secret"}, {"access_key": "nobody"}], ids=str)
+def test_a_wrong_key_is_a_permission_error_that_shows_no_secret(
+    bucket: Bucket, wrong: dict[str, str]
+) -> None:
+    with pytest.raises(PermanentError, match="correct the access") as caught:
+        ObjectStore(replace(bucket.settings, **wrong)).read(POD_TEMPLATE)
+    assert caught.value.category is Category.PERMANENT_PERMISSION_ERROR
+    assert "wrong-secret" not in str(caught.value)
+
+
+@pytest.fixture
+def proxy(bucket: Bucket) -> Iterator[TcpProxy]:
+    with TcpProxy.to(bucket.settings.endpoint) as proxy:
+        yield proxy
+
+
+def test_a_lost_connection_is_replaced(bucket: Bucket, proxy: TcpProxy) -> None:
+    store = ObjectStore(bucket.with_endpoint(f"http://127.0.0.1:{proxy.port}"))
+    store.warm()
+    proxy.cut()
+    assert store.read(POD_TEMPLATE).content
+
+
+def test_a_store_that_does_not_answer_is_transient(bucket: Bucket, proxy: TcpProxy) -> None:
+    store = ObjectStore(bucket.with_endpoint(f"http://127.0.0.1:{proxy.port}"))
+    proxy.close()
+    with pytest.raises(TransientError) as caught:
+        store.read(POD_TEMPLATE)
+    assert caught.value.category is Category.TEMPORARY_NETWORK_ERROR
+
+
+def test_upload_makes_a_versioned_bucket_with_the_defaults_and_then_nothing(bare_bucket: Bucket) -> None:
+    assert sorted(upload_defaults(bare_bucket.settings)) == DEFAULT_KEYS
+    assert bare_bucket.keys() == DEFAULT_KEYS
+    assert bare_bucket.client.get_bucket_versioning(bucket_name=bare_bucket.name).status == "Enabled"
+    assert upload_defaults(bare_bucket.settings) == []
+
+
+def test_upload_keeps_what_an_operator_changed_unless_told_otherwise(
+    bucket: Bucket, store: ObjectStore
+) -> None:
+    bucket.put(configs.SETTINGS, b"allowed_images: ['mine/*']")
+    assert upload_defaults(bucket.settings) == []
+    assert Configs(store).lab_settings().allowed_images == ["mine/*"]
+    assert sorted(upload_defaults(bucket.settings, overwrite=True)) == DEFAULT_KEYS
+    assert Configs(store).lab_settings().allowed_images != ["mine/*"]
+
+
+def test_a_task_records_the_versions_it_used(bucket: Bucket, store: ObjectStore) -> None:
+    version = bucket.put(configs.SETTINGS, b"allowed_images: ['*']")
+    used = Configs(store)
+    used.lab_settings()
+    used.pod_template()
+    used.network_policy_template()
+    assert sorted(used.versions) == DEFAULT_KEYS
+    assert used.versions[configs.SETTINGS] == version
+
+
+def test_the_command_uploads_and_reports(
+    bare_bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = bare_bucket.settings
+    monkeypatch.setenv("S3_ENDPOINT", settings.endpoint)
+    monkeypatch.setenv("S3_BUCKET", settings.bucket)
+    assert main(["upload"]) == 0
+    assert "uploaded manifests/lab-pod-template.yaml" in capsys.readouterr().out
+    assert main(["upload"]) == 0
+    assert "nothing, all is there" in capsys.readouterr().out
+    monkeypatch.setenv("S3_SECRET_KEY", "wrong-secret")
+    assert main(["upload"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("jobs.configs: ")
+    assert "wrong-secret" not in error
