@@ -27,7 +27,13 @@ def celery_config() -> dict[str, Any]:
         for queue, routing_keys in topology.BINDINGS.items()
     ]
     routes = {
-        name: {"exchange": topology.TASKS_EXCHANGE, "routing_key": routing_key}
+        name: {
+            "exchange": topology.TASKS_EXCHANGE,
+            "routing_key": routing_key,
+            # Celery 5.5 sends an eta on quorum queues to an exchange that only its own workers
+            # declare, unless this says direct; it has no other effect, and the container honours the eta.
+            "exchange_type": "direct",
+        }
         for name, routing_key in tasks.ROUTING_KEYS.items()
     }
     return {
