@@ -143,14 +143,16 @@ def _settle_failure(
 ) -> bool:
     retry = context.settings.retry
     try:
-        if isinstance(error, TransientError) and task.retries < retry.max_retries:
+        # A task without a routing key cannot come back.
+        may_retry = task.retries < retry.max_retries and task.name in tasks.ROUTING_KEYS
+        if isinstance(error, TransientError) and may_retry:
             return _retry(context, task, error)
         # A create has its lab to say why it failed; for everything else the DLQ keeps the evidence.
         keep = task.name != tasks.CREATE_LAB_POD or isinstance(error, (TransientError, _InvalidRequest))
         try:
             _record_failure(context, task, error, keep=keep)
         except TransientError as database_error:
-            if task.retries < retry.max_retries:
+            if may_retry:
                 return _retry(context, task, database_error)
             keep = True
         extra = {"action": "failed", "error_category": error.category.value, "evidence": error.evidence}

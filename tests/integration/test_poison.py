@@ -1,0 +1,216 @@
+"""Messages that are no task of ours, and tasks that fail: each ends where somebody can see it."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from dispatcher import topology
+from dispatcher.message import PUBLISHED_AT
+from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
+from tests.support.container import Containers
+from tests.support.factories import create_kwargs, make_task, make_wire
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+from tests.support.waiting import eventually_equal
+
+BODY, HEADERS = make_wire()
+INVALID = "PERMANENT_INVALID_REQUEST"
+DEEP: dict[str, Any] = {"a": 1}
+for _ in range(50):
+    DEEP = {"a": [DEEP]}
+
+
+def body_of(*args: Any, **kwargs: Any) -> bytes:
+    return json.dumps([list(args), kwargs, {}]).encode()
+
+
+POISON: dict[str, tuple[bytes, dict[str, Any] | None, dict[str, Any], str]] = {
+    "not JSON": (b"hello", HEADERS, {}, "body is not JSON"),
+    "empty body": (b"", HEADERS, {}, "body is not JSON"),
+    "invalid UTF-8": (b"\xff\xfe\x00", HEADERS, {}, "body is not JSON"),
+    "wrong arity": (b"[[], {}]", HEADERS, {}, "three-element"),
+    "an object": (b'{"task": "x", "id": "y"}', HEADERS, {}, "three-element"),
+    "pickle": (b"\x80\x04.", HEADERS, {"content_type": "application/x-python-serialize"}, "is refused"),
+    "no content type": (BODY, HEADERS, {"content_type": None}, "content type None is refused"),
+    "no headers": (BODY, None, {}, "header 'task' is missing"),
+    "empty headers": (BODY, {}, {}, "header 'task' is missing"),
+    "no id": (BODY, {**HEADERS, "id": None}, {}, "header 'id' is missing"),
+    "binary id": (BODY, {**HEADERS, "id": b"\xff"}, {}, "header 'id'"),
+    "a table as id": (BODY, {**HEADERS, "id": {"x": [1]}}, {}, "header 'id'"),
+    "retries as text": (BODY, {**HEADERS, "retries": "three"}, {}, "header 'retries'"),
+    "bad eta": (BODY, {**HEADERS, "eta": "soon"}, {}, "header 'eta'"),
+    "a chain": (b'[[], {}, {"chain": [1]}]', HEADERS, {}, "'chain' is not supported"),
+    "unknown compression": (BODY, {**HEADERS, "compression": "zstd"}, {}, "compression"),
+    "unknown task": (
+        BODY,
+        {**HEADERS, "task": "celery_workers.nope"},
+        {},
+        "nope' is unknown",
+    ),
+    "not built yet": (BODY, {**HEADERS, "task": "celery_workers.sync_lab_status"}, {}, "is unknown"),
+    "id as text": (body_of(**create_kwargs(lab_instance_id="7")), HEADERS, {}, "lab_instance_id: '7'"),
+    "a missing argument": (body_of(lab_instance_id=7), HEADERS, {}, "lab_id: is missing"),
+    "an unknown argument": (body_of(**create_kwargs(x=1)), HEADERS, {}, "'x': is not an argument"),
+    "too many arguments": (body_of(*range(9)), HEADERS, {}, "9 positional arguments"),
+    "a huge id": (body_of(**create_kwargs(lab_instance_id=2**80)), HEADERS, {}, "lab_instance_id"),
+    "NUL and surrogates": (body_of(**create_kwargs(docker_image="\x00\ud800")), HEADERS, {}, "docker_image"),
+    "odd header tables": (
+        b"{}",
+        {
+            **HEADERS,
+            "x": Decimal("1.25"),
+            "y": datetime(2026, 1, 1, tzinfo=timezone.utc),
+            "z": DEEP,
+            "b": b"\x00",
+        },
+        {},
+        "three-element",
+    ),
+    "large headers": (b"{}", {**HEADERS, "padding": "p" * 129_500}, {}, "three-element"),
+    "an offset of 20 hours": (
+        BODY,
+        {**HEADERS, "task": "celery_workers.nope", PUBLISHED_AT: "2026-01-01T00:00:00+20:00"},
+        {},
+        "is unknown",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_poison_ends_in_the_dead_letter_queue_with_the_reason(
+    containers: Containers, broker: Broker, name: str
+) -> None:
+    body, headers, properties, reason = POISON[name]
+    broker.publish(topology.QUEUE_NORMAL, body, headers=headers, **properties)
+    code, container = containers.run(JOB_NAME="job-1")
+    assert code == 0
+    assert "dead_lettered" in container.actions()
+    message = broker.take(topology.DEAD_LETTER_QUEUE)
+    assert message.body == body
+    assert reason in message.headers["x-autolabs-reason"]
+    assert message.headers["x-autolabs-category"] == INVALID
+    assert message.headers["x-autolabs-queue"] == topology.QUEUE_NORMAL
+    assert message.headers["x-autolabs-job"] == "job-1"
+    assert message.properties.content_type == properties.get("content_type", "application/json")
+    assert broker.is_empty()
+
+
+@pytest.mark.parametrize("name", ["unknown task", "an unknown argument"])
+def test_an_unusable_task_leaves_a_ledger_row(
+    containers: Containers, broker: Broker, database: Database, name: str
+) -> None:
+    body, headers, _, _ = POISON[name]
+    broker.publish(topology.QUEUE_NORMAL, body, headers=headers)
+    containers.run()
+    (run,) = database.ledger()
+    assert (run["task_id"], run["outcome"], run["error_category"]) == (
+        HEADERS["id"],
+        "dead_lettered",
+        INVALID,
+    )
+
+
+def test_servers_that_stay_away_lose_no_message(containers: Containers, broker: Broker) -> None:
+    # Side by side, because each waits its time for the server to come back.
+    broker.publish(topology.QUEUE_NORMAL, BODY, headers={**HEADERS, "task": "celery_workers.nope"})
+    cleanup_id = broker.publish_task(name=CLEANUP_TIMEOUT_LABS, kwargs={})
+    away = "postgresql://u@127.0.0.1:1/db"
+    no_broker = containers.start(AMQP_URL="amqp://u:hidden@127.0.0.1:1/")
+    unknown = containers.start(DATABASE_URL=away)
+    cleanup = containers.start(queue=topology.QUEUE_LOW, DATABASE_URL=away, CELERY_TASK_RETRY_DELAY=60)
+    assert [container.wait() for container in (no_broker, unknown, cleanup)] == [69, 0, 0]
+    assert no_broker.actions()[-1] == "broker_unavailable"
+    assert "hidden" not in no_broker.log.read_text()
+    assert "is unknown" in broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-reason"]
+    assert broker.take(topology.delay_queue(80)).headers["id"] == cleanup_id
+
+
+def test_a_create_with_bad_arguments_fails_its_lab(
+    containers: Containers, broker: Broker, database: Database
+) -> None:
+    lab = database.add_lab()
+    broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab, docker_image="Not An Image"))
+    code, _ = containers.run()
+    assert code == 0
+    row = database.lab(lab)
+    assert (row["status"], row["error_category"]) == ("FAILED", INVALID)
+    assert "docker_image" in row["error_message"]
+    assert "docker_image" in broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-reason"]
+
+
+def test_a_create_ahead_of_its_row_is_tried_again_under_its_id(
+    containers: Containers, broker: Broker, database: Database
+) -> None:
+    task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
+    code, _ = containers.run(CELERY_TASK_RETRY_DELAY=0.3)
+    assert code == 0
+    (run,) = database.ledger()
+    assert (run["task_id"], run["outcome"], run["attempt"]) == (task_id, "retried", 1)
+    assert run["error_category"] == "TEMPORARY_NETWORK_ERROR"
+    message = broker.take(topology.QUEUE_NORMAL)
+    assert (message.headers["id"], message.headers["retries"]) == (task_id, 1)
+    assert json.loads(message.body)[1] == create_kwargs(lab_instance_id=4711)
+
+
+def test_each_retry_waits_on_its_rung_of_the_ladder(containers: Containers, broker: Broker) -> None:
+    broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711), retries=2)
+    containers.run()
+    assert broker.depth(topology.delay_queue(20)) == 1
+
+
+@pytest.mark.parametrize(("retries", "allowed"), [(0, 0), (3, 3), (7, 3)])
+def test_after_the_last_retry_the_lab_is_failed_and_the_message_kept(
+    containers: Containers, broker: Broker, database: Database, retries: int, allowed: int
+) -> None:
+    task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711), retries=retries)
+    code, _ = containers.run(CELERY_TASK_MAX_RETRIES=allowed)
+    assert code == 0
+    message = broker.take(topology.DEAD_LETTER_QUEUE)
+    assert message.headers["id"] == task_id
+    assert message.headers["x-autolabs-category"] == "TEMPORARY_NETWORK_ERROR"
+    assert database.outcomes() == ["dead_lettered"]
+    assert broker.is_empty()
+
+
+def test_a_retry_that_cannot_be_published_gives_the_message_back(
+    containers: Containers, broker: Broker
+) -> None:
+    broker.channel().queue_delete(topology.delay_queue(5))
+    task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
+    code, _ = containers.run()
+    assert code == 75
+    message = broker.take(topology.QUEUE_NORMAL)
+    assert (message.headers["id"], message.redelivered) == (task_id, True)
+
+
+def test_a_task_that_is_not_due_waits_on_the_ladder_as_it_is(
+    containers: Containers, broker: Broker, database: Database
+) -> None:
+    eta = datetime.now(timezone.utc) + timedelta(hours=5)
+    task_id = broker.publish_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}, eta=eta)
+    code, _ = containers.run(queue=topology.QUEUE_LOW)
+    assert code == 0
+    eventually_equal(lambda: broker.depth(topology.delay_queue(640)), 1)
+    message = broker.take(topology.delay_queue(640))
+    assert (message.headers["id"], message.headers["retries"]) == (task_id, 0)
+    assert datetime.fromisoformat(message.headers["eta"]) == eta
+    assert database.ledger() == []
+
+
+def test_a_request_that_ran_out_is_not_run(
+    containers: Containers, broker: Broker, database: Database
+) -> None:
+    lab = database.add_lab()
+    long_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+    task = make_task(kwargs=create_kwargs(lab_instance_id=lab), expires=long_ago)
+    body, headers = make_wire(task)
+    broker.publish(topology.QUEUE_NORMAL, body, headers=headers)
+    code, _ = containers.run()
+    assert code == 0
+    assert database.lab(lab)["status"] == "FAILED"
+    assert "start it again" in database.lab(lab)["error_message"]
