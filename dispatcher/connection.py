@@ -42,6 +42,9 @@ def answers_within(connection: pika.BlockingConnection, timeout_s: float) -> Ite
     pika's calls wait for the broker's answer without a limit but two heartbeats, about 70 s, when
     the network swallows everything; its own timers cannot be reached otherwise.
     """
+    if connection.is_closed:
+        yield
+        return
     impl = connection._impl
     error = StreamLostError(f"no answer from the broker within {timeout_s:.1f} s")
     timer = impl._adapter_call_later(max(0.01, timeout_s), lambda: impl._terminate_stream(error))

@@ -109,7 +109,13 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
         "claimed_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "waited_s": waited_s,
     }
-    with announce_claim(settings.ready_port):
+    try:
+        listener = announce_claim(settings.ready_port)
+    except OSError as exc:
+        logger.error("readiness port is not free: %s", exc, extra={"action": "port_taken"})
+        consumer.give_back(delivery)
+        return EXIT_GIVEN_BACK
+    with listener:
         return _work(consumer, delivery, warm_up, details, stop)
 
 

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 import pika
 from pika.exceptions import AMQPError
 
+from dispatcher.connection import answers_within
+
 #: Seconds between looks at the stop signal while waiting; deliveries wake the loop at once.
 _TICK_S = 0.5
+#: Seconds for the broker to take note; shorter than the grace period after SIGTERM.
+SETTLE_TIMEOUT_S = 10.0
 #: Seconds within which a message that is already queued arrives; after that this is a spare.
 _FIRST_LOOK_S = 0.1
 
@@ -95,8 +99,9 @@ class Consumer:
 
     def _settle(self, settle: Callable[[], None]) -> None:
         try:
-            settle()
             # Closing waits for the broker's answer, so the settlement has arrived after it.
-            self._connection.close()
+            with answers_within(self._connection, SETTLE_TIMEOUT_S):
+                settle()
+                self._connection.close()
         except AMQPError as exc:
             raise ChannelLost(repr(exc)) from exc

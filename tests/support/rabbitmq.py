@@ -123,6 +123,14 @@ class Broker:
         finally:
             connection.close()
 
+    def consumers(self, queue: str) -> int:
+        """Return how many consumers wait for messages, live."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        try:
+            return int(connection.channel().queue_declare(queue, passive=True).method.consumer_count)
+        finally:
+            connection.close()
+
     def take(self, queue: str, *, timeout_s: float = 5) -> Message:
         """Remove and return the next message."""
         channel = self.channel()

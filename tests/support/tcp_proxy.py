@@ -98,7 +98,7 @@ class TcpProxy:
         doomed = False
         while not self._stopped.is_set():
             readable, _, _ = select.select([client, server], [], [], 0.1)
-            if not self._flowing.wait(0.1):
+            if not self._flowing.wait(0.1) or self._stopped.is_set():
                 continue
             for source in readable:
                 data = source.recv(65536)
