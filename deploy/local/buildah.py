@@ -54,6 +54,9 @@ def ensure_base(layout: Layout) -> None:
     if not archive.exists():
         with step(f"Make the base image debian:{SUITE}-slim with debootstrap", "40 s"):
             _debootstrap(layout, archive)
+    for other in archive.parent.glob(f"debian-{SUITE}-*.tar"):
+        if other != archive:
+            other.unlink()
     container = _buildah(layout, "from", "scratch").strip()
     _buildah(layout, "add", container, str(archive), "/")
     _buildah(layout, "config", "--cmd", "bash", "--env", f"PATH={PATH}", container)

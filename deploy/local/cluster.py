@@ -14,6 +14,7 @@ from deploy.local import (
     leftovers,
     network,
     node,
+    outside,
 )
 from deploy.local.daemons import Daemon
 from deploy.local.errors import CommandError, LocalClusterError
@@ -97,6 +98,7 @@ def _start(layout: Layout, wanted: list[Image]) -> None:
         certs.make_all(layout.pki)
         controlplane.write_kubeconfigs(layout)
         node.write_configs(layout)
+        outside.remember(layout)
         network.create(layout)
     with step("Start etcd, the API server and containerd", "4 s"):
         daemons.start(layout, controlplane.etcd(layout))

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from deploy.local import cgroups, daemons, journal, mounts, network
+from deploy.local import cgroups, daemons, journal, mounts, network, outside
 from deploy.local.paths import Layout
 from deploy.local.shell import wait_until
 
@@ -28,10 +28,12 @@ def exist(layout: Layout) -> bool:
 def clear(layout: Layout) -> None:
     """Clear in an order in which nothing can start anything again; running it twice is harmless."""
     cgroups.leave()
+    containers = outside.of_containers(layout)
     _end_processes(layout)
     mounts.unmount_below(_folders(layout))
     network.remove(layout)
     cgroups.remove()
+    outside.remove(layout, containers)
     _remove_files(layout)
     journal.forget(layout)
 

@@ -84,11 +84,6 @@ def remove(layout: Layout) -> None:
         with contextlib.suppress(OSError):
             if (SYSCTL / name).read_text().strip() != value:
                 (SYSCTL / name).write_text(value)
-    # The CNI library's cache of results has one place for everybody; ours name our namespaces.
-    for path in Path("/var/lib/cni/results").glob("*"):
-        with contextlib.suppress(OSError):
-            if f'"{layout.run}/' in path.read_text():
-                path.unlink()
     shutil.rmtree(layout.state / "cni", ignore_errors=True)
 
 

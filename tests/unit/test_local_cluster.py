@@ -27,6 +27,7 @@ from deploy.local import (
     network,
     node,
     objects,
+    outside,
     platform_part,
     ports,
     preflight,
@@ -289,6 +290,35 @@ def test_the_journal_keeps_the_value_from_before_our_first_change(layout: Layout
     assert journal.entries(layout, "sysctl") == {"net/ipv4/ip_forward": "0"}
     journal.forget(layout)
     assert journal.read(layout) == {}
+
+
+def test_sockets_and_notes_of_our_containers_are_found_by_their_bundles(
+    layout: Layout, tmp_path: Path
+) -> None:
+    runtime = tmp_path / "runtime"
+    bundle = layout.run / "containerd/io.containerd.runtime.v2.task/k8s.io/abc"
+    bundle.mkdir(parents=True)
+    (bundle / "address").write_text(f"unix://{runtime}/s/123")
+    found = outside.of_containers(layout, runtime)
+    assert found == [runtime / "runc/k8s.io/abc", runtime / "s/123"]
+    (bundle / "address").write_text("unix:///etc/passwd")
+    assert outside.of_containers(layout, runtime) == [runtime / "runc/k8s.io/abc"]
+
+
+def test_only_folders_that_were_not_there_before_are_removed_and_only_if_empty(
+    layout: Layout, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    folders = tuple(str(tmp_path / name) for name in ("theirs", "ours/deep", "shared/deep"))
+    outside.remember(layout, folders)
+    for folder in folders:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "shared" / "file").write_text("somebody's")
+    outside.remove(layout, [])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left >= {"theirs", "shared"}
+    assert "ours" not in left
+    assert not (tmp_path / "shared" / "deep").exists()
 
 
 def test_a_second_up_finds_the_lock_taken(tmp_path: Path) -> None:
