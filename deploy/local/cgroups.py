@@ -41,18 +41,30 @@ def enter() -> None:
                 (ours / name).write_text((hierarchy / name).read_text())
     if is_v2():
         _delegate(ROOT / CGROUP)
-    for part in (HOST, BUILD):
-        (_tracking_hierarchy() / CGROUP / part).mkdir(exist_ok=True)
-    _join(BUILD)
+    if (shares := ROOT / "cpu" / CGROUP / "cpu.shares").exists():
+        # All pods are below it: with the default they would weigh as much as one process outside.
+        shares.write_text(str(1024 * (os.cpu_count() or 1)))
+    for hierarchy in _left_by_daemons():
+        (hierarchy / CGROUP / HOST).mkdir(exist_ok=True)
+    (_tracking_hierarchy() / CGROUP / BUILD).mkdir(exist_ok=True)
+    _join(_tracking_hierarchy() / CGROUP / BUILD)
 
 
 def join_host() -> None:
     """Move this process to the daemons; runs in the child before it becomes one."""
-    _join(HOST)
+    for hierarchy in _left_by_daemons():
+        _join(hierarchy / CGROUP / HOST)
 
 
-def _join(part: str) -> None:
-    (_tracking_hierarchy() / CGROUP / part / "cgroup.procs").write_text(str(os.getpid()))
+def _join(folder: Path) -> None:
+    (folder / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _left_by_daemons() -> list[Path]:
+    """The hierarchies in which a login session could end its members or limit their memory."""
+    if is_v2():
+        return [ROOT]
+    return [h for name in ("pids", "memory", "systemd") if (h := ROOT / name) in hierarchies()]
 
 
 def leave() -> None:
