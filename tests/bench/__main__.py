@@ -167,7 +167,7 @@ def main() -> int:
                 )
     print("Seconds after the publish, p50 / p95\n" + "\n".join(lines))
     print("\n".join(bursts + costs))
-    print(f"one spare, waiting: {max(memory):.0f} MiB" if memory else "one spare: memory not reported")
+    print(f"one spare, waiting: {memory:.0f} MiB")
     return 0
 
 

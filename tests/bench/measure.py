@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from deploy.demo.platform import LABS, PLATFORM, Platform, eventually
+from deploy.demo.platform import PLATFORM, Platform, eventually
 from deploy.demo.timeline import JobWatch
 
 #: Small enough for a burst of 30 on two cores.
@@ -121,24 +121,24 @@ def remove(platform: Platform, labs: list[int]) -> None:
         platform.wait_for_status(lab_instance_id, "STOPPED", timeout_s=180)
 
 
-def spare_memory_mib(platform: Platform) -> list[float]:
-    """Return the resident memory of the containers that wait for a message, from the kubelet."""
-    node = platform.core.list_node().items[0].metadata.name
-    answer = platform.core.connect_get_node_proxy_with_path(node, "stats/summary", _preload_content=False)
-    waiting = {
-        pod.metadata.name
-        for pod in platform.core.list_namespaced_pod(PLATFORM, label_selector="autolabs.io/queue").items
-        if pod.status.phase == "Running"
-    }
-    return [
-        container["memory"]["rssBytes"] / 2**20
-        for pod in json.loads(answer.data)["pods"]
-        if pod["podRef"]["name"] in waiting
-        for container in pod.get("containers", [])
-        if "rssBytes" in container.get("memory", {})
-    ]
+def spare_memory_mib(platform: Platform) -> float:
+    """Return the working set of a container that waits for a message, as the kubelet reports it."""
+    since = datetime.now(timezone.utc)
 
+    def look() -> list[float]:
+        node = platform.core.list_node().items[0].metadata.name
+        answer = platform.core.connect_get_node_proxy_with_path(node, "stats/summary", _preload_content=False)
+        waiting = {
+            pod.metadata.name
+            for pod in platform.core.list_namespaced_pod(PLATFORM, label_selector="autolabs.io/queue").items
+            if pod.status.phase == "Running"
+        }
+        return [
+            container["memory"]["workingSetBytes"] / 2**20
+            for pod in json.loads(answer.data)["pods"]
+            if pod["podRef"]["name"] in waiting
+            for container in pod.get("containers", [])
+            if datetime.fromisoformat(container["memory"]["time"]) > since
+        ]
 
-def labs_left(platform: Platform) -> int:
-    """Return how many lab pods exist."""
-    return len(platform.core.list_namespaced_pod(LABS).items)
+    return max(eventually(look, timeout_s=60, what="the kubelet's figures of the spares"))
