@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import pika.data
 import pytest
 
 from dispatcher import topology
@@ -214,3 +216,26 @@ def test_a_request_that_ran_out_is_not_run(
     assert code == 0
     assert database.lab(lab)["status"] == "FAILED"
     assert "start it again" in database.lab(lab)["error_message"]
+
+
+def test_a_header_that_the_library_cannot_read_ends_in_the_dead_letter_queue_too(
+    containers: Containers, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pika gives up before any code of ours sees the message, so the delivery limit has to end it.
+    encode_value = pika.data.encode_value
+
+    def encode_year_146_billion(pieces: list[bytes], value: Any) -> int:
+        if value != "far future":
+            return int(encode_value(pieces, value))
+        pieces.append(struct.pack(">cQ", b"T", 2**62))
+        return 9
+
+    monkeypatch.setattr(pika.data, "encode_value", encode_year_146_billion)
+    broker.publish(topology.QUEUE_NORMAL, BODY, headers={**HEADERS, "x": "far future"})
+    monkeypatch.undo()
+    for _ in range(topology.DELIVERY_LIMIT + 1):
+        code, container = containers.run()
+        assert code == 69
+        assert container.actions()[-1] == "broker_unavailable"
+    eventually_equal(lambda: broker.depth(topology.DEAD_LETTER_QUEUE), 1)
+    assert broker.is_empty()
