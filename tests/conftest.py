@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 # A busy machine must not fail a test for its slowness.
-settings.register_profile("autolabs", deadline=None, database=None)
+settings.register_profile("autolabs", deadline=None, database=None, max_examples=60)
 settings.load_profile("autolabs")
 
 SERVERS = (
