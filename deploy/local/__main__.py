@@ -56,6 +56,10 @@ def main() -> int:
     except LocalClusterError as exc:
         print(f"{arguments.command} failed: {exc}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; the interpreter must not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted; `make up` clears what was left", file=sys.stderr)
         return 130
