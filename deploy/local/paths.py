@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+#: As manifests/volumes.yaml names them.
+VOLUMES = ("rabbitmq", "postgresql", "minio")
 STATE = Path("/var/lib/autolabs-local")
 RUN = Path("/run/autolabs-local")  # sockets: their paths must stay under 108 bytes
 
@@ -80,6 +82,11 @@ class Layout:
         """The store of containerd, kept between two `up`, so that a warm start imports nothing."""
         return self.state / "containerd"
 
+    @property
+    def volumes(self) -> Path:
+        """Data of RabbitMQ, PostgreSQL and MinIO."""
+        return self.state / "volumes"
+
     def make_folders(self) -> None:
         """Make what is missing."""
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -87,3 +94,6 @@ class Layout:
             folder.mkdir(parents=True, exist_ok=True)
         self.state.chmod(0o700)  # holds keys and passwords
         self.run.chmod(0o700)
+        for name in VOLUMES:
+            # The pods' fsGroup gives their user the folder.
+            (self.volumes / name).mkdir(parents=True, exist_ok=True)
