@@ -1,0 +1,298 @@
+"""deploy/base as it is applied: its rights, its levels, its containers, and nothing secret in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.lab_settings import LabSettings, parse_settings
+from jobs.naming import MANAGED_BY, lab_labels, lab_object_name
+from jobs.quantities import parse_quantity
+from keda.podspec import SERVICE_ACCOUNT, make_labels
+from keda.profiles import PROFILES
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "deploy" / "base"
+SETTINGS = ROOT / "jobs" / "default_configs" / "settings" / "celery-workers-config.yaml"
+KUSTOMIZATION = yaml.safe_load((BASE / "kustomization.yaml").read_text())
+MANIFESTS: list[dict[str, Any]] = [
+    manifest
+    for name in KUSTOMIZATION["resources"]
+    for manifest in yaml.safe_load_all((BASE / name).read_text())
+]
+
+
+def title(manifest: dict[str, Any]) -> str:
+    return f"{manifest['kind']}/{manifest['metadata']['name']}"
+
+
+def of_kind(kind: str) -> list[dict[str, Any]]:
+    return [manifest for manifest in MANIFESTS if manifest["kind"] == kind]
+
+
+def the(kind: str, name: str) -> dict[str, Any]:
+    (manifest,) = [m for m in of_kind(kind) if m["metadata"]["name"] == name]
+    return manifest
+
+
+def pod_templates() -> Iterator[tuple[str, dict[str, Any]]]:
+    for manifest in MANIFESTS:
+        if manifest["kind"] == "Job":
+            yield title(manifest), manifest["spec"]["template"]
+        if manifest["kind"] == "CronJob":
+            yield title(manifest), manifest["spec"]["jobTemplate"]["spec"]["template"]
+
+
+PODS = dict(pod_templates())
+CONTAINERS = {
+    f"{name}/{container['name']}": container
+    for name, template in PODS.items()
+    for container in [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+}
+
+
+@pytest.fixture(params=PODS)
+def pod(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return dict(PODS[request.param]["spec"])
+
+
+@pytest.fixture(params=CONTAINERS)
+def container(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return dict(CONTAINERS[request.param])
+
+
+def settings() -> LabSettings:
+    return parse_settings(SETTINGS.name, SETTINGS.read_bytes())
+
+
+def test_every_file_is_part_of_the_base() -> None:
+    files = {path.name for path in BASE.glob("*.yaml")} - {"kustomization.yaml"}
+    assert files == set(KUSTOMIZATION["resources"])
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=title)
+def test_labels_explain_every_object(manifest: dict[str, Any]) -> None:
+    (common,) = KUSTOMIZATION["labels"]
+    labels = {**common["pairs"], **manifest["metadata"]["labels"]}
+    assert {
+        f"app.kubernetes.io/{key}" for key in ("name", "instance", "component", "part-of", "managed-by")
+    } <= set(labels)
+    assert labels["app.kubernetes.io/part-of"] == "autolabs"
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=title)
+def test_every_namespaced_object_says_where_it_belongs(manifest: dict[str, Any]) -> None:
+    cluster_wide = manifest["kind"] == "Namespace" or manifest["kind"].startswith("ValidatingAdmission")
+    assert ("namespace" in manifest["metadata"]) is not cluster_wide
+    if not cluster_wide:
+        assert manifest["metadata"]["namespace"] in {n["metadata"]["name"] for n in of_kind("Namespace")}
+
+
+def test_no_secret_is_in_the_base() -> None:
+    assert not of_kind("Secret")
+    text = "".join(path.read_text() for path in BASE.glob("*.yaml"))
+    assert not re.search(r"(?i)(password|passwd|secret_?key|token)\s*:\s*[\"'A-Za-z0-9]{6,}", text)
+    assert not re.search(r"\w+://[^\s/:@]+:[^\s/@]+@", text)
+
+
+def test_the_namespaces() -> None:
+    assert {n["metadata"]["name"] for n in of_kind("Namespace")} == {"platform", "labs", "messaging"}
+
+
+@pytest.mark.parametrize("name", ["labs", "platform"])
+@pytest.mark.parametrize("mode", ["enforce", "audit", "warn"])
+def test_pods_are_restricted(name: str, mode: str) -> None:
+    labels = the("Namespace", name)["metadata"]["labels"]
+    assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
+
+
+def test_the_job_may_do_exactly_this() -> None:
+    (role,) = of_kind("Role")
+    assert role["metadata"]["namespace"] == "labs"
+    granted = {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert all(set(rule) == {"apiGroups", "resources", "verbs"} for rule in role["rules"])
+    assert granted == {
+        ("", "pods"): {"get", "list", "watch", "create", "patch", "delete"},
+        ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
+        ("networking.k8s.io", "networkpolicies"): {"get", "list", "watch", "create", "patch", "delete"},
+        ("", "events"): {"get", "list"},
+        ("", "pods/log"): {"get"},
+    }
+
+
+def test_nobody_else_has_any_rights() -> None:
+    assert not of_kind("ClusterRole")
+    assert not of_kind("ClusterRoleBinding")
+    (role,) = of_kind("Role")
+    (binding,) = of_kind("RoleBinding")
+    assert binding["metadata"]["namespace"] == "labs"
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": "platform"}
+    ]
+    assert the("ServiceAccount", SERVICE_ACCOUNT)["automountServiceAccountToken"] is False
+
+
+def test_a_pod_of_the_base_has_no_api_token(pod: dict[str, Any]) -> None:
+    assert pod["automountServiceAccountToken"] is False
+    assert "serviceAccountName" not in pod
+    assert pod["enableServiceLinks"] is False
+
+
+def test_a_pod_of_the_base_is_restricted(pod: dict[str, Any]) -> None:
+    security = pod["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert security["runAsUser"] == 10001
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert all("secret" in volume or "emptyDir" in volume for volume in pod["volumes"])
+
+
+def test_a_container_has_resources_and_a_locked_down_context(container: dict[str, Any]) -> None:
+    assert set(container["resources"]) == {"requests", "limits"}
+    assert all(set(values) == {"cpu", "memory"} for values in container["resources"].values())
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+def test_an_image_has_a_tag_that_a_release_replaces(container: dict[str, Any]) -> None:
+    assert re.fullmatch(r"registry\.gitlab\.com/autolabs/jobs:\d+\.\d+\.\d+", container["image"])
+    assert container["imagePullPolicy"] == "IfNotPresent"
+
+
+def test_a_container_reads_its_secrets_as_files(container: dict[str, Any]) -> None:
+    assert {"env", "envFrom"}.isdisjoint(container)
+    (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == "/run/secrets/autolabs"]
+    assert mount["readOnly"] is True
+
+
+def test_the_setup_runs_its_steps_in_order_with_the_administrators_secret() -> None:
+    spec = PODS["Job/autolabs-setup"]["spec"]
+    steps = [*spec["initContainers"], *spec["containers"]]
+    assert [step["command"] for step in steps] == [
+        ["python3", "-m", "dispatcher", "db", "upgrade"],
+        ["python3", "-m", "dispatcher", "topology", "declare"],
+        ["python3", "-m", "jobs.configs", "upload"],
+    ]
+    assert [v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v] == ["autolabs-setup"]
+    assert the("Job", "autolabs-setup")["spec"]["activeDeadlineSeconds"] > 0
+
+
+def test_the_cleanup_runs_every_five_minutes_and_never_twice_at_once() -> None:
+    spec = the("CronJob", "cleanup-timeout-labs")["spec"]
+    assert (spec["schedule"], spec["timeZone"]) == ("*/5 * * * *", "Etc/UTC")
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["startingDeadlineSeconds"] == 200
+    assert spec["successfulJobsHistoryLimit"] <= 3
+    job = spec["jobTemplate"]["spec"]
+    assert job["backoffLimit"] == 0
+    assert 0 < job["activeDeadlineSeconds"] < 300
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["command"] == ["python3", "-m", "cronjobs", "cleanup"]
+    secrets = [v["secret"]["secretName"] for v in job["template"]["spec"]["volumes"] if "secret" in v]
+    assert secrets == ["autolabs-jobs"]
+
+
+def test_the_quota_lets_250_default_labs_run() -> None:
+    hard = the("ResourceQuota", "labs")["spec"]["hard"]
+    default, lab = settings().default_resources, settings()
+    assert int(hard["pods"]) >= 250
+    assert int(hard["services"]) >= 250
+    assert int(hard["count/networkpolicies.networking.k8s.io"]) > 250
+    assert parse_quantity(hard["limits.cpu"]) >= 250 * parse_quantity(default["cpu"])
+    assert parse_quantity(hard["limits.memory"]) >= 250 * parse_quantity(default["memory"])
+    requested = 250 * parse_quantity(default["memory"]) * lab.memory_request_ratio
+    assert parse_quantity(hard["requests.memory"]) >= requested
+    assert [hard[f"services.{kind}"] for kind in ("nodeports", "loadbalancers")] == ["0", "0"]
+
+
+def test_the_largest_lab_that_the_settings_allow_is_within_the_limit_range() -> None:
+    (limits,) = the("LimitRange", "labs")["spec"]["limits"]
+    for name in ("cpu", "memory"):
+        assert parse_quantity(settings().max_resources[name]) <= parse_quantity(limits["max"][name])
+        assert limits["default"][name] == settings().default_resources[name]
+
+
+def test_labs_are_closed_both_ways() -> None:
+    spec = the("NetworkPolicy", "default-deny")["spec"]
+    assert the("NetworkPolicy", "default-deny")["metadata"]["namespace"] == "labs"
+    assert spec == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def _selected_by(policy: dict[str, Any], labels: dict[str, str]) -> bool:
+    selector = policy["spec"]["podSelector"]
+    return all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items()) and all(
+        labels.get(rule["key"]) in rule["values"] for rule in selector.get("matchExpressions", [])
+    )
+
+
+OURS = {name: template["metadata"]["labels"] for name, template in PODS.items()}
+OURS["job"] = make_labels(PROFILES[0])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_runs_in_platform_is_bounded_in_what_it_reaches(name: str) -> None:
+    policies = [
+        policy
+        for policy in of_kind("NetworkPolicy")
+        if policy["metadata"]["namespace"] == "platform" and _selected_by(policy, OURS[name])
+    ]
+    assert {"Ingress", "Egress"} == {kind for policy in policies for kind in policy["spec"]["policyTypes"]}
+    assert not [policy for policy in policies if policy["spec"].get("ingress")]
+    rules = [rule for policy in policies for rule in policy["spec"]["egress"]]
+    # A rule without `to` is the whole internet.
+    assert all(rule["to"] and rule["ports"] for rule in rules)
+    blocks = {peer["ipBlock"]["cidr"] for rule in rules for peer in rule["to"] if "ipBlock" in peer}
+    assert blocks <= {"10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16"}
+    ports = {port["port"] for rule in rules for port in rule["ports"]}
+    needed = {53, 5672, 5432, 9000}
+    assert needed <= ports
+    assert ({443, 6443, 8080} <= ports) is (name == "job"), "only a job talks to the API server and to labs"
+
+
+def test_every_admission_policy_denies() -> None:
+    bindings = {
+        binding["spec"]["policyName"]: binding for binding in of_kind("ValidatingAdmissionPolicyBinding")
+    }
+    policies = {policy["metadata"]["name"]: policy for policy in of_kind("ValidatingAdmissionPolicy")}
+    assert bindings.keys() == policies.keys()
+    assert all("Deny" in binding["spec"]["validationActions"] for binding in bindings.values())
+    assert all(policy["spec"]["failurePolicy"] == "Fail" for policy in policies.values())
+    for policy in policies.values():
+        assert all(validation["message"] for validation in policy["spec"]["validations"])
+
+
+def test_the_admission_policies_know_the_names_that_the_job_uses() -> None:
+    text = (BASE / "admission.yaml").read_text()
+    assert f"system:serviceaccount:platform:{SERVICE_ACCOUNT}" in text
+    assert f"'{MANAGED_BY}'" in text
+    assert {"lab_instance_id", "lab_id", "student_id"} <= set(re.findall(r"\w+", text)) & set(
+        lab_labels(1, 2, 3)
+    )
+    assert lab_object_name(7, "registry.example/labs/nmap:1").startswith("lab-instance-7-")
+
+
+def test_images_that_the_settings_allow_are_admitted() -> None:
+    (expression,) = [
+        variable["expression"]
+        for variable in the("ValidatingAdmissionPolicy", "autolabs-lab-images")["spec"]["variables"]
+        if variable["name"] == "prefixes"
+    ]
+    prefixes = tuple(re.findall("'([^']+)'", expression))
+    assert all(prefix.endswith("/") for prefix in prefixes)
+    for pattern in settings().allowed_images:
+        assert pattern.startswith(prefixes)

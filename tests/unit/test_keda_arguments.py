@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from keda.__main__ import main
+from keda.profiles import PROFILES, InvalidProfile, Profile, with_overrides
+
+IMAGE = "registry.example:5000/autolabs/jobs:1.2.3"
+
+
+def rendered(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:
+    assert main(["--image", IMAGE, *arguments]) == 0
+    manifests = list(yaml.safe_load_all(capsys.readouterr().out))
+    return {m["metadata"]["name"]: m for m in manifests}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""  # half a stream must not reach kubectl
+    return captured.err
+
+
+def spares_of(manifests: dict[str, dict[str, Any]]) -> dict[str, int]:
+    return {
+        name: m["spec"]["minReplicaCount"] for name, m in manifests.items() if "minReplicaCount" in m["spec"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spares"),
+    [
+        ([], (1, 1, 0)),
+        (["--spares", "0"], (0, 0, 0)),
+        (["--spares", "2"], (2, 2, 2)),
+        (["--spares", "lab-operations=3"], (1, 3, 0)),
+        (["--spares", "0", "--spares", "lab-operations=3"], (0, 3, 0)),
+        (["--spares", "lab-operations=3", "--spares", "0"], (0, 3, 0)),
+    ],
+)
+def test_spares_for_all_or_by_name(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], spares: tuple[int, int, int]
+) -> None:
+    assert tuple(spares_of(rendered(capsys, *arguments)).values()) == spares
+
+
+def test_a_bound_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    made = rendered(capsys, "--max-replicas", "lab-operations=7")
+    assert made["lab-operations"]["spec"]["maxReplicaCount"] == 7
+    assert made["lab-operations-high"]["spec"]["maxReplicaCount"] == 40
+
+
+def test_more_spares_need_only_fit_the_new_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    made = rendered(capsys, "--spares", "lab-cleanup=9", "--max-replicas", "lab-cleanup=10")
+    assert spares_of(made)["lab-cleanup"] == 9
+
+
+def test_another_namespace_is_used_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    made = rendered(capsys, "--namespace", "platform-2")
+    assert {m["metadata"]["namespace"] for m in made.values()} == {"platform-2"}
+
+
+def test_an_image_has_to_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--image" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "registry.gitlab.com/autolabs/jobs:0.1.0",
+        "registry:5000/jobs:dev-0123456789ab",
+        "jobs@sha256:" + "0" * 64,
+        "registry:5000/jobs:1@sha256:" + "0" * 64,
+    ],
+)
+def test_an_image_with_a_tag_or_a_digest_is_accepted(capsys: pytest.CaptureFixture[str], image: str) -> None:
+    assert main(["--image", image]) == 0
+    assert f"image: {image}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["", "jobs", "registry:5000/jobs", "jobs:latest", "jobs:", "jobs: 1", "jobs:1\n", ":1", "jobs@sha256:12"],
+)
+def test_an_image_that_may_change_is_refused(capsys: pytest.CaptureFixture[str], image: str) -> None:
+    assert "argument --image: " in (said := refusal(capsys, "--image", image))
+    assert "needs a tag other than latest, or a digest" in said
+
+
+@pytest.mark.parametrize("spares", ["", "-1", "x", "1.5", "=3", "lab-operations=", "lab-operations=x", "²"])
+def test_spares_that_are_no_number_are_refused(capsys: pytest.CaptureFixture[str], spares: str) -> None:
+    said = refusal(capsys, "--image", IMAGE, f"--spares={spares}")
+    assert "argument --spares: " in said
+    assert "allowed are N and NAME=N" in said
+
+
+@pytest.mark.parametrize("namespace", ["", "Platform", "-x", "x" * 64, "a.b", "a\nb"])
+def test_a_namespace_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], namespace: str) -> None:
+    assert "argument --namespace: " in refusal(capsys, "--image", IMAGE, f"--namespace={namespace}")
+
+
+def test_every_problem_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(
+        capsys,
+        *("--image", IMAGE, "--spares", "lab-creates=1", "--spares", "lab-operations=100"),
+        *("--max-replicas", "lab-cleanup=0"),
+    )
+    assert (
+        "spares: no profile 'lab-creates'; allowed are lab-operations-high, lab-operations, lab-cleanup"
+        in said
+    )
+    assert "spares of lab-operations is 100; allowed is 0 to 99" in said
+    assert "max_replicas of lab-cleanup is 0; allowed is 1 or more" in said
+
+
+@pytest.mark.parametrize(("spares", "max_replicas"), [(-1, 5), (5, 5), (6, 5), (0, 0), (0, -1)])
+def test_a_profile_that_could_not_work_is_refused(spares: int, max_replicas: int) -> None:
+    with pytest.raises(InvalidProfile, match=r"of p is .* allowed is "):
+        Profile(name="p", queue="q", priority="low", task="t", max_replicas=max_replicas, spares=spares)
+
+
+def test_overrides_leave_the_profiles_themselves_alone() -> None:
+    before = tuple(PROFILES)
+    with_overrides(PROFILES, spares={"*": 2})
+    assert before == PROFILES
