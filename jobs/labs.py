@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import psycopg2
 import psycopg2.extensions
 
-from jobs.errors import Category, JobError, TransientError
+from jobs.errors import Category, JobError, PermanentError, TransientError
 from jobs.retry import through_blips
 from jobs.usage import usage
 
@@ -168,6 +168,7 @@ class LabStore:
 
         Raises:
             TransientError: the database did not come back within a few seconds.
+            PermanentError: it refuses the statement, for lack of a table or a right.
         """
 
         def once() -> T:
@@ -186,6 +187,13 @@ class LabStore:
                 Category.TEMPORARY_NETWORK_ERROR,
                 "The platform's database does not answer; the lab is tried again by itself.",
                 evidence=str(exc).strip(),
+            ) from exc
+        except psycopg2.Error as exc:
+            raise PermanentError(
+                Category.PERMANENT_PERMISSION_ERROR,
+                "The platform's database refuses what the job wants to write; the administrator must"
+                " correct its tables or rights.",
+                evidence=f"{type(exc).__name__}: {exc}".strip(),
             ) from exc
 
     def _open(self) -> psycopg2.extensions.connection:

@@ -34,7 +34,7 @@ class _InvalidRequest(PermanentError):
 def run_task(connections: Connections, delivery: Delivery, details: dict[str, Any]) -> bool:
     """Run the task of a delivery; `details` go to the ledger. False: give the message back."""
     headers = delivery.properties.headers or {}
-    logs.set_task(task_id=str(headers.get("id")), queue=connections.settings.queue)
+    logs.set_task(task_id=headers.get("id"), queue=connections.settings.queue)
     try:
         task = decode(
             delivery.body,
@@ -151,9 +151,12 @@ def _settle_failure(
         keep = task.name != tasks.CREATE_LAB_POD or isinstance(error, (TransientError, _InvalidRequest))
         try:
             _record_failure(context, task, error, keep=keep)
-        except TransientError as database_error:
-            if may_retry:
+        except JobError as database_error:
+            if isinstance(database_error, TransientError) and may_retry:
                 return _retry(context, task, database_error)
+            logger.error(
+                "failure is not in the ledger: %s", database_error, extra={"action": "ledger_missed"}
+            )
             keep = True
         extra = {"action": "failed", "error_category": error.category.value, "evidence": error.evidence}
         logger.error("task failed: %s", error.sentence, extra=extra)
@@ -186,7 +189,7 @@ def _retry(context: TaskContext, task: TaskMessage, error: TransientError) -> bo
     context.record.details["retry_delay_s"] = round(delay_s, 1)
     try:
         context.labs.record(context.record, "retried", error)
-    except TransientError as exc:
+    except JobError as exc:
         logger.warning("retry is not in the ledger: %s", exc, extra={"action": "ledger_missed"})
     return True
 

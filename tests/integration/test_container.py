@@ -199,3 +199,17 @@ def test_a_settlement_that_is_not_answered_is_lost_in_good_time(
             taker.acknowledge(delivery)
         assert time.monotonic() - started < 3
     assert broker.take(topology.QUEUE_LOW).headers["id"] == task_id
+
+
+def test_a_database_that_refuses_the_ledger_sends_the_message_to_the_dead_letters(
+    containers: Containers, broker: Broker, database: Database
+) -> None:
+    database.rows("DROP TABLE task_ledger")
+    publish_cleanup(broker)
+    code, container = containers.run(queue=topology.QUEUE_LOW)
+    assert code == 0
+    assert broker.is_empty(topology.QUEUE_LOW)
+    dead = broker.take(topology.DEAD_LETTER_QUEUE)
+    assert dead.headers["x-autolabs-category"] == "PERMANENT_PERMISSION_ERROR"
+    assert "task_ledger" in dead.headers["x-autolabs-reason"]
+    assert "ledger_missed" in container.actions()

@@ -3,6 +3,10 @@
 set -eu
 : "${PGDATA:?}" "${POSTGRES_USER:?}" "${POSTGRES_DB:?}" "${POSTGRES_PASSWORD_FILE:?}"
 
+# A pod that is deleted by force still runs for a while: two servers on one volume destroy it.
+exec 9>"$PGDATA.lock"
+flock 9
+
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   initdb --no-sync --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" \
     --auth-local=trust --auth-host=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 >/dev/null
