@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from deploy.demo.platform import eventually
 from dispatcher.tasks import CreateLabPod
 from jobs.lab_settings import parse_settings
 from jobs.manifests import LabManifests, make_lab_manifests
@@ -25,6 +26,7 @@ Change = Callable[[Manifest], object]
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "default_configs"
 JOB = "system:serviceaccount:platform:celery-workers-sa"
+PROBE = "autolabs-admission-probe"
 
 
 def kubectl(*words: str, stdin: Manifest | None = None, check: bool = True) -> str:
@@ -105,14 +107,45 @@ def foreign_service() -> Iterator[Manifest]:
 
 @pytest.fixture(scope="module")
 def unguarded_namespace() -> Iterator[str]:
-    """A namespace without Pod Security and limits, where nothing but the policies holds the job."""
+    """A namespace without Pod Security and limits, where RBAC lets the job and a probe do everything."""
     name = f"unguarded-{secrets.token_hex(4)}"
     kubectl("create", "namespace", name)
-    binding = ("job", "--clusterrole=admin", "--serviceaccount=platform:celery-workers-sa")
-    kubectl("create", "rolebinding", *binding, "-n", name)
+    who = ("--serviceaccount=platform:celery-workers-sa", f"--user={PROBE}")
+    kubectl("create", "rolebinding", "all", "--clusterrole=admin", *who, "-n", name)
     kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=20s")
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def probed_policy(unguarded_namespace: str) -> Iterator[None]:
+    """The policy on pods once more, for the probe and the unguarded namespace: there nothing else refuses."""
+    policy = json.loads(kubectl("get", "validatingadmissionpolicy", "autolabs-job-pods", "--output=json"))
+    name = f"probe-{unguarded_namespace}"
+    spec = policy["spec"]
+    spec["matchConditions"] = [{"name": "probe", "expression": f"request.userInfo.username == '{PROBE}'"}]
+    api = {"apiVersion": policy["apiVersion"], "metadata": {"name": name}}
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": unguarded_namespace}}
+    binding = {
+        "policyName": name,
+        "validationActions": ["Deny"],
+        "matchResources": {"namespaceSelector": selector},
+    }
+    kubectl("create", "--filename=-", stdin={**api, "kind": "ValidatingAdmissionPolicy", "spec": spec})
+    kubectl(
+        "create", "--filename=-", stdin={**api, "kind": "ValidatingAdmissionPolicyBinding", "spec": binding}
+    )
+    pod = copy.deepcopy(make_manifests().pod)
+    pod["metadata"]["namespace"] = unguarded_namespace
+    pod["spec"]["hostNetwork"] = True
+    eventually(
+        lambda: "denied request: " in apply(pod, f"--as={PROBE}", "--dry-run=server", check=False),
+        timeout_s=20,
+        what="the API server knows the policy",
+    )
+    yield
+    for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
+        kubectl("delete", kind, name)
 
 
 @pytest.mark.parametrize("kind", ["pod", "service", "network_policy"])
@@ -187,7 +220,15 @@ POD_CHANGES: dict[str, tuple[Change, str]] = {
         "labs may not use registry.gitlab.com/autolabs/labs-evil/x:1",
     ),
     "an init container from elsewhere": (
-        lambda p: p["spec"].update(initContainers=[{**_container(p), "name": "i", "image": "evil:1"}]),
+        lambda p: p["spec"].update(
+            initContainers=[
+                {
+                    "name": "i",
+                    "image": "evil:1",
+                    "securityContext": _container(p)["securityContext"],
+                }
+            ]
+        ),
         "labs may not use evil:1",
     ),
     "a chosen node": (lambda p: p["spec"].update(nodeName="node"), "names no node"),
@@ -242,6 +283,7 @@ UNGUARDED_POD_CHANGES: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.usefixtures("probed_policy")
 @pytest.mark.parametrize(("change", "reason"), UNGUARDED_POD_CHANGES.values(), ids=UNGUARDED_POD_CHANGES)
 def test_a_pod_that_nothing_else_would_stop_is_refused(
     lab: LabManifests, unguarded_namespace: str, change: Change, reason: str
@@ -249,9 +291,23 @@ def test_a_pod_that_nothing_else_would_stop_is_refused(
     pod = copy.deepcopy(lab.pod)
     pod["metadata"]["namespace"] = unguarded_namespace
     change(pod)
-    said = refusal(apply(pod, f"--as={JOB}", "--dry-run=server", check=False))
-    assert reason in said
-    assert "jobs work in namespace labs only" in said
+    assert reason in refusal(apply(pod, f"--as={PROBE}", "--dry-run=server", check=False))
+
+
+@pytest.mark.usefixtures("probed_policy")
+def test_the_policy_on_pods_has_nothing_against_the_default_template(
+    lab: LabManifests, unguarded_namespace: str
+) -> None:
+    lab.pod["metadata"]["namespace"] = unguarded_namespace
+    assert "serverside-applied" in apply(lab.pod, f"--as={PROBE}", "--dry-run=server")
+
+
+def test_a_right_that_somebody_grants_elsewhere_is_of_no_use(
+    lab: LabManifests, unguarded_namespace: str
+) -> None:
+    lab.service["metadata"]["namespace"] = unguarded_namespace
+    said = apply(lab.service, f"--as={JOB}", "--dry-run=server", check=False)
+    assert "jobs work in namespace labs only" in refusal(said)
 
 
 SERVICE_CHANGES: dict[str, tuple[Change, str]] = {
