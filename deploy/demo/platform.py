@@ -74,6 +74,12 @@ class Platform:
         self.lab_image = environ["LAB_IMAGE"]
         self._environ = environ
 
+    def close(self) -> None:
+        """Close what was opened."""
+        for name in ("dispatcher", "_database", "_api_client"):
+            if opened := self.__dict__.pop(name, None):  # cached_property keeps it there
+                opened.close()
+
     @cached_property
     def dispatcher(self) -> Dispatcher:
         """The library that a backend uses."""

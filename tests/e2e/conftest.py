@@ -12,8 +12,10 @@ from deploy.demo.timeline import JobWatch
 
 
 @pytest.fixture(scope="session")
-def platform() -> Platform:
-    return Platform()
+def platform() -> Iterator[Platform]:
+    platform = Platform()
+    yield platform
+    platform.close()
 
 
 @pytest.fixture
