@@ -55,8 +55,8 @@ _FATAL_WAITING: dict[str, tuple[Category, str]] = {
     ),
 }
 
-#: Words of a registry that settle a first failed pull; without them the kubelet's next try is awaited.
-_PULL_IS_HOPELESS = ("not found", "denied", "unauthorized", "forbidden", "does not exist")
+#: Words of a registry or of DNS that settle a first failed pull; without them the next try is awaited.
+_PULL_IS_HOPELESS = ("not found", "denied", "unauthorized", "forbidden", "does not exist", "no such host")
 
 
 @dataclass(frozen=True, slots=True)

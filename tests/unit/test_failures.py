@@ -34,6 +34,7 @@ def test_every_fatal_reason_is_permanent_and_tells_the_teacher_about_the_image(
     ("message", "fatal"),
     [
         ('failed to resolve reference "x": not found', True),
+        ("dial tcp: lookup registry.example on 10.0.0.2:53: no such host", True),
         ("pull access DENIED", True),
         ("401 Unauthorized", True),
         ("403 Forbidden", True),
