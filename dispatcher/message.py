@@ -43,6 +43,8 @@ class TaskMessage:
     root_id: str | None = None
     parent_id: str | None = None
     published_at: datetime | None = None
+    #: What the sender asks for after this task and nobody here does: chain, chord, callbacks, errbacks.
+    unsupported: tuple[str, ...] = ()
 
 
 def new_task_id() -> str:
@@ -108,12 +110,12 @@ def decode(
     Unknown headers are ignored and null ones count as absent, as a Celery worker does.
 
     Raises:
-        MalformedMessage: it is not a protocol v2 task message, or asks for what is not supported.
+        MalformedMessage: it is not a protocol v2 task message.
     """
     headers = headers or {}
     name = _text(headers, "task")
     task_id = _text(headers, "id")
-    args, kwargs = _decode_body(body, headers, content_type, content_encoding)
+    args, kwargs, embed = _decode_body(body, headers, content_type, content_encoding)
     retries = headers.get("retries") or 0
     if type(retries) is not int or not 0 <= retries <= 1_000_000:
         raise MalformedMessage("header 'retries' is not a count")
@@ -128,6 +130,7 @@ def decode(
         root_id=_optional_text(headers, "root_id"),
         parent_id=_optional_text(headers, "parent_id"),
         published_at=_time(headers, PUBLISHED_AT),
+        unsupported=tuple(key for key in ("callbacks", "errbacks", "chain", "chord") if embed.get(key)),
     )
 
 
@@ -173,7 +176,7 @@ def _time(headers: Mapping[str, Any], key: str) -> datetime | None:
 
 def _decode_body(
     body: bytes, headers: Mapping[str, Any], content_type: str | None, content_encoding: str | None
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     if content_type != "application/json":
         raise MalformedMessage(f"content type {content_type!r} is refused; only application/json")
     try:
@@ -187,10 +190,7 @@ def _decode_body(
     args, kwargs, embed = content
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise MalformedMessage("body: args must be a list and kwargs an object")
-    for key in ("callbacks", "errbacks", "chain", "chord"):
-        if isinstance(embed, dict) and embed.get(key):
-            raise MalformedMessage(f"{key!r} is not supported; publish the follow-up task yourself")
-    return args, kwargs
+    return args, kwargs, embed if isinstance(embed, dict) else {}
 
 
 def _decompressed(body: bytes, compression: object) -> bytes:

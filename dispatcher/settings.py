@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,9 @@ class Environment:
 
 
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
+    # libpq and pika quote a URL with a bad escape in their errors, password and all.
+    if re.search(r"%(?![0-9A-Fa-f]{2})", value):
+        return False
     try:
         parts = urlsplit(value)
         # An invalid port is found only when asked for.

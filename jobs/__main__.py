@@ -113,7 +113,7 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
         listener = announce_claim(settings.ready_port)
     except OSError as exc:
         logger.error("readiness port is not free: %s", exc, extra={"action": "port_taken"})
-        consumer.give_back(delivery)
+        consumer.give_back(delivery, failed=not stop.is_set())
         return EXIT_GIVEN_BACK
     with listener:
         return _work(consumer, delivery, warm_up, details, stop)
@@ -141,13 +141,11 @@ def _work(
     worker = threading.Thread(target=work, name="task", daemon=True)
     worker.start()
     consumer.serve_while(worker, stop)
-    if not worker.is_alive():
-        worker.join()
     try:
         if settled == [True]:
             consumer.acknowledge(delivery)
             return EXIT_OK
-        consumer.give_back(delivery)
+        consumer.give_back(delivery, failed=True)
     except ChannelLost as exc:
         # What is committed stays: the next delivery finds it done.
         logger.warning("broker delivers the message again: %s", exc, extra={"action": "channel_lost"})

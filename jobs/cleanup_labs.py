@@ -1,4 +1,4 @@
-"""celery_workers.cleanup_timeout_labs: ask for the deletion of labs whose time is over.
+"""celery_workers.cleanup_timeout_labs: ask for the deletion of labs whose time is over, or whose stop failed.
 
 The delete is published before the tombstone is committed: a crash in between publishes it again under
 the same task id, which is harmless; the other order could lose it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 
 from dispatcher import message, tasks
 from dispatcher.errors import InvalidTask
@@ -17,22 +18,27 @@ from jobs.labs import Cursor, LabStore
 
 logger = logging.getLogger(__name__)
 
-BATCH = 50
+#: Labs per transaction: their rows are locked while the deletes are published.
+BATCH = 10
+#: A stop that did nothing for so long is asked for again: its task ended in the dead-letter queue.
 _EXPIRED = (
-    "SELECT id, k8s_pod_name FROM lab_instances WHERE status = 'RUNNING' AND expires_at < now()"
-    " AND stop_requested_at IS NULL ORDER BY expires_at LIMIT %s"
+    "SELECT id, k8s_pod_name, stop_requested_at FROM lab_instances WHERE"
+    " (status = 'RUNNING' AND expires_at < now() AND stop_requested_at IS NULL)"
+    " OR (status IN ('PENDING', 'RUNNING') AND stop_requested_at < now() - interval '15 minutes')"
+    " ORDER BY expires_at LIMIT %s"
 )
 _EXPIRED_LOCKED = _EXPIRED + " FOR UPDATE SKIP LOCKED"
-#: Makes the task id of a lab's cleanup the same in every run.
+#: Makes the task id of a lab's cleanup the same when it is repeated after a crash.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "cleanup.autolabs")
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredLab:
-    """A RUNNING lab past its `expires_at`."""
+    """A RUNNING lab past its `expires_at`, or one whose stop was asked for long ago and not done."""
 
     id: int
     k8s_pod_name: str | None
+    stop_requested_at: datetime | None
 
 
 def find_expired(labs: LabStore, *, limit: int = 10_000) -> list[ExpiredLab]:
@@ -52,8 +58,9 @@ def _clean_batch(cursor: Cursor, publisher: Publisher) -> int:
     expired = _select(cursor, BATCH, lock=True)
     for lab in expired:
         task_id = _publish_delete(publisher, lab)
-        extra = {"action": "lab_expired", "lab_instance_id": lab.id, "delete_task_id": task_id}
-        logger.info("delete published for expired lab %d", lab.id, extra=extra)
+        action = "stop_repeated" if lab.stop_requested_at else "lab_expired"
+        extra = {"action": action, "lab_instance_id": lab.id, "delete_task_id": task_id}
+        logger.info("delete published for lab %d", lab.id, extra=extra)
     cursor.execute(
         "UPDATE lab_instances SET stop_requested_at = now(), updated_at = now() WHERE id = ANY(%s)",
         ([lab.id for lab in expired],),
@@ -77,7 +84,7 @@ def _publish_delete(publisher: Publisher, lab: ExpiredLab) -> str:
         payload = tasks.DeleteLabPod(lab_instance_id=lab.id, force=True)
     task = message.TaskMessage(
         name=payload.task_name,
-        id=str(uuid.uuid5(_NAMESPACE, str(lab.id))),
+        id=str(uuid.uuid5(_NAMESPACE, f"{lab.id} {lab.stop_requested_at}")),
         kwargs=tasks.payload_kwargs(payload),
     )
     publisher.publish_task(task)

@@ -178,8 +178,12 @@ class Cluster:
 
 
 def _status(response: urllib3.BaseHTTPResponse) -> Manifest:
-    text = response.read()[:20_000]
-    response.release_conn()
+    try:
+        text = response.read()[:20_000]
+    except (urllib3.exceptions.HTTPError, OSError) as exc:
+        raise ApiUnavailable(f"answer {response.status} was cut off: {exc}") from exc
+    finally:
+        response.release_conn()
     try:
         status = json.loads(text)
     except ValueError:

@@ -17,7 +17,7 @@ from dispatcher.connection import answers_within
 #: Seconds between looks at the stop signal while waiting; deliveries wake the loop at once.
 _TICK_S = 0.5
 #: Seconds for the broker to take note; shorter than the grace period after SIGTERM.
-SETTLE_TIMEOUT_S = 10.0
+SETTLE_TIMEOUT_S = 5.0
 #: Seconds within which a message that is already queued arrives; after that this is a spare.
 _FIRST_LOOK_S = 0.1
 
@@ -93,9 +93,14 @@ class Consumer:
         """Settle the message for good. Raises ChannelLost."""
         self._settle(lambda: self._channel.basic_ack(delivery.tag))
 
-    def give_back(self, delivery: Delivery) -> None:
-        """Return the message to its queue. Raises ChannelLost."""
-        self._settle(lambda: self._channel.basic_reject(delivery.tag, requeue=True))
+    def give_back(self, delivery: Delivery, *, failed: bool) -> None:
+        """Return the message to its queue. Raises ChannelLost.
+
+        A reject counts towards the queue's delivery limit, a nack does not (RabbitMQ 4.3; before
+        that both do), so a drained node costs a task no attempt.
+        """
+        settle = self._channel.basic_reject if failed else self._channel.basic_nack
+        self._settle(lambda: settle(delivery.tag, requeue=True))
 
     def _settle(self, settle: Callable[[], None]) -> None:
         try:

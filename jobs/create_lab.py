@@ -14,11 +14,15 @@ from jobs.steps import mark
 
 logger = logging.getLogger(__name__)
 
+#: Seconds; the deadline of the container (keda.profiles) has room for this and for what surrounds it.
+MAX_READY_TIMEOUT_S = 240
+
 
 def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     """Start the lab unless it was stopped, failed or started already.
 
-    A JobError leaves the lab PENDING and without objects; the worker decides what it means.
+    A JobError leaves the lab PENDING and its objects as they are: another attempt adopts them, and
+    `fail_create` takes them down when there is none.
     """
     lab = context.labs.find(payload.lab_instance_id)
     if lab is None:
@@ -35,11 +39,24 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
         state = "stop requested" if lab.stop_requested else lab.status
         logger.info("nothing to create: lab is %s", state, extra={"action": "create_noop"})
         return
-    try:
-        _start(context, payload)
-    except JobError:
-        context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
-        raise
+    _start(context, payload)
+
+
+def fail_create(context: TaskContext, error: JobError, *, outcome: str) -> None:
+    """Make the lab FAILED, then take its objects down, unless another container made it RUNNING.
+
+    Raises:
+        JobError: the failure is not recorded, or the objects are still there.
+    """
+    lab_instance_id = context.record.lab_instance_id
+    if lab_instance_id is None:
+        context.labs.record(context.record, outcome, error)
+        return
+    if not context.labs.mark_failed(context.record, error, outcome=outcome):
+        lab = context.labs.find(lab_instance_id)
+        if lab is None or lab.status == "RUNNING":
+            return
+    context.lab_objects.delete_lab(lab_instance_id, grace_s=0)
 
 
 def _start(context: TaskContext, payload: CreateLabPod) -> None:
@@ -54,19 +71,17 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
     )
     mark(context.record, "rendered")
     # A lack of room is often over once a node was added: later attempts wait longer.
-    timeout_s = settings.ready_timeout_s * context.record.attempt
-    pod, service = context.lab_objects.ensure(
-        payload.lab_instance_id, manifests, timeout_s=settings.delete_timeout_s
-    )
+    timeout_s = min(settings.ready_timeout_s * context.record.attempt, MAX_READY_TIMEOUT_S)
+    pod, service = context.lab_objects.ensure(payload.lab_instance_id, manifests)
     mark(context.record, "applied")
     try:
         context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s)
     except LabGone:
-        _give_up(context, payload, "its pod was deleted while it started")
+        _give_up(context, payload, manifests, "its pod was deleted while it started")
         return
     mark(context.record, "ready")
-    cluster_ip = service["spec"]["clusterIP"]
-    if wait_answers(cluster_ip, settings.port):
+    cluster_ip, port = service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]
+    if wait_answers(cluster_ip, port):
         mark(context.record, "answers")
     else:
         extra = {"action": "not_answering", "service": cluster_ip}
@@ -75,7 +90,7 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
         cluster_ip=f"[{cluster_ip}]" if ":" in cluster_ip else cluster_ip,
         service=_name(manifests),
         namespace=context.settings.namespace,
-        port=settings.port,
+        port=port,
         lab_instance_id=payload.lab_instance_id,
     )
     if context.labs.mark_running(
@@ -85,12 +100,11 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
         extra = {"action": "lab_running", "pod": _name(manifests), "connection_url": url}
         logger.info("lab is RUNNING", extra=extra)
     else:
-        _give_up(context, payload, "it was stopped while it started")
+        _give_up(context, payload, manifests, "it was stopped while it started")
 
 
-def _give_up(context: TaskContext, payload: CreateLabPod, why: str) -> None:
+def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifests, why: str) -> None:
     """Take down what was made for a lab that is no longer wanted, or try again if it still is."""
-    context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
     lab = context.labs.find(payload.lab_instance_id)
     if lab is not None and lab.wants_start:
         raise TransientError(
@@ -98,6 +112,11 @@ def _give_up(context: TaskContext, payload: CreateLabPod, why: str) -> None:
             "The lab was removed while it started; it is tried again by itself.",
             evidence=why,
         )
+    if lab is None or lab.status != "RUNNING":
+        context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
+    elif lab.k8s_pod_name != _name(manifests):
+        # Another create of this lab won, with another image: its objects have another name.
+        context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0, name=_name(manifests))
     context.labs.record(context.record, "noop")
     logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})
 

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
-    """Stop the lab: tombstone first, so that no create that is under way can win."""
+    """Stop the lab: tombstone before the deletion, so that no create that is under way can win."""
     lab_instance_id = payload.lab_instance_id
     _check_pod_name(context, payload)
     lab = context.labs.request_stop(lab_instance_id)
@@ -23,8 +23,7 @@ def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
     mark(context.record, "stop_requested")
     grace_s = 0 if payload.force else None
     deleted = context.lab_objects.delete_lab(lab_instance_id, grace_s=grace_s)
-    timeout_s = context.configs.lab_settings().delete_timeout_s
-    context.lab_objects.wait_gone(deleted, timeout_s=timeout_s)
+    context.lab_objects.wait_gone(deleted)
     mark(context.record, "gone")
     if context.labs.mark_stopped(context.record, lab_instance_id, deleted=len(deleted)):
         logger.info("lab is STOPPED", extra={"action": "lab_stopped", "objects": len(deleted)})
@@ -34,7 +33,8 @@ def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
 
 def _check_pod_name(context: TaskContext, payload: DeleteLabPod) -> None:
     """Refuse a task whose pod name is that of another lab, or of something that is no lab."""
-    if payload.k8s_pod_name is None:
+    own_prefix = f"lab-instance-{payload.lab_instance_id}-"
+    if payload.k8s_pod_name is None or payload.k8s_pod_name.startswith(own_prefix):
         return
     pod = context.lab_objects.find_pod(payload.k8s_pod_name)
     if pod is not None and not naming.belongs_to_lab(pod, payload.lab_instance_id):

@@ -55,7 +55,7 @@ _FATAL_WAITING: dict[str, tuple[Category, str]] = {
     ),
 }
 
-#: Words of a registry or of DNS that settle a first failed pull; without them the next try is awaited.
+#: Words of a registry or of DNS after which no other pull will do better.
 _PULL_IS_HOPELESS = ("not found", "denied", "unauthorized", "forbidden", "does not exist", "no such host")
 
 
@@ -75,22 +75,43 @@ def waiting_containers(pod: dict[str, Any]) -> Iterator[Waiting]:
             yield Waiting(waiting.get("reason", ""), waiting.get("message", ""))
 
 
-def fatal_pod_error(pod: dict[str, Any], image: str) -> PermanentError | None:
-    """Return the error of a Pod that can never become Ready, or None while it still can."""
+def fatal_pod_error(pod: dict[str, Any], image: str) -> JobError | None:
+    """Return the error of a Pod that is not worth waiting for, or None while it still is."""
     for waiting in waiting_containers(pod):
-        reason = waiting.reason
-        if reason == "ErrImagePull" and any(w in waiting.message.lower() for w in _PULL_IS_HOPELESS):
-            reason = "ImagePullBackOff"
-        if reason in _FATAL_WAITING:
-            category, sentence = _FATAL_WAITING[reason]
-            evidence = f"{waiting.reason}: {waiting.message}"
-            return PermanentError(category, sentence.format(image=image), evidence=evidence)
+        if error := _waiting_error(waiting, image):
+            return error
     status = pod.get("status", {})
-    if status.get("phase") in ("Failed", "Succeeded"):
-        evidence = f"phase {status['phase']} {status.get('reason', '')} {status.get('message', '')}"
-        sentence = _FATAL_WAITING["CrashLoopBackOff"][1].format(image=image)
-        return PermanentError(_IMAGE, sentence, evidence=evidence)
-    return None
+    if status.get("phase") not in ("Failed", "Succeeded"):
+        return None
+    evidence = f"phase {status['phase']} {status.get('reason', '')} {status.get('message', '')}"
+    if status.get("reason"):  # Evicted, OutOfcpu, NodeShutdown: the node's doing, not the program's
+        return TransientError(
+            Category.TEMPORARY_RESOURCE_ERROR,
+            "The server had no room for this lab; it is tried again by itself.",
+            evidence=evidence,
+        )
+    sentence = _FATAL_WAITING["CrashLoopBackOff"][1].format(image=image)
+    return PermanentError(_IMAGE, sentence, evidence=evidence)
+
+
+def _waiting_error(waiting: Waiting, image: str) -> JobError | None:
+    evidence = f"{waiting.reason}: {waiting.message}"
+    message = waiting.message.lower()
+    if waiting.reason in ("ErrImagePull", "ImagePullBackOff"):
+        if any(word in message for word in _PULL_IS_HOPELESS):
+            category, sentence = _FATAL_WAITING["ImagePullBackOff"]
+            return PermanentError(category, sentence.format(image=image), evidence=evidence)
+        if waiting.reason == "ErrImagePull":
+            return None  # the kubelet tries once more by itself
+        return TransientError(
+            Category.TEMPORARY_NETWORK_ERROR,
+            f'The server of the image "{image}" does not answer; the lab is tried again by itself.',
+            evidence=evidence,
+        )
+    if waiting.reason not in _FATAL_WAITING or "deadline exceeded" in message:
+        return None
+    category, sentence = _FATAL_WAITING[waiting.reason]
+    return PermanentError(category, sentence.format(image=image), evidence=evidence)
 
 
 def not_ready_error(pod: dict[str, Any], image: str, waited_s: float) -> JobError:
@@ -104,11 +125,11 @@ def not_ready_error(pod: dict[str, Any], image: str, waited_s: float) -> JobErro
             "There is no free place for this lab at the moment; it is tried again by itself.",
             evidence=f"after {waited_s:.0f} s: {scheduled.get('reason')}: {scheduled.get('message')}",
         )
-    if last:
+    if last or not any(_is_running(status) for status in pod.get("status", {}).get("containerStatuses", [])):
         return TransientError(
             Category.TEMPORARY_RESOURCE_ERROR,
             "The lab takes longer than usual to start; it is tried again by itself.",
-            evidence=f"after {waited_s:.0f} s: {last}",
+            evidence=f"after {waited_s:.0f} s: {last or 'no container runs'}",
         )
     return PermanentError(
         _IMAGE,
@@ -116,6 +137,10 @@ def not_ready_error(pod: dict[str, Any], image: str, waited_s: float) -> JobErro
         " The teacher must correct the image.",
         evidence=f"not Ready after {waited_s:.0f} s",
     )
+
+
+def _is_running(container_status: dict[str, Any]) -> bool:
+    return "running" in container_status.get("state", {})
 
 
 def api_error(error: ApiError | ApiUnavailable) -> JobError:

@@ -18,6 +18,8 @@ from jobs.manifests import LabManifests
 
 logger = logging.getLogger(__name__)
 
+#: Seconds until deleted objects must be gone: twice what a Pod's default grace period takes.
+GONE_TIMEOUT_S = 60.0
 #: Seconds between watches that end early.
 _WATCH_PAUSE_S = 0.3
 
@@ -37,11 +39,9 @@ class LabObjects:
             "NetworkPolicy": f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
         }
 
-    def ensure(
-        self, lab_instance_id: int, manifests: LabManifests, *, timeout_s: float
-    ) -> tuple[Manifest, Manifest]:
+    def ensure(self, lab_instance_id: int, manifests: LabManifests) -> tuple[Manifest, Manifest]:
         """Apply the three objects, the Pod first, and return the Pod and the Service as they are."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + GONE_TIMEOUT_S
         pod = self._ensure_one(lab_instance_id, manifests.pod, deadline)
         owner = {
             "apiVersion": "v1",
@@ -84,14 +84,16 @@ class LabObjects:
         """Return a Pod by name."""
         return self._get("Pod", name)
 
-    def delete_lab(self, lab_instance_id: int, *, grace_s: int | None = None) -> list[Manifest]:
-        """Start the deletion of all objects of a lab and return them; none left is fine."""
-        found = self.find(lab_instance_id)
+    def delete_lab(
+        self, lab_instance_id: int, *, grace_s: int | None = None, name: str | None = None
+    ) -> list[Manifest]:
+        """Start the deletion of a lab's objects, or of those called `name`, and return them."""
+        found = [item for item in self.find(lab_instance_id) if name in (None, item["metadata"]["name"])]
         for item in found:
             self._delete(item, grace_s=grace_s if item["kind"] == "Pod" else None)
         return found
 
-    def wait_gone(self, objects: list[Manifest], *, timeout_s: float) -> None:
+    def wait_gone(self, objects: list[Manifest], *, timeout_s: float = GONE_TIMEOUT_S) -> None:
         """Wait until these objects are gone. Raises TransientError when they are not in time."""
         deadline = time.monotonic() + timeout_s
         for item in objects:
@@ -116,10 +118,10 @@ class LabObjects:
                     " The administrator must remove it.",
                     evidence=f"{kind} {name} is not managed by {naming.MANAGED_BY}",
                 )
-            if not existing["metadata"].get("deletionTimestamp") and _same(existing, manifest):
+            if _same(existing, manifest) and not _is_over(existing):
                 logger.info("%s adopted", kind, extra={"action": "object_adopted", "object": name})
                 return existing
-            # Ours, but of an earlier attempt that was taken down or rendered another template.
+            # Ours, but over, or of an earlier attempt that rendered another template.
             self._delete(existing, grace_s=0)
             self.wait_gone([existing], timeout_s=deadline - time.monotonic())
         with _job_errors():
@@ -194,6 +196,11 @@ def _same(existing: Manifest, manifest: Manifest) -> bool:
         return annotations.get(naming.SPEC_HASH), [owner["uid"] for owner in owners]
 
     return identity(existing) == identity(manifest)
+
+
+def _is_over(item: Manifest) -> bool:
+    ended = item.get("status", {}).get("phase") in ("Failed", "Succeeded")
+    return ended or bool(item["metadata"].get("deletionTimestamp"))
 
 
 def _is_ready(pod: Manifest) -> bool:

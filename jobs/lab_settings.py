@@ -28,16 +28,12 @@ class LabSettings:
         default_factory=lambda: {"cpu": "2", "memory": "4Gi", "storage": "10Gi"}
     )
     #: Shares of the limits that are reserved on the node: students are rarely busy all at once.
-    cpu_request_ratio: float = 0.1
+    cpu_request_ratio: float = 0.05
     memory_request_ratio: float = 0.25
-    #: Seconds until a lab must be Ready; an attempt after a lack of room gets as much again.
+    #: Seconds until a lab must be Ready, 1 to 240; an attempt after a lack of room gets as much again.
     ready_timeout_s: int = 60
-    #: Seconds until a deleted lab must be gone.
-    delete_timeout_s: int = 60
     #: May use {cluster_ip}, {service}, {namespace}, {port}, {lab_instance_id}.
     connection_url: str = "http://{cluster_ip}:{port}/"
-    #: Port of the lab's Service.
-    port: int = 8080
 
     def check_image(self, image: str) -> None:
         """Raise PermanentError for an image that is on no list."""
@@ -101,8 +97,8 @@ def _problem(key: str, value: Any) -> str | None:
         return None if valid else "must be a number above 0 and at most 1"
     if key == "connection_url":
         return _url_problem(value)
-    valid = type(value) is int and 1 <= value <= 65535
-    return None if valid else "must be an integer from 1 to 65535"
+    valid = type(value) is int and 1 <= value <= 240
+    return None if valid else "must be an integer from 1 to 240"
 
 
 def _url_problem(value: Any) -> str | None:

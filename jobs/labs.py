@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
 from jobs.errors import Category, JobError, PermanentError, TransientError
@@ -26,7 +27,12 @@ Cursor = psycopg2.extensions.cursor
 
 #: Seconds of patience with a database that restarts, before the task goes back to the broker.
 BLIP_S = 8.0
-_LOST = (psycopg2.OperationalError, psycopg2.InterfaceError)
+#: A new connection may help: also after a failover that made the old server read-only.
+_LOST = (
+    psycopg2.OperationalError,
+    psycopg2.InterfaceError,
+    psycopg2.errors.ReadOnlySqlTransaction,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +208,11 @@ class LabStore:
                 self._url,
                 connect_timeout=5,
                 application_name=self._application_name,
-                keepalives_idle=30,
+                # A server that vanished without a word is noticed within 25 s, not by the kernel's 15 min.
+                keepalives_idle=10,
+                keepalives_interval=5,
+                keepalives_count=3,
+                tcp_user_timeout=15_000,
                 options="-c statement_timeout=10000 -c lock_timeout=5000"
                 " -c idle_in_transaction_session_timeout=30000",
             )

@@ -11,10 +11,8 @@ import socket
 
 def announce_claim(port: int) -> socket.socket:
     """Listen on the port until the socket is closed or the process ends."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("", port))
     # Nobody accepts: the kernel completes a probe's handshake. One probe a second fills this
-    # backlog after activeDeadlineSeconds is over.
-    listener.listen(1024)
-    return listener
+    # backlog only when activeDeadlineSeconds is nearly over.
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+    return socket.create_server(("", port), backlog=1024)

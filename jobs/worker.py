@@ -7,7 +7,9 @@ published again with a delay, or it is in the dead-letter queue.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -18,13 +20,16 @@ from jobs import logs
 from jobs.cleanup_labs import cleanup_expired
 from jobs.consumer import Delivery
 from jobs.context import Connections, TaskContext
-from jobs.create_lab import create_lab
+from jobs.create_lab import create_lab, fail_create
 from jobs.delete_lab import delete_lab
 from jobs.errors import Category, JobError, PermanentError, TransientError
 from jobs.labs import TaskRunRecord
 from jobs.settlement import publish_dead_letter, publish_delayed, retry_delay_s
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between tries to settle a failure while the database or the cluster is away.
+COME_BACK_S = 80
 
 
 class _InvalidRequest(PermanentError):
@@ -96,6 +101,12 @@ def _make_record(
 
 
 def _run(context: TaskContext, task: TaskMessage) -> None:
+    if task.unsupported:
+        raise _InvalidRequest(
+            Category.PERMANENT_INVALID_REQUEST,
+            f"The request for this lab asks for {', '.join(task.unsupported)}, which is not supported."
+            " Whoever sent it must publish the follow-up task itself.",
+        )
     try:
         payload = tasks.parse_payload(task.name, task.args, task.kwargs)
     except InvalidTask as exc:
@@ -151,12 +162,11 @@ def _settle_failure(
         keep = task.name != tasks.CREATE_LAB_POD or isinstance(error, (TransientError, _InvalidRequest))
         try:
             _record_failure(context, task, error, keep=keep)
-        except JobError as database_error:
-            if isinstance(database_error, TransientError) and may_retry:
-                return _retry(context, task, database_error)
-            logger.error(
-                "failure is not in the ledger: %s", database_error, extra={"action": "ledger_missed"}
-            )
+        except JobError as unsettled:
+            if isinstance(unsettled, TransientError) and task.name in tasks.ROUTING_KEYS:
+                return _come_back(context, task, unsettled)
+            extra = {"action": "ledger_missed"}
+            logger.error("failure is not recorded: %s", unsettled, extra=extra)
             keep = True
         extra = {"action": "failed", "error_category": error.category.value, "evidence": error.evidence}
         logger.error("task failed: %s", error.sentence, extra=extra)
@@ -170,10 +180,18 @@ def _settle_failure(
 
 def _record_failure(context: TaskContext, task: TaskMessage, error: JobError, *, keep: bool) -> None:
     outcome = "dead_lettered" if keep else "failed"
-    if task.name == tasks.CREATE_LAB_POD and context.record.lab_instance_id is not None:
-        context.labs.mark_failed(context.record, error, outcome=outcome)
+    if task.name == tasks.CREATE_LAB_POD:
+        fail_create(context, error, outcome=outcome)
     else:
         context.labs.record(context.record, outcome, error)
+
+
+def _come_back(context: TaskContext, task: TaskMessage, why: TransientError) -> bool:
+    """Publish a failed task again, as often as it takes: its lab must learn of the failure."""
+    publish_delayed(context.publisher, replace(task, eta=None), random.uniform(0.5, 1.0) * COME_BACK_S)
+    extra = {"action": "comes_back", "evidence": why.evidence}
+    logger.error("failure cannot be settled now, the task comes back: %s", why.sentence, extra=extra)
+    return True
 
 
 def _retry(context: TaskContext, task: TaskMessage, error: TransientError) -> bool:
