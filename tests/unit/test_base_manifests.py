@@ -125,8 +125,6 @@ def test_the_job_may_do_exactly_this() -> None:
         ("", "pods"): {"get", "list", "watch", "create", "patch", "delete"},
         ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
         ("networking.k8s.io", "networkpolicies"): {"get", "list", "watch", "create", "patch", "delete"},
-        ("", "events"): {"get", "list"},
-        ("", "pods/log"): {"get"},
     }
 
 
@@ -203,20 +201,26 @@ def test_the_cleanup_runs_every_five_minutes_and_never_twice_at_once() -> None:
     assert 0 < job["activeDeadlineSeconds"] < 300
     (container,) = job["template"]["spec"]["containers"]
     assert container["command"] == ["python3", "-m", "cronjobs", "cleanup"]
-    secrets = [v["secret"]["secretName"] for v in job["template"]["spec"]["volumes"] if "secret" in v]
-    assert secrets == ["autolabs-jobs"]
 
 
-def test_the_quota_lets_250_default_labs_run() -> None:
+def test_the_cleanup_sees_nothing_of_the_object_store() -> None:
+    (volume,) = PODS["CronJob/cleanup-timeout-labs"]["spec"]["volumes"]
+    assert volume["secret"]["secretName"] == "autolabs-jobs"
+    assert {item["key"]: item["path"] for item in volume["secret"]["items"]} == {
+        "AMQP_URL": "AMQP_URL",
+        "DATABASE_URL": "DATABASE_URL",
+    }
+
+
+def test_the_quota_is_that_of_1000_labs_of_the_default_size() -> None:
     hard = the("ResourceQuota", "labs")["spec"]["hard"]
-    default, lab = settings().default_resources, settings()
-    assert int(hard["pods"]) >= 250
-    assert int(hard["services"]) >= 250
-    assert int(hard["count/networkpolicies.networking.k8s.io"]) > 250
-    assert parse_quantity(hard["limits.cpu"]) >= 250 * parse_quantity(default["cpu"])
-    assert parse_quantity(hard["limits.memory"]) >= 250 * parse_quantity(default["memory"])
-    requested = 250 * parse_quantity(default["memory"]) * lab.memory_request_ratio
-    assert parse_quantity(hard["requests.memory"]) >= requested
+    assert hard["pods"] == hard["services"] == "1000"
+    assert hard["count/networkpolicies.networking.k8s.io"] == "1001"
+    ratios = {"cpu": settings().cpu_request_ratio, "memory": settings().memory_request_ratio}
+    for name, ratio in ratios.items():
+        limits = 1000 * parse_quantity(settings().default_resources[name])
+        assert parse_quantity(hard[f"limits.{name}"]) == limits
+        assert float(parse_quantity(hard[f"requests.{name}"])) == pytest.approx(float(limits) * float(ratio))
     assert [hard[f"services.{kind}"] for kind in ("nodeports", "loadbalancers")] == ["0", "0"]
 
 
@@ -225,6 +229,10 @@ def test_the_largest_lab_that_the_settings_allow_is_within_the_limit_range() -> 
     for name in ("cpu", "memory"):
         assert parse_quantity(settings().max_resources[name]) <= parse_quantity(limits["max"][name])
         assert limits["default"][name] == settings().default_resources[name]
+    lab = settings()
+    for name, ratio in {"cpu": lab.cpu_request_ratio, "memory": lab.memory_request_ratio}.items():
+        requested = float(parse_quantity(limits["default"][name])) * float(ratio)
+        assert float(parse_quantity(limits["defaultRequest"][name])) == pytest.approx(requested)
 
 
 def test_labs_are_closed_both_ways() -> None:
@@ -261,7 +269,8 @@ def test_what_runs_in_platform_is_bounded_in_what_it_reaches(name: str) -> None:
     ports = {port["port"] for rule in rules for port in rule["ports"]}
     needed = {53, 5672, 5432, 9000}
     assert needed <= ports
-    assert ({443, 6443, 8080} <= ports) is (name == "job"), "only a job talks to the API server and to labs"
+    assert ({6443, 8080} <= ports) is (name == "job"), "only a job talks to the API server and to labs"
+    assert (443 in ports) is (name != "CronJob/cleanup-timeout-labs"), "an object store by HTTPS"
 
 
 def test_every_admission_policy_denies() -> None:
