@@ -25,16 +25,10 @@ def jobs(platform: Platform) -> Iterator[JobWatch]:
 
 
 @pytest.fixture
-def start_lab(platform: Platform) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Start a lab as a backend does; labs still there at the end of the test are deleted."""
+def started(platform: Platform) -> Iterator[list[int]]:
+    """Labs of the test; those still there at its end are deleted."""
     started: list[int] = []
-
-    def start(**payload: Any) -> tuple[int, str]:
-        lab_instance_id, task_id = platform.start_lab(**payload)
-        started.append(lab_instance_id)
-        return lab_instance_id, task_id
-
-    yield start
+    yield started
     for lab_instance_id in started:
         if platform.lab(lab_instance_id).status != "STOPPED":
             platform.dispatcher.delete_lab(lab_instance_id=lab_instance_id, force=True)
@@ -45,3 +39,15 @@ def start_lab(platform: Platform) -> Iterator[Callable[..., tuple[int, str]]]:
             timeout_s=30,
             what=f"objects of lab {lab_instance_id} gone",
         )
+
+
+@pytest.fixture
+def start_lab(platform: Platform, started: list[int]) -> Callable[..., tuple[int, str]]:
+    """Start a lab as a backend does."""
+
+    def start(**payload: Any) -> tuple[int, str]:
+        lab_instance_id, task_id = platform.start_lab(**payload)
+        started.append(lab_instance_id)
+        return lab_instance_id, task_id
+
+    return start

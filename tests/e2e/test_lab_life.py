@@ -6,11 +6,14 @@ import json
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from deploy.demo.platform import LABS, PLATFORM, Platform, eventually
+from jobs.naming import lab_labels, lab_object_name
 
 StartLab = Callable[..., tuple[int, str]]
 
@@ -122,33 +125,66 @@ def test_a_stop_that_overtakes_its_start_leaves_nothing(platform: Platform, star
     eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=10, what="objects gone")
 
 
+@contextmanager
+def _service_in_the_way(platform: Platform, lab_instance_id: int) -> Iterator[None]:
+    """Let the lab's create wait with its Pod applied: a Service of its name will not go."""
+    name = lab_object_name(lab_instance_id, platform.lab_image)
+    metadata = {
+        "name": name,
+        "labels": lab_labels(lab_instance_id, 456, 789),
+        "finalizers": ["autolabs.io/test"],
+    }
+    platform.core.create_namespaced_service(LABS, {"metadata": metadata, "spec": {"ports": [{"port": 8080}]}})
+    try:
+        yield
+    finally:
+        platform.core.patch_namespaced_service(name, LABS, {"metadata": {"finalizers": None}})
+
+
+def _pods_of(platform: Platform, lab_instance_id: int) -> list[Any]:
+    selector = f"lab_instance_id={lab_instance_id}"
+    return list(platform.core.list_namespaced_pod(LABS, label_selector=selector).items)
+
+
+def _holder(platform: Platform, lab_instance_id: int) -> str | None:
+    """Return the job's pod that works on the lab: its log names that lab and no other."""
+    queue = "autolabs.io/queue=celery.lab_operations"
+    for pod in platform.core.list_namespaced_pod(PLATFORM, label_selector=queue).items:
+        job_name = pod.metadata.labels["batch.kubernetes.io/job-name"]
+        if pod.status.phase == "Running" and any(
+            line.get("lab_instance_id") == lab_instance_id for line in _log_lines(platform, job_name)
+        ):
+            return str(pod.metadata.name)
+    return None
+
+
 def test_a_killed_container_is_followed_by_another_that_finishes(
-    platform: Platform, start_lab: StartLab
+    platform: Platform, started: list[int]
 ) -> None:
-    lab_instance_id, _ = start_lab()
-    pod = eventually(
-        lambda: next(
-            iter(
-                platform.core.list_namespaced_pod(
-                    LABS, label_selector=f"lab_instance_id={lab_instance_id}"
-                ).items
-            ),
-            None,
-        ),
-        timeout_s=30,
-        what="pod of the lab",
-    )
-    assert pod is not None
-    busy = [
-        item.metadata.name
-        for item in platform.core.list_namespaced_pod(
-            PLATFORM, label_selector="autolabs.io/queue=celery.lab_operations"
-        ).items
-        if item.status.phase == "Running"
-    ]
-    for name in busy:
-        platform.core.delete_namespaced_pod(name, PLATFORM, grace_period_seconds=0)
+    lab_instance_id = platform.add_lab()
+    started.append(lab_instance_id)
+    with _service_in_the_way(platform, lab_instance_id):
+        platform.dispatcher.create_lab(
+            lab_instance_id=lab_instance_id, lab_id=456, student_id=789, docker_image=platform.lab_image
+        )
+        (pod,) = eventually(
+            lambda: _pods_of(platform, lab_instance_id), timeout_s=30, what="the lab's pod applied"
+        )
+        killed = eventually(
+            lambda: _holder(platform, lab_instance_id), timeout_s=10, what="the container that applied it"
+        )
+        platform.core.delete_namespaced_pod(killed, PLATFORM, grace_period_seconds=0)
+        assert platform.lab(lab_instance_id).status == "PENDING"
+        successor = eventually(
+            lambda: name if (name := _holder(platform, lab_instance_id)) != killed else None,
+            timeout_s=30,
+            what="another container with the message",
+        )
     platform.wait_for_status(lab_instance_id, "RUNNING")
+    (run,) = platform.runs(lab_instance_id)
+    assert (run["pod_name"], run["redelivered"], run["outcome"]) == (successor, True, "succeeded")
+    # Adopted, not made anew.
+    assert [p.metadata.uid for p in _pods_of(platform, lab_instance_id)] == [pod.metadata.uid]
     assert len(platform.objects_of(lab_instance_id)) == 3
 
 
