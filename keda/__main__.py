@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from keda.authentication import make_trigger_authentication
+from keda.podspec import OVERRIDABLE
 from keda.profiles import EVERY, PROFILES, InvalidProfile, Profile, with_overrides
 from keda.scaledjob import make_scaled_job
 
 # A tag or a digest after the last path component: a port of the registry is not a tag.
 _IMAGE = re.compile(r"[^\s@]*[^\s@:/](:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def _image(text: str) -> str:
@@ -26,10 +26,14 @@ def _image(text: str) -> str:
     return text
 
 
-def _namespace(text: str) -> str:
-    if not _NAMESPACE.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no namespace; allowed are up to 63 of [a-z0-9-]")
-    return text
+def _setting(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    # An empty value would mean the default, without a word. The message leaves out what may be a secret.
+    if name not in OVERRIDABLE or not value.strip() or not value.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"{name!r} cannot be set so; allowed is NAME=VALUE with one of {', '.join(OVERRIDABLE)}"
+        )
+    return name, value
 
 
 def _numbered(text: str) -> tuple[str, int]:
@@ -44,25 +48,32 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     names = ", ".join(profile.name for profile in PROFILES)
     parser = argparse.ArgumentParser(
-        prog="python -m keda", description=__doc__, epilog=f"NAME is a ScaledJob: {names}."
+        prog="python -m keda", description=__doc__, epilog=f"A ScaledJob is one of {names}."
     )
     parser.add_argument("--image", type=_image, required=True, help="the job image, with tag or digest")
-    parser.add_argument("--namespace", type=_namespace, default="platform", help="default: platform")
+    parser.add_argument(
+        "--env",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"a setting of the containers, one of {', '.join(OVERRIDABLE)}; may be repeated",
+    )
     for option, what in (
         ("--spares", "containers that wait ahead of time, for one ScaledJob or all (0: scale to zero)"),
         ("--max-replicas", "containers at once, spares included, for one ScaledJob or for all"),
     ):
         parser.add_argument(
-            option, type=_numbered, action="append", default=[], metavar="[NAME=]N", help=what
+            option, type=_numbered, action="append", default=[], metavar="[SCALEDJOB=]N", help=what
         )
     return parser
 
 
-def render(profiles: Sequence[Profile], *, namespace: str, image: str) -> str:
+def render(profiles: Sequence[Profile], *, image: str, env: Mapping[str, str] | None = None) -> str:
     """Return the TriggerAuthentication and the ScaledJobs as a YAML stream."""
     manifests: list[dict[str, Any]] = [
-        make_trigger_authentication(namespace),
-        *(make_scaled_job(profile, namespace=namespace, image=image) for profile in profiles),
+        make_trigger_authentication(),
+        *(make_scaled_job(profile, image=image, env=env or {}) for profile in profiles),
     ]
     return str(yaml.safe_dump_all(manifests, sort_keys=False))
 
@@ -77,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     except InvalidProfile as exc:
         parser.error(str(exc))
-    sys.stdout.write(render(profiles, namespace=arguments.namespace, image=arguments.image))
+    sys.stdout.write(render(profiles, image=arguments.image, env=dict(arguments.env)))
     return 0
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from keda.podspec import NAMESPACE
+
 NAME = "autolabs-rabbitmq"
 SECRET = "autolabs-keda"  # noqa: S105  # the name of a Secret, not its content
 
 
-def make_trigger_authentication(namespace: str) -> dict[str, Any]:
+def make_trigger_authentication() -> dict[str, Any]:
     """Return the TriggerAuthentication that the ScaledJobs refer to."""
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "TriggerAuthentication",
         "metadata": {
             "name": NAME,
-            "namespace": namespace,
+            "namespace": NAMESPACE,
             "labels": {
                 "app.kubernetes.io/name": NAME,
                 "app.kubernetes.io/instance": NAME,

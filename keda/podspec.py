@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from keda.profiles import Profile
+
+#: RBAC and the admission policies of deploy/base name it too, so it is no option.
+NAMESPACE = "platform"
 
 #: Bound by the container only while it holds its message (jobs.readiness).
 READY_PORT = 8081
 SECRET = "autolabs-jobs"  # noqa: S105  # the name of a Secret, not its content
 SERVICE_ACCOUNT = "celery-workers-sa"
+
+
+#: Settings that may differ from the defaults in jobs.settings; the others are ours or secret.
+OVERRIDABLE = (
+    "CELERY_TASK_MAX_RETRIES",
+    "CELERY_TASK_RETRY_DELAY",
+    "CELERY_TASK_RETRY_BACKOFF",
+    "CELERY_TASK_RETRY_JITTER",
+    "LOG_LEVEL",
+    "S3_BUCKET",
+    "KUBECONFIG_OBJECT",
+)
 
 
 def make_labels(profile: Profile) -> dict[str, str]:
@@ -26,8 +42,8 @@ def make_labels(profile: Profile) -> dict[str, str]:
     }
 
 
-def make_pod_template(profile: Profile, *, image: str) -> dict[str, Any]:
-    """Return the pod template of a ScaledJob."""
+def make_pod_template(profile: Profile, *, image: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """Return the pod template of a ScaledJob; `env` has settings of OVERRIDABLE."""
     return {
         "metadata": {
             "labels": make_labels(profile),
@@ -52,7 +68,7 @@ def make_pod_template(profile: Profile, *, image: str) -> dict[str, Any]:
                 "fsGroup": 10001,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_make_container(profile, image)],
+            "containers": [_make_container(profile, image, env)],
             "volumes": [
                 {"name": "secrets", "secret": {"secretName": SECRET, "defaultMode": 0o440}},
                 {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
@@ -61,14 +77,14 @@ def make_pod_template(profile: Profile, *, image: str) -> dict[str, Any]:
     }
 
 
-def _make_container(profile: Profile, image: str) -> dict[str, Any]:
+def _make_container(profile: Profile, image: str, env: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": "job",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         # No shell in between: SIGTERM has to reach the process that holds the message.
         "command": ["python3", "-m", "jobs"],
-        "env": _make_env(profile),
+        "env": _make_env(profile, env),
         # KEDA's CRD requires the protocol.
         "ports": [{"name": "claimed", "containerPort": READY_PORT, "protocol": "TCP"}],
         # Ready means: this container holds its message. A connect costs no process, unlike exec.
@@ -96,16 +112,12 @@ def _make_container(profile: Profile, image: str) -> dict[str, Any]:
     }
 
 
-def _make_env(profile: Profile) -> list[dict[str, Any]]:
+def _make_env(profile: Profile, env: Mapping[str, str]) -> list[dict[str, Any]]:
     values = {
         "AUTOLABS_QUEUE": profile.queue,
         "CLAIM_WAIT_S": str(profile.claim_wait_s),
         "READY_PORT": str(READY_PORT),
-        "LAB_NAMESPACE": "labs",
-        "CELERY_TASK_MAX_RETRIES": "3",
-        "CELERY_TASK_RETRY_DELAY": "5",
-        "CELERY_TASK_RETRY_BACKOFF": "2",
-        "CELERY_TASK_RETRY_JITTER": "true",
+        **env,
     }
     fields = {
         "POD_NAME": "metadata.name",

@@ -50,6 +50,11 @@ class Profile:
                 f"spares of {self.name} is {self.spares}; allowed is 0 to {self.max_replicas - 1},"
                 " less than max_replicas"
             )
+        if self.active_deadline_s >= CONSUMER_TIMEOUT_S:
+            problems.append(
+                f"{self.name} may wait {self.claim_wait_s} s and work {WORST_CASE_S} s; allowed is less than"
+                f" {CONSUMER_TIMEOUT_S} s in all, or the broker takes its message back"
+            )
         if problems:
             raise InvalidProfile("; ".join(problems))
 

@@ -7,19 +7,20 @@ one Job and no Job finds the queue empty.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from keda import authentication
-from keda.podspec import make_labels, make_pod_template
+from keda.podspec import NAMESPACE, make_labels, make_pod_template
 from keda.profiles import Profile
 
 
-def make_scaled_job(profile: Profile, *, namespace: str, image: str) -> dict[str, Any]:
+def make_scaled_job(profile: Profile, *, image: str, env: Mapping[str, str]) -> dict[str, Any]:
     """Return the ScaledJob of one queue."""
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledJob",
-        "metadata": {"name": profile.name, "namespace": namespace, "labels": make_labels(profile)},
+        "metadata": {"name": profile.name, "namespace": NAMESPACE, "labels": make_labels(profile)},
         "spec": {
             # A look is one passive declare, and half an interval is what a message waits for it.
             "pollingInterval": 1,
@@ -32,7 +33,7 @@ def make_scaled_job(profile: Profile, *, namespace: str, image: str) -> dict[str
             # KEDA's default ends every Job that is at work at each change of this spec.
             "rollout": {"strategy": "gradual"},
             "scalingStrategy": {"strategy": "accurate", "pendingPodConditions": ["Ready"]},
-            "jobTargetRef": _make_job_spec(profile, image),
+            "jobTargetRef": _make_job_spec(profile, image, env),
             "triggers": [
                 {
                     "type": "rabbitmq",
@@ -50,14 +51,14 @@ def make_scaled_job(profile: Profile, *, namespace: str, image: str) -> dict[str
     }
 
 
-def _make_job_spec(profile: Profile, image: str) -> dict[str, Any]:
+def _make_job_spec(profile: Profile, image: str, env: Mapping[str, str]) -> dict[str, Any]:
     return {
         "parallelism": 1,
         "completions": 1,
         # The broker alone delivers again; a second retrier would double the work.
         "backoffLimit": 0,
         "activeDeadlineSeconds": profile.active_deadline_s,
-        # An hour to read a log; ends Jobs also while the ScaledJob is paused or KEDA is away.
+        # At most an hour to read a log; ends Jobs also while the ScaledJob is paused or KEDA is away.
         "ttlSecondsAfterFinished": 3600,
         # A drained node is no failure; the replacement takes the message that came back.
         "podFailurePolicy": {
@@ -69,5 +70,5 @@ def _make_job_spec(profile: Profile, image: str) -> dict[str, Any]:
             ]
         },
         "podReplacementPolicy": "Failed",
-        "template": make_pod_template(profile, image=image),
+        "template": make_pod_template(profile, image=image, env=env),
     }

@@ -113,7 +113,7 @@ def problems(crds: Path, manifest: dict[str, Any]) -> list[str]:
 
 def manifests(*, spares: int | None = None) -> dict[str, dict[str, Any]]:
     profiles = PROFILES if spares is None else with_overrides(PROFILES, spares={"*": spares})
-    text = render(profiles, namespace="platform", image=IMAGE)
+    text = render(profiles, image=IMAGE)
     return {m["metadata"]["name"]: m for m in yaml.safe_load_all(text)}
 
 

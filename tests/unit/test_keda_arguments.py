@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from keda.__main__ import main
-from keda.profiles import PROFILES, InvalidProfile, Profile, with_overrides
+from keda.podspec import OVERRIDABLE
+from keda.profiles import (
+    CONSUMER_TIMEOUT_S,
+    PROFILES,
+    WORST_CASE_S,
+    InvalidProfile,
+    Profile,
+    with_overrides,
+)
 
 IMAGE = "registry.example:5000/autolabs/jobs:1.2.3"
 
@@ -60,9 +69,27 @@ def test_more_spares_need_only_fit_the_new_bound(capsys: pytest.CaptureFixture[s
     assert spares_of(made)["lab-cleanup"] == 9
 
 
-def test_another_namespace_is_used_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    made = rendered(capsys, "--namespace", "platform-2")
-    assert {m["metadata"]["namespace"] for m in made.values()} == {"platform-2"}
+def test_everything_is_in_the_namespace_of_the_base(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {m["metadata"]["namespace"] for m in rendered(capsys).values()} == {"platform"}
+
+
+def test_a_setting_goes_to_every_container(capsys: pytest.CaptureFixture[str]) -> None:
+    made = rendered(
+        capsys,
+        *("--env", "LOG_LEVEL=DEBUG", "--env", "KUBECONFIG_OBJECT=a=b", "--env", "LOG_LEVEL=WARNING"),
+    )
+    jobs = [m["spec"]["jobTargetRef"] for m in made.values() if m["kind"] == "ScaledJob"]
+    assert len(jobs) == len(PROFILES)
+    for job in jobs:
+        (container,) = job["template"]["spec"]["containers"]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert len(env) == len(container["env"])
+        assert (env["LOG_LEVEL"], env["KUBECONFIG_OBJECT"]) == ("WARNING", "a=b")
+
+
+def test_what_may_be_set_is_known_to_the_container() -> None:
+    code = (Path(__file__).parents[2] / "jobs" / "settings.py").read_text()
+    assert all(f'"{name}"' in code for name in OVERRIDABLE)
 
 
 def test_an_image_has_to_be_given(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,9 +126,21 @@ def test_spares_that_are_no_number_are_refused(capsys: pytest.CaptureFixture[str
     assert "allowed are N and NAME=N" in said
 
 
-@pytest.mark.parametrize("namespace", ["", "Platform", "-x", "x" * 64, "a.b", "a\nb"])
-def test_a_namespace_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], namespace: str) -> None:
-    assert "argument --namespace: " in refusal(capsys, "--image", IMAGE, f"--namespace={namespace}")
+@pytest.mark.parametrize(
+    "setting",
+    ["", "LOG_LEVEL", "LOG_LEVEL=", "LOG_LEVEL= ", "LOG_LEVEL=a\nb", "log_level=DEBUG", "READY_PORT=1", "=x"],
+)
+def test_a_setting_that_is_not_to_be_changed_is_refused(
+    capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    assert "argument --env: " in (said := refusal(capsys, "--image", IMAGE, f"--env={setting}"))
+    assert "CELERY_TASK_MAX_RETRIES, " in said
+
+
+def test_a_secret_is_no_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "--image", IMAGE, "--env=AMQP_URL=amqp://user:swordfish@host")
+    assert "argument --env: 'AMQP_URL' cannot be set so" in said
+    assert "swordfish" not in said
 
 
 def test_every_problem_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +161,12 @@ def test_every_problem_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_profile_that_could_not_work_is_refused(spares: int, max_replicas: int) -> None:
     with pytest.raises(InvalidProfile, match=r"of p is .* allowed is "):
         Profile(name="p", queue="q", priority="low", task="t", max_replicas=max_replicas, spares=spares)
+
+
+def test_a_profile_that_outlasts_the_broker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keda.profiles._SPARE_WAIT_S", CONSUMER_TIMEOUT_S - WORST_CASE_S)
+    with pytest.raises(InvalidProfile, match=r"allowed is less than 1800 s in all"):
+        with_overrides(PROFILES, spares={"lab-operations": 2})
 
 
 def test_overrides_leave_the_profiles_themselves_alone() -> None:
