@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 
@@ -13,6 +14,22 @@ from deploy.demo.timeline import JobWatch
 
 BURST = 10
 SINGLES = 4
+
+
+def _spares() -> int:
+    command = ["kubectl", "get", "scaledjob", "lab-operations", "-n", PLATFORM]
+    command.append("--output=jsonpath={.spec.minReplicaCount}")
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout or 0)
+
+
+def _jobs_without_a_run(platform: Platform, new: set[str]) -> set[str]:
+    """Return the new Jobs of the queue that are in no row of the ledger, waiting or over."""
+    of_queue = platform.batch.list_namespaced_job(
+        PLATFORM, label_selector="autolabs.io/queue=celery.lab_operations"
+    )
+    names = new & {job.metadata.name for job in of_queue.items}
+    rows = platform.query("SELECT job_name FROM task_ledger WHERE job_name = ANY(%s)", sorted(names))
+    return names - {row["job_name"] for row in rows}
 
 
 @pytest.mark.timeout(300)
@@ -46,11 +63,12 @@ def test_ten_at_once_then_singles(
         lines = [json.loads(line) for line in platform.job_log(run["job_name"]).splitlines()]
         assert {line["task_id"] for line in lines} == {task_id}
 
-    without = [
-        name
-        for name in set(jobs.created) - before - set(job_names)
-        if '"action": "idle"' in platform.job_log(name)
-    ]
+    spares = _spares()
+    unserved = _jobs_without_a_run(platform, set(jobs.created) - before)
+    found_none = max(0, len(unserved) - spares)
     with capsys.disabled():
-        print(f"\n{len(labs)} messages, {len(set(job_names))} Jobs, {len(without)} that found no message")
-    assert not without
+        print(
+            f"\n{len(labs)} messages, {len(set(job_names))} Jobs,"
+            f" {found_none} Jobs that found no message (spares aside)"
+        )
+    assert len(unserved) <= spares, f"{spares} may wait for a message, these do: {sorted(unserved)}"
