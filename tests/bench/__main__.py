@@ -1,7 +1,7 @@
 """Print the speed and cost of starting labs beside those of a warm Celery worker: `make bench`.
 
 All figures are measured in one run on the cluster of the environment; seconds after the publish,
-p50 / p95. The profile with spares is put back at the end.
+p50 / p95. The default spares are put back at the end, and when a measurement fails.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import pika
 
@@ -29,6 +30,9 @@ from tests.bench.measure import (
     singles,
     spare_memory_mib,
 )
+
+#: For the class of 30: a container each, started ahead.
+MANY_SPARES = 30
 
 
 def say(text: str) -> None:
@@ -59,17 +63,32 @@ def consumers(queue: str) -> int:
     return count
 
 
-def wait_for_spares(platform: Platform, count: int) -> None:
-    """Wait until just the spares are there, warm, and every other Job is done."""
+def wait_for_spares(platform: Platform, *, normal: int, high: int) -> None:
+    """Wait until just these spares are there, warm, and every other Job is done."""
 
-    def settled() -> bool:
+    def look() -> tuple[int, int, int, int]:
         jobs = platform.batch.list_namespaced_job(PLATFORM, label_selector="autolabs.io/queue").items
-        active = [job for job in jobs if job.status.active]
-        return (
-            consumers(QUEUE_NORMAL) == count and consumers(QUEUE_HIGH) == count and len(active) == 2 * count
-        )
+        active = sum(1 for job in jobs if job.status.active)
+        return consumers(QUEUE_NORMAL), consumers(QUEUE_HIGH), active, warm_containers(platform)
 
-    eventually(settled, timeout_s=60, what=f"{count} spares per queue")
+    wanted = (normal, high, normal + high, normal + high)
+    eventually(
+        lambda: look() == wanted,
+        # On two cores 30 containers take half a minute to start.
+        timeout_s=60 + 3 * normal,
+        what=f"consumers of {QUEUE_NORMAL} and {QUEUE_HIGH}, active Jobs, warm ones: {wanted}",
+        last=look,
+    )
+
+
+def warm_containers(platform: Platform) -> int:
+    """Return how many containers are connected to the database, which a spare is once it is warm."""
+    rows = platform.query(
+        "SELECT count(DISTINCT application_name) AS warm FROM pg_stat_activity"
+        " WHERE application_name LIKE %s",
+        "autolabs-job %",
+    )
+    return int(rows[0]["warm"])
 
 
 def end_waiting_containers(platform: Platform) -> None:
@@ -121,53 +140,107 @@ def row(name: str, figures: Figures) -> str:
     return f"{name:34}" + "".join(f"{percentiles(values):>16}" for values in cells)
 
 
+@dataclass(slots=True)
+class Report:
+    """What is printed at the end."""
+
+    table: list[str] = field(default_factory=list)
+    bursts: list[str] = field(default_factory=list)
+    costs: list[str] = field(default_factory=list)
+
+    def add_singles(self, name: str, figures: Figures, count: int) -> None:
+        """Add a line about labs started one after the other."""
+        self.table.append(row(f"{count} singles, {name}", figures))
+
+    def add_burst(self, name: str, took_s: float, figures: Figures, count: int) -> None:
+        """Add the lines about labs started at once."""
+        self.table.append(row(f"{count} at once, {name}", figures))
+        self.bursts.append(f"{count} at once, {name}: all RUNNING after {took_s:.1f} s")
+
+    def print(self) -> None:
+        """Print the table, then the sentences."""
+        heads = ("->Job", "->container", "->claim", "->RUNNING")
+        print("Seconds after the publish, p50 / p95")
+        print("\n".join(["".join([" " * 34, *(f"{head:>16}" for head in heads)]), *self.table]))
+        print("\n".join(self.bursts + self.costs))
+
+
+def measure_profile(
+    platform: Platform, jobs: JobWatch, report: Report, arguments: argparse.Namespace, spares: int
+) -> None:
+    """Measure singles and a burst with this many spares of each kind, 0 or the default of 1."""
+    name = "with a spare" if spares else "without spares"
+    say(f"profile {name}: {arguments.singles} singles, then {arguments.burst} at once")
+    apply_spares(*(() if spares else ("--spares", "0")))
+    end_waiting_containers(platform)
+
+    def settle() -> None:
+        wait_for_spares(platform, normal=spares, high=spares)
+
+    settle()
+    if spares:
+        report.costs.append(f"one spare, waiting: {spare_memory_mib(platform):.0f} MiB")
+    single = singles(platform, jobs, publisher(platform), arguments.singles, settle)
+    report.add_singles(name, single, arguments.singles)
+    settle()
+    took_s, many = burst(platform, jobs, publisher(platform), arguments.burst)
+    report.add_burst(name, took_s, many, arguments.burst)
+    report.costs.append(
+        f"one job container, {name}: {statistics.median(single.cpu_s):.2f} CPU s,"
+        f" peak {max(single.peak_mib):.0f} MiB"
+    )
+
+
+def measure_many_spares(
+    platform: Platform, jobs: JobWatch, report: Report, arguments: argparse.Namespace
+) -> None:
+    """Measure a burst with as many spares as a schedule would keep ahead of a class."""
+    name = f"{MANY_SPARES} spares waiting"
+    say(f"profile {name}: {arguments.burst} at once")
+    apply_spares("--spares", f"lab-operations={MANY_SPARES}")
+    end_waiting_containers(platform)
+    wait_for_spares(platform, normal=MANY_SPARES, high=1)
+    took_s, many = burst(platform, jobs, publisher(platform), arguments.burst)
+    report.add_burst(name, took_s, many, arguments.burst)
+
+
+def measure_peer(platform: Platform, jobs: JobWatch, report: Report, arguments: argparse.Namespace) -> None:
+    """Measure the same with a warm Celery worker."""
+    name = "warm Celery -c 4"
+    say(f"peer: {name}")
+    with celery_worker(4) as publish:
+        single = singles(platform, jobs, publish, arguments.singles, lambda: None)
+        report.add_singles(name, single, arguments.singles)
+        took_s, many = burst(platform, jobs, publish, arguments.burst)
+        report.add_burst(name, took_s, many, arguments.burst)
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--singles", type=int, default=15, help="labs started one after the other")
     parser.add_argument("--burst", type=int, default=30, help="labs started at once")
     parser.add_argument("--no-peer", action="store_true", help="leave the Celery worker out")
+    parser.add_argument(
+        "--no-many-spares", action="store_true", help=f"leave the burst with {MANY_SPARES} spares out"
+    )
     arguments = parser.parse_args()
     platform = Platform()
-    lines = [f"{'':34}" + "".join(f"{h:>16}" for h in ("->Job", "->container", "->claim", "->RUNNING"))]
-    bursts: list[str] = []
-    costs: list[str] = []
+    report = Report()
     with JobWatch(platform) as jobs:
-        for name, options, spares in (
-            ("with a spare", (), 1),
-            ("without spares", ("--spares", "0"), 0),
-        ):
-            say(f"profile {name}: {arguments.singles} singles, then {arguments.burst} at once")
-            apply_spares(*options)
+        try:
+            for spares in (1, 0):
+                measure_profile(platform, jobs, report, arguments, spares)
+            if not arguments.no_many_spares:
+                measure_many_spares(platform, jobs, report, arguments)
+        finally:
+            apply_spares()
+            # A rollout is gradual: without this, spares beyond the default would wait on.
             end_waiting_containers(platform)
-            wait_for_spares(platform, spares)
-            if spares:
-                memory = spare_memory_mib(platform)
-            settle: Callable[[], None] = lambda spares=spares: wait_for_spares(platform, spares)  # type: ignore[misc]  # noqa: E731
-            single = singles(platform, jobs, publisher(platform), arguments.singles, settle)
-            lines.append(row(f"{arguments.singles} singles, {name}", single))
-            settle()
-            took_s, many = burst(platform, jobs, publisher(platform), arguments.burst)
-            lines.append(row(f"{arguments.burst} at once, {name}", many))
-            bursts.append(f"{arguments.burst} at once, {name}: all RUNNING after {took_s:.1f} s")
-            costs.append(
-                f"one job container, {name}: {statistics.median(single.cpu_s):.2f} CPU s,"
-                f" peak {max(single.peak_mib):.0f} MiB"
-            )
-        apply_spares()
         if not arguments.no_peer:
-            say("peer: a warm Celery worker, -c 4")
-            with celery_worker(4) as publish:
-                single = singles(platform, jobs, publish, arguments.singles, lambda: None)
-                lines.append(row(f"{arguments.singles} singles, warm Celery -c 4", single))
-                took_s, many = burst(platform, jobs, publish, arguments.burst)
-                lines.append(row(f"{arguments.burst} at once, warm Celery -c 4", many))
-                bursts.append(
-                    f"{arguments.burst} at once, warm Celery -c 4: all RUNNING after {took_s:.1f} s"
-                )
-    print("Seconds after the publish, p50 / p95\n" + "\n".join(lines))
-    print("\n".join(bursts + costs))
-    print(f"one spare, waiting: {memory:.0f} MiB")
+            wait_for_spares(platform, normal=1, high=1)
+            measure_peer(platform, jobs, report, arguments)
+    report.print()
     return 0
 
 
