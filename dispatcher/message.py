@@ -24,6 +24,9 @@ from dispatcher.errors import MalformedMessage
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.
 PUBLISHED_AT = "autolabs_published_at"
 
+#: Keys of the body's third element, the tasks to publish after this one.
+_FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
+
 #: Bytes. A task of ours has a few hundred; the limit keeps a hostile body out of a 256 MiB container.
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -43,8 +46,9 @@ class TaskMessage:
     root_id: str | None = None
     parent_id: str | None = None
     published_at: datetime | None = None
-    #: What the sender asks for after this task and nobody here does: chain, chord, callbacks, errbacks.
-    unsupported: tuple[str, ...] = ()
+    #: What the sender asks for after this task and nobody here does: chain, chord, callbacks, errbacks,
+    #: each with its content, so that a task that waits or comes back does not forget it.
+    unsupported: dict[str, Any] = field(default_factory=dict)
 
 
 def new_task_id() -> str:
@@ -54,8 +58,8 @@ def new_task_id() -> str:
 
 def encode(message: TaskMessage) -> tuple[bytes, dict[str, Any]]:
     """Return the body and the headers; the caller sets the properties (see `properties`)."""
-    empty = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    body = json.dumps([message.args, message.kwargs, empty], separators=(",", ":")).encode()
+    embed = {**dict.fromkeys(_FOLLOW_UPS), **message.unsupported}
+    body = json.dumps([message.args, message.kwargs, embed], separators=(",", ":")).encode()
     headers: dict[str, Any] = {
         "lang": "py",
         "task": message.name,
@@ -130,7 +134,7 @@ def decode(
         root_id=_optional_text(headers, "root_id"),
         parent_id=_optional_text(headers, "parent_id"),
         published_at=_time(headers, PUBLISHED_AT),
-        unsupported=tuple(key for key in ("callbacks", "errbacks", "chain", "chord") if embed.get(key)),
+        unsupported={key: embed[key] for key in _FOLLOW_UPS if embed.get(key)},
     )
 
 

@@ -145,7 +145,7 @@ def _work(
         if settled == [True]:
             consumer.acknowledge(delivery)
             return EXIT_OK
-        consumer.give_back(delivery, failed=True)
+        consumer.give_back(delivery, failed=not worker.is_alive())
     except ChannelLost as exc:
         # What is committed stays: the next delivery finds it done.
         logger.warning("broker delivers the message again: %s", exc, extra={"action": "channel_lost"})
