@@ -17,7 +17,6 @@ from kombu.compression import compress
 from kombu.message import Message
 
 from dispatcher import celery_config, tasks, topology
-from dispatcher.errors import MalformedMessage
 from dispatcher.message import TaskMessage, decode, encode, next_attempt, properties
 from tests.support.factories import create_kwargs, make_task
 
@@ -51,6 +50,7 @@ def test_what_celery_sends_is_read(app: Celery) -> None:
     assert (task.name, task.id, task.args) == (tasks.CREATE_LAB_POD, "task-1", [])
     assert tasks.parse_payload(task.name, task.args, task.kwargs)
     assert (task.retries, task.eta, task.expires, task.root_id) == (0, None, None, "task-1")
+    assert task.unsupported == {}
 
 
 def test_times_that_celery_sends_are_read(app: Celery) -> None:
@@ -78,10 +78,17 @@ def test_values_that_kombu_wraps_are_read(app: Celery) -> None:
 
 
 @pytest.mark.parametrize("option", ["callbacks", "errbacks", "chain"])
-def test_a_follow_up_task_is_refused_rather_than_forgotten(app: Celery, option: str) -> None:
+def test_a_follow_up_task_is_noticed_rather_than_forgotten(app: Celery, option: str) -> None:
     follow_up: Any = {option: [app.signature("x.follow_up")]}
-    with pytest.raises(MalformedMessage, match=f"'{option}' is not supported"):
-        sent_by_celery(app, kwargs=create_kwargs(), **follow_up)
+    task = sent_by_celery(app, kwargs=create_kwargs(), **follow_up)
+    assert list(task.unsupported) == [option]
+    assert task.unsupported[option][0]["task"] == "x.follow_up"
+    assert tasks.parse_payload(task.name, task.args, task.kwargs) == tasks.CreateLabPod(**create_kwargs())
+
+
+def test_the_body_of_a_chord_is_noticed_too(app: Celery) -> None:
+    task = sent_by_celery(app, kwargs=create_kwargs(), chord=app.signature("x.body"))
+    assert list(task.unsupported) == ["chord"]
 
 
 def test_the_names_of_the_headers_are_celerys(app: Celery) -> None:

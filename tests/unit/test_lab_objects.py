@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import jobs.cluster
+import jobs.lab_objects
 from jobs import naming
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
@@ -91,7 +92,9 @@ def test_a_watch_that_breaks_is_replaced_by_reading_the_object(serve: Serve, fir
 
 @pytest.mark.parametrize("watch", [GONE, Answer(content=[])], ids=["410", "ends at once"])
 def test_a_watch_that_never_works_does_not_hammer_the_api_server(serve: Serve, watch: Answer) -> None:
-    labs, server = serve(Api([watch], [Answer(content=make_object())]))
+    silent = make_object()
+    silent["status"]["containerStatuses"] = [{"state": {"running": {}}}]
+    labs, server = serve(Api([watch], [Answer(content=silent)]))
     started = time.monotonic()
     with pytest.raises(PermanentError, match="does not answer"):
         labs.wait_ready(make_object(), "image", timeout_s=1)
@@ -125,7 +128,9 @@ def test_a_pod_that_is_being_deleted_is_not_ready(serve: Serve) -> None:
 
 def test_an_image_that_cannot_be_pulled_fails_at_once(serve: Serve) -> None:
     failed = make_object()
-    failed["status"]["containerStatuses"] = [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]
+    failed["status"]["containerStatuses"] = [
+        {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "x: not found"}}}
+    ]
     labs, _ = serve(Api([Answer(content=[event("MODIFIED", failed)])], [MISSING]))
     with pytest.raises(PermanentError) as caught:
         labs.wait_ready(make_object(), "image", timeout_s=60)
@@ -164,7 +169,7 @@ def test_absent_objects_are_applied_pod_first_and_owned_by_it(serve: Serve) -> N
         return MISSING if request.method == "GET" else Answer(content=request.json())
 
     labs, server = serve(api)
-    labs.ensure(7, MANIFESTS, timeout_s=5)
+    labs.ensure(7, MANIFESTS)
     applied = [request.json() for request in server.requests if request.method == "PATCH"]
     assert [item["kind"] for item in applied] == ["Pod", "Service", "NetworkPolicy"]
     owners = [item["metadata"].get("ownerReferences") for item in applied]
@@ -181,7 +186,7 @@ def test_objects_of_the_same_lab_and_spec_are_adopted(serve: Serve) -> None:
         return Answer(content=make_object(ownerReferences=owner))
 
     labs, server = serve(api)
-    labs.ensure(7, MANIFESTS, timeout_s=5)
+    labs.ensure(7, MANIFESTS)
     assert methods(server) == ["GET", "GET", "GET"]
 
 
@@ -193,17 +198,25 @@ def test_objects_of_the_same_lab_and_spec_are_adopted(serve: Serve) -> None:
 def test_an_object_that_is_not_the_labs_is_left_alone(serve: Serve, labels: dict[str, str]) -> None:
     labs, server = serve(lambda _request: Answer(content=make_object(labels=labels)))
     with pytest.raises(PermanentError, match="taken by something else"):
-        labs.ensure(7, MANIFESTS, timeout_s=5)
+        labs.ensure(7, MANIFESTS)
     assert methods(server) == ["GET"]
 
 
 @pytest.mark.parametrize(
-    "metadata",
-    [{"annotations": {naming.SPEC_HASH: "older"}}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}],
-    ids=["another spec", "being deleted"],
+    ("metadata", "phase"),
+    [
+        ({"annotations": {naming.SPEC_HASH: "older"}}, "Running"),
+        ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, "Running"),
+        ({}, "Failed"),
+        ({}, "Succeeded"),
+    ],
+    ids=["another spec", "being deleted", "failed", "ended"],
 )
-def test_an_object_of_an_earlier_attempt_is_replaced(serve: Serve, metadata: dict[str, Any]) -> None:
+def test_an_object_of_an_earlier_attempt_is_replaced(
+    serve: Serve, metadata: dict[str, Any], phase: str
+) -> None:
     old = make_object(uid="old", **metadata)
+    old["status"]["phase"] = phase
     deleted: list[str] = []
 
     def api(request: Request) -> Answer:
@@ -216,10 +229,23 @@ def test_an_object_of_an_earlier_attempt_is_replaced(serve: Serve, metadata: dic
             return Answer(content=old) if "/pods/" in request.path and not deleted else MISSING
         return Answer(content=request.json())
 
-    labs, _ = serve(api)
-    pod, _ = labs.ensure(7, MANIFESTS, timeout_s=5)
+    labs, server = serve(api)
+    pod, _ = labs.ensure(7, MANIFESTS)
     assert deleted == ["old"]
     assert pod["metadata"]["uid"] == "u1"
+    assert methods(server).count("PATCH") == 3
+
+
+def test_an_old_object_that_stays_is_not_waited_for_without_end(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.lab_objects, "GONE_TIMEOUT_S", 0.3)
+    old = make_object(uid="old", deletionTimestamp="2026-01-01T00:00:00Z")
+    labs, server = serve(lambda request: Answer(content=[] if "watch=1" in request.path else old))
+    with pytest.raises(TransientError) as caught:
+        labs.ensure(7, MANIFESTS)
+    assert caught.value.evidence == "still there: Pod lab"
+    assert "PATCH" not in methods(server)
 
 
 def test_deleting_a_lab_takes_only_what_the_selector_finds(serve: Serve) -> None:
@@ -234,6 +260,27 @@ def test_deleting_a_lab_takes_only_what_the_selector_finds(serve: Serve) -> None
     deletes = [request for request in server.requests if request.method == "DELETE"]
     assert [request.path for request in deletes] == ["/api/v1/namespaces/labs/pods/lab"]
     assert deletes[0].json()["gracePeriodSeconds"] == 0
+
+
+def test_deleting_by_name_spares_the_labs_other_objects(serve: Serve) -> None:
+    ours, winners = make_object(), make_object(uid="u2", name="winner")
+
+    def api(request: Request) -> Answer:
+        if request.method == "DELETE":
+            return Answer(content={})
+        items = [] if "/networkpolicies" in request.path else [ours, winners]
+        return Answer(content={"metadata": {"resourceVersion": "1"}, "items": items})
+
+    labs, server = serve(api)
+    found = labs.delete_lab(7, grace_s=0, name="lab")
+    assert [(item["kind"], item["metadata"]["name"]) for item in found] == [
+        ("Pod", "lab"),
+        ("Service", "lab"),
+    ]
+    assert [request.path for request in server.requests if request.method == "DELETE"] == [
+        "/api/v1/namespaces/labs/pods/lab",
+        "/api/v1/namespaces/labs/services/lab",
+    ]
 
 
 def test_a_selector_that_returns_foreign_objects_deletes_nothing(serve: Serve) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from jobs.create_lab import MAX_READY_TIMEOUT_S
 from jobs.errors import Category, PermanentError
 from jobs.lab_settings import LabSettings, parse_settings
 from tests.support.factories import make_payload
@@ -31,10 +32,10 @@ def test_only_the_allowed_images_are_required() -> None:
         ("cpu_request_ratio", 1.5, "above 0 and at most 1"),
         ("memory_request_ratio", "half", "above 0 and at most 1"),
         ("memory_request_ratio", float("nan"), "above 0 and at most 1"),
-        ("ready_timeout_s", 0, "an integer from 1"),
-        ("ready_timeout_s", "60", "an integer from 1"),
-        ("delete_timeout_s", True, "an integer from 1"),
-        ("port", 70000, "to 65535"),
+        ("ready_timeout_s", 0, "an integer from 1 to 240"),
+        ("ready_timeout_s", 241, "an integer from 1 to 240"),
+        ("ready_timeout_s", "60", "an integer from 1 to 240"),
+        ("ready_timeout_s", True, "an integer from 1 to 240"),
         ("connection_url", "http://{nope}/", "allowed placeholders are cluster_ip"),
         ("connection_url", "http://{", "allowed placeholders"),
         ("connection_url", "{}", "allowed placeholders"),
@@ -51,16 +52,23 @@ def test_a_wrong_value_names_its_key(key: str, value: object, problem: str) -> N
 
 def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(PermanentError) as caught:
-        parse_settings("s", b"port: x\nready_timeout_s: y\n")
-    for problem in ("port:", "ready_timeout_s:", "allowed_images: missing"):
+        parse_settings("s", b"connection_url: 5\nready_timeout_s: y\n")
+    for problem in ("connection_url:", "ready_timeout_s:", "allowed_images: missing"):
         assert problem in caught.value.evidence
 
 
-@pytest.mark.parametrize("content", [b"prot: 80", b"1: 2\nx: 3"])
+@pytest.mark.parametrize("content", [b"prot: 80", b"1: 2\nx: 3", b"port: 80", b"delete_timeout_s: 30"])
 def test_an_unknown_key_is_an_error(content: bytes) -> None:
     with pytest.raises(PermanentError) as caught:
         parse_settings("s", b"allowed_images: ['*']\n" + content)
     assert "has unknown" in caught.value.evidence
+
+
+@pytest.mark.parametrize("seconds", [1, MAX_READY_TIMEOUT_S])
+def test_the_longest_wait_is_the_one_that_a_container_has_time_for(seconds: int) -> None:
+    assert parse(ready_timeout_s=seconds).ready_timeout_s == seconds
+    with pytest.raises(PermanentError):
+        parse(ready_timeout_s=MAX_READY_TIMEOUT_S + 1)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,7 @@ def test_only_images_on_the_list_are_allowed(pattern: str, image: str, allowed: 
 def test_a_lab_gets_what_it_asks_for_and_defaults_for_the_rest() -> None:
     values = parse().resource_values(make_payload(resources={"cpu": "2", "memory": "4Gi"}))
     assert (values["cpu_limit"], values["memory_limit"], values["storage_limit"]) == ("2", "4Gi", "1Gi")
-    assert (values["cpu_request"], values["memory_request"]) == ("200m", str(2**30))
+    assert (values["cpu_request"], values["memory_request"]) == ("100m", str(2**30))
 
 
 @pytest.mark.parametrize(("name", "asked"), [("cpu", "2001m"), ("memory", "5G"), ("storage", "1Ti")])

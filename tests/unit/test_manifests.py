@@ -56,7 +56,7 @@ def test_placeholders_are_filled_and_the_templates_own_labels_stay() -> None:
     assert [e["value"] for e in container["env"]] == ["7/12345", "42", "labs/lab-instance-12345-demo"]
     assert container["resources"] == {
         "limits": {"cpu": "500m", "memory": "512Mi", "ephemeral-storage": "1Gi"},
-        "requests": {"cpu": "50m", "memory": str(128 * 2**20)},
+        "requests": {"cpu": "25m", "memory": str(128 * 2**20)},
     }
     assert pod["metadata"]["labels"]["tier"] == "lab"
 

@@ -52,6 +52,9 @@ tasks = st.builds(
     root_id=printable,
     parent_id=st.none() | printable,
     published_at=moments,
+    unsupported=st.dictionaries(
+        st.sampled_from(["callbacks", "errbacks", "chain", "chord"]), json_values.filter(bool), max_size=4
+    ),
 )
 
 
@@ -125,10 +128,6 @@ def test_any_delivery_is_a_task_or_malformed(
         (b"[[], null, {}]", "kwargs an object"),
         (b"[" * 200_000, "not JSON"),
         (b"[[" + b"9" * 5000 + b"], {}, {}]", "not JSON"),
-        (b'[[], {}, {"chain": [{"task": "x"}]}]', "'chain' is not supported"),
-        (b'[[], {}, {"callbacks": [{"task": "x"}]}]', "'callbacks' is not supported"),
-        (b'[[], {}, {"errbacks": [{"task": "x"}]}]', "'errbacks' is not supported"),
-        (b'[[], {}, {"chord": {"task": "x"}}]', "'chord' is not supported"),
         (b'[[{"__type__": "wat", "__value__": 1}], {}, {}]', "unknown wrapped type"),
         (b'[[{"__type__": ["x"], "__value__": 1}], {}, {}]', "unknown wrapped type"),
         (b'[[{"__type__": "base64", "__value__": "\\u00e9"}], {}, {}]', "not JSON"),
@@ -139,6 +138,27 @@ def test_any_delivery_is_a_task_or_malformed(
 def test_a_malformed_body_says_what_is_wrong(body: bytes, expected: str) -> None:
     with pytest.raises(MalformedMessage, match=expected):
         read(body, make_wire()[1])
+
+
+FOLLOW_UP = [{"task": "x.follow_up", "args": [1]}]
+
+
+@pytest.mark.parametrize("names", [["chain"], ["callbacks"], ["errbacks"], ["chord"], ["errbacks", "chain"]])
+def test_a_follow_up_task_is_named_and_the_task_is_readable(names: list[str]) -> None:
+    body = json.dumps([[], {"lab_instance_id": 7}, dict.fromkeys(names, FOLLOW_UP)]).encode()
+    task = read(body, make_wire()[1])
+    assert list(task.unsupported) == names
+    assert task.kwargs == {"lab_instance_id": 7}
+
+
+@pytest.mark.parametrize("embed", [None, {}, {"chain": None, "chord": None, "callbacks": [], "errbacks": []}])
+def test_no_follow_up_task_is_nothing_to_object_to(embed: object) -> None:
+    assert read(json.dumps([[], {}, embed]).encode(), make_wire()[1]).unsupported == {}
+
+
+def test_a_task_that_is_published_again_does_not_forget_its_follow_up() -> None:
+    task = make_task(unsupported={"chain": FOLLOW_UP})
+    assert read(*encode(next_attempt(task))).unsupported == {"chain": FOLLOW_UP}
 
 
 @pytest.mark.parametrize(

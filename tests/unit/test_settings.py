@@ -83,6 +83,23 @@ def test_a_url_that_cannot_be_used_is_a_problem_and_is_not_echoed(url: str) -> N
         assert "secret" not in str(problems)
 
 
+@pytest.mark.parametrize("escape", ["%", "%z9", "%5", "%%20"])
+@pytest.mark.parametrize("name", ["AMQP_URL", "DATABASE_URL", "S3_ENDPOINT"])
+def test_a_bad_percent_escape_is_a_problem_before_a_library_echoes_the_password(
+    name: str, escape: str
+) -> None:
+    scheme, _, rest = VALID[name].partition("://")
+    url = f"{scheme}://user:top-secret{escape}@{rest.rpartition('@')[2]}"
+    problems = problems_of({**VALID, name: url})
+    assert [p.partition(":")[0] for p in problems] == [name]
+    assert "secret" not in str(problems)
+
+
+def test_a_good_percent_escape_is_kept() -> None:
+    url = "postgresql://user:%2F%C3%A9%25@host/db"
+    assert read_job(DATABASE_URL=url).database_url == url
+
+
 def test_no_secret_is_in_a_repr() -> None:
     settings = read_job()
     assert "secret" not in repr(settings)
