@@ -1,0 +1,79 @@
+"""A scripted API server that keeps labs' objects, for races that a real cluster rarely shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tests.support.http_server import Answer, Request, status_object
+
+Manifest = dict[str, Any]
+READY: Manifest = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+
+
+class FakeCluster:
+    """Answer get, list, apply, delete and watch; every Pod has `pod_status` as soon as it is applied."""
+
+    def __init__(self, pod_status: Manifest = READY) -> None:
+        self.pod_status = pod_status
+        self.objects: dict[str, Manifest] = {}
+        #: Called with the path before an object is deleted, and after one was applied.
+        self.on_delete: Callable[[str], None] = lambda _path: None
+        self.on_apply: Callable[[str], None] = lambda _path: None
+        #: True: the server answers 503 to deletions.
+        self.refuses_deletes = False
+        self.deleted: list[str] = []
+        #: The port that Services get and that their address answers on.
+        self.port = 0
+
+    def __call__(self, request: Request) -> Answer:
+        path, _, query = request.path.partition("?")
+        if request.method == "PATCH":
+            return self._apply(path, request.json())
+        if request.method == "DELETE":
+            return self._delete(path)
+        if "watch=1" in query:
+            return Answer(content=[])
+        if path.endswith(("/pods", "/services", "/networkpolicies")):
+            return self._list(path, parse_qs(query)["labelSelector"][0])
+        found = self.objects.get(path)
+        return Answer(content=found) if found else Answer(404, status_object(404, "NotFound", path))
+
+    def names(self) -> set[str]:
+        return {item["metadata"]["name"] for item in self.objects.values()}
+
+    def serve_at(self, url: str) -> None:
+        """Give Services the address of the server itself, so that they answer."""
+        self.port = urlsplit(url).port or 0
+
+    def add(self, path: str, manifest: Manifest) -> None:
+        version = str(len(self.objects) + 1)
+        metadata = {"uid": f"uid-{path}", **manifest["metadata"], "resourceVersion": version}
+        self.objects[path] = {**manifest, "metadata": metadata}
+
+    def _apply(self, path: str, manifest: Manifest) -> Answer:
+        if manifest["kind"] == "Pod":
+            manifest["status"] = self.pod_status
+        if manifest["kind"] == "Service":
+            manifest["spec"] |= {"clusterIP": "127.0.0.1", "ports": [{"port": self.port}, {"port": 1}]}
+        self.add(path, manifest)
+        self.on_apply(path)
+        return Answer(content=self.objects.get(path, manifest))
+
+    def _delete(self, path: str) -> Answer:
+        if self.refuses_deletes:
+            return Answer(503, status_object(503, "ServiceUnavailable", "not now"))
+        self.on_delete(path)
+        self.deleted.append(path)
+        self.objects.pop(path, None)
+        return Answer(content={})
+
+    def _list(self, path: str, selector: str) -> Answer:
+        wanted = dict(part.split("=") for part in selector.split(","))
+        items = [
+            item
+            for key, item in self.objects.items()
+            if key.startswith(f"{path}/") and wanted.items() <= item["metadata"]["labels"].items()
+        ]
+        return Answer(content={"metadata": {"resourceVersion": "1"}, "items": items})
