@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import timedelta
 
 import pytest
 
@@ -46,6 +47,76 @@ def test_only_expired_running_labs_get_a_delete_and_only_once(
     assert json.loads(message.body)[1] == arguments
     assert database.lab(expired)["stop_requested_at"] is not None
     assert database.lab(expired)["status"] == "RUNNING"
+
+
+def stop_since(database: Database, lab: int, minutes: int) -> None:
+    statement = "UPDATE lab_instances SET stop_requested_at = now() - make_interval(mins => %s) WHERE id = %s"
+    database.rows(statement, minutes, lab)
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
+def test_a_stop_that_did_nothing_for_long_is_asked_for_again_under_another_id(
+    database: Database,
+    labs: LabStore,
+    broker: Broker,
+    publisher: Publisher,
+    caplog: pytest.LogCaptureFixture,
+    status: str,
+) -> None:
+    caplog.set_level("INFO", "jobs.cleanup_labs")
+    (lab,) = add_expired(database, status="RUNNING")
+    assert cleanup_expired(labs, publisher) == 1
+    database.rows("UPDATE lab_instances SET status = %s WHERE id = %s", status, lab)
+    stop_since(database, lab, 16)
+    assert [(found.id, found.stop_requested_at is None) for found in find_expired(labs)] == [(lab, False)]
+    old = database.lab(lab)["stop_requested_at"]
+    assert cleanup_expired(labs, publisher) == 1
+    assert cleanup_expired(labs, publisher) == 0
+    assert database.lab(lab)["stop_requested_at"] - old >= timedelta(minutes=15)
+    first, second = deletes(broker)
+    assert lab_of(first) == lab_of(second) == lab
+    assert first.headers["id"] != second.headers["id"]
+    assert [getattr(record, "action", "") for record in caplog.records] == ["lab_expired", "stop_repeated"]
+    stop_since(database, lab, 16)
+    assert cleanup_expired(labs, publisher) == 1
+    (third,) = deletes(broker)
+    assert third.headers["id"] not in (first.headers["id"], second.headers["id"])
+
+
+def test_a_stop_of_a_lab_that_never_expires_is_repeated_too(
+    database: Database, labs: LabStore, publisher: Publisher
+) -> None:
+    lab = database.add_lab(status="RUNNING")
+    stop_since(database, lab, 16)
+    assert cleanup_expired(labs, publisher) == 1
+
+
+def test_a_stop_that_is_under_way_or_done_is_not_repeated(
+    database: Database, labs: LabStore, broker: Broker, publisher: Publisher
+) -> None:
+    for status, minutes in (("RUNNING", 14), ("PENDING", 14), ("STOPPED", 60), ("FAILED", 60)):
+        (lab,) = add_expired(database, status=status)
+        stop_since(database, lab, minutes)
+    assert find_expired(labs) == []
+    assert cleanup_expired(labs, publisher) == 0
+    assert broker.is_empty()
+
+
+def test_few_rows_are_locked_while_their_deletes_are_published(
+    database: Database, labs: LabStore, broker: Broker, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_expired(database, 12)
+    unlocked: list[int] = []
+    real = Publisher.publish_task
+
+    def look(self: Publisher, task: TaskMessage) -> None:
+        free = database.rows("SELECT id FROM lab_instances FOR UPDATE SKIP LOCKED")
+        unlocked.append(len(free))
+        real(self, task)
+
+    monkeypatch.setattr(Publisher, "publish_task", look)
+    assert cleanup_expired(labs, publisher) == 12
+    assert unlocked == [2] * 10 + [10] * 2
 
 
 def test_two_cleanups_at_once_publish_one_delete_for_each_lab(

@@ -173,6 +173,51 @@ def test_a_session_that_the_server_ended_is_replaced(database: Database, labs: L
     assert database.outcomes() == ["succeeded"]
 
 
+def test_a_server_that_became_read_only_is_left_for_one_that_is_not(
+    database: Database, labs: LabStore
+) -> None:
+    lab = database.add_lab()
+    labs.transaction(lambda cursor: cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+    assert run(labs, lab)
+    assert database.lab(lab)["status"] == "RUNNING"
+    assert database.outcomes() == ["succeeded"]
+
+
+def test_a_server_that_stays_read_only_is_transient(
+    database: Database, labs: LabStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.labs, "BLIP_S", 0.3)
+    lab = database.add_lab()
+    database.rows(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
+    with pytest.raises(TransientError) as caught:
+        run(labs, lab)
+    assert caught.value.category is Category.TEMPORARY_NETWORK_ERROR
+    assert "read-only" in caught.value.evidence
+
+
+@pytest.mark.parametrize(
+    ("statement", "evidence"),
+    [
+        ("DROP TABLE task_ledger", "UndefinedTable"),
+        ("ALTER TABLE task_ledger DROP COLUMN details", "UndefinedColumn"),
+        ("ALTER TABLE task_ledger ADD CONSTRAINT no CHECK (outcome = 'x')", "CheckViolation"),
+    ],
+)
+def test_a_database_that_refuses_is_the_administrators_to_correct_and_changes_nothing(
+    database: Database, labs: LabStore, statement: str, evidence: str
+) -> None:
+    lab = database.add_lab()
+    database.rows(statement)
+    with pytest.raises(PermanentError) as caught:
+        run(labs, lab)
+    assert caught.value.category is Category.PERMANENT_PERMISSION_ERROR
+    assert caught.value.evidence.startswith(evidence)
+    with pytest.raises(PermanentError, match=evidence):
+        labs.mark_failed(make_record(lab), ERROR, outcome="failed")
+    assert database.lab(lab)["status"] == "PENDING"
+    assert labs.find(lab) is not None
+
+
 def test_a_lost_answer_to_a_commit_leaves_one_change(
     database: Database, far_labs: LabStore, proxy: TcpProxy
 ) -> None:
