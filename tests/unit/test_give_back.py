@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pika
+import pytest
+
+from jobs import __main__ as main_module
+from jobs.consumer import Consumer, Delivery
+
+DELIVERY = Delivery(b"", pika.BasicProperties(), "lab.create", redelivered=False, tag=7)
+
+
+class Channel:
+    """Note what is settled; RabbitMQ tells reject and nack apart only from 4.3 on."""
+
+    def __init__(self) -> None:
+        self.settled: list[tuple[str, int, bool]] = []
+
+    def basic_qos(self, **_options: int) -> None:
+        """Take the prefetch count."""
+
+    def basic_reject(self, tag: int, *, requeue: bool) -> None:
+        self.settled.append(("reject", tag, requeue))
+
+    def basic_nack(self, tag: int, *, requeue: bool) -> None:
+        self.settled.append(("nack", tag, requeue))
+
+    def basic_ack(self, tag: int) -> None:
+        self.settled.append(("ack", tag, False))
+
+
+class Connection:
+    """A connection that is closed: nothing is waited for."""
+
+    is_closed = True
+
+    def __init__(self) -> None:
+        self.only_channel = Channel()
+
+    def channel(self) -> Channel:
+        return self.only_channel
+
+    def close(self) -> None:
+        """Close it."""
+
+    def process_data_events(self, *, time_limit: float) -> None:
+        threading.Event().wait(min(time_limit, 0.01))
+
+    def add_callback_threadsafe(self, _callback: object) -> None:
+        """Wake nobody."""
+
+
+class WarmUp:
+    def connections(self) -> None:
+        """Connect to nothing."""
+
+
+@pytest.mark.parametrize(("failed", "verb"), [(True, "reject"), (False, "nack")])
+def test_only_a_failure_is_counted_by_the_broker(failed: bool, verb: str) -> None:
+    connection: Any = Connection()
+    Consumer(connection, "q").give_back(DELIVERY, failed=failed)
+    assert connection.only_channel.settled == [(verb, 7, True)]
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "verb"),
+    [
+        ("done", main_module.EXIT_OK, "ack"),
+        ("given back", main_module.EXIT_GIVEN_BACK, "reject"),
+        ("bug", main_module.EXIT_GIVEN_BACK, "reject"),
+        ("stopped", main_module.EXIT_SIGTERM, "nack"),
+    ],
+)
+def test_a_task_that_sigterm_cuts_short_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, how: str, code: int, verb: str
+) -> None:
+    stop, released = threading.Event(), threading.Event()
+
+    def run_task(*_arguments: object) -> bool:
+        if how == "bug":
+            raise RuntimeError(how)
+        if how == "stopped":
+            stop.set()
+            released.wait(10)
+        return how == "done"
+
+    monkeypatch.setattr("jobs.worker.run_task", run_task)
+    connection, warm_up = Connection(), WarmUp()
+    untyped: Any = (connection, warm_up)
+    try:
+        assert main_module._work(Consumer(untyped[0], "q"), DELIVERY, untyped[1], {}, stop) == code
+    finally:
+        released.set()
+    assert [settled[0] for settled in connection.only_channel.settled] == [verb]
