@@ -34,7 +34,7 @@ test: $(STAMP) ## run all tests on the running cluster, or on one started for th
 	eval "$$($(PYTHON) -m deploy.local env)"; \
 	AUTOLABS_REQUIRE_SERVICES=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
 
-bench: up ## print speed and cost beside a warm Celery worker (about 6 min)
+bench: up ## print speed and cost beside a warm Celery worker (about 8 min)
 	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m tests.bench $(BENCH_ARGS)
 
 lint: $(STAMP) ## check format, lint rules and types

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from kubernetes import watch
+from kubernetes import client, watch
 from urllib3.exceptions import HTTPError
 
 from deploy.demo.platform import PLATFORM, Platform
@@ -25,16 +26,21 @@ class JobWatch:
         self._thread = threading.Thread(target=self._run, name="job-watch", daemon=True)
 
     def __enter__(self) -> JobWatch:
-        jobs = self._platform.batch.list_namespaced_job(PLATFORM)
-        for job in jobs.items:
-            self.created[job.metadata.name] = job.metadata.creation_timestamp
-        self._version = jobs.metadata.resource_version
+        self._version = self._list(lambda job: job.metadata.creation_timestamp)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._watch.stop()
+
+    def _list(self, when: Callable[[Any], datetime]) -> str:
+        """Note the Jobs that are there and return the version to watch from."""
+        jobs = self._platform.batch.list_namespaced_job(PLATFORM)
+        for job in jobs.items:
+            self.created.setdefault(job.metadata.name, when(job))
+        version: str = jobs.metadata.resource_version
+        return version
 
     def _run(self) -> None:
         while not self._stopped.is_set():
@@ -45,8 +51,11 @@ class JobWatch:
                     resource_version=self._version,
                     timeout_seconds=30,
                 ):
+                    self._version = event["object"].metadata.resource_version
                     if event["type"] == "ADDED":
                         self.created.setdefault(event["object"].metadata.name, datetime.now(timezone.utc))
+            except client.ApiException:  # the version expired
+                self._version = self._list(lambda _: datetime.now(timezone.utc))
             except HTTPError:
                 time.sleep(0.1)  # the API server is away; the watch goes on where it was
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from dataclasses import dataclass, field
 
 import pika
@@ -64,14 +65,18 @@ def consumers(queue: str) -> int:
 
 
 def wait_for_spares(platform: Platform, *, normal: int, high: int) -> None:
-    """Wait until just these spares are there, warm, and every other Job is done."""
+    """Wait until just these spares are there, warm and settled, and every other Job is done."""
 
-    def look() -> tuple[int, int, int, int]:
+    def look() -> tuple[int, int, int, int, bool]:
         jobs = platform.batch.list_namespaced_job(PLATFORM, label_selector="autolabs.io/queue").items
-        active = sum(1 for job in jobs if job.status.active)
-        return consumers(QUEUE_NORMAL), consumers(QUEUE_HIGH), active, warm_containers(platform)
+        active = [job for job in jobs if job.status.active]
+        # The end of a container's start keeps both cores busy.
+        recently = datetime.now(timezone.utc) - timedelta(seconds=4)
+        settled = all(job.status.start_time < recently for job in active)
+        waiting = consumers(QUEUE_NORMAL), consumers(QUEUE_HIGH)
+        return *waiting, len(active), warm_containers(platform), settled
 
-    wanted = (normal, high, normal + high, normal + high)
+    wanted = (normal, high, normal + high, normal + high, True)
     eventually(
         lambda: look() == wanted,
         # On two cores 30 containers take half a minute to start.
