@@ -9,7 +9,7 @@ import time
 PATIENCE_S = 3.0
 #: Short, because an address that no endpoint serves yet may swallow the first packet, and TCP repeats it
 #: after a second. A cluster's own network answers within a few milliseconds.
-_CONNECT_S = 0.1
+_CONNECT_S = 0.05
 _RETRY_S = 0.02
 
 

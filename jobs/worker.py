@@ -117,7 +117,7 @@ def _run(context: TaskContext, task: TaskMessage) -> None:
     if task.expires and task.expires <= datetime.now(timezone.utc):
         raise PermanentError(
             Category.TEMPORARY_RESOURCE_ERROR,
-            "The lab could not be started before the request ran out. Please start it again.",
+            "The request ran out before it could be performed. Please send it again.",
             evidence=f"expires {task.expires.isoformat()}",
         )
     _HANDLERS[type(payload)](context, payload)
