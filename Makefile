@@ -16,7 +16,7 @@ up: $(STAMP) ## start the cluster and the whole system on it, or bring what runs
 down: ## stop the cluster and take away everything it made
 	@$(PYTHON) -m deploy.local down
 
-env: ## print export lines for clients on this machine: eval "$$(make -s env)"
+env: ## print export lines for clients on this machine: eval "`make -s env`"
 	@$(PYTHON) -m deploy.local env
 
 status: ## show what runs
