@@ -260,7 +260,7 @@ def test_a_request_that_ran_out_is_not_run(
     code, _ = containers.run()
     assert code == 0
     assert database.lab(lab)["status"] == "FAILED"
-    assert "start it again" in database.lab(lab)["error_message"]
+    assert "send it again" in database.lab(lab)["error_message"]
 
 
 def test_a_header_that_the_library_cannot_read_ends_in_the_dead_letter_queue_too(
