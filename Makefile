@@ -1,7 +1,5 @@
 # `make help` lists the commands. PYTHON is any Python from 3.11 on; everything else runs in .venv.
 SHELL := /bin/bash
-# Or `make env` under another make would print a line that is no export.
-MAKEFLAGS += --no-print-directory
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 PYTHON ?= python3

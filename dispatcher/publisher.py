@@ -99,7 +99,7 @@ class Publisher:
                         raise NotConfirmed(
                             task_id,
                             f"task {task_id} was not confirmed by the broker within {timeout_s:g} s"
-                            f" (last: {type(exc).__name__} {exc})",
+                            f" (last: {exc!r})",
                         ) from exc
                     logger.warning("publish of task %s failed, trying again: %r", task_id, exc)
                     time.sleep(delay_s)

@@ -166,7 +166,7 @@ def _settle_failure(
             if isinstance(unsettled, TransientError) and task.name in tasks.ROUTING_KEYS:
                 return _come_back(context, task, unsettled)
             extra = {"action": "ledger_missed"}
-            logger.error("failure is not recorded: %s", unsettled, extra=extra)
+            logger.error("failure is not recorded, or its objects are left: %s", unsettled, extra=extra)
             keep = True
         extra = {"action": "failed", "error_category": error.category.value, "evidence": error.evidence}
         logger.error("task failed: %s", error.sentence, extra=extra)

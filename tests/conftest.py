@@ -74,7 +74,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for level, count in config.stash.get(LEFT_OUT, {}).items():
         unset = ", ".join(name for name in LEVELS[level] if not os.environ.get(name))
         terminalreporter.write_line(
-            f'left out: {count} {level} tests, because {unset} are not set (eval "$(make env)")', yellow=True
+            f'left out: {count} {level} tests, because {unset} are not set (eval "$(make -s env)")',
+            yellow=True,
         )
 
 

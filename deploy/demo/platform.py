@@ -70,7 +70,7 @@ class Platform:
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         missing = [name for name in _NEEDED if not environ.get(name)]
         if missing:
-            raise SystemExit(f'not set: {", ".join(missing)}; run: eval "$(make env)"')
+            raise SystemExit(f'not set: {", ".join(missing)}; run: eval "$(make -s env)"')
         self.lab_image = environ["LAB_IMAGE"]
         self._environ = environ
 
