@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from deploy.local import programs
 from deploy.local.cluster import kubectl
 from deploy.local.credentials import Credentials
 from deploy.local.errors import CommandError, LocalClusterError
+from deploy.local.evidence import shown_by
 from deploy.local.images import Image
 from deploy.local.objects import make_secret, write_kustomization
 from deploy.local.paths import Layout
@@ -115,10 +117,4 @@ def _seen(layout: Layout, namespace: str, name: str) -> str:
         ("logs", f"deployment/{name}", "--namespace", namespace, "--tail=20"),
         ("get", "events", "--namespace", namespace, "--sort-by=.lastTimestamp"),
     )
-    parts = []
-    for words in commands:
-        try:
-            parts.append(f"kubectl {' '.join(words)}\n{kubectl(layout, *words, timeout_s=20)}")
-        except CommandError as exc:
-            parts.append(str(exc))
-    return "\n".join(parts)
+    return shown_by(functools.partial(kubectl, layout, timeout_s=20), commands)

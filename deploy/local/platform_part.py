@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local.errors import CommandError, LocalClusterError
+from deploy.local.evidence import shown_by
 from deploy.local.objects import make_secret, write_kustomization
 from deploy.local.paths import Layout
 from deploy.local.services import Urls
@@ -148,10 +149,4 @@ def _setup_log(target: Target) -> str:
         ("logs", f"job/{SETUP}", "--namespace", NAMESPACE, "--all-containers", "--tail=40"),
         ("get", "pods", "--namespace", NAMESPACE, "--selector", f"job-name={SETUP}"),
     )
-    parts = []
-    for words in commands:
-        try:
-            parts.append(f"kubectl {' '.join(words)}\n{target.kubectl(*words)}")
-        except CommandError as exc:
-            parts.append(str(exc))
-    return "\n".join(parts)
+    return shown_by(target.kubectl, commands)
