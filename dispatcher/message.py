@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Protocol
 
 from dispatcher.errors import MalformedMessage
 
@@ -29,6 +29,16 @@ _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
 
 #: Bytes. A task of ours has a few hundred; the limit keeps a hostile body out of a 256 MiB container.
 MAX_BODY_BYTES = 1024 * 1024
+
+
+class Properties(Protocol):
+    """The AMQP basic properties that `decode` reads; pika.BasicProperties has them."""
+
+    headers: dict[str, Any] | None
+    content_type: str | None
+    content_encoding: str | None
+    priority: int | None
+    reply_to: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +112,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 1024 else text[:1021] + "..."
 
 
-def decode(
-    body: bytes,
-    headers: Mapping[str, Any] | None,
-    *,
-    content_type: str | None,
-    content_encoding: str | None,
-) -> TaskMessage:
+def decode(body: bytes, properties: Properties) -> TaskMessage:
     """Return the task in a delivery.
 
     Unknown headers are ignored and null ones count as absent, as a Celery worker does.
@@ -116,10 +120,10 @@ def decode(
     Raises:
         MalformedMessage: it is not a protocol v2 task message.
     """
-    headers = headers or {}
+    headers = properties.headers or {}
     name = _text(headers, "task")
     task_id = _text(headers, "id")
-    args, kwargs, embed = _decode_body(body, headers, content_type, content_encoding)
+    args, kwargs, embed = _decode_body(body, headers, properties.content_type, properties.content_encoding)
     retries = headers.get("retries") or 0
     if type(retries) is not int or not 0 <= retries <= 1_000_000:
         raise MalformedMessage("header 'retries' is not a count")

@@ -1,16 +1,28 @@
 """Tables as SQLAlchemy models, for backends and migrations.
 
 `lab_instances` is shared with the backend, which may insert `lab_id` and `student_id` alone:
-all else has a default or is filled by a job. `task_ledger` has one row per run of a task.
+all else has a default or is filled by a job. `task_ledger` has one row per run of a task,
+`task_outbox` the tasks that wait to be published, `task_cancellations` those not to be begun.
 """
 
 from __future__ import annotations
 
 import enum
+import uuid
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, Identity, Index, Text, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Computed,
+    DateTime,
+    Identity,
+    Index,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -29,8 +41,10 @@ class LabStatus(str, enum.Enum):
 
 
 class Outcome(str, enum.Enum):
-    """How one run of a task ended."""
+    """How one run of a task ended, or that it has not."""
 
+    #: A container is at it, or died over it: the row of a killed run stays like this.
+    STARTED = "started"
     #: The operation was performed.
     SUCCEEDED = "succeeded"
     #: There was nothing to do: a duplicate, a stopped lab, an object already gone.
@@ -41,6 +55,8 @@ class Outcome(str, enum.Enum):
     RETRIED = "retried"
     #: The message went to the dead-letter queue.
     DEAD_LETTERED = "dead_lettered"
+    #: It was cancelled or had expired before it began.
+    REVOKED = "revoked"
 
 
 _NOW = text("now()")
@@ -90,11 +106,18 @@ class LabInstance(Base):
 
 
 class TaskRun(Base):
-    """One run of a task by one container, written in the transaction that changes the lab."""
+    """One run of a task by one container.
+
+    The row is made at the claim, as `started`, and completed in the transaction that changes the lab.
+    """
 
     __tablename__ = "task_ledger"
     __table_args__ = (
         CheckConstraint(_one_of("outcome", Outcome), name="task_ledger_outcome_check"),
+        CheckConstraint(
+            "(outcome = 'started') = (finished_at IS NULL)", name="task_ledger_finished_at_check"
+        ),
+        UniqueConstraint("run_id", name="task_ledger_run_id_key"),
         Index("task_ledger_task_id_idx", "task_id"),
         Index("task_ledger_lab_instance_id_idx", "lab_instance_id"),
     )
@@ -113,9 +136,48 @@ class TaskRun(Base):
     #: By the publisher's clock; the other times are the database's.
     published_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime]
-    finished_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    finished_at: Mapped[datetime | None]
     outcome: Mapped[str]
     error_category: Mapped[str | None]
     error_message: Mapped[str | None]
     #: Seconds per step since the claim, versions of the templates used, evidence of a failure.
     details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    #: Made by the container, so that a statement repeated after a lost answer writes no second row.
+    run_id: Mapped[uuid.UUID] = mapped_column(server_default=text("gen_random_uuid()"))
+
+
+class OutboxTask(Base):
+    """A task to be published once the transaction that added it is committed; gone once confirmed."""
+
+    __tablename__ = "task_outbox"
+    __table_args__ = (
+        UniqueConstraint("task_id", name="task_outbox_task_id_key"),
+        CheckConstraint("octet_length(task_id) BETWEEN 1 AND 255", name="task_outbox_task_id_check"),
+        CheckConstraint("jsonb_typeof(kwargs) = 'object'", name="task_outbox_kwargs_check"),
+        Index("task_outbox_lab_instance_id_idx", "lab_instance_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    task_id: Mapped[str] = mapped_column(server_default=text("gen_random_uuid()::text"))
+    task_name: Mapped[str]
+    kwargs: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    #: From kwargs, by the database; tasks of one lab are published in the order of their ids.
+    lab_instance_id: Mapped[int | None] = mapped_column(
+        Computed("(kwargs ->> 'lab_instance_id')::bigint", persisted=True)
+    )
+    eta: Mapped[datetime | None]
+    expires: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    #: Later than created_at after a failure.
+    next_attempt_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    last_error: Mapped[str | None]
+
+
+class TaskCancellation(Base):
+    """A task that nobody is to begin any more."""
+
+    __tablename__ = "task_cancellations"
+
+    task_id: Mapped[str] = mapped_column(primary_key=True)
+    requested_at: Mapped[datetime] = mapped_column(server_default=_NOW)

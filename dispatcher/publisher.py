@@ -11,6 +11,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -18,7 +19,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 
 from dispatcher import message, tasks, topology
 from dispatcher.connection import answers_within, connect
-from dispatcher.errors import NotConfirmed, Unroutable
+from dispatcher.errors import NotConfirmed, PublishError, Unroutable
 from dispatcher.settings import BrokerSettings
 
 if TYPE_CHECKING:
@@ -52,6 +53,27 @@ class Publisher:
             body,
             message.properties(task, headers),
         )
+
+    def publish_tasks(
+        self, messages: Sequence[message.TaskMessage], *, timeout_s: float | None = None
+    ) -> list[PublishError | None]:
+        """Publish many tasks and return, in their order, None for a confirmed one or what went wrong.
+
+        `timeout_s` bounds the whole call, in seconds. Raises nothing of the broker.
+        """
+        timeout_s = self._settings.publish_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        errors: list[PublishError | None] = []
+        for task in messages:
+            body, headers = message.encode(task)
+            routing_key, properties = tasks.ROUTING_KEYS[task.name], message.properties(task, headers)
+            left_s = max(0.01, deadline - time.monotonic())
+            try:
+                self.publish(topology.TASKS_EXCHANGE, routing_key, body, properties, timeout_s=left_s)
+                errors.append(None)
+            except PublishError as exc:
+                errors.append(exc)
+        return errors
 
     def publish(
         self,

@@ -41,12 +41,7 @@ def run_task(connections: Connections, delivery: Delivery, details: dict[str, An
     headers = delivery.properties.headers or {}
     logs.set_task(task_id=headers.get("id"), queue=connections.settings.queue)
     try:
-        task = decode(
-            delivery.body,
-            headers,
-            content_type=delivery.properties.content_type,
-            content_encoding=delivery.properties.content_encoding,
-        )
+        task = decode(delivery.body, delivery.properties)
     except MalformedMessage as exc:
         return _dead_letter(connections, delivery, str(exc), Category.PERMANENT_INVALID_REQUEST.value)
     record = _make_record(connections, delivery, task, details)

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 from celery import Celery
 from celery.worker.request import Request
@@ -42,7 +43,8 @@ def sent_by_celery(app: Celery, *args: Any, compression: str | None = None, **op
     raw = body.encode() if isinstance(body, str) else body
     if compression:
         raw, headers["compression"] = compress(raw, compression)
-    return decode(raw, headers, content_type=content_type, content_encoding=encoding)
+    sent = pika.BasicProperties(headers=headers, content_type=content_type, content_encoding=encoding)
+    return decode(raw, sent)
 
 
 def test_what_celery_sends_is_read(app: Celery) -> None:
@@ -152,11 +154,6 @@ def test_a_plain_app_waits_for_confirms(app: Celery) -> None:
 @pytest.mark.parametrize("path", sorted(STORED.glob("*.json")), ids=lambda path: path.stem)
 def test_messages_of_earlier_releases_are_still_read(path: Path) -> None:
     stored = json.loads(path.read_text())
-    task = decode(
-        stored["body"].encode(),
-        stored["headers"],
-        content_type=stored["content_type"],
-        content_encoding=stored["content_encoding"],
-    )
+    task = decode(stored.pop("body").encode(), pika.BasicProperties(**stored))
     assert task.id == stored["headers"]["id"]
     assert tasks.parse_payload(task.name, task.args, task.kwargs) == tasks.CreateLabPod(**create_kwargs())

@@ -36,12 +36,7 @@ def test_a_published_task_is_in_its_queue_when_the_call_returns(broker: Broker) 
     assert delete_id == "my-own-id"
     message = broker.take(topology.QUEUE_NORMAL)
     sent = message.properties
-    task = decode(
-        message.body,
-        message.headers,
-        content_type=sent.content_type,
-        content_encoding=sent.content_encoding,
-    )
+    task = decode(message.body, sent)
     assert (task.id, task.name, sent.correlation_id) == (task_id, CREATE_LAB_POD, task_id)
     assert task.kwargs["docker_image"] == IMAGE
     assert sent.delivery_mode == 2

@@ -49,13 +49,7 @@ def plain_app(broker: Broker) -> Iterator[Celery]:
 
 
 def payload_of(message: Message) -> Any:
-    sent = message.properties
-    task = decode(
-        message.body,
-        message.headers,
-        content_type=sent.content_type,
-        content_encoding=sent.content_encoding,
-    )
+    task = decode(message.body, message.properties)
     return parse_payload(task.name, task.args, task.kwargs)
 
 

@@ -10,6 +10,7 @@ import zlib
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pika
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,9 +64,8 @@ COMPRESSIONS = [(zlib.compress, "application/x-gzip"), (bz2.compress, "applicati
 
 
 def read(body: bytes, headers: dict[str, Any] | None, **changes: Any) -> TaskMessage:
-    return decode(
-        body, headers, **{"content_type": "application/json", "content_encoding": "utf-8", **changes}
-    )
+    how = {"content_type": "application/json", "content_encoding": "utf-8", **changes}
+    return decode(body, pika.BasicProperties(headers=headers, **how))
 
 
 @given(tasks)
@@ -109,7 +109,7 @@ def test_any_delivery_is_a_task_or_malformed(
     whole = make_wire()[1] | (headers or {})
     for given_headers in (headers, whole):
         with contextlib.suppress(MalformedMessage):
-            task = decode(body, given_headers, content_type=content_type, content_encoding=content_encoding)
+            task = read(body, given_headers, content_type=content_type, content_encoding=content_encoding)
             encode(next_attempt(task))
 
 

@@ -1,0 +1,69 @@
+"""What a backend asks for: a payload, under which id, when, and until when."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from dispatcher import message, tasks
+from dispatcher.errors import InvalidTask
+
+#: Seconds; the longest delay of Celery's ladder of 28 bits, about 8.5 years.
+MAX_DELAY_S = 2**28 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """A task to publish, alone, among many, or through the outbox."""
+
+    payload: tasks.Payload
+    #: 1 to 255 printable bytes; made up if left out. Publishing twice under one id is safe.
+    task_id: str | None = None
+    #: Seconds from now before which the task is not begun; not together with `eta`.
+    countdown: float | None = None
+    #: Aware time before which the task is not begun.
+    eta: datetime | None = None
+    #: Seconds from now, or an aware time, from which on the task is not begun any more.
+    expires: float | datetime | None = None
+
+    def to_message(self) -> message.TaskMessage:
+        """Return the message to publish; relative times count from now. Raises InvalidTask."""
+        if not isinstance(self.payload, tasks.Payload):
+            allowed = ", ".join(sorted(kind.__name__ for kind in tasks.PAYLOADS.values()))
+            raise InvalidTask(
+                "payload", f"{type(self.payload).__name__} is not allowed; it must be {allowed}"
+            )
+        if self.countdown is not None and self.eta is not None:
+            raise InvalidTask("countdown", "is given together with eta; only one of them is allowed")
+        return message.TaskMessage(
+            name=self.payload.task_name,
+            id=self._checked_id(),
+            kwargs=tasks.payload_kwargs(self.payload),
+            eta=_moment("countdown", self.countdown) if self.eta is None else _moment("eta", self.eta),
+            expires=_moment("expires", self.expires),
+        )
+
+    def _checked_id(self) -> str:
+        if self.task_id is None:
+            return message.new_task_id()
+        if not (self.task_id and message.is_short_text(self.task_id)):
+            raise InvalidTask("task_id", f"{self.task_id!r:.80} must be a printable text of 1 to 255 bytes")
+        return self.task_id
+
+
+def _moment(field: str, value: float | datetime | None) -> datetime | None:
+    if value is None:
+        return None
+    now = datetime.now(timezone.utc)
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise InvalidTask(field, f"{value.isoformat()} has no time zone; it must be an aware datetime")
+        delay_s = (value - now).total_seconds()
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        delay_s = float(value)
+    else:
+        raise InvalidTask(field, f"{value!r:.80} is not allowed; it must be seconds or an aware datetime")
+    if not math.isfinite(delay_s) or delay_s > MAX_DELAY_S:
+        raise InvalidTask(field, f"{value!r:.80} is too far away; at most {MAX_DELAY_S} seconds are allowed")
+    return value if isinstance(value, datetime) else now + timedelta(seconds=delay_s)
