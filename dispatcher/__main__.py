@@ -1,29 +1,46 @@
-"""Command line of the dispatcher: `autolabs` or `python -m dispatcher`."""
+"""Command line of the dispatcher: `autolabs` or `python -m dispatcher`.
+
+Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line is wrong.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from dispatcher.errors import DispatcherError
-from dispatcher.settings import BrokerSettings, Environment, read_settings
+from dispatcher.settings import BrokerSettings, database_url, read_settings
 
 
-def _database_url(env: Environment) -> str:
-    return env.url("DATABASE_URL", ("postgresql", "postgresql+psycopg2"))
+def _no_options(_parser: argparse.ArgumentParser) -> None:
+    pass
 
 
-def upgrade_database() -> None:
-    """Apply the missing migrations."""
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One `autolabs GROUP VERB`; the docstring of `run` is its help, the first line its summary."""
+
+    #: Takes the parsed arguments and returns the exit code.
+    run: Callable[[argparse.Namespace], int]
+    #: Adds the command's own arguments to its parser.
+    options: Callable[[argparse.ArgumentParser], None] = _no_options
+
+
+def upgrade_database(_arguments: argparse.Namespace) -> int:
+    """Apply the missing migrations. Idempotent."""
     from dispatcher import database
 
-    revision = database.upgrade(read_settings(os.environ, _database_url))
+    revision = database.upgrade(read_settings(os.environ, database_url))
     print(f"database is at revision {revision}")
+    return 0
 
 
-def declare_topology() -> None:
-    """Declare exchanges, queues and bindings."""
+def declare_topology(_arguments: argparse.Namespace) -> int:
+    """Declare exchanges, queues and bindings. Idempotent."""
     from pika.exceptions import AMQPError
 
     from dispatcher import topology
@@ -40,37 +57,47 @@ def declare_topology() -> None:
     except AMQPError as exc:
         raise DispatcherError(f"topology was not declared: {exc!r}") from exc
     print(f"queues are declared: {', '.join(topology.BINDINGS)}, {topology.DEAD_LETTER_QUEUE}")
+    return 0
 
 
-_COMMANDS = {
-    ("db", "upgrade"): upgrade_database,
-    ("topology", "declare"): declare_topology,
+#: Group -> what it is about, and its commands. What a command needs is imported when it runs.
+_GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
+    "db": ("Prepare the database.", {"upgrade": Command(upgrade_database)}),
+    "topology": ("Prepare the broker.", {"declare": Command(declare_topology)}),
 }
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="autolabs", description="Prepare the database and the broker for AutoLabs jobs."
+        prog="autolabs", description="Prepare and look after the database and the broker of AutoLabs jobs."
     )
     groups = parser.add_subparsers(dest="group", required=True, metavar="GROUP")
-    for group, verb in _COMMANDS:
-        command = _COMMANDS[group, verb]
-        sub = groups.add_parser(group, help=command.__doc__)
-        verbs = sub.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-        verbs.add_parser(verb, help=f"{command.__doc__} Idempotent.")
+    for group, (about, commands) in _GROUPS.items():
+        verbs = groups.add_parser(group, help=about, description=about).add_subparsers(
+            dest="verb", required=True, metavar="COMMAND"
+        )
+        for verb, command in commands.items():
+            text = inspect.getdoc(command.run) or ""
+            sub = verbs.add_parser(
+                verb,
+                help=text.partition("\n")[0],
+                description=text,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            command.options(sub)
+            sub.set_defaults(run=command.run)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 done, 1 failed (the reason is on standard error)."""
+    """Run one command and return its exit code."""
     arguments = make_parser().parse_args(argv)
     try:
-        _COMMANDS[arguments.group, arguments.verb]()
+        return int(arguments.run(arguments))
     except DispatcherError as exc:
         print(f"autolabs: {exc}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -113,6 +113,11 @@ def read_settings(environ: Mapping[str, str], build: Callable[[Environment], T])
     return settings
 
 
+def database_url(env: Environment) -> str:
+    """Read DATABASE_URL: a URL of libpq, or SQLAlchemy's with a driver."""
+    return env.url("DATABASE_URL", ("postgresql", "postgres", "postgresql+psycopg2"))
+
+
 AMQP_SCHEMES = ("amqp", "amqps")
 
 
