@@ -6,20 +6,21 @@ celery/app/amqp.py (as_task_v2) differ, such as timelimit being [hard, soft], th
 
 from __future__ import annotations
 
-import base64
-import binascii
-import bz2
 import json
+import math
 import os
 import socket
 import uuid
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any, Protocol
 
+from dispatcher.compression import MAX_BODY_BYTES, decompress
 from dispatcher.errors import MalformedMessage
+from dispatcher.kombu_json import unwrap
+from dispatcher.redaction import safe_repr
 
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.
 PUBLISHED_AT = "autolabs_published_at"
@@ -27,8 +28,9 @@ PUBLISHED_AT = "autolabs_published_at"
 #: Keys of the body's third element, the tasks to publish after this one.
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
 
-#: Bytes. A task of ours has a few hundred; the limit keeps a hostile body out of a 256 MiB container.
-MAX_BODY_BYTES = 1024 * 1024
+
+#: Seconds, about three years; also what keeps infinity and NaN out.
+MAX_TIMELIMIT_S = 10**8
 
 
 class Properties(Protocol):
@@ -53,8 +55,23 @@ class TaskMessage:
     retries: int = 0
     eta: datetime | None = None
     expires: datetime | None = None
+    #: 0 to 255. Our queues are one per priority, so it orders nothing here; it is handed on.
+    priority: int = 0
+    #: Seconds, hard and soft, published in whole ones. A Celery worker keeps them; a container has limits of its own.
+    timelimit: tuple[float | None, float | None] = (None, None)
+    #: True: the sender wants no result stored.
+    ignore_result: bool = False
     root_id: str | None = None
     parent_id: str | None = None
+    group: str | None = None
+    group_index: int | None = None
+    #: Another name for logs and monitors.
+    shadow: str | None = None
+    #: Who published it, as gen<pid>@<host>; None: this process.
+    origin: str | None = None
+    reply_to: str | None = None
+    replaced_task_nesting: int = 0
+    stamps: dict[str, Any] = field(default_factory=dict)
     published_at: datetime | None = None
     #: What the sender asks for after this task and nobody here does: chain, chord, callbacks, errbacks,
     #: each with its content, so that a task that waits or comes back does not forget it.
@@ -67,49 +84,61 @@ def new_task_id() -> str:
 
 
 def encode(message: TaskMessage) -> tuple[bytes, dict[str, Any]]:
-    """Return the body and the headers; the caller sets the properties (see `properties`)."""
+    """Return the body and the AMQP properties, as keyword arguments of pika.BasicProperties."""
     embed = {**dict.fromkeys(_FOLLOW_UPS), **message.unsupported}
     body = json.dumps([message.args, message.kwargs, embed], separators=(",", ":")).encode()
-    headers: dict[str, Any] = {
-        "lang": "py",
-        "task": message.name,
-        "id": message.id,
-        "shadow": None,
-        "eta": message.eta.isoformat() if message.eta else None,
-        "expires": message.expires.isoformat() if message.expires else None,
-        "group": None,
-        "group_index": None,
-        "retries": message.retries,
-        "timelimit": [None, None],
-        "root_id": message.root_id or message.id,
-        "parent_id": message.parent_id,
-        "argsrepr": _shortened(repr(tuple(message.args))),
-        "kwargsrepr": _shortened(repr(message.kwargs)),
-        "origin": f"gen{os.getpid()}@{socket.gethostname()}",
-        "ignore_result": True,
-        "replaced_task_nesting": 0,
-        "stamped_headers": None,
-        "stamps": {},
-        PUBLISHED_AT: (message.published_at or datetime.now(timezone.utc)).isoformat(),
-    }
-    return body, headers
-
-
-def properties(message: TaskMessage, headers: dict[str, Any]) -> dict[str, Any]:
-    """Return the AMQP basic properties as keyword arguments of pika.BasicProperties."""
-    return {
+    now = datetime.now(timezone.utc)
+    properties: dict[str, Any] = {
         "content_type": "application/json",
         "content_encoding": "utf-8",
-        "headers": headers,
+        "headers": _headers(message, now),
         "correlation_id": message.id,
         "delivery_mode": 2,
         # Explicit, as kombu does: a missing priority counts as 4 on quorum queues of RabbitMQ 4.3.
-        "priority": 0,
+        "priority": message.priority,
+    }
+    if message.reply_to:
+        properties["reply_to"] = message.reply_to
+    # A rung of the delay ladder would hand a message on too early for its own expiration.
+    if message.expires and not is_due_later(message, now):
+        properties["expiration"] = str(max(0, round((message.expires - now).total_seconds() * 1000)))
+    return body, properties
+
+
+def is_due_later(message: TaskMessage, now: datetime) -> bool:
+    """Tell whether a task must wait for its eta."""
+    return message.eta is not None and message.eta > now
+
+
+def _headers(message: TaskMessage, now: datetime) -> dict[str, Any]:
+    return {
+        "lang": "py",
+        "task": message.name,
+        "id": message.id,
+        "shadow": message.shadow,
+        "eta": message.eta.isoformat() if message.eta else None,
+        "expires": message.expires.isoformat() if message.expires else None,
+        "group": message.group,
+        "group_index": message.group_index,
+        "retries": message.retries,
+        # pika writes no floats into a table.
+        "timelimit": [None if limit is None else math.ceil(limit) for limit in message.timelimit],
+        "root_id": message.root_id or message.id,
+        "parent_id": message.parent_id,
+        "argsrepr": safe_repr(tuple(message.args)),
+        "kwargsrepr": safe_repr(message.kwargs),
+        "origin": message.origin or _origin(os.getpid()),
+        "ignore_result": message.ignore_result,
+        "replaced_task_nesting": message.replaced_task_nesting,
+        "stamped_headers": list(message.stamps) or None,
+        "stamps": message.stamps,
+        PUBLISHED_AT: (message.published_at or now).isoformat(),
     }
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 1024 else text[:1021] + "..."
+@lru_cache(maxsize=1)
+def _origin(pid: int) -> str:
+    return f"gen{pid}@{socket.gethostname()}"
 
 
 def decode(body: bytes, properties: Properties) -> TaskMessage:
@@ -123,20 +152,27 @@ def decode(body: bytes, properties: Properties) -> TaskMessage:
     headers = properties.headers or {}
     name = _text(headers, "task")
     task_id = _text(headers, "id")
-    args, kwargs, embed = _decode_body(body, headers, properties.content_type, properties.content_encoding)
-    retries = headers.get("retries") or 0
-    if type(retries) is not int or not 0 <= retries <= 1_000_000:
-        raise MalformedMessage("header 'retries' is not a count")
+    args, kwargs, embed = _decode_body(body, headers, properties)
     return TaskMessage(
         name=name,
         id=task_id,
         args=args,
         kwargs=kwargs,
-        retries=retries,
+        retries=_count(headers, "retries") or 0,
         eta=_time(headers, "eta"),
         expires=_time(headers, "expires"),
+        priority=properties.priority or 0,
+        timelimit=_timelimit(headers),
+        ignore_result=headers.get("ignore_result") is True,
         root_id=_optional_text(headers, "root_id"),
         parent_id=_optional_text(headers, "parent_id"),
+        group=_note(headers, "group"),
+        group_index=_count(headers, "group_index"),
+        shadow=_note(headers, "shadow"),
+        origin=_note(headers, "origin"),
+        reply_to=properties.reply_to or None,
+        replaced_task_nesting=_count(headers, "replaced_task_nesting") or 0,
+        stamps=_stamps(headers),
         published_at=_time(headers, PUBLISHED_AT),
         unsupported={key: embed[key] for key in _FOLLOW_UPS if embed.get(key)},
     )
@@ -168,6 +204,44 @@ def _optional_text(headers: Mapping[str, Any], key: str) -> str | None:
     return str(value)
 
 
+def _note(headers: Mapping[str, Any], key: str) -> str | None:
+    """Return a text that nothing depends on; an odd one is no reason to refuse the task."""
+    value = headers.get(key)
+    return value if is_short_text(value) else None
+
+
+def _count(headers: Mapping[str, Any], key: str) -> int | None:
+    value = headers.get(key)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= 1_000_000:
+        raise MalformedMessage(f"header {key!r} is not a count from 0 to 1000000")
+    return value
+
+
+def _timelimit(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    limits = headers.get("timelimit") or [None, None]
+    if not isinstance(limits, list) or len(limits) != 2:
+        raise MalformedMessage("header 'timelimit' is not a list of two: hard and soft, in seconds")
+    for limit in limits:
+        if limit is not None and (type(limit) not in (int, float) or not 0 <= limit <= MAX_TIMELIMIT_S):
+            raise MalformedMessage(
+                f"header 'timelimit' holds {limit!r:.40}; allowed are null and seconds up to {MAX_TIMELIMIT_S}"
+            )
+    return limits[0], limits[1]
+
+
+def _stamps(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stamps as texts and lists of texts, which can be published again as they are."""
+    stamps = headers.get("stamps")
+    if not isinstance(stamps, Mapping):
+        return {}
+    return {
+        str(key): [str(part) for part in value] if isinstance(value, list) else str(value)
+        for key, value in stamps.items()
+    }
+
+
 def _time(headers: Mapping[str, Any], key: str) -> datetime | None:
     value = _optional_text(headers, key)
     if value is None:
@@ -183,13 +257,17 @@ def _time(headers: Mapping[str, Any], key: str) -> datetime | None:
 
 
 def _decode_body(
-    body: bytes, headers: Mapping[str, Any], content_type: str | None, content_encoding: str | None
+    body: bytes, headers: Mapping[str, Any], properties: Properties
 ) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
-    if content_type != "application/json":
-        raise MalformedMessage(f"content type {content_type!r} is refused; only application/json")
+    if properties.content_type != "application/json":
+        raise MalformedMessage(
+            f"content type {properties.content_type!r:.80} is refused; only application/json is read"
+        )
+    if len(body) > MAX_BODY_BYTES:
+        raise MalformedMessage(f"body has {len(body)} bytes; at most {MAX_BODY_BYTES} are allowed")
     try:
-        text = _decompressed(body, headers.get("compression")).decode(content_encoding or "utf-8")
-        content = json.loads(text, object_hook=_plain)
+        text = decompress(body, headers.get("compression")).decode(properties.content_encoding or "utf-8")
+        content = json.loads(text, object_hook=unwrap)
     # RecursionError: json nests one Python frame per bracket.
     except (UnicodeDecodeError, LookupError, ValueError, RecursionError) as exc:
         raise MalformedMessage(f"body is not JSON: {exc}"[:300]) from exc
@@ -199,45 +277,3 @@ def _decode_body(
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise MalformedMessage("body: args must be a list and kwargs an object")
     return args, kwargs, embed if isinstance(embed, dict) else {}
-
-
-def _decompressed(body: bytes, compression: object) -> bytes:
-    if len(body) > MAX_BODY_BYTES:
-        raise MalformedMessage(f"body has {len(body)} bytes; at most {MAX_BODY_BYTES} are allowed")
-    if compression is None:
-        return body
-    opener = _DECOMPRESSORS.get(str(compression))
-    if opener is None:
-        raise MalformedMessage(f"compression {str(compression)[:60]!r} is not supported")
-    try:
-        plain = opener(body)
-    except (zlib.error, OSError, ValueError, EOFError) as exc:
-        raise MalformedMessage(f"body cannot be decompressed: {exc}") from exc
-    if len(plain) > MAX_BODY_BYTES:
-        raise MalformedMessage(f"decompressed body has more than {MAX_BODY_BYTES} bytes")
-    return plain
-
-
-# kombu's names (kombu/compression.py): its "gzip" is a bare zlib stream. One byte over the limit is
-# enough to notice a bomb without unpacking it.
-_DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "application/x-gzip": lambda data: zlib.decompressobj().decompress(data, MAX_BODY_BYTES + 1),
-    "application/x-bz2": lambda data: bz2.BZ2Decompressor().decompress(data, MAX_BODY_BYTES + 1),
-}
-
-
-def _plain(value: dict[str, Any]) -> Any:
-    """Undo kombu's wrappers for what JSON cannot say (kombu/utils/json.py), to plain JSON types."""
-    if "__type__" not in value:
-        return value
-    kind, inner = value["__type__"], value.get("__value__")
-    if kind in ("datetime", "date", "time", "decimal", "bytes") and isinstance(inner, str):
-        return inner
-    if kind == "uuid" and isinstance(inner, dict) and isinstance(inner.get("hex"), str):
-        return inner["hex"]
-    if kind == "base64" and isinstance(inner, str):
-        try:
-            return base64.b64decode(inner, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError) as exc:
-            raise ValueError("a base64 value does not hold text") from exc
-    raise ValueError(f"unknown wrapped type {str(kind)[:40]!r}")

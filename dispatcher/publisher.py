@@ -46,13 +46,8 @@ class Publisher:
 
     def publish_task(self, task: message.TaskMessage) -> None:
         """Publish a task to the queue of its kind; errors as for `publish`."""
-        body, headers = message.encode(task)
-        self.publish(
-            topology.TASKS_EXCHANGE,
-            tasks.ROUTING_KEYS[task.name],
-            body,
-            message.properties(task, headers),
-        )
+        body, properties = message.encode(task)
+        self.publish(topology.TASKS_EXCHANGE, tasks.ROUTING_KEYS[task.name], body, properties)
 
     def publish_tasks(
         self, messages: Sequence[message.TaskMessage], *, timeout_s: float | None = None
@@ -65,8 +60,8 @@ class Publisher:
         deadline = time.monotonic() + timeout_s
         errors: list[PublishError | None] = []
         for task in messages:
-            body, headers = message.encode(task)
-            routing_key, properties = tasks.ROUTING_KEYS[task.name], message.properties(task, headers)
+            body, properties = message.encode(task)
+            routing_key = tasks.ROUTING_KEYS[task.name]
             left_s = max(0.01, deadline - time.monotonic())
             try:
                 self.publish(topology.TASKS_EXCHANGE, routing_key, body, properties, timeout_s=left_s)

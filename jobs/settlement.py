@@ -33,8 +33,7 @@ def publish_delayed(publisher: Publisher, task: TaskMessage, delay_s: float) -> 
     longer one waits for that too, at most the rung's seconds.
     """
     rung = next((s for s in topology.DELAYS_S if s >= delay_s), topology.DELAYS_S[-1])
-    body, headers = message.encode(task)
-    properties = message.properties(task, headers)
+    body, properties = message.encode(task)
     properties["expiration"] = str(max(1, round(min(delay_s, rung) * 1000)))
     publisher.publish(topology.delay_exchange(rung), tasks.ROUTING_KEYS[task.name], body, properties)
 

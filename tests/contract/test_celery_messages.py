@@ -18,7 +18,7 @@ from kombu.compression import compress
 from kombu.message import Message
 
 from dispatcher import celery_config, tasks, topology
-from dispatcher.message import TaskMessage, decode, encode, next_attempt, properties
+from dispatcher.message import TaskMessage, decode, encode, next_attempt
 from tests.support.factories import create_kwargs, make_task
 
 STORED = Path(__file__).parents[1] / "data" / "messages"
@@ -95,7 +95,7 @@ def test_the_body_of_a_chord_is_noticed_too(app: Celery) -> None:
 
 def test_the_names_of_the_headers_are_celerys(app: Celery) -> None:
     theirs = set(app.amqp.as_task_v2("task-1", "name", [], {}).headers)
-    ours = set(encode(make_task())[1])
+    ours = set(encode(make_task())[1]["headers"])
     assert theirs - ours == set()
     assert ours - theirs == {"autolabs_published_at"}
 
@@ -111,11 +111,10 @@ def test_the_names_of_the_headers_are_celerys(app: Celery) -> None:
     ids=["first", "third retry", "by position", "expires"],
 )
 def test_what_we_send_is_a_request_for_a_celery_worker(app: Celery, task: TaskMessage) -> None:
-    body, headers = encode(task)
-    sent = properties(task, headers)
+    body, sent = encode(task)
     message = Message(
         body=body,
-        headers=headers,
+        headers=sent["headers"],
         content_type=sent["content_type"],
         content_encoding=sent["content_encoding"],
         properties={"correlation_id": task.id, "delivery_info": {"redelivered": False}},

@@ -109,9 +109,8 @@ def set_lab(database: Database, lab: int, status: str, pod_name: str | None = No
 
 
 def delivery_of(task: TaskMessage) -> Delivery:
-    body, headers = encode(task)
-    sent = pika.BasicProperties(headers=headers, content_type="application/json", content_encoding="utf-8")
-    return Delivery(body, sent, "lab.create", redelivered=False, tag=1)
+    body, sent = encode(task)
+    return Delivery(body, pika.BasicProperties(**sent), "lab.create", redelivered=False, tag=1)
 
 
 def test_the_url_has_the_first_port_of_the_service(

@@ -28,7 +28,8 @@ def make_task(**changes: Any) -> TaskMessage:
 
 
 def make_wire(task: TaskMessage | None = None) -> tuple[bytes, dict[str, Any]]:
-    return encode(task or make_task())
+    body, properties = encode(task or make_task())
+    return body, properties["headers"]
 
 
 def make_record(lab_instance_id: int | None = None, **changes: Any) -> TaskRunRecord:

@@ -14,7 +14,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 from dispatcher import topology
-from dispatcher.message import encode, properties
+from dispatcher.message import encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import ROUTING_KEYS
 from tests.support.factories import make_task
@@ -108,9 +108,8 @@ class Broker:
     def publish_task(self, **changes: Any) -> str:
         """Publish a valid task, changed as told, to the queue of its kind; return its id."""
         task = make_task(**changes)
-        body, headers = encode(task)
+        body, how = encode(task)
         queue = topology.queue_for(ROUTING_KEYS.get(task.name, "lab.create"))
-        how = properties(task, headers) | {"headers": headers}
         how.pop("delivery_mode")
         self.publish(queue, body, **how)
         return task.id

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dispatcher.compression import MAX_BODY_BYTES
 from dispatcher.errors import MalformedMessage
 from dispatcher.message import (
-    MAX_BODY_BYTES,
     PUBLISHED_AT,
     TaskMessage,
     decode,
@@ -25,11 +25,12 @@ from dispatcher.message import (
     is_short_text,
     new_task_id,
     next_attempt,
-    properties,
 )
 from tests.support.factories import make_task, make_wire
 
-printable = st.text(st.characters(codec="utf-8"), min_size=1, max_size=255).filter(is_short_text)
+#: Up to four bytes each, of the 255 that a short text may have.
+characters = st.characters(codec="utf-8", categories=["L", "M", "N", "P", "S"])
+printable = st.text(characters, min_size=1, max_size=60).filter(is_short_text)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: (
@@ -41,6 +42,7 @@ json_values = st.recursive(
 moments = st.integers(0, 32 * 10**9 * 10**6).map(
     lambda us: datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=us)
 )
+limits = st.none() | st.integers(0, 10**8)
 tasks = st.builds(
     TaskMessage,
     name=printable,
@@ -52,6 +54,18 @@ tasks = st.builds(
     expires=st.none() | moments,
     root_id=printable,
     parent_id=st.none() | printable,
+    priority=st.integers(0, 255),
+    timelimit=st.tuples(limits, limits),
+    ignore_result=st.booleans(),
+    group=st.none() | printable,
+    group_index=st.none() | st.integers(0, 1000),
+    shadow=st.none() | printable,
+    origin=printable,
+    reply_to=st.none() | printable,
+    replaced_task_nesting=st.integers(0, 9),
+    stamps=st.dictionaries(
+        st.text(max_size=20), st.text(max_size=20) | st.lists(st.text(max_size=9), max_size=3), max_size=3
+    ),
     published_at=moments,
     unsupported=st.dictionaries(
         st.sampled_from(["callbacks", "errbacks", "chain", "chord"]), json_values.filter(bool), max_size=4
@@ -68,9 +82,15 @@ def read(body: bytes, headers: dict[str, Any] | None, **changes: Any) -> TaskMes
     return decode(body, pika.BasicProperties(headers=headers, **how))
 
 
+def over_the_wire(task: TaskMessage) -> TaskMessage:
+    """Return what is decoded after pika has made bytes of the properties, and properties of the bytes."""
+    body, sent = encode(task)
+    return decode(body, pika.BasicProperties().decode(b"".join(pika.BasicProperties(**sent).encode())))
+
+
 @given(tasks)
 def test_decoding_gives_back_what_was_encoded(task: TaskMessage) -> None:
-    assert read(*encode(task)) == task
+    assert over_the_wire(task) == task
 
 
 header_values = st.one_of(
@@ -84,7 +104,7 @@ header_values = st.one_of(
     st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
     st.sampled_from(["application/x-gzip", "application/x-bz2", "2026-01-01T00:00:00+23:59", "0001-01-01"]),
 )
-header_names = st.sampled_from([*encode(make_task())[1], "compression", PUBLISHED_AT]) | st.text(max_size=10)
+header_names = st.sampled_from([*make_wire()[1], "compression"]) | st.text(max_size=10)
 bodies = st.one_of(
     st.binary(max_size=200),
     json_values.map(lambda value: json.dumps(value).encode()),
@@ -158,7 +178,7 @@ def test_no_follow_up_task_is_nothing_to_object_to(embed: object) -> None:
 
 def test_a_task_that_is_published_again_does_not_forget_its_follow_up() -> None:
     task = make_task(unsupported={"chain": FOLLOW_UP})
-    assert read(*encode(next_attempt(task))).unsupported == {"chain": FOLLOW_UP}
+    assert over_the_wire(next_attempt(task)).unsupported == {"chain": FOLLOW_UP}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +201,9 @@ def test_a_task_that_is_published_again_does_not_forget_its_follow_up() -> None:
         ("expires", "0001-01-01T00:00:00+12:00", "'expires' is not an ISO 8601 time"),
         (PUBLISHED_AT, "x", "not an ISO 8601 time"),
         ("root_id", {}, "'root_id' is not a printable text"),
+        ("timelimit", [1], "'timelimit' is not a list of two"),
+        ("timelimit", ["1", None], "'timelimit' holds '1'"),
+        ("group_index", "x", "'group_index' is not a count"),
         ("compression", "application/zstd", "compression 'application/zstd' is not supported"),
         ("compression", 3, "compression '3' is not supported"),
         ("compression", "application/x-gzip", "cannot be decompressed"),
@@ -283,14 +306,37 @@ def test_task_ids_are_unique_uuids() -> None:
 
 def test_properties_make_the_message_survive_a_restart() -> None:
     task = make_task()
-    made = properties(task, {"a": 1})
-    assert (made["delivery_mode"], made["correlation_id"], made["headers"]) == (2, task.id, {"a": 1})
+    _, made = encode(task)
+    assert (made["delivery_mode"], made["correlation_id"], made["priority"]) == (2, task.id, 0)
     assert (made["content_type"], made["content_encoding"]) == ("application/json", "utf-8")
 
 
 def test_long_arguments_are_shortened_in_the_headers_only() -> None:
     task = make_task(args=["x" * 5000], kwargs={"y": "z" * 5000})
-    body, headers = encode(task)
+    body, headers = make_wire(task)
     assert len(headers["argsrepr"]) <= 1024
     assert len(headers["kwargsrepr"]) <= 1024
     assert read(body, headers).args == ["x" * 5000]
+
+
+def test_the_timelimit_is_hard_then_soft() -> None:
+    assert make_wire(make_task(timelimit=(30, 20.5)))[1]["timelimit"] == [30, 21]
+
+
+def test_a_task_that_expires_does_so_on_the_broker_too() -> None:
+    _, made = encode(make_task(expires=datetime.now(timezone.utc) + timedelta(seconds=60)))
+    assert 59_000 < int(made["expiration"]) <= 60_000
+    _, late = encode(make_task(expires=datetime.now(timezone.utc) - timedelta(seconds=60)))
+    assert late["expiration"] == "0"
+
+
+def test_a_task_for_later_is_not_expired_by_a_rung_of_the_ladder() -> None:
+    now = datetime.now(timezone.utc)
+    _, made = encode(make_task(eta=now + timedelta(seconds=30), expires=now + timedelta(seconds=60)))
+    assert "expiration" not in made
+
+
+def test_odd_notes_are_no_reason_to_refuse_a_task() -> None:
+    body, headers = make_wire()
+    task = read(body, {**headers, "shadow": "x" * 300, "group": 7, "origin": b"\xff", "stamps": [1]})
+    assert (task.shadow, task.group, task.origin, task.stamps) == (None, None, None, {})

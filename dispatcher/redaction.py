@@ -1,0 +1,42 @@
+"""Texts for logs and monitors: short, and without what looks like a secret.
+
+Celery puts argsrepr and kwargsrepr into the headers, where every monitor shows and every worker logs them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+#: Characters; Celery's own limit of argsrepr and kwargsrepr.
+MAX_CHARACTERS = 1024
+HIDDEN = "***"
+
+_SENSITIVE = r"passw|pwd|secret|token|api[_-]?key|private[_-]?key|credential|authorization|cookie|dsn"
+_SECRET_KEY = re.compile(_SENSITIVE, re.IGNORECASE)
+#: The password of scheme://user:password@host
+_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
+_SUSPICIOUS = re.compile(rf"{_SENSITIVE}|://", re.IGNORECASE)
+
+
+def safe_repr(value: Any, limit: int = MAX_CHARACTERS) -> str:
+    """Return repr(value) with secrets hidden, cut to `limit` characters."""
+    text = repr(value)
+    if _SUSPICIOUS.search(text):
+        text = repr(redacted(value))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def redacted(value: Any) -> Any:
+    """Return a copy in which values under secret-like names and passwords in URLs are hidden."""
+    if isinstance(value, Mapping):
+        return {
+            key: HIDDEN if isinstance(key, str) and _SECRET_KEY.search(key) else redacted(inner)
+            for key, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return type(value)(redacted(inner) for inner in value)
+    if isinstance(value, str):
+        return _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", value)
+    return value
