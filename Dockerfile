@@ -7,7 +7,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN mkdir dispatcher && touch dispatcher/__init__.py \
     && python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 o = p['optional-dependencies']; \
-print('\n'.join(r for r in p['dependencies'] + o['db'] + o['jobs'] if not r.startswith(p['name'])))" > requirements.txt \
+print('\n'.join(r for r in p['dependencies'] + o['db'] + o['results'] + o['jobs'] if not r.startswith(p['name'])))" > requirements.txt \
     && python3 -m pip install --no-cache-dir --target /app/lib -c constraints.txt -r requirements.txt
 # A read-only container cannot store byte code later: without this each start takes three times as long.
 RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /app/lib

@@ -1,4 +1,4 @@
-"""CoreDNS, RabbitMQ, PostgreSQL, MinIO and KEDA: apply them, and wait until they serve."""
+"""CoreDNS, RabbitMQ, PostgreSQL, MinIO, Redis and KEDA: apply them, and wait until they serve."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ DEPLOYMENTS = (
     ("messaging", "rabbitmq"),
     ("infrastructure", "postgresql"),
     ("infrastructure", "minio"),
+    ("infrastructure", "redis"),
     ("keda", "keda-operator"),
 )
 
 
 def apply(layout: Layout, images: list[Image]) -> None:
     """Apply all of them at once; the server sorts out who waits for whom."""
-    with step("Apply CoreDNS, RabbitMQ, PostgreSQL, MinIO and KEDA", "3 s"):
+    with step("Apply CoreDNS, RabbitMQ, PostgreSQL, MinIO, Redis and KEDA", "3 s"):
         keda = programs.module_source(layout, programs.KEDA, KEDA_MODULE) / "config"
         folder = write_kustomization(
             layout,
@@ -59,6 +60,7 @@ def secrets(made: Credentials, pki: Path) -> list[dict[str, Any]]:
         make_secret("messaging", "rabbitmq-definitions", {"definitions.json": definitions}),
         make_secret("infrastructure", "postgresql", {"password": made.postgresql}),
         make_secret("infrastructure", "minio", minio),
+        make_secret("infrastructure", "redis", {"redis.conf": passwords.redis_config(made)}),
         make_secret("keda", "kedaorg-certs", keda),
     ]
 

@@ -26,15 +26,17 @@ class Credentials:
     amqp_keda: str = field(repr=False)
     postgresql: str = field(repr=False)
     minio: str = field(repr=False)
+    redis: str = field(repr=False)
 
 
 def ensure(layout: Layout) -> Credentials:
-    """Return the passwords of the running cluster, made on the first call."""
+    """Return the passwords of the running cluster; each is made when it is first asked for."""
     path = layout.state / "credentials.json"
-    if not path.exists():
-        made = Credentials(**{name: _password() for name in Credentials.__slots__})
+    kept: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    made = Credentials(**{name: kept.get(name) or _password() for name in Credentials.__slots__})
+    if asdict(made) != kept:
         _write_private(path, json.dumps(asdict(made)))
-    return Credentials(**json.loads(path.read_text()))
+    return made
 
 
 def _password() -> str:
@@ -50,6 +52,19 @@ def _write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def redis_config(credentials: Credentials) -> str:
+    """Return Redis' configuration: a password, nothing on disk, the oldest results go first."""
+    lines = (
+        f"requirepass {credentials.redis}",
+        'save ""',
+        "appendonly no",
+        "dir /tmp",
+        "maxmemory 128mb",
+        "maxmemory-policy volatile-ttl",
+    )
+    return "\n".join(lines) + "\n"
+
+
 def rabbitmq_hash(password: str, salt: bytes) -> str:
     """Hash as RabbitMQ stores it: base64(salt + SHA-256(salt + password)), a salt of 4 bytes.
 
@@ -63,7 +78,7 @@ def rabbitmq_definitions(credentials: Credentials) -> str:
     users: tuple[tuple[str, str, list[str], tuple[str, str, str]], ...] = (
         # name, password, tags, (configure, write, read)
         ("autolabs", credentials.amqp_admin, ["administrator"], (".*", ".*", ".*")),
-        ("jobs", credentials.amqp_jobs, [], ("^$", r"^autolabs\.", r"^celery\.")),
+        ("jobs", credentials.amqp_jobs, [], ("^$", r"^(autolabs\.|celery_delayed_27$)", r"^celery\.")),
         # A passive declare needs no permission of the three: it counts, and can do nothing else.
         ("keda", credentials.amqp_keda, [], ("^$", "^$", "^$")),
     )

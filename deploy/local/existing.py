@@ -32,8 +32,18 @@ NEEDED = (
     ("JOB_IMAGE", "the job image, built from Dockerfile, where the nodes can pull it"),
     ("LAB_IMAGE", "the demo lab's image, built from deploy/lab-demo/Dockerfile"),
 )
+#: May be left out: results for a backend's AsyncResult, redis://:password@host:6379/0.
+OPTIONAL = ("REDIS_URL",)
 #: For URLs that name no port.
-PORTS = {"amqp": 5672, "amqps": 5671, "postgresql": 5432, "http": 80, "https": 443}
+PORTS = {
+    "amqp": 5672,
+    "amqps": 5671,
+    "postgresql": 5432,
+    "http": 80,
+    "https": 443,
+    "redis": 6379,
+    "rediss": 6379,
+}
 CRDS = ("scaledjobs.keda.sh", "triggerauthentications.keda.sh")
 NAMESPACES = ("platform", "labs", "messaging")
 OURS = "app.kubernetes.io/part-of=autolabs"
@@ -81,7 +91,7 @@ def _program(layout: Layout) -> str:
 def problems(kubectl: Kubectl, environ: Mapping[str, str]) -> Iterator[str]:
     """Yield everything the cluster or the environment lacks."""
     yield from _missing_variables(environ)
-    for name in ("AMQP_URL", "DATABASE_URL", "S3_ENDPOINT"):
+    for name in ("AMQP_URL", "DATABASE_URL", "S3_ENDPOINT", *OPTIONAL):
         if value := environ.get(name):
             yield from _unreachable(name, value)
     if environ.get("KUBECONFIG"):
@@ -142,6 +152,7 @@ def target(kubectl: Kubectl, environ: Mapping[str, str]) -> platform_part.Target
             rabbitmq_api=environ.get("RABBITMQ_API_URL", ""),
             database=environ.get("JOBS_DATABASE_URL") or environ["DATABASE_URL"],
             s3_endpoint=environ.get("JOBS_S3_ENDPOINT") or environ["S3_ENDPOINT"],
+            redis=environ.get("JOBS_REDIS_URL") or environ.get("REDIS_URL", ""),
         ),
         s3_access_key=environ["S3_ACCESS_KEY"],
         s3_secret_key=environ["S3_SECRET_KEY"],

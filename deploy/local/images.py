@@ -52,6 +52,7 @@ def wanted(layout: Layout) -> list[Image]:
         _of_program(layout, programs.COREDNS, f"registry.k8s.io/coredns/coredns:v{COREDNS_VERSION}"),
         _of_folder(layout, "rabbitmq", None, {}, usual="30 s", based=True),
         _of_folder(layout, "postgresql", None, {}, usual="30 s", based=True),
+        _of_folder(layout, "redis", None, {}, usual="20 s", based=True),
         _of_program(layout, programs.MINIO, None),
         _of_program(layout, programs.KEDA, f"ghcr.io/kedacore/keda:{KEDA_VERSION}"),
     ]

@@ -94,8 +94,9 @@ def secrets(target: Target) -> list[dict[str, Any]]:
         "S3_ACCESS_KEY": target.s3_access_key,
         "S3_SECRET_KEY": target.s3_secret_key,
     }
+    results = {"CELERY_RESULT_BACKEND": target.urls.redis} if target.urls.redis else {}
     return [
-        make_secret(NAMESPACE, "autolabs-jobs", {"AMQP_URL": target.urls.amqp_jobs, **shared}),
+        make_secret(NAMESPACE, "autolabs-jobs", {"AMQP_URL": target.urls.amqp_jobs, **shared, **results}),
         make_secret(NAMESPACE, SETUP, {"AMQP_URL": target.urls.amqp_admin, **shared}),
         make_secret(NAMESPACE, "autolabs-keda", {"host": target.urls.amqp_keda}),
     ]

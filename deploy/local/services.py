@@ -22,6 +22,7 @@ NAMES = (
     "S3_ENDPOINT",
     "S3_ACCESS_KEY",
     "S3_SECRET_KEY",
+    "REDIS_URL",
     "LAB_IMAGE",
     "JOB_IMAGE",
 )
@@ -29,11 +30,12 @@ NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Hosts of the three services, as names in the cluster or as addresses for the machine."""
+    """Hosts of the services, as names in the cluster or as addresses for the machine."""
 
     rabbitmq: str = "rabbitmq.messaging.svc.cluster.local"
     postgresql: str = "postgresql.infrastructure.svc.cluster.local"
     minio: str = "minio.infrastructure.svc.cluster.local"
+    redis: str = "redis.infrastructure.svc.cluster.local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Urls:
     rabbitmq_api: str = field(repr=False)
     database: str = field(repr=False)
     s3_endpoint: str
+    #: Where containers store results as Celery does; empty: nowhere.
+    redis: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, made: Credentials, at: Addresses) -> Urls:
@@ -61,6 +65,7 @@ class Urls:
             rabbitmq_api=f"http://autolabs:{made.amqp_admin}@{at.rabbitmq}:15672",
             database=f"postgresql://autolabs:{made.postgresql}@{at.postgresql}:5432/autolabs",
             s3_endpoint=f"http://{at.minio}:9000",
+            redis=f"redis://:{made.redis}@{at.redis}:6379/0",
         )
 
 
@@ -73,7 +78,7 @@ def addresses(layout: Layout) -> Addresses:
         if item["metadata"]["namespace"] in ("messaging", "infrastructure")
     }
     try:
-        return Addresses(found["rabbitmq"], found["postgresql"], found["minio"])
+        return Addresses(found["rabbitmq"], found["postgresql"], found["minio"], found["redis"])
     except KeyError as exc:
         raise LocalClusterError(f"the cluster has no Service {exc}; run `make up`") from exc
 
@@ -103,6 +108,7 @@ def environment(layout: Layout) -> dict[str, str]:
         "S3_ENDPOINT": urls.s3_endpoint,
         "S3_ACCESS_KEY": "autolabs",
         "S3_SECRET_KEY": made.minio,
+        "REDIS_URL": urls.redis,
     }
     images: dict[str, str] = json.loads((layout.state / "images.json").read_text())
     return values | images

@@ -44,7 +44,12 @@ from deploy.local.services import Addresses, Urls
 CHECKOUT = Path(__file__).resolve().parents[2]
 MANIFESTS = CHECKOUT / "deploy/local/manifests"
 MADE = Credentials(
-    amqp_admin="adminpw", amqp_jobs="jobspw", amqp_keda="kedapw", postgresql="pgpw", minio="s3pw"
+    amqp_admin="adminpw",
+    amqp_jobs="jobspw",
+    amqp_keda="kedapw",
+    postgresql="pgpw",
+    minio="s3pw",
+    redis="redispw",
 )
 
 
@@ -131,6 +136,15 @@ def test_passwords_are_kept_private_and_fit_into_urls(layout: Layout) -> None:
     assert (layout.state / "credentials.json").stat().st_mode & 0o077 == 0
 
 
+def test_a_password_that_is_new_joins_those_of_a_running_cluster(layout: Layout) -> None:
+    path = layout.state / "credentials.json"
+    path.write_text(json.dumps({name: "kept" for name in Credentials.__slots__ if name != "redis"}))
+    made = credentials.ensure(layout)
+    assert (made.minio, made == credentials.ensure(layout)) == ("kept", True)
+    assert made.redis.isalnum()
+    assert len(made.redis) == credentials.LENGTH
+
+
 def test_secrets_have_the_keys_that_containers_mount() -> None:
     target = platform_part.Target(
         kubectl=lambda *words, **options: "",
@@ -141,7 +155,8 @@ def test_secrets_have_the_keys_that_containers_mount() -> None:
     )
     found = {s["metadata"]["name"]: s["stringData"] for s in platform_part.secrets(target)}
     keys = {"AMQP_URL", "DATABASE_URL", "S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
-    assert set(found["autolabs-jobs"]) == set(found["autolabs-setup"]) == keys
+    assert set(found["autolabs-setup"]) == keys
+    assert set(found["autolabs-jobs"]) == keys | {"CELERY_RESULT_BACKEND"}
     assert "//jobs:" in found["autolabs-jobs"]["AMQP_URL"]
     assert "//autolabs:" in found["autolabs-setup"]["AMQP_URL"]
     assert "//keda:" in found["autolabs-keda"]["host"]
