@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dispatcher import outbox_commands
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import BrokerSettings, database_url, read_settings
 
@@ -64,6 +65,13 @@ def declare_topology(_arguments: argparse.Namespace) -> int:
 _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "db": ("Prepare the database.", {"upgrade": Command(upgrade_database)}),
     "topology": ("Prepare the broker.", {"declare": Command(declare_topology)}),
+    "outbox": (
+        "Publish and show the tasks that backends added in their own transactions.",
+        {
+            "relay": Command(outbox_commands.relay, outbox_commands.relay_options),
+            "list": Command(outbox_commands.show, outbox_commands.show_options),
+        },
+    ),
 }
 
 

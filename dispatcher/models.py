@@ -153,12 +153,18 @@ class OutboxTask(Base):
     __table_args__ = (
         UniqueConstraint("task_id", name="task_outbox_task_id_key"),
         CheckConstraint("octet_length(task_id) BETWEEN 1 AND 255", name="task_outbox_task_id_check"),
+        CheckConstraint("octet_length(task_name) BETWEEN 1 AND 255", name="task_outbox_task_name_check"),
         CheckConstraint("jsonb_typeof(kwargs) = 'object'", name="task_outbox_kwargs_check"),
+        # What a container takes (dispatcher.message.MAX_BODY_BYTES); the broker closes on 16 MiB.
+        CheckConstraint("octet_length(kwargs::text) <= 1048576", name="task_outbox_kwargs_size_check"),
+        # Not infinity, nor what Python's datetime cannot hold.
+        CheckConstraint("eta BETWEEN '1970-01-01Z' AND '9999-01-01Z'", name="task_outbox_eta_check"),
+        CheckConstraint("expires BETWEEN '1970-01-01Z' AND '9999-01-01Z'", name="task_outbox_expires_check"),
         Index("task_outbox_lab_instance_id_idx", "lab_instance_id", "id"),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    task_id: Mapped[str] = mapped_column(server_default=text("gen_random_uuid()::text"))
+    task_id: Mapped[str] = mapped_column(server_default=text("(gen_random_uuid())::text"))
     task_name: Mapped[str]
     kwargs: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     #: From kwargs, by the database; tasks of one lab are published in the order of their ids.

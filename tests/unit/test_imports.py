@@ -20,7 +20,14 @@ OURS = {*DIRECTIONS, "deploy", "tests"}
 #: Library -> the only files that may import it.
 OWNERS = {
     "minio": {"jobs/configs.py"},
-    "sqlalchemy": {"dispatcher/models.py", "dispatcher/database.py"},
+    "sqlalchemy": {
+        "dispatcher/models.py",
+        "dispatcher/database.py",
+        "dispatcher/engine.py",
+        "dispatcher/outbox.py",
+        "dispatcher/outbox_listener.py",
+        "dispatcher/outbox_relay.py",
+    },
     "alembic": {"dispatcher/database.py", "dispatcher/migrations/"},
     "kubernetes": set(),
     "psycopg2": {"jobs/labs.py"},

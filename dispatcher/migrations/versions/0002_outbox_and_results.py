@@ -19,12 +19,16 @@ def upgrade() -> None:
             task_id text NOT NULL DEFAULT gen_random_uuid()::text
                 CONSTRAINT task_outbox_task_id_key UNIQUE
                 CONSTRAINT task_outbox_task_id_check CHECK (octet_length(task_id) BETWEEN 1 AND 255),
-            task_name text NOT NULL,
+            task_name text NOT NULL
+                CONSTRAINT task_outbox_task_name_check CHECK (octet_length(task_name) BETWEEN 1 AND 255),
             kwargs jsonb NOT NULL DEFAULT '{}'
-                CONSTRAINT task_outbox_kwargs_check CHECK (jsonb_typeof(kwargs) = 'object'),
+                CONSTRAINT task_outbox_kwargs_check CHECK (jsonb_typeof(kwargs) = 'object')
+                CONSTRAINT task_outbox_kwargs_size_check CHECK (octet_length(kwargs::text) <= 1048576),
             lab_instance_id bigint GENERATED ALWAYS AS ((kwargs ->> 'lab_instance_id')::bigint) STORED,
-            eta timestamptz,
-            expires timestamptz,
+            eta timestamptz
+                CONSTRAINT task_outbox_eta_check CHECK (eta BETWEEN '1970-01-01Z' AND '9999-01-01Z'),
+            expires timestamptz
+                CONSTRAINT task_outbox_expires_check CHECK (expires BETWEEN '1970-01-01Z' AND '9999-01-01Z'),
             created_at timestamptz NOT NULL DEFAULT now(),
             next_attempt_at timestamptz NOT NULL DEFAULT now(),
             failures bigint NOT NULL DEFAULT 0,

@@ -1,0 +1,22 @@
+"""A SQLAlchemy engine for the processes of this project; a backend brings its own."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, create_engine, make_url
+
+#: libpq's; a server that went away without a word is noticed within about 20 s.
+_LIVELINESS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,  # milliseconds
+}
+
+
+def make_engine(database_url: str, *, application_name: str) -> Engine:
+    """Return an engine with psycopg2, whatever driver the URL names; it connects when it is used."""
+    # Named, because the default driver of a plain postgresql:// differs between SQLAlchemy 2.0 and 2.1.
+    url = make_url(database_url).set(drivername="postgresql+psycopg2")
+    arguments = {**_LIVELINESS, "application_name": application_name}
+    return create_engine(url, pool_size=1, connect_args=arguments, hide_parameters=True)

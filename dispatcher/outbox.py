@@ -1,0 +1,78 @@
+"""Add a task within the backend's own transaction: published after its commit, never without it.
+
+The table may also be filled by plain SQL from any language (`task_name` and `kwargs` alone). A relay
+(dispatcher.outbox_relay) publishes what is committed, at least once, under the id that `add` returns.
+SQLAlchemy is needed by `add` alone, and is the backend's own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dispatcher.message import TaskMessage
+from dispatcher.requests import TaskRequest
+from dispatcher.tasks import Payload
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session, scoped_session
+
+_INSERT = (
+    "INSERT INTO task_outbox (task_id, task_name, kwargs, eta, expires)"
+    " VALUES (%s, %s, CAST(%s AS jsonb), %s, %s)"
+)
+
+
+class Cursor(Protocol):
+    """What `add_with_cursor` needs of a DB-API cursor; the parameters are written as %s."""
+
+    def execute(self, query: Any, params: Any = ..., /) -> Any:
+        """Run one statement."""
+
+
+def add(session: Session | scoped_session[Session] | Connection, task: Payload | TaskRequest) -> str:
+    """Insert a task into the outbox and return its id, which belongs in `lab_instances.celery_task_id`.
+
+    Nothing is flushed or committed: the row lives and dies with the caller's transaction. With an
+    AsyncSession or AsyncConnection: `await session.run_sync(outbox.add, task)`. Tasks of one lab are
+    published in the order in which their transactions add them, one after the other.
+
+    Raises:
+        InvalidTask: an argument is not acceptable; nothing was sent to the database.
+        sqlalchemy.exc.IntegrityError: the outbox holds a task of this id already.
+    """
+    message = _message(task)
+    from sqlalchemy import insert
+
+    from dispatcher.models import OutboxTask
+
+    # The table rather than the class: no unit of work, so nothing of the session is flushed.
+    session.execute(insert(OutboxTask.__table__).values(**_columns(message)))  # type: ignore[arg-type]
+    return message.id
+
+
+def add_with_cursor(cursor: Cursor, task: Payload | TaskRequest) -> str:
+    """Insert a task by a DB-API cursor with %s parameters, and return its id; as `add` otherwise.
+
+    For psycopg, psycopg2, and Django: `with transaction.atomic(), connection.cursor() as cursor: ...`.
+    """
+    columns = _columns(_message(task))
+    values = {**columns, "kwargs": json.dumps(columns["kwargs"])}
+    cursor.execute(_INSERT, tuple(values.values()))
+    return str(values["task_id"])
+
+
+def _message(task: Payload | TaskRequest) -> TaskMessage:
+    # A countdown counts from the call, not from the commit.
+    return (task if isinstance(task, TaskRequest) else TaskRequest(task)).to_message()
+
+
+def _columns(message: TaskMessage) -> dict[str, Any]:
+    return {
+        "task_id": message.id,
+        "task_name": message.name,
+        "kwargs": message.kwargs,
+        "eta": message.eta,
+        "expires": message.expires,
+    }

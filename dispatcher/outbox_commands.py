@@ -1,0 +1,139 @@
+"""The commands `autolabs outbox …`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
+
+if TYPE_CHECKING:
+    from dispatcher.outbox_relay import RelayReport, WaitingTask
+
+#: Seconds that `relay --once` goes on while rows are due.
+ONCE_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """Where the outbox is, and where its tasks go."""
+
+    broker: BrokerSettings
+    database_url: str = field(repr=False)
+
+    @classmethod
+    def from_environment(cls, env: Environment) -> RelaySettings:
+        """Read AMQP_URL, AMQP_PUBLISH_TIMEOUT_S and DATABASE_URL."""
+        return cls(BrokerSettings.from_environment(env), database_url(env))
+
+
+def relay(arguments: argparse.Namespace) -> int:
+    """Publish what the outbox holds, until stopped by SIGTERM or SIGINT.
+
+    Tasks are published as their transactions commit, in order per lab, and deleted once the broker
+    confirmed them. Any number of relays may run at once. A database or a broker that is away is
+    waited for. Settings: DATABASE_URL, AMQP_URL, AMQP_PUBLISH_TIMEOUT_S.
+
+    With --once: publish what is due and exit. 0: all of it is published, or there was nothing to do.
+    1: something failed; standard error says which task and why. It stays in the outbox.
+    """
+    settings = read_settings(os.environ, RelaySettings.from_environment)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("pika").setLevel(logging.WARNING)
+    return _relay_once(settings) if arguments.once else _relay_until_stopped(settings)
+
+
+def relay_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `relay`."""
+    parser.add_argument("--once", action="store_true", help="publish what is due, then exit")
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """List the tasks that wait in the outbox, the oldest first.
+
+    A task that failed says how often and why; it is tried again at most a minute later, and younger
+    tasks of its lab wait for it. Settings: DATABASE_URL.
+    """
+    from dispatcher.engine import make_engine
+    from dispatcher.outbox_relay import waiting
+
+    engine = make_engine(read_settings(os.environ, database_url), application_name="autolabs-outbox-list")
+    tasks = waiting(engine, limit=arguments.limit)
+    engine.dispose()
+    print(json.dumps([asdict(task) for task in tasks], indent=2) if arguments.json else _table(tasks))
+    return 0
+
+
+def show_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `list`."""
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.add_argument(
+        "--limit", type=int, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
+    )
+
+
+def _relay_once(settings: RelaySettings) -> int:
+    from dispatcher.engine import make_engine
+    from dispatcher.outbox_relay import relay_once
+    from dispatcher.publisher import Publisher
+
+    engine = make_engine(settings.database_url, application_name="autolabs-outbox")
+    publisher = Publisher(settings.broker, name="autolabs-outbox")
+    report = relay_once(
+        engine,
+        publisher,
+        timeout_s=ONCE_TIMEOUT_S,
+        publish_timeout_s=settings.broker.publish_timeout_s,
+    )
+    publisher.close()
+    engine.dispose()
+    print(f"{len(report.published)} tasks were published")
+    for line in _complaints(report):
+        print(f"autolabs: {line}", file=sys.stderr)
+    return 0 if report.complete else 1
+
+
+def _complaints(report: RelayReport) -> list[str]:
+    lines = [f"task {task_id} was not published: {why}" for task_id, why in report.failed.items()]
+    return lines if report.database_error is None else [*lines, report.database_error]
+
+
+def _relay_until_stopped(settings: RelaySettings) -> int:
+    from dispatcher.outbox_listener import relay_forever
+    from dispatcher.publisher import Publisher
+
+    stop = threading.Event()
+
+    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    signal.signal(signal.SIGINT, ask_to_stop)
+    publisher = Publisher(settings.broker, name="autolabs-outbox")
+    relay_forever(settings.database_url, publisher, stop, publish_timeout_s=settings.broker.publish_timeout_s)
+    publisher.close()
+    return 0
+
+
+def _table(tasks: list[WaitingTask]) -> str:
+    if not tasks:
+        return "the outbox is empty"
+    rows = [("ID", "TASK ID", "TASK", "LAB", "AGE", "FAILURES", "LAST ERROR")]
+    for task in tasks:
+        lab = "" if task.lab_instance_id is None else str(task.lab_instance_id)
+        age = f"{task.age_s:.0f}s"
+        error = task.last_error or ""
+        rows.append((str(task.id), task.task_id, task.task_name, lab, age, str(task.failures), error))
+    # Rows may be anybody's: a control character must not reach the terminal.
+    shown = [[cell if cell.isprintable() else repr(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
+    return "\n".join(line.rstrip() for line in lines)

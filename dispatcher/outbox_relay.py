@@ -1,0 +1,288 @@
+"""Publish what the outbox holds: in order per lab, at least once, by any number of relays at a time.
+
+A row is locked, published, and deleted once the broker confirmed it, in one transaction that lasts no
+longer than a publish may. Whatever ends the relay in between leaves the row, to be published again
+under the same task id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, bindparam, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from dispatcher import message, tasks, topology
+from dispatcher.errors import DispatcherError, NotConfirmed, PublishError
+from dispatcher.publisher import Publisher
+
+logger = logging.getLogger(__name__)
+
+#: Rows per transaction.
+BATCH = 500
+#: Seconds that one transaction may spend on publishing.
+PUBLISH_TIMEOUT_S = 10.0
+#: Seconds before a failed row is tried again: doubled from the first to the last.
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 1, 60
+#: Where a name leads that no routing key is for: the container dead-letters it, saying why.
+UNKNOWN_TASK_KEY = "lab.create"
+MAX_ERROR_CHARS = 500
+
+# SKIP LOCKED alone would let a second relay take a lab's next row while the first still publishes its
+# oldest. It cannot here: a row qualifies only if the statement's snapshot has no older row of its lab,
+# and the oldest stays visible, locked or not, until its deletion is committed, which is after the
+# broker confirmed it. Hence READ COMMITTED, where every statement has a fresh snapshot. A relay that
+# lost its locks with its connection may publish the oldest once more, late, but never a younger one.
+# The order is that of ids: of transactions on one lab that do not overlap, as those that begin by
+# locking its lab_instances row. kwargs are taken as text, because a number that Python refuses to read
+# must fail its own row and not the fetch of all.
+_DUE = text(
+    """
+    SELECT id, task_id, task_name, CAST(kwargs AS text) AS kwargs, eta, expires
+    FROM task_outbox AS task
+    WHERE next_attempt_at <= now() AND NOT EXISTS (
+        SELECT 1 FROM task_outbox AS older
+        WHERE older.lab_instance_id = task.lab_instance_id AND older.id < task.id
+    )
+    ORDER BY id LIMIT :batch FOR UPDATE OF task SKIP LOCKED
+    """
+)
+# A relay whose machine vanished would hold its rows until TCP gives up, two hours by default.
+_END_IF_LOST = text("SELECT set_config('idle_in_transaction_session_timeout', :milliseconds, true)")
+_DELETE = text("DELETE FROM task_outbox WHERE id IN :ids").bindparams(bindparam("ids", expanding=True))
+# The clock, because now() is when the transaction began, a publish timeout ago.
+_POSTPONE = text(
+    f"""
+    UPDATE task_outbox SET failures = failures + 1, last_error = :error,
+        next_attempt_at = clock_timestamp() + interval '1 second'
+            * least({MAX_BACKOFF_S}, {FIRST_BACKOFF_S} * power(2, least(failures, 10)))
+    WHERE id = :id
+    """  # noqa: S608
+)
+_WAITING = text(
+    """
+    SELECT id, task_id, task_name, lab_instance_id, failures, last_error,
+        CAST(extract(epoch FROM clock_timestamp() - greatest(created_at, 'epoch')) AS float) AS age_s,
+        next_attempt_at <= now() AS due
+    FROM task_outbox ORDER BY id LIMIT :limit
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayReport:
+    """What a relay did. What it did not publish is still in the outbox, for the next one."""
+
+    #: Ids of the tasks that the broker confirmed.
+    published: tuple[str, ...] = ()
+    #: Task id -> why it was not published.
+    failed: Mapping[str, str] = field(default_factory=dict)
+    #: Why the database ended the relay before its time, or None.
+    database_error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """True if nothing that was due is left, but what another relay holds."""
+        return not self.failed and self.database_error is None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingTask:
+    """A row of the outbox; `age_s` in seconds since it was added."""
+
+    id: int
+    task_id: str
+    task_name: str
+    lab_instance_id: int | None
+    failures: int
+    last_error: str | None
+    age_s: float
+    due: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One transaction of a relay."""
+
+    published: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    #: False when nothing was due, or the broker confirmed nothing.
+    go_on: bool = False
+
+
+def relay_once(
+    engine: Engine,
+    publisher: Publisher,
+    *,
+    batch: int = BATCH,
+    timeout_s: float = PUBLISH_TIMEOUT_S,
+    publish_timeout_s: float = PUBLISH_TIMEOUT_S,
+) -> RelayReport:
+    """Publish until nothing is due, the broker does not answer, or `timeout_s` seconds are over.
+
+    For a backend, after its commit: it raises nothing of the broker or the database, because the task
+    is safe already; it logs a warning, and the report says what the next relay or the sweep has to do.
+
+    Args:
+        engine: of any driver of PostgreSQL.
+        publisher: shared with whoever else publishes.
+        batch: rows per transaction.
+        timeout_s: seconds for the whole call; the database's answers come on top.
+        publish_timeout_s: seconds that one transaction may spend on publishing.
+    """
+    deadline = time.monotonic() + timeout_s
+    published: list[str] = []
+    failed: dict[str, str] = {}
+    error: str | None = None
+    try:
+        while True:
+            left_s = deadline - time.monotonic()
+            done = relay_batch(engine, publisher, batch=batch, timeout_s=min(left_s, publish_timeout_s))
+            published += done.published
+            failed.update(done.failed)
+            # A last second would only fail what the next call publishes.
+            if not done.go_on or deadline - time.monotonic() < min(1.0, timeout_s / 2):
+                break
+    except DispatcherError as exc:
+        error = str(exc)
+        logger.warning("outbox: %s", error, extra={"action": "outbox_database"})
+    for task_id in published:  # after a failure within the same call
+        failed.pop(task_id, None)
+    return RelayReport(tuple(published), failed, error)
+
+
+def relay_batch(
+    engine: Engine, publisher: Publisher, *, batch: int = BATCH, timeout_s: float = PUBLISH_TIMEOUT_S
+) -> Batch:
+    """Publish at most `batch` rows that are due, in one transaction. Raises DispatcherError."""
+    started = time.monotonic()
+    try:
+        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            rows = connection.execute(_DUE, {"batch": batch}).all()
+            if not rows:
+                return Batch()
+            connection.execute(_END_IF_LOST, {"milliseconds": str(round(1000 * (timeout_s + 30)))})
+            errors = _publish(publisher, rows, timeout_s)
+            _settle(connection, rows, errors)
+    except SQLAlchemyError as exc:
+        raise DispatcherError(f"the outbox was not read or written: {reason(exc)}") from exc
+    published = tuple(row.task_id for row in rows if row.id not in errors)
+    failed = {row.task_id: str(errors[row.id]) for row in rows if row.id in errors}
+    _log(published, failed, time.monotonic() - started)
+    away = not published and any(isinstance(error, NotConfirmed) for error in errors.values())
+    return Batch(published, failed, go_on=not away)
+
+
+def next_due_s(engine: Engine, *, limit_s: float) -> float:
+    """Return the seconds, 0 to `limit_s`, until a row may be published; those held by a relay count."""
+    statement = text(
+        """
+        SELECT CAST(extract(epoch FROM
+            greatest(least(min(next_attempt_at), now() + interval '1 second' * :limit), now()) - now()
+        ) AS float)
+        FROM task_outbox AS task WHERE NOT EXISTS (
+            SELECT 1 FROM task_outbox AS older
+            WHERE older.lab_instance_id = task.lab_instance_id AND older.id < task.id
+        )
+        """
+    )
+    try:
+        with engine.connect() as connection:
+            return float(connection.execute(statement, {"limit": limit_s}).scalar_one())
+    except SQLAlchemyError as exc:
+        raise DispatcherError(f"the outbox was not read: {reason(exc)}") from exc
+
+
+def waiting(engine: Engine, *, limit: int = 1000) -> list[WaitingTask]:
+    """Return what is in the outbox, the oldest first. Raises DispatcherError."""
+    try:
+        with engine.connect() as connection:
+            return [WaitingTask(**row) for row in connection.execute(_WAITING, {"limit": limit}).mappings()]
+    except SQLAlchemyError as exc:
+        raise DispatcherError(f"the outbox was not read: {reason(exc)}") from exc
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of what the driver says: no statement, no parameters."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines()
+    return lines[0] if lines else repr(original)
+
+
+def _publish(
+    publisher: Publisher, rows: Sequence[Row[Any]], timeout_s: float
+) -> dict[int, PublishError | str]:
+    """Return what went wrong by row id."""
+    deadline = time.monotonic() + timeout_s
+    errors: dict[int, PublishError | str] = {}
+    known: list[tuple[int, message.TaskMessage]] = []
+    unknown: list[tuple[int, message.TaskMessage]] = []
+    for row in rows:
+        try:
+            task = _task(row)
+        except (ValueError, OverflowError, RecursionError) as exc:
+            errors[row.id] = f"task {row.task_id} cannot be made a message: {exc}"
+            continue
+        (known if task.name in tasks.ROUTING_KEYS else unknown).append((row.id, task))
+    outcomes = publisher.publish_tasks([task for _, task in known], timeout_s=timeout_s) if known else []
+    errors.update(
+        {row_id: error for (row_id, _), error in zip(known, outcomes, strict=True) if error is not None}
+    )
+    for row_id, task in unknown:
+        try:
+            _publish_unknown(publisher, task, deadline)
+        except PublishError as exc:
+            errors[row_id] = exc
+    return errors
+
+
+def _task(row: Row[Any]) -> message.TaskMessage:
+    """Return a row as a message that can surely be encoded; nobody may have checked it before."""
+    task = message.TaskMessage(
+        name=row.task_name,
+        id=row.task_id,
+        kwargs=json.loads(row.kwargs),
+        eta=row.eta,
+        expires=row.expires,
+    )
+    message.encode(task)
+    return task
+
+
+def _publish_unknown(publisher: Publisher, task: message.TaskMessage, deadline: float) -> None:
+    timeout_s = deadline - time.monotonic()
+    if timeout_s <= 0:
+        raise NotConfirmed(task.id, f"task {task.id} was not sent: the time was over")
+    body, properties = message.encode(task)
+    publisher.publish(topology.TASKS_EXCHANGE, UNKNOWN_TASK_KEY, body, properties, timeout_s=timeout_s)
+
+
+def _settle(connection: Connection, rows: Sequence[Row[Any]], errors: Mapping[int, object]) -> None:
+    if published := [row.id for row in rows if row.id not in errors]:
+        connection.execute(_DELETE, {"ids": published})
+    if errors:
+        postponed = [
+            {"id": row_id, "error": str(error)[:MAX_ERROR_CHARS]} for row_id, error in errors.items()
+        ]
+        connection.execute(_POSTPONE, postponed)
+
+
+def _log(published: Sequence[str], failed: Mapping[str, str], duration_s: float) -> None:
+    extra = {
+        "action": "outbox_batch",
+        "published": len(published),
+        "failed": len(failed),
+        "duration_s": round(duration_s, 3),
+    }
+    if failed:
+        first = next(iter(failed.values()))
+        logger.warning(
+            "outbox: %d tasks published, %d failed: %s", len(published), len(failed), first, extra=extra
+        )
+    else:
+        logger.info("outbox: %d tasks published", len(published), extra=extra)
