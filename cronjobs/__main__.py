@@ -1,6 +1,7 @@
-"""Command line of the CronJobs: `python -m cronjobs cleanup`.
+"""Command line of the CronJobs: `python -m cronjobs cleanup`, or `outbox`.
 
-Exit codes: 0 done, 69 the database or the broker is not reachable, 78 the settings are wrong.
+Exit codes: 0 done, 69 the database or the broker is not reachable or a task could not be published,
+78 the settings are wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-from dispatcher.errors import InvalidSettings, PublishError
+from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings, Environment, read_settings
 from jobs import logs
@@ -20,6 +21,9 @@ from jobs.errors import JobError
 from jobs.labs import LabStore
 from jobs.settings import database_url
 
+#: Seconds that one sweep of the outbox goes on; the next begins a minute after it began.
+OUTBOX_TIMEOUT_S = 40.0
+
 EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
 
@@ -27,19 +31,19 @@ logger = logging.getLogger("cronjobs")
 
 
 @dataclass(frozen=True, slots=True)
-class CleanupSettings:
-    """Where to look for expired labs, and where to ask for their deletion."""
+class CronSettings:
+    """Where to look for what is to be done, and where to publish."""
 
     broker: BrokerSettings
     database_url: str = field(repr=False)
 
     @classmethod
-    def from_environment(cls, env: Environment) -> CleanupSettings:
+    def from_environment(cls, env: Environment) -> CronSettings:
         """Read AMQP_URL and DATABASE_URL."""
         return cls(BrokerSettings.from_environment(env), database_url(env))
 
 
-def cleanup(settings: CleanupSettings, *, dry_run: bool) -> None:
+def cleanup(settings: CronSettings, *, dry_run: bool) -> None:
     """Publish a delete for every lab past its time, or only say which."""
     labs = LabStore(settings.database_url, application_name="autolabs-cleanup")
     if dry_run:
@@ -54,22 +58,60 @@ def cleanup(settings: CleanupSettings, *, dry_run: bool) -> None:
     logger.info("cleanup done", extra={"action": "cleanup_done", "deletes_published": count})
 
 
+def outbox(settings: CronSettings, *, dry_run: bool) -> None:
+    """Publish what backends left in the outbox and no relay has published, or only say what that is."""
+    from dispatcher import outbox_relay
+    from dispatcher.engine import make_engine
+
+    engine = make_engine(settings.database_url, application_name="autolabs-outbox-sweep")
+    if dry_run:
+        for task in outbox_relay.waiting(engine):
+            extra = {"action": "would_publish", "task_id": task.task_id, "due": task.due}
+            logger.info("task %s waits for %.0f s", task.task_name, task.age_s, extra=extra)
+        return
+    publisher = Publisher(settings.broker, name="autolabs-outbox-sweep")
+    report = outbox_relay.relay_once(
+        engine,
+        publisher,
+        timeout_s=OUTBOX_TIMEOUT_S,
+        publish_timeout_s=settings.broker.publish_timeout_s,
+    )
+    publisher.close()
+    engine.dispose()
+    if report.database_error is not None:
+        raise DispatcherError(report.database_error)
+    if report.failed:
+        first = next(iter(report.failed.values()))
+        raise DispatcherError(f"{len(report.failed)} tasks were not published; the first: {first}")
+    logger.info("outbox swept", extra={"action": "outbox_done", "published": len(report.published)})
+
+
+#: Name -> what runs, and what its --dry-run does.
+_TASKS = {
+    "cleanup": (cleanup, "only print what would be deleted"),
+    "outbox": (outbox, "only print what waits"),
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one periodic task."""
     parser = argparse.ArgumentParser(prog="python -m cronjobs", description="Run a periodic task once, now.")
-    commands = parser.add_subparsers(required=True, metavar="TASK")
-    command = commands.add_parser("cleanup", help=cleanup.__doc__)
-    command.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
+    commands = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    for name, (task, dry_run) in _TASKS.items():
+        command = commands.add_parser(name, help=task.__doc__, description=task.__doc__)
+        command.add_argument("--dry-run", action="store_true", help=dry_run)
     arguments = parser.parse_args(argv)
     logs.configure("INFO")
+    run, _ = _TASKS[arguments.task]
     try:
-        settings = read_settings(os.environ, CleanupSettings.from_environment)
-        cleanup(settings, dry_run=arguments.dry_run)
+        settings = read_settings(os.environ, CronSettings.from_environment)
+        run(settings, dry_run=arguments.dry_run)
     except InvalidSettings as exc:
         logger.error("%s", exc, extra={"action": "settings"})
         return EXIT_CONFIG
-    except (JobError, PublishError) as exc:
-        logger.error("cleanup failed: %s", exc, extra={"action": "cleanup_failed"})
+    except (JobError, DispatcherError) as exc:
+        extra = {"action": f"{arguments.task}_failed"}
+        logger.error("%s failed: %s", arguments.task, exc, extra=extra)
         return EXIT_UNAVAILABLE
     return 0
 

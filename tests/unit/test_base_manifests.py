@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cronjobs.__main__ import OUTBOX_TIMEOUT_S
 from jobs.lab_settings import LabSettings, parse_settings
 from jobs.naming import MANAGED_BY, lab_labels, lab_object_name
 from jobs.quantities import parse_quantity
@@ -203,8 +204,24 @@ def test_the_cleanup_runs_every_five_minutes_and_never_twice_at_once() -> None:
     assert container["command"] == ["python3", "-m", "cronjobs", "cleanup"]
 
 
-def test_the_cleanup_sees_nothing_of_the_object_store() -> None:
-    (volume,) = PODS["CronJob/cleanup-timeout-labs"]["spec"]["volumes"]
+def test_the_outbox_is_swept_every_minute_and_never_twice_at_once() -> None:
+    spec = the("CronJob", "outbox")["spec"]
+    assert (spec["schedule"], spec["timeZone"]) == ("* * * * *", "Etc/UTC")
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["startingDeadlineSeconds"] <= 60
+    assert spec["successfulJobsHistoryLimit"] <= 3
+    job = spec["jobTemplate"]["spec"]
+    assert job["backoffLimit"] == 0
+    # A sweep that begins its last batch in time may still wait for the broker, and has to start.
+    assert job["activeDeadlineSeconds"] > OUTBOX_TIMEOUT_S + 30
+    assert job["ttlSecondsAfterFinished"] > 0
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["command"] == ["python3", "-m", "cronjobs", "outbox"]
+
+
+@pytest.mark.parametrize("name", ["cleanup-timeout-labs", "outbox"])
+def test_a_cronjob_sees_nothing_of_the_object_store(name: str) -> None:
+    (volume,) = PODS[f"CronJob/{name}"]["spec"]["volumes"]
     assert volume["secret"]["secretName"] == "autolabs-jobs"
     assert {item["key"]: item["path"] for item in volume["secret"]["items"]} == {
         "AMQP_URL": "AMQP_URL",
@@ -270,7 +287,7 @@ def test_what_runs_in_platform_is_bounded_in_what_it_reaches(name: str) -> None:
     needed = {53, 5672, 5432, 9000}
     assert needed <= ports
     assert ({6443, 8080} <= ports) is (name == "job"), "only a job talks to the API server and to labs"
-    assert (443 in ports) is (name != "CronJob/cleanup-timeout-labs"), "an object store by HTTPS"
+    assert (443 in ports) is (not name.startswith("CronJob/")), "an object store by HTTPS"
 
 
 def test_every_admission_policy_denies() -> None:
