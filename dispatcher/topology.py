@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dispatcher import ladder
+
 if TYPE_CHECKING:
     from pika.adapters.blocking_connection import BlockingChannel
 
@@ -30,18 +32,10 @@ BINDINGS: dict[str, tuple[str, ...]] = {
 #: Crash backstop only: a task that fails on purpose is republished, not requeued.
 DELIVERY_LIMIT = 5
 
-#: Seconds of each rung of the delay ladder. One queue per delay, because only the head of a queue expires.
-DELAYS_S = (5, 10, 20, 40, 80, 160, 320, 640)
 
-
-def delay_exchange(delay_s: int) -> str:
-    """Return the exchange of one rung; the routing key published to it survives the wait."""
-    return f"autolabs.delay.{delay_s}s"
-
-
-def delay_queue(delay_s: int) -> str:
-    """Return the queue in which the messages of one rung wait."""
-    return f"celery.delay.{delay_s}s"
+def binding_key(routing_key: str) -> str:
+    """Return the key that binds a queue: with the delay of the ladder in front or without one."""
+    return f"#.{routing_key}"
 
 
 def queue_for(routing_key: str) -> str:
@@ -77,12 +71,10 @@ def declare_topology(channel: BlockingChannel) -> None:
     dead_letters = {"x-queue-type": "quorum", "x-delivery-limit": -1}
     channel.queue_declare(DEAD_LETTER_QUEUE, durable=True, arguments=dead_letters)
     channel.queue_bind(DEAD_LETTER_QUEUE, DEAD_LETTER_EXCHANGE)
+    ladder.declare_ladder(channel)
     for queue, routing_keys in BINDINGS.items():
         channel.queue_declare(queue, durable=True, arguments=task_queue_arguments())
         for routing_key in routing_keys:
-            channel.queue_bind(queue, TASKS_EXCHANGE, routing_key)
-    for delay_s in DELAYS_S:
-        arguments = _quorum(TASKS_EXCHANGE, **{"x-message-ttl": delay_s * 1000})
-        channel.exchange_declare(delay_exchange(delay_s), "fanout", durable=True)
-        channel.queue_declare(delay_queue(delay_s), durable=True, arguments=arguments)
-        channel.queue_bind(delay_queue(delay_s), delay_exchange(delay_s))
+            # Both as kombu's bind_queue_to_native_delayed_delivery_exchange makes them for a worker.
+            channel.exchange_bind(TASKS_EXCHANGE, ladder.DELIVERY_EXCHANGE, binding_key(routing_key))
+            channel.queue_bind(queue, TASKS_EXCHANGE, binding_key(routing_key))

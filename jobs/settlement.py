@@ -9,11 +9,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from dispatcher import message, tasks, topology
+from dispatcher import ladder, message, tasks, topology
 from dispatcher.message import TaskMessage
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery
 from jobs.settings import JobSettings, RetrySettings
+
+#: Seconds; a lab that has no room yet is looked at this often at least.
+MAX_RETRY_DELAY_S = 640.0
 
 _SHORT = 1000
 
@@ -23,19 +26,15 @@ def retry_delay_s(settings: RetrySettings, retries: int) -> float:
     delay_s = settings.delay_s * settings.backoff**retries
     if settings.jitter:
         delay_s *= random.uniform(0.5, 1.0)
-    return min(delay_s, float(topology.DELAYS_S[-1]))
+    return min(delay_s, MAX_RETRY_DELAY_S)
 
 
 def publish_delayed(publisher: Publisher, task: TaskMessage, delay_s: float) -> None:
-    """Publish a task so that it reaches its queue after the delay, in seconds.
-
-    It waits on the lowest rung that is long enough, with its own expiration: a message behind a
-    longer one waits for that too, at most the rung's seconds.
-    """
-    rung = next((s for s in topology.DELAYS_S if s >= delay_s), topology.DELAYS_S[-1])
+    """Publish a task so that it reaches its queue after the delay, in seconds, rounded up to whole ones."""
     body, properties = message.encode(task)
-    properties["expiration"] = str(max(1, round(min(delay_s, rung) * 1000)))
-    publisher.publish(topology.delay_exchange(rung), tasks.ROUTING_KEYS[task.name], body, properties)
+    properties.pop("expiration", None)  # it would end the wait on the first level that is longer
+    routing_key = ladder.delayed_routing_key(delay_s, tasks.ROUTING_KEYS[task.name])
+    publisher.publish(ladder.ENTRY_EXCHANGE, routing_key, body, properties)
 
 
 def publish_dead_letter(
@@ -43,11 +42,12 @@ def publish_dead_letter(
 ) -> None:
     """Put the message, unchanged but for headers that say why, into the dead-letter queue."""
     original = delivery.properties
+    routing_key = ladder.plain_routing_key(delivery.routing_key)
     why: dict[str, Any] = {
         "x-autolabs-reason": reason[:_SHORT],
         "x-autolabs-category": category,
         "x-autolabs-queue": settings.queue,
-        "x-autolabs-routing-key": delivery.routing_key,
+        "x-autolabs-routing-key": routing_key,
         "x-autolabs-job": settings.job_name,
         "x-autolabs-pod": settings.pod_name,
     }
@@ -59,9 +59,9 @@ def publish_dead_letter(
         "delivery_mode": 2,
     }
     try:
-        publisher.publish(topology.DEAD_LETTER_EXCHANGE, delivery.routing_key, delivery.body, properties)
+        publisher.publish(topology.DEAD_LETTER_EXCHANGE, routing_key, delivery.body, properties)
     except (TypeError, ValueError, OverflowError) as exc:
         # pika decodes header values that it cannot encode again.
         why["x-autolabs-original-headers"] = f"{original.headers!r} ({exc})"[:_SHORT]
         properties["headers"] = why
-        publisher.publish(topology.DEAD_LETTER_EXCHANGE, delivery.routing_key, delivery.body, properties)
+        publisher.publish(topology.DEAD_LETTER_EXCHANGE, routing_key, delivery.body, properties)

@@ -14,7 +14,7 @@ import pytest
 
 import jobs.cluster
 import jobs.labs
-from dispatcher import topology
+from dispatcher import ladder, topology
 from dispatcher.message import TaskMessage, encode
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs import create_lab as create_module
@@ -302,8 +302,8 @@ def test_a_try_before_the_last_keeps_the_lab_and_its_objects(
     cluster.pod_status = NO_ROOM
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     assert run_task(connections, delivery_of(create), {})
-    message = broker.take(topology.delay_queue(5))
-    assert (message.headers["id"], message.headers["retries"]) == (create.id, 1)
+    message = broker.take_delayed()
+    assert (message.headers["id"], message.headers["retries"], message.delay_s) == (create.id, 1, 5)
     assert len(cluster.objects) == 3
     assert cluster.deleted == []
     assert database.lab(lab)["status"] == "PENDING"
@@ -330,10 +330,10 @@ def test_a_failure_that_the_database_cannot_take_now_comes_back_with_the_same_re
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab), retries=retries)
     for _ in range(2):
         assert run_task(connections, delivery_of(create), {})
-        message = broker.take(topology.delay_queue(80))
+        message = broker.take_delayed()
         assert (message.headers["id"], message.headers["retries"]) == (create.id, retries)
         assert message.body == encode(create)[0]
-        assert 40_000 <= int(message.properties.expiration) <= 80_000
+        assert 40 <= message.delay_s <= 80
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
     assert cluster.deleted == []
 
@@ -347,7 +347,7 @@ def test_a_take_down_that_the_cluster_refuses_now_comes_back_until_it_is_done(
     assert run_task(connections, delivery_of(create), {})
     assert database.lab(lab)["status"] == "FAILED"
     assert len(cluster.objects) == 3
-    assert broker.take(topology.delay_queue(80)).headers["retries"] == 0
+    assert broker.take_delayed().headers["retries"] == 0
     cluster.refuses_deletes = False
     assert run_task(connections, delivery_of(create), {})
     assert cluster.objects == {}
@@ -361,7 +361,7 @@ def test_a_delete_that_fails_for_good_while_the_database_is_away_comes_back(
     connections.labs = LabStore("postgresql://u@127.0.0.1:1/db", application_name="away")
     delete = make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}, retries=3)
     assert run_task(connections, delivery_of(delete), {})
-    message = broker.take(topology.delay_queue(80))
+    message = broker.take_delayed()
     assert (message.headers["id"], message.headers["retries"]) == (delete.id, 3)
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
 
@@ -370,7 +370,7 @@ def test_a_failure_that_cannot_even_come_back_gives_the_message_back(
     connections: Connections, broker: Broker, lab: int
 ) -> None:
     connections.labs = LabStore("postgresql://u@127.0.0.1:1/db", application_name="away")
-    broker.channel().queue_delete(topology.delay_queue(80))
+    broker.channel().exchange_delete(ladder.ENTRY_EXCHANGE)
     assert not run_task(connections, delivery_of(make_task(kwargs=create_kwargs(lab_instance_id=lab))), {})
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
 
@@ -390,5 +390,5 @@ def test_a_failure_that_the_database_refuses_for_good_is_in_the_dead_letters(
     message = broker.take(topology.DEAD_LETTER_QUEUE)
     assert message.headers["x-autolabs-category"] == "PERMANENT_IMAGE_ERROR"
     assert "ledger_missed" in [getattr(record, "action", "") for record in caplog.records]
-    assert broker.is_empty(topology.delay_queue(80))
+    assert broker.delayed() == 0
     assert cluster.deleted == []

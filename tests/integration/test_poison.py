@@ -11,14 +11,14 @@ from typing import Any
 import pika.data
 import pytest
 
-from dispatcher import topology
+from dispatcher import ladder, topology
 from dispatcher.message import PUBLISHED_AT
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_task, make_wire
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
-from tests.support.waiting import eventually_equal
+from tests.support.waiting import eventually, eventually_equal
 
 BODY, HEADERS = make_wire()
 INVALID = "PERMANENT_INVALID_REQUEST"
@@ -142,7 +142,7 @@ def test_servers_that_stay_away_lose_no_message(containers: Containers, broker: 
     assert no_broker.actions()[-1] == "broker_unavailable"
     assert "hidden" not in no_broker.log.read_text()
     assert "is unknown" in broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-reason"]
-    assert broker.take(topology.delay_queue(80)).headers["id"] == cleanup_id
+    assert broker.take_delayed().headers["id"] == cleanup_id
 
 
 def test_a_create_with_bad_arguments_fails_its_lab(
@@ -187,7 +187,7 @@ def test_a_task_that_waits_for_its_time_does_not_forget_its_follow_up(
     broker.publish_task(eta=eta, unsupported={"chain": [{"task": "x.follow_up"}]})
     code, _ = containers.run()
     assert code == 0
-    assert json.loads(broker.take(topology.delay_queue(640)).body)[2]["chain"] == [{"task": "x.follow_up"}]
+    assert json.loads(broker.take_delayed().body)[2]["chain"] == [{"task": "x.follow_up"}]
 
 
 def test_a_create_ahead_of_its_row_is_tried_again_under_its_id(
@@ -204,10 +204,10 @@ def test_a_create_ahead_of_its_row_is_tried_again_under_its_id(
     assert json.loads(message.body)[1] == create_kwargs(lab_instance_id=4711)
 
 
-def test_each_retry_waits_on_its_rung_of_the_ladder(containers: Containers, broker: Broker) -> None:
+def test_each_retry_waits_longer_on_the_ladder(containers: Containers, broker: Broker) -> None:
     broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711), retries=2)
     containers.run()
-    assert broker.depth(topology.delay_queue(20)) == 1
+    assert broker.take_delayed().delay_s == 20
 
 
 @pytest.mark.parametrize(("retries", "allowed"), [(0, 0), (3, 3), (7, 3)])
@@ -227,7 +227,7 @@ def test_after_the_last_retry_the_lab_is_failed_and_the_message_kept(
 def test_a_retry_that_cannot_be_published_gives_the_message_back(
     containers: Containers, broker: Broker
 ) -> None:
-    broker.channel().queue_delete(topology.delay_queue(5))
+    broker.channel().exchange_delete(ladder.ENTRY_EXCHANGE)
     task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
     code, _ = containers.run()
     assert code == 75
@@ -242,8 +242,8 @@ def test_a_task_that_is_not_due_waits_on_the_ladder_as_it_is(
     task_id = broker.publish_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}, eta=eta)
     code, _ = containers.run(queue=topology.QUEUE_LOW)
     assert code == 0
-    eventually_equal(lambda: broker.depth(topology.delay_queue(640)), 1)
-    message = broker.take(topology.delay_queue(640))
+    message = broker.take_delayed()
+    assert 5 * 3600 - 60 < message.delay_s <= 5 * 3600
     assert (message.headers["id"], message.headers["retries"]) == (task_id, 0)
     assert datetime.fromisoformat(message.headers["eta"]) == eta
     assert database.ledger() == []
@@ -284,3 +284,30 @@ def test_a_header_that_the_library_cannot_read_ends_in_the_dead_letter_queue_too
         assert container.actions()[-1] == "broker_unavailable"
     eventually_equal(lambda: broker.depth(topology.DEAD_LETTER_QUEUE), 1)
     assert broker.is_empty()
+
+
+def test_a_task_that_is_due_within_a_second_is_waited_for(
+    containers: Containers, broker: Broker, database: Database
+) -> None:
+    process = containers.start(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=20)
+    eventually(lambda: broker.consumers(topology.QUEUE_LOW) == 1)
+    eta = datetime.now(timezone.utc) + timedelta(seconds=0.9)
+    broker.publish_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}, eta=eta)
+    assert process.wait() == 0
+    (run,) = database.ledger()
+    assert run["outcome"] == "succeeded"
+    assert run["finished_at"] >= eta
+    assert broker.delayed() == 0
+
+
+def test_a_task_that_ran_out_does_not_wait_for_its_time(
+    containers: Containers, broker: Broker, database: Database
+) -> None:
+    now = datetime.now(timezone.utc)
+    later, before = now + timedelta(hours=5), now - timedelta(seconds=1)
+    body, headers = make_wire(make_task(eta=later, expires=before))
+    broker.publish(topology.QUEUE_NORMAL, body, headers=headers)
+    code, _ = containers.run()
+    assert code == 0
+    assert broker.delayed() == 0
+    assert len(database.ledger()) == 1

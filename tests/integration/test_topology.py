@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import pika
 import pytest
 
-from dispatcher import topology
+from dispatcher import ladder, topology
 from dispatcher.__main__ import main
-from tests.support.factories import create_kwargs, make_wire
-from tests.support.rabbitmq import Broker
+from tests.support.factories import create_kwargs
+from tests.support.rabbitmq import LADDER, Broker
 from tests.support.waiting import eventually
 
 
@@ -19,7 +18,7 @@ def test_declaring_twice_changes_nothing(broker: Broker) -> None:
 def test_every_queue_survives_and_is_quorum(broker: Broker) -> None:
     queues = {queue["name"]: queue for queue in broker.api.call("GET", f"/queues/{broker.vhost}")}
     expected = {*topology.BINDINGS, topology.DEAD_LETTER_QUEUE}
-    assert set(queues) == expected | {topology.delay_queue(s) for s in topology.DELAYS_S}
+    assert set(queues) == expected | set(LADDER)
     assert all(q["durable"] and q["arguments"]["x-queue-type"] == "quorum" for q in queues.values())
 
 
@@ -52,12 +51,16 @@ def test_a_routing_key_leads_to_one_queue(broker: Broker, routing_key: str) -> N
     assert broker.is_empty()
 
 
-def test_a_delayed_message_comes_back_to_its_queue(broker: Broker) -> None:
-    body, headers = make_wire()
-    properties = pika.BasicProperties(headers=headers, expiration="50", delivery_mode=2)
-    broker.channel().basic_publish(topology.delay_exchange(5), "lab.delete", body, properties)
-    message = broker.take(topology.QUEUE_HIGH)
-    assert (message.body, message.headers["id"]) == (body, headers["id"])
+def test_bindings_of_an_earlier_release_give_no_second_copy(broker: Broker) -> None:
+    channel = broker.channel()
+    for queue, routing_keys in topology.BINDINGS.items():
+        for routing_key in routing_keys:
+            channel.queue_bind(queue, topology.TASKS_EXCHANGE, routing_key)
+    channel.basic_publish(topology.TASKS_EXCHANGE, "lab.create", b"now")
+    channel.basic_publish(ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(1, "lab.create"), b"later")
+    assert broker.take(topology.QUEUE_NORMAL).body == b"now"
+    assert broker.take(topology.QUEUE_NORMAL).body == b"later"
+    assert broker.is_empty()
 
 
 def test_a_message_that_kills_its_container_again_and_again_is_dead_lettered(broker: Broker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -13,12 +14,15 @@ from urllib.request import Request, urlopen
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
-from dispatcher import topology
+from dispatcher import ladder, topology
 from dispatcher.message import encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import ROUTING_KEYS
 from tests.support.factories import make_task
 from tests.support.waiting import eventually
+
+#: The short rungs first: a test waits on one of them.
+LADDER = [ladder.level_name(level) for level in range(ladder.LEVELS)]
 
 
 class ManagementApi:
@@ -51,6 +55,11 @@ class Message:
     @property
     def headers(self) -> dict[str, Any]:
         return dict(self.properties.headers or {})
+
+    @property
+    def delay_s(self) -> int:
+        """The whole seconds for which the ladder holds it."""
+        return ladder.delay_of(self.routing_key)
 
 
 @dataclass
@@ -132,21 +141,33 @@ class Broker:
 
     def take(self, queue: str, *, timeout_s: float = 5) -> Message:
         """Remove and return the next message."""
+        return self._take([queue], timeout_s)
+
+    def take_delayed(self, *, timeout_s: float = 5) -> Message:
+        """Remove and return a message that waits on the ladder; `delay_s` says how long it would."""
+        return self._take(LADDER, timeout_s)
+
+    def _take(self, queues: Sequence[str], timeout_s: float) -> Message:
         channel = self.channel()
 
         def get() -> Message | None:
-            method, found, body = channel.basic_get(queue, auto_ack=True)
-            if method is None or found is None or body is None:
-                return None
-            return Message(body, found, method.routing_key, method.redelivered)
+            for queue in queues:
+                method, found, body = channel.basic_get(queue, auto_ack=True)
+                if method is not None and found is not None and body is not None:
+                    return Message(body, found, method.routing_key, method.redelivered)
+            return None
 
         try:
-            return eventually(get, timeout_s, what=f"a message in {queue}")
+            return eventually(get, timeout_s, what=f"a message in {', '.join(queues)}")
         finally:
             channel.connection.close()
 
     def is_empty(self, *queues: str) -> bool:
         return all(self.depth(queue) == 0 for queue in queues or [*topology.BINDINGS])
+
+    def delayed(self) -> int:
+        """Return the count of messages that wait on the ladder."""
+        return sum(self.depth(queue) for queue in LADDER)
 
     def connection_names(self) -> dict[str, str]:
         """Return the client-given name of each connection -> the broker's name of it."""
@@ -163,13 +184,16 @@ class Broker:
 
     def evidence(self) -> str:
         lines = []
-        for queue in (
-            *topology.BINDINGS,
-            topology.DEAD_LETTER_QUEUE,
-            *map(topology.delay_queue, topology.DELAYS_S),
-        ):
+        for queue in (*topology.BINDINGS, topology.DEAD_LETTER_QUEUE):
             try:
                 lines.append(f"{queue}: {self.depth(queue)} ready")
             except pika.exceptions.AMQPError as exc:
                 lines.append(f"{queue}: {exc!r}")
+        lines.append(f"delay ladder: {self._waiting()} ready")
         return "\n".join(lines)
+
+    def _waiting(self) -> str:
+        try:
+            return str(self.delayed())
+        except pika.exceptions.AMQPError as exc:
+            return repr(exc)

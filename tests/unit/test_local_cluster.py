@@ -111,7 +111,7 @@ def test_the_dns_address_is_the_one_the_kubelet_tells() -> None:
 def test_everybody_may_do_on_the_broker_only_what_they_need() -> None:
     definitions = json.loads(credentials.rabbitmq_definitions(MADE))
     rights = {p["user"]: (p["configure"], p["write"], p["read"]) for p in definitions["permissions"]}
-    assert rights["jobs"] == ("^$", r"^autolabs\.", r"^celery\.")
+    assert rights["jobs"] == ("^$", r"^(autolabs\.|celery_delayed_27$)", r"^celery\.")
     assert rights["keda"] == ("^$", "^$", "^$")
     assert [u["name"] for u in definitions["users"] if u["tags"]] == ["autolabs"]
 

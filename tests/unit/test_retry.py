@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher import message, tasks, topology
+from dispatcher import ladder, message, tasks
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.retry import through_blips
 from jobs.settings import RetrySettings
-from jobs.settlement import publish_delayed, retry_delay_s
+from jobs.settlement import MAX_RETRY_DELAY_S, publish_delayed, retry_delay_s
 from tests.support.factories import make_task
 
 
@@ -58,7 +59,7 @@ def test_the_delays_of_the_specification() -> None:
 def test_jitter_shortens_by_half_at_most(retries: int, delay_s: float, backoff: float) -> None:
     full = retry_delay_s(RetrySettings(delay_s=delay_s, backoff=backoff, jitter=False), retries)
     jittered = retry_delay_s(RetrySettings(delay_s=delay_s, backoff=backoff), retries)
-    assert min(full / 2, topology.DELAYS_S[-1]) <= jittered <= topology.DELAYS_S[-1]
+    assert min(full / 2, MAX_RETRY_DELAY_S) <= jittered <= MAX_RETRY_DELAY_S
     assert jittered > 0
 
 
@@ -79,27 +80,17 @@ class RecordingPublisher(Publisher):
         self.published.append((exchange, routing_key, properties))
 
 
-@pytest.mark.parametrize(
-    ("delay_s", "rung", "expiration"),
-    [
-        (0.0001, 5, "1"),
-        (3.5, 5, "3500"),
-        (5, 5, "5000"),
-        (5.001, 10, "5001"),
-        (600, 640, "600000"),
-        (640, 640, "640000"),
-        (86400, 640, "640000"),
-    ],
-)
-def test_a_delayed_task_waits_on_the_lowest_rung_that_is_long_enough(
-    delay_s: float, rung: int, expiration: str
-) -> None:
+@pytest.mark.parametrize(("delay_s", "held_s"), [(0.0001, 1), (3.5, 4), (5, 5), (5.001, 6), (640, 640)])
+def test_a_delayed_task_waits_on_the_ladder_for_whole_seconds(delay_s: float, held_s: int) -> None:
     publisher = RecordingPublisher()
-    publish_delayed(publisher, make_task(), delay_s)
+    expires = datetime.now(timezone.utc) + timedelta(hours=1)
+    publish_delayed(publisher, make_task(expires=expires), delay_s)
     ((exchange, routing_key, properties),) = publisher.published
-    assert exchange == topology.delay_exchange(rung)
-    assert routing_key == tasks.ROUTING_KEYS[tasks.CREATE_LAB_POD]
-    assert properties["expiration"] == expiration
+    assert exchange == ladder.ENTRY_EXCHANGE
+    assert ladder.plain_routing_key(routing_key) == tasks.ROUTING_KEYS[tasks.CREATE_LAB_POD]
+    assert ladder.delay_of(routing_key) == held_s
+    # It would end the wait on the first level that is longer.
+    assert "expiration" not in properties
 
 
 def test_a_retried_task_keeps_its_id_on_the_wire() -> None:
