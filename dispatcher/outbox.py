@@ -43,12 +43,17 @@ def add(session: Session | scoped_session[Session] | Connection, task: Payload |
         sqlalchemy.exc.IntegrityError: the outbox holds a task of this id already.
     """
     message = _message(task)
-    from sqlalchemy import insert
+    from sqlalchemy import Connection, insert
 
     from dispatcher.models import OutboxTask
 
-    # The table rather than the class: no unit of work, so nothing of the session is flushed.
-    session.execute(insert(OutboxTask.__table__).values(**_columns(message)))  # type: ignore[arg-type]
+    # Session.execute would flush what the caller has not finished.
+    connection = (
+        session
+        if isinstance(session, Connection)
+        else session.connection(bind_arguments={"mapper": OutboxTask})
+    )
+    connection.execute(insert(OutboxTask).values(**_columns(message)))
     return message.id
 
 

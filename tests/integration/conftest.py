@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from dispatcher.database import upgrade
+from dispatcher.engine import make_engine
 from dispatcher.publisher import Publisher
 from jobs.configs import upload_defaults
 from jobs.labs import LabStore
 from tests.support.container import Containers
+from tests.support.outbox import Arrivals
 from tests.support.postgres import Database, Server
 from tests.support.rabbitmq import Broker
 from tests.support.store import Bucket
@@ -67,6 +70,19 @@ def database(database_server: Server, migrated_template: str) -> Iterator[Databa
     database = database_server.create(template=migrated_template)
     yield database
     database.drop()
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[Engine]:
+    engine = make_engine(database.url, application_name="test-backend")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def arrivals(broker: Broker) -> Arrivals:
+    """Every task that reaches the broker."""
+    return Arrivals(broker)
 
 
 @pytest.fixture

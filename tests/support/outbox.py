@@ -1,0 +1,64 @@
+"""What a backend puts into the outbox, and what the broker got out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from pika.adapters.blocking_connection import BlockingChannel
+from sqlalchemy import Engine
+
+from dispatcher import outbox, topology
+from dispatcher.message import TaskMessage, decode
+from tests.support.factories import make_payload
+from tests.support.rabbitmq import Broker
+
+ALL = "test.all"
+
+
+class Arrivals:
+    """A queue with every task of the vhost, whatever its kind, in the order in which the broker took them."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._channel: BlockingChannel = broker.channel()
+        self._channel.queue_declare(ALL, durable=True, arguments={"x-queue-type": "quorum"})
+        self._channel.queue_bind(ALL, topology.TASKS_EXCHANGE, "#")
+        self.seen: list[TaskMessage] = []
+
+    def take(self) -> list[TaskMessage]:
+        """Take what has arrived by now, and return all that ever has."""
+        while True:
+            method, properties, body = self._channel.basic_get(ALL, auto_ack=True)
+            if method is None or properties is None or body is None:
+                return self.seen
+            self.seen.append(decode(body, properties))
+
+    def ids(self) -> list[str]:
+        return [task.id for task in self.take()]
+
+
+def commit(engine: Engine, *tasks: Any) -> list[str]:
+    """Add tasks, each in a transaction of its own, and return their ids."""
+    ids = []
+    for task in tasks:
+        with engine.begin() as connection:
+            ids.append(outbox.add(connection, task))
+    return ids
+
+
+def creates(labs: Iterable[int], *, each: int = 1) -> list[Any]:
+    """Return creates of several labs in turns; student_id says which one of its lab it is."""
+    labs = list(labs)
+    return [
+        make_payload(lab_instance_id=lab, student_id=number) for number in range(1, each + 1) for lab in labs
+    ]
+
+
+def first_arrivals(tasks: Sequence[TaskMessage]) -> dict[int, list[int]]:
+    """Return, by lab, the numbers (see `creates`) in the order in which each was first seen."""
+    seen: dict[str, tuple[int, int]] = {}
+    for task in tasks:
+        seen.setdefault(task.id, (task.kwargs["lab_instance_id"], task.kwargs["student_id"]))
+    by_lab = groupby(sorted(seen.values(), key=lambda pair: pair[0]), key=lambda pair: pair[0])
+    return {lab: [number for _, number in pairs] for lab, pairs in by_lab}
