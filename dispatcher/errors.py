@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dispatcher.task_status import TaskStatus
+
 
 class DispatcherError(Exception):
     """Base of everything the dispatcher raises on purpose."""
@@ -46,5 +51,32 @@ class NotConfirmed(PublishError):
     """
 
 
+class Unencodable(PublishError, ValueError):
+    """Raised when JSON or AMQP cannot express the message; nothing was sent."""
+
+
 class Unroutable(PublishError):
     """Raised when the broker has no queue for the message, or refuses it: not queued."""
+
+
+class TaskTimeout(DispatcherError, TimeoutError):
+    """Raised when a task is not over in time; `status` is what was seen last."""
+
+    def __init__(self, status: TaskStatus, waited_s: float) -> None:
+        super().__init__(f"task {status.task_id} is {status.state.value} after {waited_s:g} s")
+        self.status = status
+
+
+class TaskFailed(DispatcherError):
+    """Raised by Celery's `AsyncResult.get()` for a task of ours that failed.
+
+    `category` says who must act, `message` is a sentence for the student and the teacher.
+    """
+
+    def __init__(self, category: str, message: str) -> None:
+        super().__init__(category, message)  # both, because Celery and pickle build it again from args
+        self.category = category
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.category}]"

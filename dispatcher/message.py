@@ -57,7 +57,7 @@ class TaskMessage:
     expires: datetime | None = None
     #: 0 to 255. Our queues are one per priority, so it orders nothing here; it is handed on.
     priority: int = 0
-    #: Seconds, hard and soft, published in whole ones. A Celery worker keeps them; a container has limits of its own.
+    #: Seconds, hard and soft, published in whole ones. A Celery worker keeps them; containers have their own.
     timelimit: tuple[float | None, float | None] = (None, None)
     #: True: the sender wants no result stored.
     ignore_result: bool = False
@@ -226,7 +226,7 @@ def _timelimit(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
     for limit in limits:
         if limit is not None and (type(limit) not in (int, float) or not 0 <= limit <= MAX_TIMELIMIT_S):
             raise MalformedMessage(
-                f"header 'timelimit' holds {limit!r:.40}; allowed are null and seconds up to {MAX_TIMELIMIT_S}"
+                f"header 'timelimit' holds {limit!r:.40}; allowed: null, or seconds up to {MAX_TIMELIMIT_S}"
             )
     return limits[0], limits[1]
 

@@ -11,19 +11,16 @@ import os
 import random
 import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any
 
-import pika
-from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
-
-from dispatcher import message, tasks, topology
-from dispatcher.connection import answers_within, connect
-from dispatcher.errors import NotConfirmed, PublishError, Unroutable
+from dispatcher import ladder, message, tasks, topology
+from dispatcher.amqp import ClosedByBroker, LinkError, PublishLink
+from dispatcher.batch import Batch, Outgoing
+from dispatcher.errors import PublishError, Unencodable
+from dispatcher.keepalive import KeepAlive
 from dispatcher.settings import BrokerSettings
-
-if TYPE_CHECKING:
-    from pika.adapters.blocking_connection import BlockingChannel
 
 logger = logging.getLogger(__name__)
 
@@ -41,34 +38,26 @@ class Publisher:
         self._name = name
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._connection: pika.BlockingConnection | None = None
-        self._channel: BlockingChannel | None = None
+        self._link: PublishLink | None = None
+        self._keep_alive: KeepAlive | None = None
 
-    def publish_task(self, task: message.TaskMessage) -> None:
-        """Publish a task to the queue of its kind; errors as for `publish`."""
-        body, properties = message.encode(task)
-        self.publish(topology.TASKS_EXCHANGE, tasks.ROUTING_KEYS[task.name], body, properties)
+    def publish_task(self, task: message.TaskMessage, *, timeout_s: float | None = None) -> None:
+        """Publish a task to the queue of its kind, by way of the delay ladder if its eta is to come.
+
+        Errors as for `publish`.
+        """
+        self._publish_all([task.id], lambda _: _outgoing(task), timeout_s, raise_first=True)
 
     def publish_tasks(
         self, messages: Sequence[message.TaskMessage], *, timeout_s: float | None = None
     ) -> list[PublishError | None]:
         """Publish many tasks and return, in their order, None for a confirmed one or what went wrong.
 
-        `timeout_s` bounds the whole call, in seconds. Raises nothing of the broker.
+        Up to batch.WINDOW messages are on their way before the first confirm is waited for. The ids must
+        differ. `timeout_s` bounds the whole call, in seconds; nothing of the broker is raised.
         """
-        timeout_s = self._settings.publish_timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
-        errors: list[PublishError | None] = []
-        for task in messages:
-            body, properties = message.encode(task)
-            routing_key = tasks.ROUTING_KEYS[task.name]
-            left_s = max(0.01, deadline - time.monotonic())
-            try:
-                self.publish(topology.TASKS_EXCHANGE, routing_key, body, properties, timeout_s=left_s)
-                errors.append(None)
-            except PublishError as exc:
-                errors.append(exc)
-        return errors
+        ids = [task.id for task in messages]
+        return self._publish_all(ids, lambda index: _outgoing(messages[index]), timeout_s)
 
     def publish(
         self,
@@ -91,87 +80,122 @@ class Publisher:
         Raises:
             Unroutable: no queue is bound for the routing key, the exchange is missing, or writing to it
                 is not allowed; nothing is queued.
+            Unencodable: AMQP cannot express the properties; nothing is sent.
             NotConfirmed: no confirm within the timeout; the cause is chained.
         """
-        if self._pid != os.getpid():
-            self._forget_after_fork()
+        outgoing = Outgoing(exchange, routing_key, body, properties)
         task_id = str(properties.get("correlation_id"))
-        timeout_s = self._settings.publish_timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
-        delay_s = FIRST_RETRY_DELAY_S
-        if not self._lock.acquire(timeout=timeout_s):
-            raise NotConfirmed(task_id, f"task {task_id} was not sent within {timeout_s:g} s: others wait")
+        self._publish_all([task_id], lambda _: outgoing, timeout_s, raise_first=True)
+
+    def keep_alive(self) -> None:
+        """Answer the broker's heartbeats if nobody publishes just now; called by a thread of its own."""
+        if self._pid != os.getpid() or not self._lock.acquire(blocking=False):
+            return
         try:
-            while True:
-                try:
-                    self._attempt(exchange, routing_key, body, properties, deadline)
-                    return
-                except (AMQPError, OSError) as exc:
-                    if refusal := _refusal(exc, exchange, routing_key):
-                        raise Unroutable(task_id, f"task {task_id} {refusal}") from exc
-                    if not isinstance(exc, NackError):
-                        self._discard()
-                    delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S) * random.uniform(0.5, 1.0)
-                    if time.monotonic() + delay_s >= deadline:
-                        raise NotConfirmed(
-                            task_id,
-                            f"task {task_id} was not confirmed by the broker within {timeout_s:g} s"
-                            f" (last: {exc!r})",
-                        ) from exc
-                    logger.warning("publish of task %s failed, trying again: %r", task_id, exc)
-                    time.sleep(delay_s)
+            if self._link is not None:
+                self._link.poll()
+        except LinkError as exc:
+            logger.info("idle connection to the broker is gone, the next publish opens another: %s", exc)
+            self._discard()
         finally:
             self._lock.release()
 
     def close(self) -> None:
         """Close the connection; a later publish opens a new one."""
+        if self._pid != os.getpid():
+            self._forget_after_fork()
         with self._lock:
-            self._discard()
+            link, self._link = self._link, None
+            keep_alive, self._keep_alive = self._keep_alive, None
+            if link is not None:
+                link.close(time.monotonic() + CLOSE_TIMEOUT_S)
+        if keep_alive is not None:
+            keep_alive.stop()
 
-    def _attempt(
-        self, exchange: str, routing_key: str, body: bytes, properties: dict[str, Any], deadline: float
-    ) -> None:
-        channel = self._open_channel(deadline)
-        # Half of the time: a kept connection that the network forgot must leave some for a new one.
-        with answers_within(channel.connection, (deadline - time.monotonic()) / 2):
-            channel.basic_publish(
-                exchange, routing_key, body, pika.BasicProperties(**properties), mandatory=True
-            )
+    def _publish_all(
+        self,
+        ids: Sequence[str],
+        outgoing: Callable[[int], Outgoing],
+        timeout_s: float | None,
+        *,
+        raise_first: bool = False,
+    ) -> list[PublishError | None]:
+        if self._pid != os.getpid():
+            self._forget_after_fork()
+        timeout_s = self._settings.publish_timeout_s if timeout_s is None else timeout_s
+        batch = Batch(ids, outgoing)
+        deadline = time.monotonic() + timeout_s
+        if self._lock.acquire(timeout=timeout_s):
+            try:
+                self._deliver(batch, deadline, timeout_s)
+            finally:
+                self._lock.release()
+        else:
+            batch.give_up(f"was not sent within {timeout_s:g} s: other threads are publishing", None)
+        if raise_first and batch.errors[0] is not None:
+            raise batch.errors[0]
+        return batch.errors
 
-    def _open_channel(self, deadline: float) -> BlockingChannel:
-        if self._channel is None or not self._channel.is_open:
-            self._discard()
-            left_s = max(0.1, deadline - time.monotonic())
-            self._connection = connect(self._settings, name=self._name, timeout_s=left_s)
-            with answers_within(self._connection, left_s):
-                self._channel = self._connection.channel()
-                self._channel.confirm_delivery()
-        return self._channel
+    def _deliver(self, batch: Batch, deadline: float, timeout_s: float) -> None:
+        delay_s = FIRST_RETRY_DELAY_S
+        while batch.waiting:
+            kept = self._link is not None
+            cause: Exception | None = None
+            try:
+                link = self._open_link(deadline)
+                batch.run(link, deadline)
+                reason = "the broker refuses it (basic.nack): its queue is full or not available"
+            except LinkError as exc:
+                cause, reason = exc, str(exc)
+                if self._link is not None and self._link.blocked:
+                    reason += f"; the broker takes no messages: {self._link.blocked}"
+                self._discard()
+                if isinstance(exc, ClosedByBroker):
+                    batch.refuse(exc)
+            if not batch.waiting:
+                return
+            # A connection that went stale while idle says nothing of the broker: try at once.
+            wait_s = 0.0 if kept and cause else delay_s * random.uniform(0.5, 1.0)
+            if time.monotonic() + wait_s >= deadline:
+                batch.give_up(
+                    f"was not confirmed by the broker within {timeout_s:g} s (last: {reason})", cause
+                )
+                return
+            logger.warning("%d tasks are published again: %s", len(batch.waiting), reason)
+            time.sleep(wait_s)
+            if wait_s:
+                delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S)
+
+    def _open_link(self, deadline: float) -> PublishLink:
+        if self._link is None:
+            self._link = PublishLink(self._settings, name=self._name, deadline=deadline)
+            if self._keep_alive is None and self._link.heartbeat_s:
+                self._keep_alive = KeepAlive(self, interval_s=self._link.heartbeat_s / 3)
+        return self._link
 
     def _discard(self) -> None:
-        connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None and connection.is_open:
-            try:
-                with answers_within(connection, CLOSE_TIMEOUT_S):
-                    connection.close()
-            except (AMQPError, OSError) as exc:
-                logger.debug("connection was already gone: %r", exc)
+        link, self._link = self._link, None
+        if link is not None:
+            link.abandon()
 
     def _forget_after_fork(self) -> None:
-        # The socket belongs to the parent: closing it here would end the parent's connection.
+        # Closes this process's copy of the socket only; the parent goes on with the connection.
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._connection = self._channel = None
+        self._keep_alive = None
+        self._discard()
 
 
-def _refusal(error: Exception, exchange: str, routing_key: str) -> str | None:
-    """Say why the broker will not take the message however often it is sent, or None."""
-    if isinstance(error, UnroutableError):
-        return (
-            "was returned by the broker: no queue is bound to exchange"
-            f" {exchange!r} with routing key {routing_key!r}"
+def _outgoing(task: message.TaskMessage) -> Outgoing:
+    """Return what to send for a task. Raises Unencodable."""
+    try:
+        body, properties = message.encode(task)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise Unencodable(task.id, f"task {task.id} cannot be written as JSON: {exc}") from exc
+    exchange, routing_key = topology.TASKS_EXCHANGE, tasks.routing_key(task.name)
+    delay_s = (task.eta - datetime.now(timezone.utc)).total_seconds() if task.eta else 0.0
+    if delay_s > 0:
+        return Outgoing(
+            ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(delay_s, routing_key), body, properties
         )
-    # 403 access refused, 404 no such exchange
-    if isinstance(error, ChannelClosedByBroker) and error.reply_code in (403, 404):
-        return f"was refused by the broker: {error.reply_text}"
-    return None
+    return Outgoing(exchange, routing_key, body, properties)

@@ -8,9 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 from dispatcher import message, tasks
 from dispatcher.errors import InvalidTask
-
-#: Seconds; the longest delay of Celery's ladder of 28 bits, about 8.5 years.
-MAX_DELAY_S = 2**28 - 1
+from dispatcher.ladder import MAX_DELAY_S
 
 
 @dataclass(frozen=True, slots=True)

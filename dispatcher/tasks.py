@@ -30,6 +30,12 @@ ROUTING_KEYS: dict[str, str] = {
     SYNC_LAB_STATUS: "lab.sync",
 }
 
+
+def routing_key(name: str) -> str:
+    """Return the routing key of a task; one that nobody knows goes where a container will refuse it."""
+    return ROUTING_KEYS.get(name, ROUTING_KEYS[CREATE_LAB_POD])
+
+
 _MAX_ID = 2**63 - 1  # PostgreSQL bigint
 # docker.io/library/reference grammar, lower-case repository, optional tag and digest
 _IMAGE = re.compile(

@@ -50,7 +50,7 @@ def test_send_task_takes_arguments_by_position(broker: Broker) -> None:
 
 
 def test_publishing_to_an_unbound_queue_raises_unroutable(broker: Broker, publisher: Publisher) -> None:
-    broker.channel().queue_unbind(topology.QUEUE_NORMAL, topology.TASKS_EXCHANGE, "lab.create")
+    broker.channel().queue_unbind(topology.QUEUE_NORMAL, topology.TASKS_EXCHANGE, "#.lab.create")
     task = make_task()
     with pytest.raises(Unroutable, match="no queue is bound to exchange") as caught:
         publisher.publish_task(task)
@@ -207,7 +207,7 @@ def test_a_forked_process_opens_a_connection_of_its_own(broker: Broker, publishe
 
 def test_no_exception_of_pika_leaks(broker: Broker) -> None:
     wrong = broker.url.replace("://", "://nobody-", 1)
-    with pytest.raises(NotConfirmed, match="ProbableAuthenticationError") as caught:
+    with pytest.raises(NotConfirmed, match="ACCESS_REFUSED") as caught:
         Publisher(BrokerSettings(wrong, publish_timeout_s=0.5)).publish_task(make_task())
     assert caught.value.__cause__ is not None
     assert "@" not in str(caught.value)
