@@ -27,10 +27,12 @@ OWNERS = {
         "dispatcher/outbox.py",
         "dispatcher/outbox_listener.py",
         "dispatcher/outbox_relay.py",
+        "dispatcher/results.py",
     },
     "alembic": {"dispatcher/database.py", "dispatcher/migrations/"},
     "kubernetes": set(),
     "psycopg2": {"jobs/labs.py"},
+    "redis": {"jobs/results.py"},
     "tenacity": {"jobs/retry.py"},
     "kombu": {"dispatcher/celery_config.py"},
     "celery": set(),
@@ -91,6 +93,7 @@ HEAVY = {
     "psycopg2",
     "celery",
     "kombu",
+    "redis",
     "tenacity",
 }
 
@@ -105,5 +108,6 @@ def test_a_container_claims_before_it_imports_what_an_operation_needs() -> None:
 
 def test_a_task_runs_without_the_heavy_clients() -> None:
     assert (
-        loaded_by("import jobs.worker") & {"kubernetes", "sqlalchemy", "minio", "tenacity", "celery"} == set()
+        loaded_by("import jobs.worker") & {"kubernetes", "sqlalchemy", "minio", "redis", "tenacity", "celery"}
+        == set()
     )

@@ -1,0 +1,166 @@
+"""What became of a task: read the ledger, wait for the end, cancel what was not begun.
+
+The ledger is written by the job containers; a task that was only published has no run in it yet.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, RowMapping, create_engine, literal, make_url, select, text, true
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from dispatcher.errors import DispatcherError, TaskTimeout
+from dispatcher.models import Outcome, TaskCancellation, TaskRun
+from dispatcher.task_lock import LOCK_TIMEOUT_S, lock_task
+from dispatcher.task_status import TaskState, TaskStatus, state_of
+
+__all__ = ["ResultStore", "TaskState", "TaskStatus"]
+
+#: Each wait between two looks is longer than the one before by this.
+_GROWTH = 1.5
+_COLUMNS = (
+    TaskRun.task_name,
+    TaskRun.lab_instance_id,
+    TaskRun.attempt,
+    TaskRun.outcome,
+    TaskRun.error_category,
+    TaskRun.error_message,
+    TaskRun.published_at,
+    TaskRun.claimed_at.label("started_at"),
+    TaskRun.finished_at,
+    TaskRun.details["result"].label("result"),
+)
+
+
+class ResultStore:
+    """Look tasks up in the platform's database; one instance per process, shared by its threads.
+
+    With a URL it has a small connection pool of its own, which a forked child replaces by itself. An
+    Engine stays the caller's: after a fork the child must dispose of it, as SQLAlchemy asks.
+    Every method raises DispatcherError when the database does not answer or refuses.
+    """
+
+    def __init__(self, database: str | Engine) -> None:
+        """Take the platform's database: postgresql://user:password@host/name, or an Engine."""
+        self._owns_engine = isinstance(database, str)
+        self._engine = _make_engine(database) if isinstance(database, str) else database
+        self._pid = os.getpid()
+
+    def status(self, task_id: str) -> TaskStatus:
+        """Return what is known now; an id that nobody has begun is PENDING, also an unknown one."""
+        with self._transaction() as connection:
+            return _read(connection, task_id)
+
+    def wait(
+        self, task_id: str, timeout_s: float, *, poll_s: float = 0.05, max_poll_s: float = 1.0
+    ) -> TaskStatus:
+        """Return the status once it is SUCCESS, FAILURE or REVOKED.
+
+        It looks at least once, then after `poll_s` seconds, then ever less often, at last every
+        `max_poll_s`; between two looks no connection is held.
+
+        Raises:
+            TaskTimeout: it was none of these within `timeout_s` seconds; `.status` has the last state.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (status := self.status(task_id)).ready:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TaskTimeout(status, timeout_s)
+            time.sleep(min(poll_s, left_s))
+            poll_s = min(poll_s * _GROWTH, max_poll_s)
+        return status
+
+    def cancel(self, task_id: str) -> TaskStatus:
+        """Ask that a task is not begun any more, and tell by its state whether that came in time.
+
+        REVOKED: it will not be begun. STARTED: too late, a container is at it; only a further
+        attempt is not begun. SUCCESS or FAILURE: it was over already. Cancelling twice is the same as
+        once. The message stays in its queue until a container takes it and records the REVOKED.
+        """
+        with self._transaction() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+            connection.execute(text(lock_task(":task_id")), {"task_id": task_id})
+            status = _read(connection, task_id)
+            if status.ready:
+                return status
+            connection.execute(insert(TaskCancellation).values(task_id=task_id).on_conflict_do_nothing())
+            return _read(connection, task_id)
+
+    def close(self) -> None:
+        """Close the pool; an Engine that was given stays open."""
+        if self._owns_engine:
+            self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        if self._owns_engine and os.getpid() != self._pid:
+            # The parent's connections are the parent's: forget them, without closing their sockets.
+            self._engine.dispose(close=False)
+            self._pid = os.getpid()
+        try:
+            # Another level would look with a snapshot from before the lock (dispatcher.task_lock).
+            with (
+                self._engine.connect().execution_options(isolation_level="READ COMMITTED") as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except SQLAlchemyError as exc:
+            raise DispatcherError(f"the database did not tell about the task: {_reason(exc)}") from exc
+
+
+def _make_engine(url: str) -> Engine:
+    try:
+        # Named, because the default driver of a plain postgresql:// differs between SQLAlchemy 2.0 and 2.1.
+        return create_engine(
+            make_url(url).set(drivername="postgresql+psycopg2"),
+            pool_size=2,
+            max_overflow=8,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": 5,
+                "application_name": "autolabs-results",
+                "options": "-c statement_timeout=10000",
+            },
+        )
+    except (ArgumentError, ImportError) as exc:
+        raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc
+
+
+def _reason(exc: SQLAlchemyError) -> str:
+    cause = getattr(exc, "orig", None) or exc
+    return f"{type(cause).__name__}: {str(cause).strip()}"[:500]
+
+
+def _read(connection: Connection, task_id: str) -> TaskStatus:
+    cancelled = (
+        select(TaskCancellation.task_id)
+        .where(TaskCancellation.task_id == task_id)
+        .exists()
+        .label("cancelled")
+    )
+    # A success of any run stands, as in Celery's own backends: a later duplicate finds nothing to do.
+    run = (
+        select(*_COLUMNS)
+        .where(TaskRun.task_id == task_id)
+        .order_by((TaskRun.outcome == Outcome.SUCCEEDED.value).desc(), TaskRun.id.desc())
+        .limit(1)
+        .subquery("run")
+    )
+    # One statement, hence one snapshot: a flag without a run is never seen beside a run that began first.
+    row = connection.execute(
+        select(cancelled, *run.c).select_from(select(literal(1)).subquery("one").outerjoin(run, true()))
+    )
+    return _status(task_id, row.mappings().one())
+
+
+def _status(task_id: str, row: RowMapping) -> TaskStatus:
+    fields: dict[str, Any] = {name: value for name, value in row.items() if name != "cancelled"}
+    state = state_of(row["outcome"], cancelled=row["cancelled"])
+    return TaskStatus(task_id=task_id, state=state, **fields)

@@ -1,0 +1,78 @@
+"""What is known of a task, by Celery's names. The ledger's newest run of a task decides."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+class TaskState(str, enum.Enum):
+    """Where a task is; the names and meanings are those of celery.states."""
+
+    #: Nobody has begun it: it waits, or no such task was ever sent.
+    PENDING = "PENDING"
+    #: A container is at it.
+    STARTED = "STARTED"
+    #: An attempt failed; another one comes after a delay.
+    RETRY = "RETRY"
+    #: It was performed, or there was nothing to do.
+    SUCCESS = "SUCCESS"
+    #: It failed for good; error_message says why.
+    FAILURE = "FAILURE"
+    #: It was cancelled or had expired before it began, and will not be begun.
+    REVOKED = "REVOKED"
+
+    @property
+    def ready(self) -> bool:
+        """True when the state will not change any more, unless somebody sends the task again."""
+        return self in (TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED)
+
+
+#: Outcome in the ledger (dispatcher.models.Outcome, which needs SQLAlchemy) -> state.
+STATE_OF_OUTCOME = {
+    "started": TaskState.STARTED,
+    "succeeded": TaskState.SUCCESS,
+    "noop": TaskState.SUCCESS,
+    "failed": TaskState.FAILURE,
+    "dead_lettered": TaskState.FAILURE,
+    "retried": TaskState.RETRY,
+    "revoked": TaskState.REVOKED,
+}
+
+
+def state_of(outcome: str | None, *, cancelled: bool) -> TaskState:
+    """Return the state of a task by the outcome of its deciding run and the cancellation flag."""
+    if cancelled and outcome in (None, "retried"):
+        return TaskState.REVOKED
+    return TaskState.PENDING if outcome is None else STATE_OF_OUTCOME[outcome]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStatus:
+    """A task as the ledger knows it; all but id and state are None before its first run."""
+
+    task_id: str
+    state: TaskState
+    task_name: str | None = None
+    lab_instance_id: int | None = None
+    #: 1 for the first; a retry has the next number, a redelivery the same.
+    attempt: int | None = None
+    #: How the ledger puts it, such as `noop` for a SUCCESS that had nothing to do.
+    outcome: str | None = None
+    error_category: str | None = None
+    #: In plain words: what happened and who must act.
+    error_message: str | None = None
+    #: By the publisher's clock.
+    published_at: datetime | None = None
+    #: When the deciding run took the task, by the database's clock.
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    #: What a SUCCESS gives: for a create the lab's id, status, Pod name and URL.
+    result: dict[str, Any] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """True for SUCCESS, FAILURE and REVOKED."""
+        return self.state.ready
