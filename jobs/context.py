@@ -11,6 +11,7 @@ from jobs.configs import Configs
 from jobs.lab_objects import LabObjects
 from jobs.labs import LabStore, TaskRunRecord
 from jobs.objectstore import ObjectStore
+from jobs.results import ResultWriter
 from jobs.settings import JobSettings
 
 
@@ -48,8 +49,15 @@ class Connections:
         """A second connection to the broker, for what a task publishes."""
         return Publisher(self.settings.broker, name=f"autolabs-job-publish {self.settings.pod_name or ''}")
 
+    @cached_property
+    def results(self) -> ResultWriter | None:
+        """Where results go for a backend's Celery app; None when nowhere."""
+        return ResultWriter(self.settings.results) if self.settings.results else None
+
     def warm(self) -> None:
         """Open everything a create needs. What fails here is left to the task, which reports it."""
+        if self.results:
+            self.results.warm()
         self.labs.warm()
         self.store.warm()
         self.cluster.warm()

@@ -8,6 +8,7 @@ from dispatcher.tasks import CreateLabPod
 from jobs.context import TaskContext
 from jobs.errors import Category, JobError, TransientError
 from jobs.lab_objects import LabGone
+from jobs.labs import Ending, lab_result
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.reachability import wait_answers
 from jobs.steps import mark
@@ -35,7 +36,8 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
         if lab.status != "RUNNING":
             # An attempt of ours may have died between making objects and finding this out.
             context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
-        context.labs.record(context.record, "noop")
+        result = lab_result(payload.lab_instance_id, lab)
+        context.labs.record(context.record, Ending("noop", result=result))
         state = "stop requested" if lab.stop_requested else lab.status
         logger.info("nothing to create: lab is %s", state, extra={"action": "create_noop"})
         return
@@ -50,9 +52,26 @@ def fail_create(context: TaskContext, error: JobError, *, outcome: str) -> None:
     """
     lab_instance_id = context.record.lab_instance_id
     if lab_instance_id is None:
-        context.labs.record(context.record, outcome, error)
+        context.labs.record(context.record, Ending.of_error(outcome, error))
         return
-    if not context.labs.mark_failed(context.record, error, outcome=outcome):
+    changed = context.labs.mark_failed(context.record, error, outcome=outcome)
+    _take_down_unless_running(context, lab_instance_id, surely=changed)
+
+
+def cancel_create(context: TaskContext, lab_instance_id: int) -> None:
+    """Make a lab that is not to be started STOPPED, then take down what an earlier attempt made.
+
+    Nothing is done to a lab that another container made RUNNING.
+
+    Raises:
+        JobError: the cancellation is not recorded, or the objects are still there.
+    """
+    changed = context.labs.mark_cancelled(context.record, "The start of this lab was cancelled.")
+    _take_down_unless_running(context, lab_instance_id, surely=changed)
+
+
+def _take_down_unless_running(context: TaskContext, lab_instance_id: int, *, surely: bool) -> None:
+    if not surely:
         lab = context.labs.find(lab_instance_id)
         if lab is None or lab.status == "RUNNING":
             return
@@ -117,7 +136,8 @@ def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifest
     elif lab.k8s_pod_name != _name(manifests):
         # Another create of this lab won, with another image: its objects have another name.
         context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0, name=_name(manifests))
-    context.labs.record(context.record, "noop")
+    result = lab_result(payload.lab_instance_id, lab) if lab else None
+    context.labs.record(context.record, Ending("noop", result=result))
     logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})
 
 

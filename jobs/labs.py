@@ -1,14 +1,15 @@
 """State of labs in PostgreSQL: compare-and-set transitions, each with its ledger row.
 
-Every transition checks that the lab is still where the caller believes it to be and commits the
-ledger row with it. Times are the database's. Plain SQL, because SQLAlchemy costs 110 ms and
-13 MiB per lab; the tables are those of dispatcher.models.
+A run has its ledger row from its beginning on. Every transition checks that the lab is still where the
+caller believes it to be and completes that row in the same transaction. Times are the database's. Plain
+SQL, because SQLAlchemy costs 110 ms and 13 MiB per lab; the tables are those of dispatcher.models.
 """
 
 from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +19,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
+from dispatcher.task_lock import lock_task
 from jobs.errors import Category, JobError, PermanentError, TransientError
 from jobs.retry import through_blips
 from jobs.usage import usage
@@ -42,6 +44,7 @@ class Lab:
     status: str
     stop_requested: bool
     k8s_pod_name: str | None
+    connection_url: str | None
 
     @property
     def wants_start(self) -> bool:
@@ -49,9 +52,28 @@ class Lab:
         return self.status == "PENDING" and not self.stop_requested
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended, as the ledger and the result of the task say it."""
+
+    #: As dispatcher.models.Outcome.
+    outcome: str
+    error_category: str | None = None
+    error_message: str | None = None
+    #: For operators.
+    evidence: str = ""
+    #: What a success gives to whoever waits for the task.
+    result: dict[str, Any] | None = None
+
+    @classmethod
+    def of_error(cls, outcome: str, error: JobError) -> Ending:
+        """Return the ending of a run that an error ended."""
+        return cls(outcome, error.category.value, error.sentence, error.evidence)
+
+
 @dataclass(slots=True)
 class TaskRunRecord:
-    """What this container will write to the ledger about its task."""
+    """What this container writes to the ledger about its task, and what it wrote last."""
 
     task_id: str
     task_name: str
@@ -64,6 +86,10 @@ class TaskRunRecord:
     lab_instance_id: int | None = None
     claimed_monotonic: float = field(default_factory=time.monotonic)
     details: dict[str, Any] = field(default_factory=dict)
+    #: Ours, so that a statement repeated after a lost answer writes no second row.
+    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    #: As it was committed last, or as it would be if the database had taken it.
+    ending: Ending | None = None
 
 
 class LabStore:
@@ -86,7 +112,15 @@ class LabStore:
 
     def find(self, lab_instance_id: int) -> Lab | None:
         """Return the lab, or None when there is no such row."""
-        return self.transaction(lambda cursor: _select(cursor, lab_instance_id))
+        return self._at_once(lambda cursor: _select(cursor, lab_instance_id))
+
+    def begin(self, record: TaskRunRecord) -> bool:
+        """Write the run's ledger row, as started; False when its task was cancelled before that.
+
+        One round trip. Either this run sees the cancellation, or who cancels sees this run
+        (dispatcher.task_lock).
+        """
+        return self._at_once(lambda cursor: _insert_started(cursor, record))
 
     def mark_running(
         self, record: TaskRunRecord, lab_instance_id: int, *, pod_name: str, connection_url: str
@@ -97,7 +131,7 @@ class LabStore:
         answer was lost, or a duplicate of this task.
         """
 
-        def change(cursor: Cursor) -> bool:
+        def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             cursor.execute(
                 "UPDATE lab_instances SET status = 'RUNNING', k8s_pod_name = %s, connection_url = %s,"
                 " celery_task_id = coalesce(celery_task_id, %s), started_at = now(), updated_at = now(),"
@@ -106,15 +140,14 @@ class LabStore:
                 (pod_name, connection_url, record.task_id, lab_instance_id),
             )
             if cursor.rowcount == 1:
-                _insert_run(cursor, record, "succeeded")
-                return True
-            lab = _select(cursor, lab_instance_id)
-            if lab is None or lab.status != "RUNNING" or lab.k8s_pod_name != pod_name:
-                return False
-            _insert_run(cursor, record, "noop")
-            return True
+                lab = Lab("RUNNING", False, pod_name, connection_url)
+                return True, Ending("succeeded", result=lab_result(lab_instance_id, lab))
+            found = _select(cursor, lab_instance_id)
+            if found is None or found.status != "RUNNING" or found.k8s_pod_name != pod_name:
+                return False, None
+            return True, Ending("noop", result=lab_result(lab_instance_id, found))
 
-        return self.transaction(change)
+        return self._end(record, change)
 
     def mark_failed(self, record: TaskRunRecord, error: JobError, *, outcome: str) -> bool:
         """Make a PENDING lab FAILED with its reason; False when it was not PENDING.
@@ -122,18 +155,33 @@ class LabStore:
         The ledger row is written in either case.
         """
 
-        def change(cursor: Cursor) -> bool:
+        def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             cursor.execute(
                 "UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s,"
                 " celery_task_id = coalesce(celery_task_id, %s), failed_at = now(), updated_at = now()"
                 " WHERE id = %s AND status = 'PENDING' AND stop_requested_at IS NULL",
                 (error.category.value, error.sentence, record.task_id, record.lab_instance_id),
             )
-            changed: int = cursor.rowcount
-            _insert_run(cursor, record, outcome, error)
-            return changed == 1
+            return cursor.rowcount == 1, Ending.of_error(outcome, error)
 
-        return self.transaction(change)
+        return self._end(record, change)
+
+    def mark_cancelled(self, record: TaskRunRecord, sentence: str) -> bool:
+        """Make a PENDING lab STOPPED because its start was cancelled; False when it was not PENDING.
+
+        The ledger row is written in either case.
+        """
+
+        def change(cursor: Cursor) -> tuple[bool, Ending | None]:
+            cursor.execute(
+                "UPDATE lab_instances SET status = 'STOPPED', stopped_at = now(), updated_at = now(),"
+                " stop_requested_at = coalesce(stop_requested_at, now()), error_message = %s,"
+                " celery_task_id = coalesce(celery_task_id, %s) WHERE id = %s AND status = 'PENDING'",
+                (sentence, record.task_id, record.lab_instance_id),
+            )
+            return cursor.rowcount == 1, Ending("revoked", error_message=sentence)
+
+        return self._end(record, change)
 
     def request_stop(self, lab_instance_id: int) -> Lab | None:
         """Set the tombstone, which no later create can pass, and return the lab."""
@@ -151,37 +199,67 @@ class LabStore:
     def mark_stopped(self, record: TaskRunRecord, lab_instance_id: int, *, deleted: int) -> bool:
         """Make the lab STOPPED; False when it already was and nothing had to be deleted."""
 
-        def change(cursor: Cursor) -> bool:
+        def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             cursor.execute(
                 "UPDATE lab_instances SET status = 'STOPPED', stopped_at = now(), updated_at = now(),"
                 " connection_url = NULL WHERE id = %s AND status <> 'STOPPED'",
                 (lab_instance_id,),
             )
-            done: bool = cursor.rowcount == 1 or deleted > 0
-            _insert_run(cursor, record, "succeeded" if done else "noop")
-            return done
+            changed = cursor.rowcount == 1
+            known = changed or _select(cursor, lab_instance_id) is not None
+            result = {"lab_instance_id": lab_instance_id, "status": "STOPPED" if known else None}
+            done = changed or deleted > 0
+            return done, Ending("succeeded" if done else "noop", result=result)
 
-        return self.transaction(change)
+        return self._end(record, change)
 
-    def record(self, record: TaskRunRecord, outcome: str, error: JobError | None = None) -> None:
-        """Write a ledger row that goes with no change of a lab."""
-        self.transaction(lambda cursor: _insert_run(cursor, record, outcome, error))
+    def record(self, record: TaskRunRecord, ending: Ending) -> None:
+        """End a run that changed no lab."""
+        self._end(record, lambda _cursor: (True, ending))
+
+    def _end(self, record: TaskRunRecord, change: Callable[[Cursor], tuple[bool, Ending | None]]) -> bool:
+        """Change a lab and end the run in one transaction; without an ending the run goes on."""
+
+        def work(cursor: Cursor) -> tuple[bool, Ending | None]:
+            changed, ending = change(cursor)
+            if ending:
+                _write_ending(cursor, record, ending)
+            return changed, ending
+
+        changed, ending = self.transaction(work)
+        record.ending = ending or record.ending
+        return changed
 
     def transaction(self, work: Callable[[Cursor], T]) -> T:
         """Run `work` in one transaction, again on a new connection if the old one was lost.
 
-        `work` must be safe to repeat: the answer to a commit can be lost after it took effect.
+        Three round trips and those of `work`, which must be safe to repeat: the answer to a commit can
+        be lost after it took effect.
 
         Raises:
             TransientError: the database did not come back within a few seconds.
             PermanentError: it refuses the statement, for lack of a table or a right.
         """
 
+        def in_transaction(connection: psycopg2.extensions.connection) -> T:
+            with connection, connection.cursor() as cursor:
+                return work(cursor)
+
+        return self._on_connection(in_transaction)
+
+    def _at_once(self, work: Callable[[Cursor], T]) -> T:
+        """Run `work`, one statement that is its own transaction: one round trip. Raises as `transaction`."""
+
+        def at_once(connection: psycopg2.extensions.connection) -> T:
+            with connection.cursor() as cursor:
+                return work(cursor)
+
+        return self._on_connection(at_once)
+
+    def _on_connection(self, work: Callable[[psycopg2.extensions.connection], T]) -> T:
         def once() -> T:
-            connection = self._open()
             try:
-                with connection, connection.cursor() as cursor:
-                    return work(cursor)
+                return work(self._open())
             except _LOST:
                 self.close()
                 raise
@@ -214,43 +292,92 @@ class LabStore:
                 keepalives_count=3,
                 tcp_user_timeout=15_000,
                 options="-c statement_timeout=10000 -c lock_timeout=5000"
-                " -c idle_in_transaction_session_timeout=30000",
+                " -c idle_in_transaction_session_timeout=30000"
+                # What dispatcher.task_lock needs, whatever the server's default is.
+                " -c default_transaction_isolation=read\\ committed",
             )
+            # `with connection` begins a transaction all the same.
+            self._connection.autocommit = True
         return self._connection
 
 
 def _select(cursor: Cursor, lab_instance_id: int) -> Lab | None:
     cursor.execute(
-        "SELECT status, stop_requested_at IS NOT NULL, k8s_pod_name FROM lab_instances WHERE id = %s",
+        "SELECT status, stop_requested_at IS NOT NULL, k8s_pod_name, connection_url"
+        " FROM lab_instances WHERE id = %s",
         (lab_instance_id,),
     )
     row = cursor.fetchone()
     return Lab(*row) if row else None
 
 
-def _insert_run(cursor: Cursor, record: TaskRunRecord, outcome: str, error: JobError | None = None) -> None:
+def lab_result(lab_instance_id: int, lab: Lab) -> dict[str, Any]:
+    """Return the result of a create: where its lab is now."""
+    return {
+        "lab_instance_id": lab_instance_id,
+        "status": lab.status,
+        "k8s_pod_name": lab.k8s_pod_name,
+        "connection_url": lab.connection_url,
+    }
+
+
+_COLUMNS = (
+    "run_id, task_id, task_name, lab_instance_id, attempt, redelivered, queue, job_name, pod_name,"
+    " published_at, claimed_at"
+)
+_VALUES = (
+    "%(run_id)s, %(task_id)s, %(task_name)s, %(lab_instance_id)s, %(attempt)s, %(redelivered)s, %(queue)s,"
+    " %(job_name)s, %(pod_name)s, %(published_at)s, clock_timestamp() - make_interval(secs => %(age_s)s)"
+)
+# A repeated begin finds its own row and has begun, whatever was cancelled since.
+_BEGIN = f"""
+{lock_task("%(task_id)s")};
+INSERT INTO task_ledger ({_COLUMNS}, outcome, details) SELECT {_VALUES}, 'started', %(details)s
+ WHERE NOT EXISTS (SELECT FROM task_cancellations WHERE task_id = %(task_id)s)
+    OR EXISTS (SELECT FROM task_ledger WHERE run_id = %(run_id)s)
+ON CONFLICT (run_id) DO UPDATE SET run_id = excluded.run_id
+"""  # noqa: S608  # constants of this module
+# The first ending stands: it was committed with the lab, and the second is a repetition.
+_END = f"""
+INSERT INTO task_ledger ({_COLUMNS}, finished_at, outcome, error_category, error_message, details)
+VALUES ({_VALUES}, clock_timestamp(), %(outcome)s, %(error_category)s, %(error_message)s, %(details)s)
+ON CONFLICT (run_id) DO UPDATE SET finished_at = excluded.finished_at, outcome = excluded.outcome,
+ error_category = excluded.error_category, error_message = excluded.error_message,
+ details = excluded.details WHERE task_ledger.outcome = 'started'
+"""  # noqa: S608
+
+
+def _insert_started(cursor: Cursor, record: TaskRunRecord) -> bool:
+    cursor.execute(_BEGIN, _run_values(record, record.details))
+    return cursor.rowcount == 1
+
+
+def _write_ending(cursor: Cursor, record: TaskRunRecord, ending: Ending) -> None:
     details = record.details | {"usage": usage()}
-    if error and error.evidence:
-        details["evidence"] = error.evidence
-    cursor.execute(
-        "INSERT INTO task_ledger (task_id, task_name, lab_instance_id, attempt, redelivered, queue,"
-        " job_name, pod_name, published_at, claimed_at, finished_at, outcome, error_category,"
-        " error_message, details) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s,"
-        " clock_timestamp() - make_interval(secs => %s), clock_timestamp(), %s, %s, %s, %s)",
-        (
-            record.task_id,
-            record.task_name,
-            record.lab_instance_id,
-            record.attempt,
-            record.redelivered,
-            record.queue,
-            record.job_name,
-            record.pod_name,
-            record.published_at,
-            time.monotonic() - record.claimed_monotonic,
-            outcome,
-            error.category.value if error else None,
-            error.sentence if error else None,
-            json.dumps(details),
-        ),
-    )
+    if ending.evidence:
+        details["evidence"] = ending.evidence
+    if ending.result is not None:
+        details["result"] = ending.result
+    values = {
+        "outcome": ending.outcome,
+        "error_category": ending.error_category,
+        "error_message": ending.error_message,
+    }
+    cursor.execute(_END, _run_values(record, details) | values)
+
+
+def _run_values(record: TaskRunRecord, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run_id": record.run_id,
+        "task_id": record.task_id,
+        "task_name": record.task_name,
+        "lab_instance_id": record.lab_instance_id,
+        "attempt": record.attempt,
+        "redelivered": record.redelivered,
+        "queue": record.queue,
+        "job_name": record.job_name,
+        "pod_name": record.pod_name,
+        "published_at": record.published_at,
+        "age_s": time.monotonic() - record.claimed_monotonic,
+        "details": json.dumps(details),
+    }

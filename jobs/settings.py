@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dispatcher.celery_results import DEFAULT_EXPIRES_S
 from dispatcher.settings import BrokerSettings, Environment
 from dispatcher.topology import BINDINGS, QUEUE_NORMAL
 
@@ -56,6 +57,24 @@ class RetrySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultSettings:
+    """The Redis from which a backend's Celery app reads results."""
+
+    #: redis(s)://user:password@host:port/number
+    url: str = field(repr=False)
+    #: Seconds after which a result is forgotten; 0: never.
+    expires_s: int = DEFAULT_EXPIRES_S
+
+    @classmethod
+    def from_environment(cls, env: Environment) -> ResultSettings | None:
+        """Read CELERY_RESULT_BACKEND and CELERY_RESULT_EXPIRES; None: no results but the ledger."""
+        expires_s = env.count("CELERY_RESULT_EXPIRES", DEFAULT_EXPIRES_S, minimum=0, maximum=10**9)
+        if env.find("CELERY_RESULT_BACKEND") is None:
+            return None
+        return cls(env.url("CELERY_RESULT_BACKEND", ("redis", "rediss")), expires_s)
+
+
+@dataclass(frozen=True, slots=True)
 class JobSettings:
     """Everything one container needs to know."""
 
@@ -76,6 +95,7 @@ class JobSettings:
     pod_name: str | None
     job_name: str | None
     log_level: str
+    results: ResultSettings | None = None
 
     @classmethod
     def from_environment(cls, env: Environment) -> JobSettings:
@@ -99,6 +119,7 @@ class JobSettings:
             pod_name=env.find("POD_NAME"),
             job_name=env.find("JOB_NAME"),
             log_level=level,
+            results=ResultSettings.from_environment(env),
         )
 
 

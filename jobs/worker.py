@@ -1,7 +1,8 @@
 """The life of one task: decode, run, record, settle.
 
 `run_task` returns True when the message may be acknowledged: its outcome is committed, or it was
-published again with a delay, or it is in the dead-letter queue.
+published again with a delay, or it is in the dead-letter queue. Its result is with the backend then,
+or a warning in the log.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import Any
 
 from dispatcher import tasks
 from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
-from dispatcher.message import TaskMessage, decode, next_attempt
+from dispatcher.message import TaskMessage, decode, is_short_text, next_attempt
 from jobs import logs
 from jobs.cleanup_labs import cleanup_expired
 from jobs.consumer import Delivery
 from jobs.context import Connections, TaskContext
-from jobs.create_lab import create_lab, fail_create
+from jobs.create_lab import cancel_create, create_lab, fail_create
 from jobs.delete_lab import delete_lab
 from jobs.errors import Category, JobError, PermanentError, TransientError
-from jobs.labs import TaskRunRecord
+from jobs.labs import Ending, TaskRunRecord
 from jobs.settlement import publish_dead_letter, publish_delayed, retry_delay_s
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,14 @@ class _InvalidRequest(PermanentError):
     """The message is a task, but its arguments are not acceptable; kept in the dead-letter queue."""
 
 
+class _Revoked(PermanentError):
+    """The task is not begun: its time is over, or, as `_Cancelled`, somebody said so."""
+
+
+class _Cancelled(_Revoked):
+    """The task is in task_cancellations."""
+
+
 def run_task(connections: Connections, delivery: Delivery, details: dict[str, Any]) -> bool:
     """Run the task of a delivery; `details` go to the ledger. False: give the message back."""
     headers = delivery.properties.headers or {}
@@ -48,7 +57,7 @@ def run_task(connections: Connections, delivery: Delivery, details: dict[str, An
     try:
         task = decode(delivery.body, delivery.properties)
     except MalformedMessage as exc:
-        return _dead_letter(connections, delivery, str(exc), Category.PERMANENT_INVALID_REQUEST.value)
+        return _refuse(connections, delivery, str(exc))
     record = _make_record(connections, delivery, task, details)
     logs.set_task(
         task_id=task.id,
@@ -59,10 +68,19 @@ def run_task(connections: Connections, delivery: Delivery, details: dict[str, An
     )
     logger.info("task claimed", extra={"action": "claimed", "redelivered": delivery.redelivered, **details})
     context = TaskContext(connections, record)
+    settled = _run_and_settle(connections, context, delivery, task)
+    if settled and record.ending and connections.results and not task.ignore_result:
+        connections.results.finished(task.id, record.ending, parent_id=task.parent_id, group_id=task.group)
+    return settled
+
+
+def _run_and_settle(
+    connections: Connections, context: TaskContext, delivery: Delivery, task: TaskMessage
+) -> bool:
     try:
         if _park_until_eta(context, task):
             return True
-        _run(context, task)
+        _run(connections, context, task)
     except JobError as exc:
         return _settle_failure(connections, context, delivery, task, exc)
     except PublishError as exc:
@@ -100,7 +118,26 @@ def _make_record(
     )
 
 
-def _run(context: TaskContext, task: TaskMessage) -> None:
+def _run(connections: Connections, context: TaskContext, task: TaskMessage) -> None:
+    payload = _parse(task)
+    if not context.labs.begin(context.record):
+        raise _Cancelled(
+            Category.PERMANENT_INVALID_REQUEST,
+            "The task was cancelled before it began.",
+            evidence="cancelled",
+        )
+    if task.expires and task.expires <= datetime.now(timezone.utc):
+        raise _Revoked(
+            Category.TEMPORARY_RESOURCE_ERROR,
+            "The request ran out before it could be performed. Please send it again.",
+            evidence=f"expires {task.expires.isoformat()}",
+        )
+    if connections.results and not task.ignore_result:
+        connections.results.started(task.id, parent_id=task.parent_id, group_id=task.group)
+    _HANDLERS[type(payload)](context, payload)
+
+
+def _parse(task: TaskMessage) -> tasks.Payload:
     if task.unsupported:
         raise _InvalidRequest(
             Category.PERMANENT_INVALID_REQUEST,
@@ -108,24 +145,18 @@ def _run(context: TaskContext, task: TaskMessage) -> None:
             " Whoever sent it must publish the follow-up task itself.",
         )
     try:
-        payload = tasks.parse_payload(task.name, task.args, task.kwargs)
+        return tasks.parse_payload(task.name, task.args, task.kwargs)
     except InvalidTask as exc:
         raise _InvalidRequest(
             Category.PERMANENT_INVALID_REQUEST,
             f"The request for this lab is not valid: {exc}. Whoever sent it must correct it.",
         ) from exc
-    if task.expires and task.expires <= datetime.now(timezone.utc):
-        raise PermanentError(
-            Category.TEMPORARY_RESOURCE_ERROR,
-            "The request ran out before it could be performed. Please send it again.",
-            evidence=f"expires {task.expires.isoformat()}",
-        )
-    _HANDLERS[type(payload)](context, payload)
 
 
 def _cleanup(context: TaskContext, _payload: tasks.CleanupTimeoutLabs) -> None:
-    context.record.details["deletes_published"] = cleanup_expired(context.labs, context.publisher)
-    context.labs.record(context.record, "succeeded")
+    count = cleanup_expired(context.labs, context.publisher)
+    context.record.details["deletes_published"] = count
+    context.labs.record(context.record, Ending("succeeded", result={"deletes_published": count}))
 
 
 _HANDLERS: dict[type, Callable[[TaskContext, Any], None]] = {
@@ -164,7 +195,9 @@ def _settle_failure(
         if isinstance(error, TransientError) and may_retry:
             return _retry(context, task, error)
         # A create has its lab to say why it failed; for everything else the DLQ keeps the evidence.
-        keep = task.name != tasks.CREATE_LAB_POD or isinstance(error, (TransientError, _InvalidRequest))
+        keep = not isinstance(error, _Revoked) and (
+            task.name != tasks.CREATE_LAB_POD or isinstance(error, (TransientError, _InvalidRequest))
+        )
         try:
             _record_failure(context, task, error, keep=keep)
         except JobError as unsettled:
@@ -172,9 +205,9 @@ def _settle_failure(
                 return _come_back(context, task, unsettled)
             extra = {"action": "ledger_missed"}
             logger.error("failure is not recorded, or its objects are left: %s", unsettled, extra=extra)
+            context.record.ending = Ending.of_error("dead_lettered", error)
             keep = True
-        extra = {"action": "failed", "error_category": error.category.value, "evidence": error.evidence}
-        logger.error("task failed: %s", error.sentence, extra=extra)
+        _log_end(error)
     except PublishError as exc:
         logger.error("retry was not confirmed: %s", exc, extra={"action": "given_back"})
         return False
@@ -183,17 +216,37 @@ def _settle_failure(
     return True
 
 
+def _log_end(error: JobError) -> None:
+    if isinstance(error, _Revoked):
+        extra = {"action": "revoked", "evidence": error.evidence}
+        logger.info("task is not begun: %s", error.sentence, extra=extra)
+        return
+    extra = {"action": "failed", "error_category": error.category.value, "evidence": error.evidence}
+    logger.error("task failed: %s", error.sentence, extra=extra)
+
+
 def _record_failure(context: TaskContext, task: TaskMessage, error: JobError, *, keep: bool) -> None:
-    outcome = "dead_lettered" if keep else "failed"
-    if task.name == tasks.CREATE_LAB_POD:
+    create = task.name == tasks.CREATE_LAB_POD
+    lab_instance_id = context.record.lab_instance_id
+    if isinstance(error, _Cancelled):
+        if create and lab_instance_id is not None:
+            cancel_create(context, lab_instance_id)
+        else:
+            # Nobody has to act, so there is no category.
+            context.labs.record(context.record, Ending("revoked", error_message=error.sentence))
+        return
+    outcome = "revoked" if isinstance(error, _Revoked) else "dead_lettered" if keep else "failed"
+    if create:
         fail_create(context, error, outcome=outcome)
     else:
-        context.labs.record(context.record, outcome, error)
+        context.labs.record(context.record, Ending.of_error(outcome, error))
 
 
 def _come_back(context: TaskContext, task: TaskMessage, why: TransientError) -> bool:
     """Publish a failed task again, as often as it takes: its lab must learn of the failure."""
     publish_delayed(context.publisher, replace(task, eta=None), random.uniform(0.5, 1.0) * COME_BACK_S)
+    # What is not recorded yet; after a failure that is, only the lab's objects are left to do.
+    context.record.ending = context.record.ending or Ending.of_error("retried", why)
     extra = {"action": "comes_back", "evidence": why.evidence}
     logger.error("failure cannot be settled now, the task comes back: %s", why.sentence, extra=extra)
     return True
@@ -210,10 +263,29 @@ def _retry(context: TaskContext, task: TaskMessage, error: TransientError) -> bo
     }
     logger.warning("task is tried again later: %s", error.sentence, extra=extra)
     context.record.details["retry_delay_s"] = round(delay_s, 1)
+    ending = Ending.of_error("retried", error)
     try:
-        context.labs.record(context.record, "retried", error)
+        context.labs.record(context.record, ending)
     except JobError as exc:
+        context.record.ending = ending
         logger.warning("retry is not in the ledger: %s", exc, extra={"action": "ledger_missed"})
+    return True
+
+
+def _refuse(connections: Connections, delivery: Delivery, reason: str) -> bool:
+    """Dead-letter what is no task message; its sender learns of it if there is a task id in it."""
+    category = Category.PERMANENT_INVALID_REQUEST.value
+    if not _dead_letter(connections, delivery, reason, category):
+        return False
+    headers = delivery.properties.headers or {}
+    task_id = headers.get("id")
+    if (
+        connections.results
+        and task_id
+        and is_short_text(task_id)
+        and headers.get("ignore_result") is not True
+    ):
+        connections.results.finished(task_id, Ending("dead_lettered", category, reason))
     return True
 
 

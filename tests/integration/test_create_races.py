@@ -384,7 +384,7 @@ def test_a_failure_that_the_database_refuses_for_good_is_in_the_dead_letters(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cluster.pod_status = NO_SUCH_IMAGE
-    database.rows("DROP TABLE task_ledger")
+    when_applied(cluster, "pods", lambda: database.rows("DROP TABLE task_ledger"))
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     assert run_task(connections, delivery_of(create), {})
     message = broker.take(topology.DEAD_LETTER_QUEUE)

@@ -8,7 +8,7 @@ import pytest
 
 import jobs.labs
 from jobs.errors import Category, PermanentError, TransientError
-from jobs.labs import LabStore
+from jobs.labs import Ending, LabStore
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy
@@ -236,7 +236,102 @@ def test_a_lost_answer_to_a_commit_leaves_one_change(
     assert len(commits) == 1
     assert proxy.accepted == 2
     assert database.lab(lab)["status"] == "RUNNING"
-    assert database.outcomes() == ["succeeded", "noop"]
+    assert database.outcomes() == ["succeeded"]
+
+
+def test_a_lost_answer_to_a_begin_leaves_one_run(
+    database: Database, far_labs: LabStore, proxy: TcpProxy
+) -> None:
+    lab = database.add_lab()
+    record = make_record(lab)
+    assert far_labs.find(lab) is not None
+    begins: list[bytes] = []
+
+    def first_begin(data: bytes) -> bool:
+        if b"pg_advisory_xact_lock" not in data or begins:
+            return False
+        begins.append(data)
+        # Too late for this run, although its answer is still under way.
+        return True
+
+    proxy.swallow_answer_to = first_begin
+    assert far_labs.begin(record)
+    assert proxy.accepted == 2
+    assert [(str(run["run_id"]), run["outcome"]) for run in database.ledger()] == [(record.run_id, "started")]
+
+
+def test_a_run_that_began_stays_begun_though_it_is_cancelled_before_its_answer_is_repeated(
+    database: Database, labs: LabStore
+) -> None:
+    record = make_record(None)
+    assert labs.begin(record)
+    database.rows("INSERT INTO task_cancellations (task_id) VALUES (%s)", record.task_id)
+    assert labs.begin(record)
+    assert not labs.begin(make_record(None, task_id=record.task_id))
+    assert database.outcomes() == ["started"]
+
+
+def test_a_run_has_one_row_from_its_beginning_to_its_end(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab()
+    record = make_record(lab)
+    assert labs.begin(record)
+    (started,) = database.ledger()
+    assert (started["outcome"], started["finished_at"]) == ("started", None)
+    assert labs.mark_running(record, lab, pod_name="pod", connection_url="http://x/")
+    (ended,) = database.ledger()
+    assert ended["claimed_at"] == started["claimed_at"] <= ended["finished_at"]
+    assert (ended["id"], ended["outcome"]) == (started["id"], "succeeded")
+    assert ended["details"]["result"] == {
+        "lab_instance_id": lab,
+        "status": "RUNNING",
+        "k8s_pod_name": "pod",
+        "connection_url": "http://x/",
+    }
+
+
+def test_the_first_ending_of_a_run_stands(database: Database, labs: LabStore) -> None:
+    record = make_record(None)
+    labs.record(record, Ending("succeeded", result={"n": 1}))
+    labs.record(record, Ending.of_error("retried", ERROR))
+    (run_row,) = database.ledger()
+    assert (run_row["outcome"], run_row["error_message"], run_row["details"]["result"]) == (
+        "succeeded",
+        None,
+        {"n": 1},
+    )
+
+
+def test_a_container_of_an_earlier_version_still_writes_its_row(database: Database) -> None:
+    database.rows(
+        "INSERT INTO task_ledger (task_id, task_name, attempt, redelivered, queue, claimed_at, finished_at,"
+        " outcome) VALUES ('t', 'n', 1, false, 'q', now(), now(), 'succeeded')"
+    )
+    (row,) = database.ledger()
+    assert row["run_id"] is not None
+
+
+def test_a_cancelled_pending_lab_is_stopped_and_says_so(database: Database, labs: LabStore) -> None:
+    lab = database.add_lab()
+    assert labs.mark_cancelled(make_record(lab), "The start was cancelled.")
+    row = database.lab(lab)
+    assert (row["status"], row["error_message"], row["error_category"]) == (
+        "STOPPED",
+        "The start was cancelled.",
+        None,
+    )
+    assert row["stop_requested_at"] is not None
+    assert row["stopped_at"] is not None
+    (entry,) = database.ledger()
+    assert (entry["outcome"], entry["error_message"]) == ("revoked", "The start was cancelled.")
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED", "STOPPED"])
+def test_a_lab_that_is_further_on_is_not_cancelled(database: Database, labs: LabStore, status: str) -> None:
+    lab = database.add_lab(status=status)
+    before = database.lab(lab)
+    assert labs.mark_cancelled(make_record(lab), "x") is False
+    assert database.lab(lab) == before
+    assert database.outcomes() == ["revoked"]
 
 
 def test_a_database_that_stays_away_is_transient(
