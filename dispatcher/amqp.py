@@ -1,8 +1,8 @@
 """A connection that only publishes, with one channel in confirm mode, over a blocking socket.
 
-pika writes and reads the frames. Its connections are not used here, because their event loop costs
-more than all else in a confirmed publish (250 of 280 microseconds of CPU, docs/benchmark.md), and has no
-public way to publish many messages before waiting for the confirms, nor to bound a wait.
+pika knows the methods and reads the frames. Its connections are not used here, because their event loop
+costs more than all else in a confirmed publish (figures in docs/benchmark.md), and they have no public way
+to publish many messages before waiting for the confirms, nor to bound a wait.
 
 Facts: https://www.rabbitmq.com/amqp-0-9-1-reference (frames and methods),
 https://www.rabbitmq.com/docs/confirms (confirms, returns come before them),
@@ -16,16 +16,20 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import pika
 from pika import frame, spec
 from pika.exceptions import AMQPError
 
+from dispatcher.amqp_properties import encode_properties
 from dispatcher.settings import BrokerSettings
 
 _CHANNEL = 1
 _FRAME_HEADER = struct.Struct(">BHL")
+_FRAME_END = bytes((spec.FRAME_END,))
+_CONTENT = struct.Struct(">HHQ")
 #: Bytes of a frame around its payload: header and end mark.
 _FRAME_OVERHEAD = 8
 #: Bytes per read; a full window of confirms has 21 KiB.
@@ -68,6 +72,16 @@ class Returned:
 Event: TypeAlias = Confirmed | Returned
 
 
+def _frame(kind: int, payload: bytes) -> bytes:
+    return _FRAME_HEADER.pack(kind, _CHANNEL, len(payload)) + payload + _FRAME_END
+
+
+@lru_cache(maxsize=64)
+def _publish_method(exchange: str, routing_key: str) -> bytes:
+    publish = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+    return bytes(frame.Method(_CHANNEL, publish).marshal())
+
+
 class PublishLink:
     """One connection; not safe to share between threads. Deadlines are of time.monotonic()."""
 
@@ -95,16 +109,12 @@ class PublishLink:
 
     def marshal(self, exchange: str, routing_key: str, body: bytes, properties: dict[str, Any]) -> bytes:
         """Return the frames of one mandatory message. Raises ValueError for what AMQP cannot say."""
-        try:
-            publish = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
-            parts = [
-                frame.Method(_CHANNEL, publish).marshal(),
-                frame.Header(_CHANNEL, len(body), pika.BasicProperties(**properties)).marshal(),
-            ]
-        except (AMQPError, TypeError, AssertionError, struct.error, OverflowError) as exc:
-            raise ValueError(f"message cannot be written as AMQP: {exc!r}") from exc
+        header = _CONTENT.pack(spec.BasicProperties.INDEX, 0, len(body)) + encode_properties(properties)
         chunk = self._frame_max - _FRAME_OVERHEAD
-        parts += [frame.Body(_CHANNEL, body[at : at + chunk]).marshal() for at in range(0, len(body), chunk)]
+        if len(header) > chunk:
+            raise ValueError(f"headers have {len(header)} bytes; at most {chunk} are allowed")
+        parts = [_publish_method(exchange, routing_key), _frame(spec.FRAME_HEADER, header)]
+        parts += [_frame(spec.FRAME_BODY, body[at : at + chunk]) for at in range(0, len(body), chunk)]
         return b"".join(parts)
 
     def send(self, frames: bytes, count: int, deadline: float) -> None:

@@ -7,7 +7,6 @@ celery/app/amqp.py (as_task_v2) differ, such as timelimit being [hard, soft], th
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import uuid
@@ -24,6 +23,8 @@ from dispatcher.redaction import safe_repr
 
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.
 PUBLISHED_AT = "autolabs_published_at"
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 #: Keys of the body's third element, the tasks to publish after this one.
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
@@ -57,7 +58,7 @@ class TaskMessage:
     expires: datetime | None = None
     #: 0 to 255. Our queues are one per priority, so it orders nothing here; it is handed on.
     priority: int = 0
-    #: Seconds, hard and soft, published in whole ones. A Celery worker keeps them; containers have their own.
+    #: Seconds, hard and soft. A Celery worker keeps them; a container has limits of its own.
     timelimit: tuple[float | None, float | None] = (None, None)
     #: True: the sender wants no result stored.
     ignore_result: bool = False
@@ -86,7 +87,7 @@ def new_task_id() -> str:
 def encode(message: TaskMessage) -> tuple[bytes, dict[str, Any]]:
     """Return the body and the AMQP properties, as keyword arguments of pika.BasicProperties."""
     embed = {**dict.fromkeys(_FOLLOW_UPS), **message.unsupported}
-    body = json.dumps([message.args, message.kwargs, embed], separators=(",", ":")).encode()
+    body = _to_json([message.args, message.kwargs, embed]).encode()
     now = datetime.now(timezone.utc)
     properties: dict[str, Any] = {
         "content_type": "application/json",
@@ -121,8 +122,7 @@ def _headers(message: TaskMessage, now: datetime) -> dict[str, Any]:
         "group": message.group,
         "group_index": message.group_index,
         "retries": message.retries,
-        # pika writes no floats into a table.
-        "timelimit": [None if limit is None else math.ceil(limit) for limit in message.timelimit],
+        "timelimit": list(message.timelimit),
         "root_id": message.root_id or message.id,
         "parent_id": message.parent_id,
         "argsrepr": safe_repr(tuple(message.args)),
@@ -214,9 +214,14 @@ def _count(headers: Mapping[str, Any], key: str) -> int | None:
     value = headers.get(key)
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value <= 1_000_000:
+    if not _is_integer(value) or not 0 <= value <= 1_000_000:
         raise MalformedMessage(f"header {key!r} is not a count from 0 to 1000000")
-    return value
+    return int(value)
+
+
+def _is_integer(value: object) -> bool:
+    # pika gives 64-bit integers, and floats, as a subclass of int.
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _timelimit(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -224,7 +229,8 @@ def _timelimit(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
     if not isinstance(limits, list) or len(limits) != 2:
         raise MalformedMessage("header 'timelimit' is not a list of two: hard and soft, in seconds")
     for limit in limits:
-        if limit is not None and (type(limit) not in (int, float) or not 0 <= limit <= MAX_TIMELIMIT_S):
+        number = _is_integer(limit) or isinstance(limit, float)
+        if limit is not None and not (number and 0 <= limit <= MAX_TIMELIMIT_S):
             raise MalformedMessage(
                 f"header 'timelimit' holds {limit!r:.40}; allowed: null, or seconds up to {MAX_TIMELIMIT_S}"
             )

@@ -14,7 +14,9 @@ import pika
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pika.compat import long
 
+from dispatcher.amqp_properties import encode_properties
 from dispatcher.compression import MAX_BODY_BYTES
 from dispatcher.errors import MalformedMessage
 from dispatcher.message import (
@@ -42,6 +44,7 @@ json_values = st.recursive(
 moments = st.integers(0, 32 * 10**9 * 10**6).map(
     lambda us: datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=us)
 )
+#: Whole ones only: pika cuts what it reads as a float.
 limits = st.none() | st.integers(0, 10**8)
 tasks = st.builds(
     TaskMessage,
@@ -83,9 +86,9 @@ def read(body: bytes, headers: dict[str, Any] | None, **changes: Any) -> TaskMes
 
 
 def over_the_wire(task: TaskMessage) -> TaskMessage:
-    """Return what is decoded after pika has made bytes of the properties, and properties of the bytes."""
+    """Return what is decoded after the properties were bytes."""
     body, sent = encode(task)
-    return decode(body, pika.BasicProperties().decode(b"".join(pika.BasicProperties(**sent).encode())))
+    return decode(body, pika.BasicProperties().decode(encode_properties(sent)))
 
 
 @given(tasks)
@@ -320,7 +323,14 @@ def test_long_arguments_are_shortened_in_the_headers_only() -> None:
 
 
 def test_the_timelimit_is_hard_then_soft() -> None:
-    assert make_wire(make_task(timelimit=(30, 20.5)))[1]["timelimit"] == [30, 21]
+    assert make_wire(make_task(timelimit=(30, 20.5)))[1]["timelimit"] == [30, 20.5]
+
+
+def test_integers_of_64_bits_and_floats_are_read_as_pika_gives_them() -> None:
+    task = over_the_wire(make_task(timelimit=(30.5, 2.0)))
+    assert task.timelimit == (30, 2)
+    body, headers = make_wire()
+    assert read(body, {**headers, "retries": long(3)}).retries == 3
 
 
 def test_a_task_that_expires_does_so_on_the_broker_too() -> None:
