@@ -34,7 +34,9 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "integration": SERVERS,
     "e2e": (*SERVERS, "KUBECONFIG", "LAB_IMAGE"),
 }
-LEFT_OUT = pytest.StashKey[dict[str, int]]()
+#: Fixture -> the variable that a test with it needs beside those of its level.
+FIXTURES = {"redis_url": "REDIS_URL"}
+LEFT_OUT = pytest.StashKey[Counter[tuple[str, str]]]()
 
 
 @runtime_checkable
@@ -48,31 +50,38 @@ def level_of(item: pytest.Item) -> str:
     return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
+def missing_for(item: pytest.Item) -> list[str]:
+    used = getattr(item, "fixturenames", ())
+    needs = [
+        *LEVELS.get(level_of(item), ()),
+        *(name for fixture, name in FIXTURES.items() if fixture in used),
+    ]
+    return [name for name in needs if not os.environ.get(name)]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for level, needs in LEVELS.items():
         config.addinivalue_line("markers", f"{level}: needs {', '.join(needs) or 'nothing'}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = {level: [name for name in needs if not os.environ.get(name)] for level, needs in LEVELS.items()}
-    left_out = [item for item in items if missing.get(level_of(item))]
     for item in items:
         if level_of(item) in LEVELS:
             item.add_marker(level_of(item))
+    left_out = {item: ", ".join(missing) for item in items if (missing := missing_for(item))}
     if not left_out:
         return
-    counts = Counter(level_of(item) for item in left_out)
+    counts = Counter((level_of(item), missing) for item, missing in left_out.items())
     if _servers_required():
-        problems = [f"{level} needs {', '.join(missing[level])}" for level in counts]
+        problems = [f"{level} needs {missing}" for level, missing in counts]
         raise pytest.UsageError(f"{'; '.join(problems)}: set them as `make env` prints them")
-    config.stash[LEFT_OUT] = dict(counts)
-    config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = counts
+    config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    for level, count in config.stash.get(LEFT_OUT, {}).items():
-        unset = ", ".join(name for name in LEVELS[level] if not os.environ.get(name))
+    for (level, unset), count in config.stash.get(LEFT_OUT, Counter()).items():
         terminalreporter.write_line(
             f'left out: {count} {level} tests, because {unset} are not set (eval "$(make -s env)")',
             yellow=True,

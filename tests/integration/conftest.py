@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from celery import Celery
 from sqlalchemy import Engine
 
+from dispatcher import celery_config
 from dispatcher.database import upgrade
 from dispatcher.engine import make_engine
 from dispatcher.publisher import Publisher
@@ -126,3 +129,19 @@ def containers(
     containers = Containers(environ, tmp_path)
     yield containers
     containers.end()
+
+
+@pytest.fixture
+def redis_url() -> str:
+    """A database of Redis that no container of the cluster uses."""
+    return urlunsplit(urlsplit(os.environ["REDIS_URL"])._replace(path="/9"))
+
+
+@pytest.fixture
+def celery_app(broker: Broker, redis_url: str) -> Iterator[Celery]:
+    """A backend's Celery app, which publishes with our settings and reads results from Redis."""
+    app = Celery("backend", broker=broker.url, backend=redis_url, set_as_current=False)
+    app.conf.update(celery_config())
+    yield app
+    app.backend.result_consumer.stop()
+    app.close()
