@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dispatcher.celery_config import celery_config
-from dispatcher.client import Dispatcher
+from dispatcher.client import Dispatcher, SendResult
 from dispatcher.errors import (
     DispatcherError,
     InvalidSettings,
@@ -11,9 +11,16 @@ from dispatcher.errors import (
     MalformedMessage,
     NotConfirmed,
     PublishError,
+    TaskFailed,
+    TaskRevoked,
+    TaskTimeout,
+    Unencodable,
     Unroutable,
 )
+from dispatcher.handle import TaskHandle
+from dispatcher.requests import TaskRequest
 from dispatcher.settings import BrokerSettings
+from dispatcher.task_status import TaskState, TaskStatus
 from dispatcher.tasks import (
     CLEANUP_TIMEOUT_LABS,
     CREATE_LAB_POD,
@@ -27,7 +34,13 @@ __all__ = [
     # Publishing
     "BrokerSettings",
     "Dispatcher",
+    "SendResult",
+    "TaskRequest",
     "celery_config",
+    # Results
+    "TaskHandle",
+    "TaskState",
+    "TaskStatus",
     # Tasks
     "CLEANUP_TIMEOUT_LABS",
     "CREATE_LAB_POD",
@@ -42,5 +55,9 @@ __all__ = [
     "MalformedMessage",
     "NotConfirmed",
     "PublishError",
+    "TaskFailed",
+    "TaskRevoked",
+    "TaskTimeout",
+    "Unencodable",
     "Unroutable",
 ]

@@ -1,32 +1,74 @@
-"""The backend's entry point: build a task, validate it, publish it confirmed."""
+"""The backend's entry point: build a task, validate it, publish it confirmed, ask what became of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dispatcher import message, tasks
-from dispatcher.errors import InvalidTask
+from dispatcher import tasks
+from dispatcher.errors import InvalidTask, PublishError
+from dispatcher.handle import TaskHandle
+from dispatcher.interfaces import Results, TaskPublisher
 from dispatcher.publisher import Publisher
-from dispatcher.settings import BrokerSettings, read_settings
+from dispatcher.requests import TaskRequest
+from dispatcher.settings import BrokerSettings, database_url, read_settings
+from dispatcher.task_status import TaskStatus
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from dispatcher.outbox_relay import RelayReport
+
+
+@dataclass(frozen=True, slots=True)
+class SendResult:
+    """One task of `send_many`: confirmed, or why not."""
+
+    task_id: TaskHandle
+    error: PublishError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True when the broker has confirmed the task."""
+        return self.error is None
 
 
 class Dispatcher:
     """Publish lab tasks; one instance per process is enough, shared by its threads.
 
-    Every method returns the task id, which belongs in `lab_instances.celery_task_id`. An
+    Sends return the task id, which belongs in `lab_instances.celery_task_id`, as a TaskHandle. An
     argument that is not acceptable raises InvalidTask (a ValueError) before anything is sent;
     a publish that is not confirmed raises NotConfirmed or Unroutable.
     """
 
-    def __init__(self, amqp_url: str | None = None, *, settings: BrokerSettings | None = None) -> None:
-        """Take a broker URL or settings; with neither, AMQP_URL is read from the environment."""
+    def __init__(
+        self,
+        amqp_url: str | None = None,
+        *,
+        database: str | Engine | None = None,
+        settings: BrokerSettings | None = None,
+    ) -> None:
+        """Take where the broker and the platform's database are; nothing is connected to yet.
+
+        Args:
+            amqp_url: amqp(s)://user:password@host:port/vhost; AMQP_URL of the environment if left out.
+            database: a postgresql:// URL or an Engine of the backend's, for results and the outbox;
+                DATABASE_URL of the environment if left out, read when first needed.
+            settings: the broker with its timeouts, instead of `amqp_url`.
+        """
         if settings is None:
             environ = os.environ if amqp_url is None else {**os.environ, "AMQP_URL": amqp_url}
             settings = read_settings(environ, BrokerSettings.from_environment)
-        self._publisher = Publisher(settings)
+        self._publisher: TaskPublisher = Publisher(settings)
+        self._database = database
+        self._engine: Engine | None = None
+        self._results: Results | None = None
+        self._opening = threading.Lock()
 
     def create_lab(
         self,
@@ -38,8 +80,14 @@ class Dispatcher:
         resources: Mapping[str, str] | None = None,
         network_isolated: bool = True,
         task_id: str | None = None,
-    ) -> str:
-        """Ask for a lab to be started; its row must be committed as PENDING before."""
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+    ) -> TaskHandle:
+        """Ask for a lab to be started; its row must be committed as PENDING before.
+
+        `countdown` and a numeric `expires` are seconds from now; see TaskRequest.
+        """
         payload = tasks.CreateLabPod(
             lab_instance_id=lab_instance_id,
             lab_id=lab_id,
@@ -49,7 +97,7 @@ class Dispatcher:
             resources=dict(resources or {}) if isinstance(resources, Mapping | None) else resources,
             network_isolated=network_isolated,
         )
-        return self._publish(payload, task_id)
+        return self._send(TaskRequest(payload, task_id, countdown, eta, expires))
 
     def delete_lab(
         self,
@@ -58,25 +106,106 @@ class Dispatcher:
         k8s_pod_name: str | None = None,
         force: bool = False,
         task_id: str | None = None,
-    ) -> str:
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+    ) -> TaskHandle:
         """Ask for a lab to be stopped; deleting one that is already gone succeeds."""
         payload = tasks.DeleteLabPod(lab_instance_id=lab_instance_id, k8s_pod_name=k8s_pod_name, force=force)
-        return self._publish(payload, task_id)
+        return self._send(TaskRequest(payload, task_id, countdown, eta, expires))
 
     def send_task(
         self,
         name: str,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         *,
         task_id: str | None = None,
-    ) -> str:
-        """Publish a task by its Celery name, as `celery_app.send_task` would."""
-        return self._publish(tasks.parse_payload(name, args, kwargs), task_id)
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+        timeout: float | None = None,
+    ) -> TaskHandle:
+        """Publish a task by its Celery name, as `celery_app.send_task` would, and wait for the confirm.
+
+        Args:
+            name: such as `celery_workers.create_lab_pod`.
+            args: positional arguments, in the order of the payload's fields.
+            kwargs: arguments by name.
+            task_id: 1 to 255 printable bytes; made up if left out. The same id again is safe.
+            countdown: seconds until the task may begin; the broker holds it back.
+            eta: aware time instead of `countdown`.
+            expires: seconds or an aware time after which it is not begun any more.
+            timeout: seconds for all attempts; the setting AMQP_PUBLISH_TIMEOUT_S (10) if left out.
+        """
+        payload = tasks.parse_payload(name, args or (), kwargs)
+        return self._send(TaskRequest(payload, task_id, countdown, eta, expires), timeout)
+
+    def send_many(
+        self, requests: Iterable[tasks.Payload | TaskRequest], *, timeout: float | None = None
+    ) -> list[SendResult]:
+        """Publish many tasks without waiting for each; return one result per task, in their order.
+
+        About ten times as fast as one by one. `timeout` bounds the whole call, in seconds. What is not
+        confirmed is reported, not raised, and may be sent again under its id. Raises InvalidTask, before
+        anything is sent, if any of them is not acceptable or two have the same id.
+        """
+        messages = [
+            (request if isinstance(request, TaskRequest) else TaskRequest(request)).to_message()
+            for request in requests
+        ]
+        if len({task.id for task in messages}) != len(messages):
+            raise InvalidTask("task_id", "is the same for two tasks; each needs its own")
+        errors = self._publisher.publish_tasks(messages, timeout_s=timeout)
+        return [
+            SendResult(TaskHandle(task.id, self), error) for task, error in zip(messages, errors, strict=True)
+        ]
+
+    def relay_outbox(self, *, timeout: float = 10.0) -> RelayReport:
+        """Publish what the outbox holds; call it after the commit that filled it.
+
+        Raises nothing of the broker or the database, because the tasks are safe: what could not be
+        published within `timeout` seconds is in the report, and left to the next call or the sweep.
+        """
+        from dispatcher.outbox_relay import relay_once
+
+        with self._opening:
+            engine = self._open_engine()
+        return relay_once(engine, self._publisher, timeout_s=timeout)
+
+    def status(self, task_id: str) -> TaskStatus:
+        """Return what the ledger knows of a task; PENDING for an id that nobody knows.
+
+        Raises DispatcherError when the database does not answer.
+        """
+        return self.results.status(str(task_id))
+
+    def wait(self, task_id: str, timeout: float = 60.0) -> TaskStatus:
+        """Return the status once it is SUCCESS, FAILURE or REVOKED; raises TaskTimeout after seconds."""
+        return self.results.wait(str(task_id), timeout)
+
+    def cancel(self, task_id: str) -> TaskStatus:
+        """Ask that a task is not begun any more; REVOKED in the answer means that it will not be.
+
+        STARTED: a container is at it already (delete the lab instead). SUCCESS, FAILURE: it is over.
+        """
+        return self.results.cancel(str(task_id))
+
+    # Celery's name for it.
+    def AsyncResult(self, task_id: str) -> TaskHandle:
+        """Return the handle of a task sent earlier, perhaps by another process."""
+        return TaskHandle(str(task_id), self)
 
     def close(self) -> None:
-        """Close the connection; the next publish opens a new one."""
+        """Close the connections; the next call opens new ones."""
         self._publisher.close()
+        with self._opening:
+            results, self._results = self._results, None
+            engine, self._engine = self._engine, None
+        if results is not None:
+            results.close()
+        if engine is not None and engine is not self._database:
+            engine.dispose()
 
     def __enter__(self) -> Dispatcher:
         return self
@@ -89,13 +218,31 @@ class Dispatcher:
     ) -> None:
         self.close()
 
-    def _publish(self, payload: tasks.Payload, task_id: str | None) -> str:
-        if task_id is not None and not (task_id and message.is_short_text(task_id)):
-            raise InvalidTask("task_id", f"{task_id!r:.80} must be a printable text of 1 to 255 bytes")
-        task = message.TaskMessage(
-            name=payload.task_name,
-            id=task_id or message.new_task_id(),
-            kwargs=tasks.payload_kwargs(payload),
-        )
-        self._publisher.publish_task(task)
-        return task.id
+    @property
+    def results(self) -> Results:
+        """The ledger of tasks; the database is connected to when first asked."""
+        with self._opening:
+            if self._results is None:
+                from dispatcher.results import ResultStore
+
+                self._results = ResultStore(self._open_engine())
+            return self._results
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            given = self._database or read_settings(os.environ, database_url)
+            self._engine = _make_engine(given) if isinstance(given, str) else given
+        return self._engine
+
+    def _send(self, request: TaskRequest, timeout: float | None = None) -> TaskHandle:
+        task = request.to_message()
+        self._publisher.publish_task(task, timeout_s=timeout)
+        return TaskHandle(task.id, self)
+
+
+def _make_engine(url: str) -> Engine:
+    from dispatcher.engine import make_engine
+
+    return make_engine(
+        url, application_name="autolabs-dispatcher", statement_timeout_s=10, pool_size=5, pool_pre_ping=True
+    )

@@ -14,9 +14,25 @@ _LIVELINESS = {
 }
 
 
-def make_engine(database_url: str, *, application_name: str) -> Engine:
-    """Return an engine with psycopg2, whatever driver the URL names; it connects when it is used."""
+def make_engine(
+    database_url: str,
+    *,
+    application_name: str,
+    statement_timeout_s: int = 0,
+    pool_size: int = 1,
+    pool_pre_ping: bool = False,
+) -> Engine:
+    """Return an engine with psycopg2, whatever driver the URL names; it connects when it is used.
+
+    A statement may take any time unless there is a `statement_timeout_s`.
+    """
     # Named, because the default driver of a plain postgresql:// differs between SQLAlchemy 2.0 and 2.1.
     url = make_url(database_url).set(drivername="postgresql+psycopg2")
-    arguments = {**_LIVELINESS, "application_name": application_name}
-    return create_engine(url, pool_size=1, connect_args=arguments, hide_parameters=True)
+    arguments = {
+        **_LIVELINESS,
+        "application_name": application_name,
+        "options": f"-c statement_timeout={statement_timeout_s}s",
+    }
+    return create_engine(
+        url, pool_size=pool_size, pool_pre_ping=pool_pre_ping, connect_args=arguments, hide_parameters=True
+    )

@@ -67,6 +67,10 @@ class TaskTimeout(DispatcherError, TimeoutError):
         self.status = status
 
 
+class TaskRevoked(DispatcherError):
+    """Raised by `get()` for a task that was cancelled, or expired, before it began."""
+
+
 class TaskFailed(DispatcherError):
     """Raised by Celery's `AsyncResult.get()` for a task of ours that failed.
 

@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Engine, Row, bindparam, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from dispatcher.errors import DispatcherError, NotConfirmed, PublishError, Unencodable
+from dispatcher.interfaces import TaskPublisher
 from dispatcher.message import TaskMessage
-from dispatcher.publisher import Publisher
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Batch:
 
 def relay_once(
     engine: Engine,
-    publisher: Publisher,
+    publisher: TaskPublisher,
     *,
     batch: int = BATCH,
     timeout_s: float = PUBLISH_TIMEOUT_S,
@@ -165,7 +165,7 @@ def relay_once(
 
 
 def relay_batch(
-    engine: Engine, publisher: Publisher, *, batch: int = BATCH, timeout_s: float = PUBLISH_TIMEOUT_S
+    engine: Engine, publisher: TaskPublisher, *, batch: int = BATCH, timeout_s: float = PUBLISH_TIMEOUT_S
 ) -> Batch:
     """Publish at most `batch` rows that are due, in one transaction. Raises DispatcherError."""
     started = time.monotonic()
@@ -211,7 +211,7 @@ def reason(error: Exception) -> str:
     return lines[0] if lines else repr(original)
 
 
-def _publish(publisher: Publisher, rows: Sequence[Row[Any]], timeout_s: float) -> dict[int, PublishError]:
+def _publish(publisher: TaskPublisher, rows: Sequence[Row[Any]], timeout_s: float) -> dict[int, PublishError]:
     """Return what went wrong by row id.
 
     Nobody may have checked a row before. What is a message at all is published: the container is the one

@@ -1,0 +1,106 @@
+"""What a send returns: the task's id, with the habits of celery.result.AsyncResult."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from dispatcher.errors import TaskFailed, TaskRevoked
+from dispatcher.interfaces import Results
+from dispatcher.task_status import TaskState, TaskStatus
+
+
+class ResultSource(Protocol):
+    """What a handle asks; a Dispatcher."""
+
+    @property
+    def results(self) -> Results:
+        """The results; opened when first used."""
+
+
+class TaskHandle(str):
+    """A task id that can be asked about its task.
+
+    It is a `str`, so it goes into a column, a JSON answer or a log as it is. All but `id` read the
+    database, and raise DispatcherError when it does not answer.
+    """
+
+    _source: ResultSource
+
+    def __new__(cls, task_id: str, source: ResultSource) -> TaskHandle:
+        """Return the handle of an id, whether or not such a task was ever sent."""
+        handle = super().__new__(cls, task_id)
+        handle._source = source
+        return handle
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Pickle and copy as the id alone; `Dispatcher.AsyncResult(id)` makes a handle again."""
+        return str, (str(self),)
+
+    def __str__(self) -> str:
+        """Return the id as a plain text."""
+        return "".join(self)
+
+    @property
+    def id(self) -> str:
+        """The id as a plain text."""
+        return str(self)
+
+    @property
+    def task_id(self) -> str:
+        """The same as `id`."""
+        return str(self)
+
+    @property
+    def state(self) -> str:
+        """PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED; PENDING for an id that nobody knows."""
+        return self.info().state.value
+
+    @property
+    def status(self) -> str:
+        """The same as `state`."""
+        return self.state
+
+    @property
+    def result(self) -> Any:
+        """What a SUCCESS gave, a mapping; for FAILURE and REVOKED the exception; else None."""
+        return _outcome(self.info())
+
+    def info(self) -> TaskStatus:
+        """Return all that is known now."""
+        return self._source.results.status(str(self))
+
+    def ready(self) -> bool:
+        """Tell whether the task is over."""
+        return self.info().ready
+
+    def successful(self) -> bool:
+        """Tell whether it is over and did what it was for."""
+        return self.info().state is TaskState.SUCCESS
+
+    def failed(self) -> bool:
+        """Tell whether it failed for good."""
+        return self.info().state is TaskState.FAILURE
+
+    def get(self, timeout: float = 60.0, *, propagate: bool = True) -> Any:
+        """Wait at most `timeout` seconds for the end and return the result.
+
+        Raises:
+            TaskTimeout: it is not over yet.
+            TaskFailed, TaskRevoked: it ended so; with `propagate` False they are returned instead.
+        """
+        outcome = _outcome(self._source.results.wait(str(self), timeout))
+        if propagate and isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def revoke(self) -> bool:
+        """Ask that the task is not begun; False when it has begun or is over."""
+        return self._source.results.cancel(str(self)).state is TaskState.REVOKED
+
+
+def _outcome(status: TaskStatus) -> Any:
+    if status.state is TaskState.FAILURE:
+        return TaskFailed(status.error_category or "UNKNOWN", status.error_message or "The task failed.")
+    if status.state is TaskState.REVOKED:
+        return TaskRevoked(f"task {status.task_id} was revoked: {status.error_message or 'cancelled'}")
+    return status.result
