@@ -45,9 +45,8 @@ class Wakeups:
     def __enter__(self) -> Wakeups:
         try:
             pooled = self._engine.raw_connection()
-            pooled.detach()  # it listens, so nobody else may get it from the pool
-            self._connection = pooled
             driver: Any = pooled.driver_connection  # psycopg2's, see dispatcher.engine
+            pooled.detach()  # it listens, so nobody else may get it from the pool
             driver.autocommit = True
             driver.cursor().execute(f"LISTEN {CHANNEL}")
             self._driver = driver
@@ -61,7 +60,7 @@ class Wakeups:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._connection.close()
+        self._driver.close()
 
     def wait(self, timeout_s: float, stop: threading.Event) -> None:
         """Return once something was committed, `timeout_s` seconds are over, or `stop` is set.

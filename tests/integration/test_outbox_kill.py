@@ -1,0 +1,181 @@
+"""A relay killed with SIGKILL: every committed task arrives at least once, none that was rolled back does."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from dispatcher import outbox
+from dispatcher.engine import make_engine
+from dispatcher.outbox_relay import relay_once
+from dispatcher.publisher import Publisher
+from tests.integration.outbox_victim import STEPS
+from tests.support.factories import make_payload
+from tests.support.outbox import Arrivals, commit, creates, first_arrivals
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def process(
+    *arguments: str, database: Database, amqp_url: str, log: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    environ = {**os.environ, "DATABASE_URL": database.url, "AMQP_URL": amqp_url}
+    output = log.open("ab") if log else None
+    popen = subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, env=environ, stderr=output)
+    try:
+        yield popen
+    finally:
+        if popen.poll() is None:
+            popen.kill()
+        popen.wait(10)
+        if output is not None:
+            output.close()
+
+
+def count(what: str, committed: list[str], rolled_back: list[str], arrivals: Arrivals) -> None:
+    """Check the promise, and print the numbers it is about."""
+    arrived = Counter(arrivals.ids())
+    repeated = sum(1 for times in arrived.values() if times > 1)
+    print(
+        f"{what}: {len(committed)} committed, {len(arrived)} arrived, {repeated} of them more than once;"
+        f" {len(rolled_back)} rolled back, {len(arrived.keys() & set(rolled_back))} of them arrived"
+    )
+    assert arrived.keys() == set(committed)
+    for lab, numbers in first_arrivals([t for t in arrivals.seen if "student_id" in t.kwargs]).items():
+        assert numbers == sorted(numbers), f"order of lab {lab}"
+
+
+#: Makes the first three rows something that cannot be a message, as plain SQL may; and undoes it.
+SPOIL = """
+    UPDATE task_outbox SET kwargs = kwargs || CAST('{"spoiled": 1' || repeat('0', 5000) || '}' AS jsonb)
+    WHERE id <= (SELECT min(id) + 2 FROM task_outbox)
+"""
+REPAIR = "UPDATE task_outbox SET kwargs = kwargs - 'spoiled', next_attempt_at = now()"
+
+
+def has_more(log: Path, starts: int) -> bool:
+    return log.read_bytes().count(b"listening") > starts
+
+
+def fill(engine: Engine) -> tuple[list[str], list[str]]:
+    """Commit 60 creates of 20 labs, and roll 20 back in between."""
+    committed, rolled_back = [], []
+    for payload in creates(range(1, 21), each=3):
+        committed += commit(engine, payload)
+        if len(committed) % 3 == 0:
+            with engine.connect() as connection:
+                rolled_back.append(outbox.add(connection, make_payload(lab_instance_id=99)))
+    return committed, rolled_back
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_a_step(
+    step: str,
+    engine: Engine,
+    broker: Broker,
+    database: Database,
+    publisher: Publisher,
+    arrivals: Arrivals,
+) -> None:
+    committed, rolled_back = fill(engine)
+    if "postponing" in step:
+        database.rows(SPOIL)
+    backend = make_engine(database.url, application_name="test-open-transaction")
+    with backend.connect() as open_transaction:
+        rolled_back.append(outbox.add(open_transaction, make_payload(lab_instance_id=99)))
+        with process(
+            "tests.integration.outbox_victim", step, "10", database=database, amqp_url=broker.url
+        ) as victim:
+            assert victim.wait(30) == -signal.SIGKILL
+        database.rows(REPAIR)
+        # PostgreSQL gives the rows free when it notices that the victim is gone.
+        eventually(
+            lambda: relay_once(engine, publisher).complete and not database.rows("SELECT 1 FROM task_outbox"),
+            what="an empty outbox",
+        )
+        open_transaction.rollback()
+    backend.dispose()
+    relay_once(engine, publisher)
+    count(f"killed {step}", committed, rolled_back, arrivals)
+
+
+@pytest.mark.parametrize("place", [1, 25, 50], ids=lambda place: f"publish {place} of 60")
+def test_killed_while_its_publishes_are_on_the_way(
+    place: int, engine: Engine, broker: Broker, database: Database, publisher: Publisher, arrivals: Arrivals
+) -> None:
+    committed, rolled_back = fill(engine)
+    # Sixty labs, so that one batch has them all.
+    database.rows("UPDATE task_outbox SET kwargs = jsonb_set(kwargs, '{lab_instance_id}', to_jsonb(id))")
+    with TcpProxy.to(broker.url) as proxy:
+        victims: list[subprocess.Popen[bytes]] = []
+
+        def kill(data: bytes) -> bool:
+            if committed[place - 1].encode() in data:
+                victims[0].kill()
+            return False
+
+        proxy.swallow_answer_to = kill
+        url = proxy.through(broker.url)
+        with process(
+            "tests.integration.outbox_victim", "never", "100", database=database, amqp_url=url
+        ) as victim:
+            victims.append(victim)
+            assert victim.wait(30) == -signal.SIGKILL
+    eventually(
+        lambda: relay_once(engine, publisher).complete and not database.rows("SELECT 1 FROM task_outbox"),
+        what="an empty outbox",
+    )
+    count(f"killed at publish {place}", committed, rolled_back, arrivals)
+
+
+def test_killed_at_random_moments_again_and_again(
+    engine: Engine, broker: Broker, database: Database, arrivals: Arrivals, tmp_path: Path
+) -> None:
+    committed: list[str] = []
+    rolled_back: list[str] = []
+    done = threading.Event()
+
+    def work() -> None:
+        for number, payload in enumerate(creates(range(1, 11), each=100)):
+            if number % 5 == 0:
+                with engine.connect() as connection:
+                    rolled_back.append(outbox.add(connection, make_payload(lab_instance_id=99)))
+            committed.extend(commit(engine, payload))
+        done.set()
+
+    backend = threading.Thread(target=work)
+    log = tmp_path / "relay.log"
+    kills = 0
+    chance = random.Random(4)
+    command = ("dispatcher", "outbox", "relay")
+    while not done.is_set() or kills < 8:
+        listening = log.read_bytes().count(b"listening") if log.exists() else 0
+        with process(*command, database=database, amqp_url=broker.url, log=log) as relay:
+            started = partial(has_more, log, listening)
+            eventually(started, what="a relay")
+            if not backend.is_alive() and not done.is_set():
+                backend.start()
+            done.wait(chance.uniform(0.0, 0.4))
+            relay.kill()
+            kills += 1
+    backend.join(30)
+    with process(*command, database=database, amqp_url=broker.url, log=log):
+        eventually(lambda: not database.rows("SELECT 1 FROM task_outbox"), 30, what="an empty outbox")
+    count(f"killed {kills} times at random", committed, rolled_back, arrivals)
