@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dispatcher import outbox_commands
+from dispatcher import outbox_commands, task_commands
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import BrokerSettings, database_url, read_settings
 
@@ -70,6 +70,13 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         {
             "relay": Command(outbox_commands.relay, outbox_commands.relay_options),
             "list": Command(outbox_commands.show, outbox_commands.show_options),
+        },
+    ),
+    "task": (
+        "Look a task up, or keep it from being begun.",
+        {
+            "status": Command(task_commands.status, task_commands.options),
+            "cancel": Command(task_commands.cancel, task_commands.options),
         },
     ),
 }

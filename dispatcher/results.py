@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, create_engine, literal, make_url, select, text, true
+from sqlalchemy import Connection, Engine, RowMapping, literal, select, text, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from dispatcher.engine import make_engine
 from dispatcher.errors import DispatcherError, TaskTimeout
 from dispatcher.models import Outcome, TaskCancellation, TaskRun
 from dispatcher.task_lock import LOCK_TIMEOUT_S, lock_task
@@ -117,17 +118,9 @@ class ResultStore:
 
 def _make_engine(url: str) -> Engine:
     try:
-        # Named, because the default driver of a plain postgresql:// differs between SQLAlchemy 2.0 and 2.1.
-        return create_engine(
-            make_url(url).set(drivername="postgresql+psycopg2"),
-            pool_size=2,
-            max_overflow=8,
-            pool_pre_ping=True,
-            connect_args={
-                "connect_timeout": 5,
-                "application_name": "autolabs-results",
-                "options": "-c statement_timeout=10000",
-            },
+        # The ping, because a web worker idles for longer than a firewall keeps a connection.
+        return make_engine(
+            url, application_name="autolabs-results", statement_timeout_s=10, pool_pre_ping=True
         )
     except (ArgumentError, ImportError) as exc:
         raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc

@@ -143,3 +143,20 @@ def test_the_variable_wins_over_the_file_and_the_file_over_the_mounted_secret(tm
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("False", False), ("0", False)])
 def test_a_flag_is_read(text: str, value: bool) -> None:
     assert read_job(CELERY_TASK_RETRY_JITTER=text).retry.jitter is value
+
+
+def test_results_go_nowhere_unless_a_backend_is_named() -> None:
+    assert read_job().results is None
+    results = read_job(CELERY_RESULT_BACKEND="redis://:redis-secret@host:6379/0").results
+    assert results is not None
+    assert (results.url, results.expires_s) == ("redis://:redis-secret@host:6379/0", 86_400)
+    assert "secret" not in repr(read_job(CELERY_RESULT_BACKEND="rediss://u:redis-secret@host"))
+
+
+@pytest.mark.parametrize(
+    "url", ["rpc://", "redis://", "redis://:secret%@host", "db+postgresql://:secret@h/d"]
+)
+def test_a_backend_that_is_no_redis_is_a_problem(url: str) -> None:
+    problems = problems_of({**VALID, "CELERY_RESULT_BACKEND": url, "CELERY_RESULT_EXPIRES": "-1"})
+    assert [p.partition(":")[0] for p in problems] == ["CELERY_RESULT_EXPIRES", "CELERY_RESULT_BACKEND"]
+    assert "secret" not in str(problems)

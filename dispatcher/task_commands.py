@@ -1,0 +1,79 @@
+"""The commands `autolabs task …`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import closing
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from dispatcher.settings import database_url, read_settings
+from dispatcher.task_status import TaskState, TaskStatus
+
+if TYPE_CHECKING:
+    from dispatcher.results import ResultStore
+
+_TOO_LATE = {
+    TaskState.STARTED: "a container is at it already; only a further attempt will not be begun",
+    TaskState.SUCCESS: "it was over already",
+    TaskState.FAILURE: "it was over already",
+}
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Show what became of a task.
+
+    An id that no container has taken yet is PENDING, also an unknown one. Settings: DATABASE_URL.
+    """
+    with closing(_store()) as results:
+        _show(results.status(arguments.task_id), as_json=arguments.json)
+    return 0
+
+
+def cancel(arguments: argparse.Namespace) -> int:
+    """Ask that a task is not begun any more.
+
+    A lab that waits for its start becomes STOPPED once a container meets the cancelled task. 0: it will
+    not be begun. 1: too late, it was begun or over already. Settings: DATABASE_URL.
+    """
+    with closing(_store()) as results:
+        found = results.cancel(arguments.task_id)
+    _show(found, as_json=arguments.json)
+    if found.state is TaskState.REVOKED:
+        return 0
+    if not arguments.json:
+        print(f"not cancelled: {_TOO_LATE[found.state]}")
+    return 1
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of both."""
+    parser.add_argument("task_id", metavar="ID", help="the task's id, as in lab_instances.celery_task_id")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def _store() -> ResultStore:
+    from dispatcher.results import ResultStore
+
+    return ResultStore(read_settings(os.environ, database_url))
+
+
+def _show(found: TaskStatus, *, as_json: bool) -> None:
+    fields = {name: _plain(value) for name, value in asdict(found).items()}
+    if as_json:
+        print(json.dumps(fields, indent=2))
+        return
+    for name, value in fields.items():
+        if value is not None:
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            # Messages may quote anybody: a control character must not reach the terminal.
+            print(f"{name + ':':18}{text if text.isprintable() else repr(text)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
+    return value.value if isinstance(value, TaskState) else value
