@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 PYTHON ?= python3
 STAMP := .venv/.installed
+OLDEST_CELERY := .venv/celery-oldest
 
 .PHONY: help up down env status venv demo test bench lint format
 
@@ -26,7 +27,7 @@ demo: up ## follow a lab from request to end on the running system
 	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m deploy.demo
 
 # A cluster that was not up before the tests is taken down after them, whatever their result.
-test: $(STAMP) ## run all tests on the running cluster, or on one started for them
+test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running cluster, or on one started for them
 	@if $(PYTHON) -m deploy.local status >/dev/null 2>&1; then after=true; \
 	  else after="$(PYTHON) -m deploy.local down"; fi; \
 	trap "$$after" EXIT; \
@@ -46,7 +47,7 @@ format: $(STAMP) ## format the code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-venv: $(STAMP) ## make .venv with everything for development
+venv: $(STAMP) $(OLDEST_CELERY)/.installed ## make .venv with everything for development
 
 # Written last, so that an interrupted installation is done again.
 $(STAMP): pyproject.toml constraints.txt
@@ -56,4 +57,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "-> Make .venv (usually 30 s)"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+# Beside the newest one, which pip would otherwise replace; tests put it on PYTHONPATH.
+$(OLDEST_CELERY)/.installed: tests/contract/celery-oldest.txt $(STAMP)
+	@echo "-> Install the oldest supported Celery for the tests (usually 5 s)"
+	@rm -rf $(OLDEST_CELERY)
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(OLDEST_CELERY) -r $<
 	@touch $@

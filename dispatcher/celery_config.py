@@ -1,4 +1,4 @@
-"""Settings with which a plain Celery app publishes into our topology."""
+"""Settings with which a plain Celery app, 5.4 or later, publishes into our topology."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from typing import Any
 from dispatcher import tasks, topology
 
 
-def celery_config() -> dict[str, Any]:
+def celery_config(*, result_backend: str | None = None, confirm_timeout_s: float = 10.0) -> dict[str, Any]:
     """Return settings for `app.conf.update(...)`; needs the kombu that Celery brings along.
 
-    Queues are declared with the very arguments of the topology (others would be refused with
-    406), tasks are routed by name, and publishes wait for the broker's confirm, which Celery
-    does not do by default.
+    Tasks are routed by name, as JSON only. A publish waits for the broker's confirm and fails if no
+    queue takes the message, which Celery does not do by default. It declares nothing: writing to
+    `autolabs.tasks` and `celery_delayed_27` is all that the app's broker user needs.
+
+    Args:
+        result_backend: where AsyncResult looks, such as redis://host/0; None leaves the app's own setting.
+        confirm_timeout_s: seconds for one attempt; Celery makes four (task_publish_retry_policy).
     """
-    from kombu import Exchange, Queue, binding
+    from kombu import Exchange, Queue
 
     exchange = Exchange(topology.TASKS_EXCHANGE, type="topic", durable=True)
     queues = [
+        # By one key of several: Celery looks up the exchange of a queue, which one with `bindings` lacks.
         Queue(
             queue,
-            bindings=[binding(exchange, routing_key=key) for key in routing_keys],
+            exchange=exchange,
+            routing_key=routing_keys[0],
             durable=True,
             queue_arguments=topology.task_queue_arguments(),
         )
         for queue, routing_keys in topology.BINDINGS.items()
     ]
-    routes = {
-        name: {
-            "exchange": topology.TASKS_EXCHANGE,
-            "routing_key": routing_key,
-            # Celery 5.5 sends an eta on quorum queues to an exchange that only its own workers
-            # declare, unless this says direct; it has no other effect, and the container honours the eta.
-            "exchange_type": "direct",
-        }
-        for name, routing_key in tasks.ROUTING_KEYS.items()
+    publish = {
+        "exchange": topology.TASKS_EXCHANGE,
+        # Celery 5.5 sends tasks for later over the delay ladder unless this says direct.
+        "exchange_type": "topic",
+        "mandatory": True,
+        # Also how long py-amqp waits for the confirm: it has no setting, only this argument.
+        "timeout": confirm_timeout_s,
     }
     return {
         "task_queues": queues,
@@ -42,9 +46,24 @@ def celery_config() -> dict[str, Any]:
         "task_default_exchange": topology.TASKS_EXCHANGE,
         "task_default_exchange_type": "topic",
         "task_default_routing_key": "lab.create",
-        "task_routes": routes,
+        "task_routes": {name: {**publish, "routing_key": key} for name, key in tasks.ROUTING_KEYS.items()},
         "task_create_missing_queues": False,
-        "broker_transport_options": {"confirm_publish": True, "confirm_timeout": 10},
+        "broker_transport_options": {
+            "confirm_publish": True,
+            # Otherwise a connection that got no confirm is waited for again, without end, when it is closed.
+            "read_timeout": confirm_timeout_s,
+            "write_timeout": confirm_timeout_s,
+        },
         "task_serializer": "json",
         "accept_content": ["json"],
+        **(_results(result_backend) if result_backend else {}),
+    }
+
+
+def _results(backend: str) -> dict[str, Any]:
+    return {
+        "result_backend": backend,
+        "result_serializer": "json",
+        "result_accept_content": ["json"],
+        "result_extended": False,
     }

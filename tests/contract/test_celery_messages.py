@@ -1,4 +1,7 @@
-"""Our codec against the installed Celery and kombu; oldest supported and newest run in CI."""
+"""Our codec and our settings against the installed Celery and kombu.
+
+test_oldest_celery.py runs this file once more with the oldest that is supported.
+"""
 
 from __future__ import annotations
 
@@ -132,22 +135,31 @@ def test_a_plain_app_routes_every_task_as_the_dispatcher_does(app: Celery) -> No
     for name, routing_key in tasks.ROUTING_KEYS.items():
         route = app.amqp.router.route({}, name)
         assert (route["exchange"], route["routing_key"]) == (topology.TASKS_EXCHANGE, routing_key)
+        # With a queue Celery would declare it, which a backend's broker user may not.
         assert "queue" not in route
 
 
-def test_a_plain_app_declares_the_queues_of_the_topology(app: Celery) -> None:
-    declared = {
-        queue.name: (queue.durable, queue.queue_arguments, {b.routing_key for b in queue.bindings})
+def test_a_plain_app_knows_the_queues_of_the_topology(app: Celery) -> None:
+    known = {
+        queue.name: (queue.durable, queue.queue_arguments, queue.exchange.name, queue.exchange.type)
         for queue in app.amqp.queues.values()
     }
-    assert declared == {
-        name: (True, topology.task_queue_arguments(), set(keys)) for name, keys in topology.BINDINGS.items()
-    }
+    expected = (True, topology.task_queue_arguments(), topology.TASKS_EXCHANGE, "topic")
+    assert known == dict.fromkeys(topology.BINDINGS, expected)
+    assert all(queue.routing_key in topology.BINDINGS[queue.name] for queue in app.amqp.queues.values())
 
 
 def test_a_plain_app_waits_for_confirms(app: Celery) -> None:
     with Connection("amqp://", transport_options=app.conf.broker_transport_options) as connection:
         assert connection.transport_options["confirm_publish"] is True
+
+
+@pytest.mark.parametrize("result_backend", [None, "redis://127.0.0.1:1/0"])
+def test_results_are_looked_for_only_where_told(result_backend: str | None) -> None:
+    app = Celery("backend", broker="memory://", backend="rpc://", set_as_current=False)
+    app.conf.update(celery_config(result_backend=result_backend))
+    assert app.conf.result_backend == (result_backend or "rpc://")
+    assert app.conf.result_serializer == "json"
 
 
 @pytest.mark.parametrize("path", sorted(STORED.glob("*.json")), ids=lambda path: path.stem)

@@ -1,31 +1,55 @@
-"""A real Celery worker's app, run by test_real_celery.py in a process of its own.
+"""A real Celery worker's app, run by tests/support/celery_versions.py in a process of its own.
 
-It consumes one queue of the topology and appends what its task was called with to RECORD.
+It consumes QUEUE and appends to RECORD what its task was called with.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 from kombu import Queue
 
-from dispatcher import tasks, topology
+from dispatcher import tasks
+
+QUEUE = os.environ["QUEUE"]
+#: What a task can know of its message.
+SEEN = (
+    "id",
+    "retries",
+    "eta",
+    "expires",
+    "root_id",
+    "parent_id",
+    "group",
+    "group_index",
+    "shadow",
+    "origin",
+    "timelimit",
+    "ignore_result",
+    "correlation_id",
+    "reply_to",
+    "replaced_task_nesting",
+    "stamps",
+)
 
 app = Celery("worker", broker=os.environ["AMQP_URL"])
 app.conf.update(
-    task_queues=[Queue(topology.QUEUE_NORMAL, no_declare=True)],
-    task_default_queue=topology.QUEUE_NORMAL,
+    task_queues=[Queue(QUEUE, no_declare=True)],
+    task_default_queue=QUEUE,
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
 )
 
 
 @app.task(name=tasks.CREATE_LAB_POD, bind=True)  # type: ignore[untyped-decorator]
-def create_lab_pod(self: Any, **kwargs: Any) -> None:
-    line = {"id": self.request.id, "retries": self.request.retries, "kwargs": kwargs}
+def create_lab_pod(self: Any, *args: Any, **kwargs: Any) -> None:
+    line = {name: getattr(self.request, name, None) for name in SEEN}
+    line["priority"] = self.request.delivery_info["priority"]
+    line |= {"args": args, "kwargs": kwargs, "began": datetime.now(timezone.utc).isoformat()}
     with Path(os.environ["RECORD"]).open("a") as record:
         record.write(json.dumps(line) + "\n")

@@ -1,0 +1,112 @@
+"""A backend's Celery app, run by tests/support/celery_versions.py in a process of its own.
+
+It reads calls by name as JSON, makes them one after the other, and writes what came of them. A call
+is the keyword arguments of `send_task`; `how` names another way, `eta_in` gives an eta in seconds from
+now. RESULT_BACKEND and CONFIRM_TIMEOUT_S are arguments of celery_config().
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+from celery import Celery, chain, chord, group
+
+from dispatcher import celery_config, tasks
+
+#: What JSON has no words for; kombu wraps each.
+VALUES = {
+    "uuid": uuid.UUID(int=5),
+    "datetime": datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
+    "date": date(2026, 1, 2),
+    "time": time(3, 4, 5),
+    "decimal": Decimal("1.50"),
+    "bytes": b"text",
+    "not UTF-8": b"\xff\x00",
+}
+
+
+def send_task(app: Celery, *, eta_in: float | None = None, **call: Any) -> str:
+    if eta_in is not None:
+        call["eta"] = datetime.now(timezone.utc) + timedelta(seconds=eta_in)
+    return str(app.send_task(**call).id)
+
+
+def send_value(app: Celery, *, value: str) -> str:
+    return str(app.send_task(tasks.CREATE_LAB_POD, args=[VALUES[value]]).id)
+
+
+def send_chain(app: Celery, *, first: str, then: str) -> str:
+    # The result of a chain is its last one's; the first has its id.
+    result = chain(app.signature(first), app.signature(then)).apply_async()
+    return str(result.parent.id)
+
+
+def send_group(app: Celery, *, names: list[str]) -> list[str]:
+    return [str(result.id) for result in group(app.signature(name) for name in names).apply_async()]
+
+
+def send_chord(app: Celery, *, names: list[str], body: str) -> list[str]:
+    result = chord([app.signature(name) for name in names])(app.signature(body))
+    return [str(part.id) for part in result.parent]
+
+
+def send_link(app: Celery, *, name: str, link: str) -> str:
+    return str(app.signature(name, link=app.signature(link)).apply_async().id)
+
+
+def send_link_error(app: Celery, *, name: str, link_error: str) -> str:
+    signature = app.signature(name)
+    signature.link_error(app.signature(link_error))
+    return str(signature.apply_async().id)
+
+
+WAYS: dict[str, Callable[..., Any]] = {
+    "send_task": send_task,
+    "value": send_value,
+    "chain": send_chain,
+    "group": send_group,
+    "chord": send_chord,
+    "link": send_link,
+    "link_error": send_link_error,
+}
+
+
+class Recorder(logging.Handler):
+    """Keep what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def main() -> None:
+    recorder = Recorder()
+    logging.getLogger().addHandler(recorder)
+    logging.captureWarnings(True)
+    app = Celery("backend", broker=os.environ["AMQP_URL"])
+    confirm_timeout_s = float(os.environ.get("CONFIRM_TIMEOUT_S", "10"))
+    backend = os.environ.get("RESULT_BACKEND")
+    app.conf.update(celery_config(result_backend=backend, confirm_timeout_s=confirm_timeout_s))
+    ids: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    for name, call in json.load(sys.stdin).items():
+        try:
+            ids[name] = WAYS[call.pop("how", "send_task")](app, **call)
+        except Exception as exc:  # every error is an answer here
+            errors[name] = f"{exc!r} from {exc.__cause__!r}"
+    json.dump({"ids": ids, "errors": errors, "warnings": recorder.lines}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
