@@ -18,6 +18,10 @@ from jobs.naming import lab_labels, lab_object_name
 StartLab = Callable[..., tuple[int, str]]
 
 
+def _ended_runs(platform: Platform, lab_instance_id: int) -> list[dict[str, Any]]:
+    return [run for run in platform.runs(lab_instance_id) if run["finished_at"]]
+
+
 def _log_lines(platform: Platform, job_name: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in platform.job_log(job_name).splitlines()]
 
@@ -107,7 +111,7 @@ def test_a_second_delivery_of_a_create_leaves_one_lab(platform: Platform, start_
     )
     platform.wait_for_status(lab_instance_id, "RUNNING")
     runs = eventually(
-        lambda: runs if len(runs := platform.runs(lab_instance_id)) == 2 else None,
+        lambda: runs if len(runs := _ended_runs(platform, lab_instance_id)) == 2 else None,
         timeout_s=30,
         what="both deliveries done",
     )
@@ -120,7 +124,7 @@ def test_a_stop_that_overtakes_its_start_leaves_nothing(platform: Platform, star
     lab_instance_id, _ = start_lab()
     platform.dispatcher.delete_lab(lab_instance_id=lab_instance_id)
     platform.wait_for_status(lab_instance_id, "STOPPED")
-    eventually(lambda: len(platform.runs(lab_instance_id)) == 2, timeout_s=30, what="both tasks done")
+    eventually(lambda: len(_ended_runs(platform, lab_instance_id)) == 2, timeout_s=30, what="both tasks done")
     assert platform.lab(lab_instance_id).status == "STOPPED"
     eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=10, what="objects gone")
 
@@ -181,8 +185,9 @@ def test_a_killed_container_is_followed_by_another_that_finishes(
             what="another container with the message",
         )
     platform.wait_for_status(lab_instance_id, "RUNNING")
-    (run,) = platform.runs(lab_instance_id)
-    assert (run["pod_name"], run["redelivered"], run["outcome"]) == (successor, True, "succeeded")
+    first, second = platform.runs(lab_instance_id)
+    assert (first["pod_name"], first["outcome"]) == (killed, "started")
+    assert (second["pod_name"], second["redelivered"], second["outcome"]) == (successor, True, "succeeded")
     # Adopted, not made anew.
     assert [p.metadata.uid for p in _pods_of(platform, lab_instance_id)] == [pod.metadata.uid]
     assert len(platform.objects_of(lab_instance_id)) == 3
