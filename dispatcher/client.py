@@ -14,7 +14,6 @@ from dispatcher import tasks
 from dispatcher.errors import InvalidTask, PublishError
 from dispatcher.handle import TaskHandle
 from dispatcher.interfaces import Results, TaskPublisher
-from dispatcher.publisher import Publisher
 from dispatcher.requests import TaskRequest
 from dispatcher.settings import BrokerSettings, database_url, read_settings
 from dispatcher.task_status import TaskStatus
@@ -64,6 +63,9 @@ class Dispatcher:
         if settings is None:
             environ = os.environ if amqp_url is None else {**os.environ, "AMQP_URL": amqp_url}
             settings = read_settings(environ, BrokerSettings.from_environment)
+        # Here, so that a process that only imports the package does not pay for pika.
+        from dispatcher.publisher import Publisher
+
         self._publisher: TaskPublisher = Publisher(settings)
         self._database = database
         self._engine: Engine | None = None

@@ -1,0 +1,150 @@
+"""For a backend's own unit tests: a Dispatcher that keeps everything in memory.
+
+It checks, encodes and reports as the real one does (both pass the same tests), and needs no server:
+
+    dispatcher = InMemoryDispatcher()
+    start_lab(dispatcher, lab_instance_id=7)
+    assert [task.name for task in dispatcher.sent] == ["celery_workers.create_lab_pod"]
+    dispatcher.finish(dispatcher.sent[0].id, result={"status": "RUNNING"})
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from dispatcher import message
+from dispatcher.client import Dispatcher
+from dispatcher.errors import NotConfirmed, PublishError, TaskTimeout, Unencodable, Unroutable
+from dispatcher.settings import BrokerSettings
+from dispatcher.task_status import TaskState, TaskStatus
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+__all__ = ["InMemoryDispatcher", "InMemoryPublisher", "InMemoryResults"]
+
+
+class InMemoryPublisher:
+    """Keep what is published, in order, as a container would read it."""
+
+    def __init__(self) -> None:
+        self.sent: list[message.TaskMessage] = []
+        #: Set to NotConfirmed or Unroutable, and every publish fails so until it is None again.
+        self.fail_with: type[NotConfirmed] | type[Unroutable] | None = None
+        self._lock = threading.Lock()
+
+    def publish_task(self, task: message.TaskMessage, *, timeout_s: float | None = None) -> None:
+        """Keep one task. Raises what `fail_with` says."""
+        error = self._publish(task)
+        if error is not None:
+            raise error
+
+    def publish_tasks(
+        self, messages: Sequence[message.TaskMessage], *, timeout_s: float | None = None
+    ) -> list[PublishError | None]:
+        """Keep many tasks; one entry per task, None for a kept one."""
+        return [self._publish(task) for task in messages]
+
+    def close(self) -> None:
+        """Do nothing; what was sent stays."""
+
+    def _publish(self, task: message.TaskMessage) -> PublishError | None:
+        try:
+            body, properties = message.encode(task)
+        except (TypeError, ValueError, RecursionError) as exc:
+            return Unencodable(task.id, f"task {task.id} cannot be written as JSON: {exc}")
+        if self.fail_with is not None:
+            return self.fail_with(task.id, f"task {task.id} was not published: the test says so")
+        received = message.decode(body, SimpleNamespace(reply_to=None, **properties))
+        with self._lock:
+            self.sent.append(received)
+        return None
+
+
+class InMemoryResults:
+    """States of tasks, which a test sets in place of containers."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, TaskStatus] = {}
+        self._changed = threading.Condition()
+
+    def set(self, status: TaskStatus) -> None:
+        """Let a task be in this state."""
+        with self._changed:
+            self._states[status.task_id] = status
+            self._changed.notify_all()
+
+    def status(self, task_id: str) -> TaskStatus:
+        """Return the state; PENDING for an id that nobody has set."""
+        return self._states.get(task_id, TaskStatus(task_id=task_id, state=TaskState.PENDING))
+
+    def wait(self, task_id: str, timeout_s: float) -> TaskStatus:
+        """Return the state once it is final. Raises TaskTimeout."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.status(task_id).ready, timeout_s):
+                raise TaskTimeout(self.status(task_id), timeout_s)
+            return self.status(task_id)
+
+    def cancel(self, task_id: str) -> TaskStatus:
+        """Make a task REVOKED that nobody has begun, or that waits for another attempt."""
+        with self._changed:
+            if self.status(task_id).state in (TaskState.PENDING, TaskState.RETRY):
+                self.set(TaskStatus(task_id=task_id, state=TaskState.REVOKED))
+            return self.status(task_id)
+
+    def close(self) -> None:
+        """Do nothing; the states stay."""
+
+
+class InMemoryDispatcher(Dispatcher):
+    """A Dispatcher without broker and ledger; `relay_outbox` works if an Engine is given."""
+
+    def __init__(self, *, database: str | Engine | None = None) -> None:
+        """Take the backend's test database, if its code uses the outbox."""
+        super().__init__(database=database, settings=BrokerSettings("amqp://in.memory"))
+        self._publisher = self.publisher = InMemoryPublisher()
+        self._results = self._in_memory_results = InMemoryResults()
+
+    @property
+    def sent(self) -> list[message.TaskMessage]:
+        """Everything published so far, the oldest first."""
+        return self.publisher.sent
+
+    @property
+    def results(self) -> InMemoryResults:
+        """The states of tasks."""
+        return self._in_memory_results
+
+    def start(self, task_id: str) -> None:
+        """Let a container have begun the task: STARTED."""
+        now = datetime.now(timezone.utc)
+        self.results.set(
+            TaskStatus(task_id=str(task_id), state=TaskState.STARTED, outcome="started", started_at=now)
+        )
+
+    def finish(self, task_id: str, *, result: Mapping[str, Any] | None = None) -> None:
+        """Let the task have ended well: SUCCESS with this result."""
+        done = TaskStatus(
+            task_id=str(task_id),
+            state=TaskState.SUCCESS,
+            outcome="succeeded",
+            finished_at=datetime.now(timezone.utc),
+            result=dict(result or {}),
+        )
+        self.results.set(done)
+
+    def fail(self, task_id: str, *, category: str, message: str) -> None:
+        """Let the task have failed for good: FAILURE, with a category and a sentence."""
+        failed = TaskStatus(
+            task_id=str(task_id),
+            state=TaskState.FAILURE,
+            outcome="failed",
+            error_category=category,
+            error_message=message,
+            finished_at=datetime.now(timezone.utc),
+        )
+        self.results.set(failed)
