@@ -27,12 +27,13 @@ def upgrade() -> None:
             lab_instance_id bigint GENERATED ALWAYS AS ((kwargs ->> 'lab_instance_id')::bigint) STORED,
             eta timestamptz
                 CONSTRAINT task_outbox_eta_check CHECK (eta BETWEEN '1970-01-01Z' AND '9999-01-01Z'),
-            expires timestamptz
-                CONSTRAINT task_outbox_expires_check CHECK (expires BETWEEN '1970-01-01Z' AND '9999-01-01Z'),
+            expires timestamptz,
             created_at timestamptz NOT NULL DEFAULT now(),
             next_attempt_at timestamptz NOT NULL DEFAULT now(),
             failures bigint NOT NULL DEFAULT 0,
-            last_error text
+            last_error text,
+            CONSTRAINT task_outbox_expires_check
+                CHECK (expires BETWEEN '1970-01-01Z' AND created_at + interval '3107 days')
         );
         CREATE INDEX task_outbox_lab_instance_id_idx ON task_outbox (lab_instance_id, id);
         CREATE FUNCTION task_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS
