@@ -12,7 +12,7 @@ OLDEST = VERSIONS[0]
 
 def test_the_oldest_celery_keeps_the_contract_too() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["tests/contract/test_celery_messages.py"]
+    command += ["tests/contract/test_celery_messages.py", "tests/contract/test_celery_results.py"]
     answer = subprocess.run(command, cwd=ROOT, env=OLDEST.environ(), capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout[-8000:]
 

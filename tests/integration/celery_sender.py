@@ -1,7 +1,7 @@
 """A backend's Celery app, run by tests/support/celery_versions.py in a process of its own.
 
 It reads calls by name as JSON, makes them one after the other, and writes what came of them. A call
-is the keyword arguments of `send_task`; `how` names another way, `eta_in` gives an eta in seconds from
+is the keyword arguments of `send_task`; `how` names another of WAYS, `eta_in` gives an eta in seconds from
 now. RESULT_BACKEND and CONFIRM_TIMEOUT_S are arguments of celery_config().
 """
 
@@ -68,6 +68,22 @@ def send_link_error(app: Celery, *, name: str, link_error: str) -> str:
     return str(signature.apply_async().id)
 
 
+def call_task(app: Celery, **call: Any) -> dict[str, Any]:
+    """Send a task and wait for its end."""
+    return look_up(app, task_id=app.send_task(**call).id)
+
+
+def look_up(app: Celery, *, task_id: str) -> dict[str, Any]:
+    found = app.AsyncResult(task_id)
+    value = found.get(timeout=30, propagate=False)
+    shown = {"exception": repr(value)} if isinstance(value, BaseException) else {"result": value}
+    return {"id": task_id, "state": found.state, **shown}
+
+
+def look_at_state(app: Celery, *, task_id: str) -> str:
+    return str(app.AsyncResult(task_id).state)
+
+
 WAYS: dict[str, Callable[..., Any]] = {
     "send_task": send_task,
     "value": send_value,
@@ -76,6 +92,9 @@ WAYS: dict[str, Callable[..., Any]] = {
     "chord": send_chord,
     "link": send_link,
     "link_error": send_link_error,
+    "call": call_task,
+    "result": look_up,
+    "state": look_at_state,
 }
 
 

@@ -25,7 +25,7 @@ from dispatcher import (
     topology,
 )
 from dispatcher.errors import MalformedMessage
-from dispatcher.message import TaskMessage, decode
+from dispatcher.message import TaskMessage, decode, encode
 from dispatcher.publisher import Publisher
 from dispatcher.tasks import CreateLabPod, DeleteLabPod, parse_payload
 from tests.support.celery_versions import VERSIONS, CeleryVersion
@@ -307,6 +307,47 @@ def test_less_than_a_second_later_is_refused_by_celerys_own_ladder(broker: Broke
     newest = next(version for version in VERSIONS if version.has_ladder)
     sent = newest.send(broker.url, {"later": {**CREATE, "countdown": 0.5}})
     assert "countdown must be a positive number" in sent.errors["later"]
+
+
+def test_async_result_sees_what_became_of_a_task(
+    celery_version: CeleryVersion, broker: Broker, containers: Containers, redis_url: str
+) -> None:
+    containers.environ["CELERY_RESULT_BACKEND"] = redis_url
+    cleanup = containers.start(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=30)
+    create = containers.start(CLAIM_WAIT_S=30)
+    bad = {**CREATE, "kwargs": create_kwargs(docker_image="Not An Image")}
+    calls = {
+        "done": {"how": "call", **CLEANUP},
+        "failed": {"how": "call", **bad},
+        "unknown": {"how": "state", "task_id": "nobody has sent it"},
+    }
+    found = celery_version.send(broker.url, calls, RESULT_BACKEND=redis_url)
+    assert (found.errors, found.warnings) == ({}, [])
+    assert (cleanup.wait(), create.wait()) == (0, 0)
+    assert (found.ids["done"]["state"], found.ids["done"]["result"]) == ("SUCCESS", {"deletes_published": 0})
+    assert found.ids["failed"]["state"] == "FAILURE"
+    assert "PERMANENT_INVALID_REQUEST" in found.ids["failed"]["exception"]
+    assert found.ids["unknown"] == "PENDING"
+    # Another process, later.
+    again = {name: {"how": "result", "task_id": found.ids[name]["id"]} for name in ("done", "failed")}
+    assert celery_version.send(broker.url, again, RESULT_BACKEND=redis_url).ids == {
+        name: found.ids[name] for name in again
+    }
+
+
+def test_async_result_sees_that_a_task_was_revoked(
+    celery_version: CeleryVersion, broker: Broker, containers: Containers, redis_url: str
+) -> None:
+    containers.environ["CELERY_RESULT_BACKEND"] = redis_url
+    long_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+    task = make_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}, expires=long_ago)
+    body, how = encode(task)
+    broker.publish(topology.QUEUE_LOW, body, headers=how["headers"])
+    containers.run(queue=topology.QUEUE_LOW)
+    calls = {"revoked": {"how": "result", "task_id": task.id}}
+    found = celery_version.send(broker.url, calls, RESULT_BACKEND=redis_url).ids["revoked"]
+    assert found["state"] == "REVOKED"
+    assert "TaskRevokedError" in found["exception"]
 
 
 def test_a_message_that_no_queue_takes_is_an_error_for_the_sender(

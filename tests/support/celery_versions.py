@@ -21,7 +21,7 @@ OLDEST = ROOT / ".venv" / "celery-oldest"
 class Sent:
     """What an app made of its calls."""
 
-    #: Call -> task id, or ids, that Celery gave it.
+    #: Call -> task id, or ids, that Celery gave it; for a call about results what it found.
     ids: dict[str, Any]
     #: Call -> the exception that it raised.
     errors: dict[str, str]
