@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -16,8 +17,10 @@ Filter = Callable[[bytes], bool]
 class TcpProxy:
     """Forward to `target`; use `port`, or `through(url)`, to reach it by way of the proxy."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        """Forward to host and port; with `tls`, take it off on the way."""
         self._target = (host, port)
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._flowing = threading.Event()
@@ -33,9 +36,9 @@ class TcpProxy:
         self._threads[0].start()
 
     @classmethod
-    def to(cls, url: str) -> TcpProxy:
+    def to(cls, url: str, *, tls: ssl.SSLContext | None = None) -> TcpProxy:
         parts = urlsplit(url)
-        return cls(parts.hostname or "", parts.port or 0)
+        return cls(parts.hostname or "", parts.port or 0, tls=tls)
 
     def through(self, url: str) -> str:
         """Return the URL with the proxy in place of the server."""
@@ -89,6 +92,12 @@ class TcpProxy:
             thread.start()
 
     def _serve(self, client: socket.socket) -> None:
+        if self._tls is not None:
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:  # the client does not trust us
+                client.close()
+                return
         with client, contextlib.suppress(OSError), socket.create_connection(self._target, 5) as server:
             with self._lock:
                 self._sockets += [client, server]

@@ -1,0 +1,151 @@
+"""Many tasks at a time: every one is confirmed, or reported with the reason; a lost connection loses none."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from dispatcher import NotConfirmed, Unencodable, Unroutable, topology
+from dispatcher.batch import WINDOW
+from dispatcher.message import TaskMessage
+from dispatcher.publisher import Publisher
+from dispatcher.settings import BrokerSettings
+from dispatcher.tasks import DELETE_LAB_POD
+from tests.support.factories import make_task
+from tests.support.rabbitmq import Broker
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import eventually_equal
+
+MANY = 3 * WINDOW + 17
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[TcpProxy]:
+    with TcpProxy.to(broker.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def through(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
+    publisher = Publisher(BrokerSettings(proxy.through(broker.url), publish_timeout_s=20))
+    yield publisher
+    publisher.close()
+
+
+def make_tasks(count: int) -> list[TaskMessage]:
+    return [make_task(id=f"task-{number}") for number in range(count)]
+
+
+def ids_in(broker: Broker, queue: str) -> Counter[str]:
+    """Return how often each task id is in the queue, and empty it."""
+    found: Counter[str] = Counter()
+    channel = broker.channel()
+    while True:
+        method, properties, _ = channel.basic_get(queue, auto_ack=True)
+        if method is None or properties is None:
+            return found
+        found[properties.correlation_id or ""] += 1
+
+
+def test_many_tasks_arrive_once_each_and_in_order(broker: Broker, publisher: Publisher) -> None:
+    tasks = make_tasks(MANY)
+    assert publisher.publish_tasks(tasks) == [None] * MANY
+    found = ids_in(broker, topology.QUEUE_NORMAL)
+    assert list(found) == [task.id for task in tasks]
+    assert set(found.values()) == {1}
+
+
+@pytest.mark.parametrize("cuts", [1, 4])
+def test_no_task_is_lost_when_the_connection_is_cut(
+    broker: Broker, proxy: TcpProxy, through: Publisher, cuts: int
+) -> None:
+    tasks = make_tasks(MANY)
+    marks = [f'"task-{(n + 1) * MANY // (cuts + 1)}"' for n in range(cuts)]
+    pending = [mark.strip('"').encode() for mark in marks]
+
+    def in_the_middle(data: bytes) -> bool:
+        # Cut before the broker's confirms are passed on: what was sent is queued, and not known to be.
+        if pending and pending[0] in data:
+            pending.pop(0)
+            return True
+        return False
+
+    proxy.swallow_answer_to = in_the_middle
+    assert through.publish_tasks(tasks) == [None] * MANY
+    assert pending == []
+    found = ids_in(broker, topology.QUEUE_NORMAL)
+    assert set(found) == {task.id for task in tasks}
+    print(f"{MANY} tasks, {cuts} cuts: {sum(found.values()) - MANY} arrived twice, none was lost")
+
+
+def test_a_network_that_stops_is_reported_per_task(broker: Broker, proxy: TcpProxy) -> None:
+    publisher = Publisher(BrokerSettings(proxy.through(broker.url), publish_timeout_s=2))
+    publisher.publish_task(make_task())
+    proxy.freeze()
+    errors = publisher.publish_tasks(make_tasks(50))
+    assert all(isinstance(error, NotConfirmed) for error in errors)
+    assert "task task-7 was not confirmed by the broker within 2 s" in str(errors[7])
+    assert errors[7] is not None
+    assert errors[7].__cause__ is not None
+    publisher.close()
+
+
+def test_only_tasks_without_a_queue_are_unroutable(broker: Broker, publisher: Publisher) -> None:
+    broker.channel().queue_delete(topology.QUEUE_HIGH)
+    tasks = [
+        make_task(id=f"task-{n}", **({"name": DELETE_LAB_POD, "kwargs": {}} if n % 3 == 0 else {}))
+        for n in range(300)
+    ]
+    errors = publisher.publish_tasks(tasks)
+    assert {n for n, error in enumerate(errors) if error} == set(range(0, 300, 3))
+    assert all(isinstance(error, Unroutable) for error in errors if error)
+    assert "no queue is bound to exchange 'autolabs.tasks' with routing key 'lab.delete'" in str(errors[3])
+    assert broker.depth(topology.QUEUE_NORMAL) == 200
+
+
+def test_a_missing_exchange_is_reported_for_every_task(bare_broker: Broker) -> None:
+    publisher = Publisher(bare_broker.settings)
+    errors = publisher.publish_tasks(make_tasks(2 * WINDOW))
+    assert all(isinstance(error, Unroutable) for error in errors)
+    assert "no exchange 'autolabs.tasks'" in str(errors[-1])
+    publisher.close()
+
+
+def test_a_task_that_json_cannot_say_does_not_stop_the_others(broker: Broker, publisher: Publisher) -> None:
+    tasks = make_tasks(10)
+    tasks[4] = make_task(id="odd", kwargs={"x": object()})
+    errors = publisher.publish_tasks(tasks)
+    assert [type(error) for error in errors if error] == [Unencodable]
+    assert "task odd cannot be written as JSON" in str(errors[4])
+    assert broker.depth(topology.QUEUE_NORMAL) == 9
+
+
+def test_what_a_full_queue_refuses_is_reported(broker: Broker) -> None:
+    arguments = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
+    broker.channel().queue_declare("full", durable=True, arguments=arguments)
+    broker.channel().queue_bind("full", topology.TASKS_EXCHANGE, "lab.create")
+    publisher = Publisher(BrokerSettings(broker.url, publish_timeout_s=1))
+    errors = publisher.publish_tasks(make_tasks(200))
+    refused = [error for error in errors if error]
+    assert refused
+    assert all("queue is full or not available" in str(error) for error in refused)
+    publisher.close()
+
+
+def test_threads_that_publish_many_at_once_do_not_mix(broker: Broker, publisher: Publisher) -> None:
+    errors: dict[int, list[object]] = {}
+
+    def publish(thread: int) -> None:
+        tasks = [make_task(id=f"{thread}-{n}") for n in range(500)]
+        errors[thread] = [*publisher.publish_tasks(tasks, timeout_s=60)]
+
+    threads = [threading.Thread(target=publish, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == {n: [None] * 500 for n in range(4)}
+    eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 2000)
