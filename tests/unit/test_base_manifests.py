@@ -286,7 +286,10 @@ def test_what_runs_in_platform_is_bounded_in_what_it_reaches(name: str) -> None:
     ports = {port["port"] for rule in rules for port in rule["ports"]}
     needed = {53, 5672, 5432, 9000}
     assert needed <= ports
-    assert ({6443, 8080} <= ports) is (name == "job"), "only a job talks to the API server and to labs"
+    job_alone = {6443, 8080, 6379}
+    assert ports & job_alone == (job_alone if name == "job" else set()), (
+        "only a job talks to the API server, to labs and to Redis"
+    )
     assert (443 in ports) is (not name.startswith("CronJob/")), "an object store by HTTPS"
 
 

@@ -363,6 +363,22 @@ def test_an_unreachable_service_is_named_without_its_password() -> None:
     assert "secret" not in found[0]
 
 
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        ({"REDIS_URL": "redis://:p@h"}, "redis://:p@h"),
+        ({"REDIS_URL": "redis://:p@here", "JOBS_REDIS_URL": "redis://:p@pods"}, "redis://:p@pods"),
+    ],
+    ids=["without", "with", "another for pods"],
+)
+def test_redis_is_optional_on_an_existing_cluster(environ: dict[str, str], expected: str | None) -> None:
+    needed = {name: "http://h" for name, _ in existing.NEEDED}
+    target = existing.target(existing.Kubectl("k"), {**needed, **environ})
+    (jobs,) = (s for s in platform_part.secrets(target) if s["metadata"]["name"] == "autolabs-jobs")
+    assert jobs["stringData"].get("CELERY_RESULT_BACKEND") == expected
+
+
 def test_down_on_an_existing_cluster_spares_namespaces() -> None:
     rendered = "kind: Namespace\nmetadata: {}\n---\nkind: Role\nmetadata: {}\n"
     assert existing.without_namespaces(rendered).splitlines()[0] == "kind: Role"
