@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, literal, select, text, true
+from sqlalchemy import Connection, Engine, RowMapping, case, literal, select, text, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -138,11 +138,12 @@ def _read(connection: Connection, task_id: str) -> TaskStatus:
         .exists()
         .label("cancelled")
     )
-    # A success of any run stands, as in Celery's own backends: a later duplicate finds nothing to do.
+    # The first success of any run stands, as in Celery's own backends: a later duplicate does less.
+    success = TaskRun.outcome == Outcome.SUCCEEDED.value
     run = (
         select(*_COLUMNS)
         .where(TaskRun.task_id == task_id)
-        .order_by((TaskRun.outcome == Outcome.SUCCEEDED.value).desc(), TaskRun.id.desc())
+        .order_by(success.desc(), case((success, TaskRun.finished_at)), TaskRun.id.desc())
         .limit(1)
         .subquery("run")
     )

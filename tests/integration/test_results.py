@@ -98,6 +98,15 @@ def test_a_status_tells_what_the_ledger_knows(
     assert status.finished_at == row["finished_at"]
 
 
+def test_the_result_is_that_of_the_first_success(labs: LabStore, results: ResultStore) -> None:
+    slow, quick, again = (make_record(7, task_id="t") for _ in range(3))
+    for record in (slow, quick):
+        labs.begin(record)
+    for number, record in enumerate((quick, slow, again)):
+        labs.record(record, Ending("succeeded", result={"n": number}))
+    assert results.status("t").result == {"n": 0}
+
+
 def test_a_cancel_before_the_first_run_is_in_time(
     database: Database, labs: LabStore, results: ResultStore
 ) -> None:
