@@ -95,7 +95,7 @@ def _relay_once(settings: RelaySettings) -> int:
     )
     publisher.close()
     engine.dispose()
-    print(f"{len(report.published)} tasks were published")
+    print(f"published: {len(report.published)}")
     for line in _complaints(report):
         print(f"autolabs: {line}", file=sys.stderr)
     return 0 if report.complete else 1

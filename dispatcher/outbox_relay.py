@@ -114,7 +114,7 @@ class WaitingTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchReport:
     """One transaction of a relay."""
 
     published: tuple[str, ...] = ()
@@ -166,14 +166,14 @@ def relay_once(
 
 def relay_batch(
     engine: Engine, publisher: TaskPublisher, *, batch: int = BATCH, timeout_s: float = PUBLISH_TIMEOUT_S
-) -> Batch:
+) -> BatchReport:
     """Publish at most `batch` rows that are due, in one transaction. Raises DispatcherError."""
     started = time.monotonic()
     try:
         with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
             rows = connection.execute(_DUE, {"batch": batch}).all()
             if not rows:
-                return Batch()
+                return BatchReport()
             connection.execute(_END_IF_LOST, {"milliseconds": str(round(1000 * (timeout_s + 30)))})
             errors = _publish(publisher, rows, timeout_s)
             _settle(connection, rows, errors)
@@ -183,7 +183,7 @@ def relay_batch(
     failed = {row.task_id: str(errors[row.id]) for row in rows if row.id in errors}
     _log(published, failed, time.monotonic() - started)
     away = not published and any(isinstance(error, NotConfirmed) for error in errors.values())
-    return Batch(published, failed, go_on=not away)
+    return BatchReport(published, failed, go_on=not away)
 
 
 def next_due_s(engine: Engine, *, limit_s: float) -> float:
@@ -255,8 +255,6 @@ def _log(published: Sequence[str], failed: Mapping[str, str], duration_s: float)
     }
     if failed:
         first = next(iter(failed.values()))
-        logger.warning(
-            "outbox: %d tasks published, %d failed: %s", len(published), len(failed), first, extra=extra
-        )
+        logger.warning("outbox: published %d, failed %d: %s", len(published), len(failed), first, extra=extra)
     else:
-        logger.info("outbox: %d tasks published", len(published), extra=extra)
+        logger.info("outbox: published %d", len(published), extra=extra)

@@ -6,6 +6,7 @@ them they are left out with a line that says so, and with CI=true that is an err
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator

@@ -36,10 +36,10 @@ def test_relay_once_publishes_what_is_due(
 ) -> None:
     ids = commit(engine, *creates([1, 2], each=2))
     assert autolabs(["outbox", "relay", "--once"]) == 0
-    assert capsys.readouterr().out == "4 tasks were published\n"
+    assert capsys.readouterr().out == "published: 4\n"
     assert sorted(arrivals.ids()) == sorted(ids)
     assert autolabs(["outbox", "relay", "--once"]) == 0
-    assert capsys.readouterr().out == "0 tasks were published\n"
+    assert capsys.readouterr().out == "published: 0\n"
 
 
 def test_relay_once_says_which_task_failed_and_why(
@@ -108,7 +108,7 @@ def test_the_relay_runs_until_it_is_told_to_stop(
             relay.kill()
         relay.wait(5)
     assert arrivals.ids() == ids
-    assert "1 tasks published" in log.read_text()
+    assert "published 1" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 

@@ -194,7 +194,7 @@ def test_a_broker_that_is_away_leaves_the_tasks_for_later(
     assert "not confirmed" in report.failed[ids[0]]
     assert [row["failures"] for row in rows(database)] == [1, 1, 0, 0, 0, 0]
     assert all(row["due_s"] > 0 and row["last_error"] for row in rows(database)[:2])
-    assert "2 failed" in caplog.text
+    assert "failed 2" in caplog.text
     proxy.thaw()
 
     def drained() -> bool:
