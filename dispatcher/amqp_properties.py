@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 _LENGTH = struct.Struct(">I").pack
@@ -57,12 +58,12 @@ def _short_text(value: str | bytes) -> bytes:
     return bytes((len(data),)) + data
 
 
+#: The same twenty names in every message.
+_key = lru_cache(maxsize=256)(_short_text)
+
+
 def _table(table: Mapping[str, Any]) -> bytes:
-    parts = []
-    for key, value in table.items():
-        parts.append(_short_text(key))
-        parts.append(_field(value))
-    data = b"".join(parts)
+    data = b"".join([part for key, value in table.items() for part in (_key(key), _field(value))])
     return _LENGTH(len(data)) + data
 
 

@@ -146,6 +146,13 @@ PAYLOADS: dict[str, type[CreateLabPod] | type[DeleteLabPod] | type[CleanupTimeou
     CLEANUP_TIMEOUT_LABS: CleanupTimeoutLabs,
 }
 
+#: Payload type -> its arguments, in the order in which they may be given by position.
+FIELD_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in PAYLOADS.values()}
+_REQUIRED = {
+    kind: tuple(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+    for kind in PAYLOADS.values()
+}
+
 
 def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Payload:
     """Return the typed payload of a task; positional arguments follow the payload's field order.
@@ -157,7 +164,7 @@ def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
     if payload_type is None:
         known = ", ".join(PAYLOADS)
         raise InvalidTask("task", f"{_shown(name)} is unknown; allowed are {known}")
-    names = [f.name for f in fields(payload_type)]
+    names = FIELD_NAMES[payload_type]
     if len(args) > len(names):
         raise InvalidTask("args", f"{len(args)} positional arguments; allowed are {len(names)}")
     values = dict(zip(names, args, strict=False))
@@ -170,7 +177,7 @@ def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
         values[key] = value
     if "resources" in values and values["resources"] is None:
         del values["resources"]  # a backend that has no preference sends null
-    required = [f.name for f in fields(payload_type) if f.default is MISSING and f.default_factory is MISSING]
+    required = _REQUIRED[payload_type]
     for key in required:
         if key not in values:
             raise InvalidTask(key, f"is missing; {name} needs {', '.join(required)}")
@@ -179,4 +186,4 @@ def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
 
 def payload_kwargs(payload: Payload) -> dict[str, Any]:
     """Return the payload as the kwargs that go on the wire."""
-    return {f.name: getattr(payload, f.name) for f in fields(payload)}
+    return {name: getattr(payload, name) for name in FIELD_NAMES[type(payload)]}

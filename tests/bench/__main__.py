@@ -1,6 +1,6 @@
-"""Print the speed and cost of starting labs beside those of a warm Celery worker: `make bench`.
+"""Print the speed of publishing beside Celery's, and that of starting labs beside a warm Celery worker.
 
-All figures are measured in one run on the cluster of the environment; seconds after the publish,
+`make bench`. All figures are measured in one run on the cluster of the environment; labs in seconds after the publish,
 p50 / p95. The default spares are put back at the end, and when a measurement fails.
 """
 
@@ -21,7 +21,7 @@ import pika
 from deploy.demo.platform import PLATFORM, Platform, eventually
 from deploy.demo.timeline import JobWatch
 from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
-from tests.bench import celery_peer
+from tests.bench import celery_peer, publishing
 from tests.bench.measure import (
     RESOURCES,
     Figures,
@@ -229,7 +229,19 @@ def main() -> int:
     parser.add_argument(
         "--no-many-spares", action="store_true", help=f"leave the burst with {MANY_SPARES} spares out"
     )
+    parser.add_argument("--no-publishing", action="store_true", help="leave the dispatcher's speed out")
+    parser.add_argument("--no-labs", action="store_true", help="measure the dispatcher's speed alone")
     arguments = parser.parse_args()
+    if not arguments.no_publishing:
+        say("publishing: one process, in turns with Celery")
+        print("\n".join([*publishing.run(), ""]), flush=True)
+    if not arguments.no_labs:
+        measure_labs(arguments)
+    return 0
+
+
+def measure_labs(arguments: argparse.Namespace) -> None:
+    """Measure starts of labs, beside the warm worker, and print them."""
     platform = Platform()
     report = Report()
     with JobWatch(platform) as jobs:
@@ -246,7 +258,6 @@ def main() -> int:
             wait_for_spares(platform, normal=1, high=1)
             measure_peer(platform, jobs, report, arguments)
     report.print()
-    return 0
 
 
 if __name__ == "__main__":
