@@ -6,6 +6,9 @@ from typing import Any
 
 from dispatcher import tasks, topology
 
+#: For one answer of a result backend on Redis.
+REDIS_TIMEOUT_S = 5.0
+
 
 def celery_config(*, result_backend: str | None = None, confirm_timeout_s: float = 10.0) -> dict[str, Any]:
     """Return settings for `app.conf.update(...)`; needs the kombu that Celery brings along.
@@ -66,4 +69,9 @@ def _results(backend: str) -> dict[str, Any]:
         "result_serializer": "json",
         "result_accept_content": ["json"],
         "result_extended": False,
+        # Before it publishes, Celery subscribes to the result, unless the sender ignores it. Its own
+        # limits, 20 tries of 120 seconds, let a Redis that does not answer hold a web request.
+        "redis_socket_connect_timeout": REDIS_TIMEOUT_S,
+        "redis_socket_timeout": REDIS_TIMEOUT_S,
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 3}},
     }

@@ -6,6 +6,7 @@ Everything runs with the oldest supported Celery and with the newest one.
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -348,6 +349,18 @@ def test_async_result_sees_that_a_task_was_revoked(
     found = celery_version.send(broker.url, calls, RESULT_BACKEND=redis_url).ids["revoked"]
     assert found["state"] == "REVOKED"
     assert "TaskRevokedError" in found["exception"]
+
+
+def test_without_its_result_backend_a_task_is_sent_only_if_the_result_is_ignored(
+    celery_version: CeleryVersion, broker: Broker
+) -> None:
+    calls = {"wanted": CLEANUP, "ignored": {**CREATE, "ignore_result": True}}
+    started = time.monotonic()
+    sent = celery_version.send(broker.url, calls, RESULT_BACKEND="redis://127.0.0.1:1/0")
+    assert time.monotonic() - started < 15
+    assert (list(sent.ids), list(sent.errors)) == (["ignored"], ["wanted"])
+    assert broker.is_empty(topology.QUEUE_LOW)
+    assert broker.take(topology.QUEUE_NORMAL).headers["id"] == sent.ids["ignored"]
 
 
 def test_a_message_that_no_queue_takes_is_an_error_for_the_sender(
