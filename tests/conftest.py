@@ -40,6 +40,16 @@ FIXTURES = {"redis_url": "REDIS_URL"}
 LEFT_OUT = pytest.StashKey[Counter[tuple[str, str]]]()
 
 
+@pytest.fixture(autouse=True)
+def no_log_handler_is_left() -> Iterator[None]:
+    """A main that a test calls logs to the captured stream of that test, which is closed afterwards."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+
+
 @runtime_checkable
 class Evidence(Protocol):
     """A fixture value that can say how things stand, for the report of a failed test."""
