@@ -108,6 +108,16 @@ def test_whoever_waits_is_told_of_the_end(storing: Containers, celery_app: Celer
     assert got == [{"deletes_published": 0}]
 
 
+def test_a_spare_stores_the_result_of_its_task(
+    storing: Containers, celery_app: Celery, broker: Broker
+) -> None:
+    container = storing.start(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=60)
+    eventually(lambda: broker.consumers(topology.QUEUE_LOW), 20)
+    assert send(celery_app, CLEANUP_TIMEOUT_LABS).get(timeout=20) == {"deletes_published": 0}
+    assert container.wait() == 0
+    assert warnings_of(container) == []
+
+
 def test_a_transient_failure_is_a_retry_and_the_last_a_failure(
     storing: Containers, celery_app: Celery, broker: Broker
 ) -> None:

@@ -174,6 +174,36 @@ def test_of_a_begin_and_a_cancel_at_once_exactly_one_wins(database: Database, re
     assert pairs <= {(True, TaskState.STARTED), (False, TaskState.REVOKED)}
 
 
+def test_of_many_begins_and_cancels_at_once_no_two_contradict_each_other(
+    database: Database, results: ResultStore
+) -> None:
+    ids = [f"t-{number}" for number in range(25)]
+    together = threading.Barrier(8)
+
+    def begin_all() -> list[str]:
+        store = LabStore(database.url, application_name="racer")
+        said = []
+        for task_id in ids:
+            together.wait(20)
+            said.append("begun" if store.begin(make_record(7, task_id=task_id)) else "not begun")
+        store.close()
+        return said
+
+    def cancel_all() -> list[str]:
+        said = []
+        for task_id in ids:
+            together.wait(20)
+            said.append(results.cancel(task_id).state.value)
+        return said
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(work) for work in [begin_all, cancel_all] * 4]
+        answers = [set(said) for said in zip(*(each.result(60) for each in running), strict=True)]
+    assert all(
+        said <= {"begun", "not begun", "STARTED"} or said == {"not begun", "REVOKED"} for said in answers
+    )
+
+
 @pytest.mark.parametrize(
     "isolation_level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "AUTOCOMMIT"]
 )
