@@ -1,7 +1,7 @@
 """Print the speed of publishing beside Celery's, and that of starting labs beside a warm Celery worker.
 
 `make bench`. All figures are measured in one run on the cluster of the environment; those of labs are
-seconds after the publish, p50 / p95. The default spares are put back at the end, and when a measurement fails.
+seconds after the publish, p50 / p95. The default spares are put back at the end, whatever happens.
 """
 
 from __future__ import annotations
