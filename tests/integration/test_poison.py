@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import fields
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import pika
 import pika.data
 import pytest
 
+from deploy.local.credentials import Credentials, rabbitmq_definitions
 from dispatcher import ladder, topology
 from dispatcher.message import PUBLISHED_AT
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
@@ -202,6 +205,34 @@ def test_a_create_ahead_of_its_row_is_tried_again_under_its_id(
     message = broker.take(topology.QUEUE_NORMAL)
     assert (message.headers["id"], message.headers["retries"]) == (task_id, 1)
     assert json.loads(message.body)[1] == create_kwargs(lab_instance_id=4711)
+
+
+def test_a_job_may_write_what_it_writes_with_the_rights_it_is_given(
+    containers: Containers, broker: Broker
+) -> None:
+    definitions = json.loads(rabbitmq_definitions(Credentials(*["x"] * len(fields(Credentials)))))
+    (rights,) = (p for p in definitions["permissions"] if p["user"] == "jobs")
+    asked = {name: rights[name] for name in ("configure", "write", "read")}
+    containers.environ["AMQP_URL"] = broker.url_of_user(**asked)
+    retried = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
+    broker.publish(topology.QUEUE_LOW, b"no task")
+    assert [containers.run(queue=queue)[0] for queue in (topology.QUEUE_NORMAL, topology.QUEUE_LOW)] == [0, 0]
+    assert broker.take_delayed().headers["id"] == retried
+    assert broker.take(topology.DEAD_LETTER_QUEUE).body == b"no task"
+
+
+def test_a_dead_letter_that_came_over_the_ladder_tells_its_plain_routing_key(
+    containers: Containers, broker: Broker
+) -> None:
+    channel = broker.channel()
+    sent = pika.BasicProperties(headers={**HEADERS, "x-mine": 1}, content_type="application/json")
+    routing_key = ladder.delayed_routing_key(1, "lab.create")
+    channel.basic_publish(ladder.ENTRY_EXCHANGE, routing_key, b"no JSON", sent)
+    code, _ = containers.run(CLAIM_WAIT_S=20)
+    assert code == 0
+    message = broker.take(topology.DEAD_LETTER_QUEUE)
+    assert message.headers["x-autolabs-routing-key"] == message.routing_key == "lab.create"
+    assert message.headers["x-mine"] == 1
 
 
 def test_each_retry_waits_longer_on_the_ladder(containers: Containers, broker: Broker) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from celery import Celery
@@ -286,7 +285,7 @@ def test_a_task_for_later_is_run_once_when_it_is_due(
 
 
 def test_a_task_for_later_is_held_by_the_broker_where_celery_can(broker: Broker) -> None:
-    calls: dict[str, dict[str, Any]] = {
+    calls = {
         "countdown": {**CREATE, "countdown": 100},
         "eta": {**CREATE, "eta_in": 200.5},
         "unknown task": {"name": "x.y", "countdown": 300},
@@ -398,7 +397,7 @@ def test_a_broker_that_does_not_confirm_is_an_error_for_the_sender(
 
         proxy.swallow_answer_to = freeze_at_the_second
         frozen = {**CREATE, "retry": False, "shadow": "unconfirmed"}
-        calls: dict[str, dict[str, Any]] = {"first": CREATE, "frozen": frozen}
+        calls = {"first": CREATE, "frozen": frozen}
         sent = celery_version.send(proxy.through(broker.url), calls, CONFIRM_TIMEOUT_S="1.5")
     assert list(sent.ids) == ["first"]
     assert "timed out" in sent.errors["frozen"]
@@ -407,20 +406,12 @@ def test_a_broker_that_does_not_confirm_is_an_error_for_the_sender(
 def test_a_backend_needs_to_write_to_two_exchanges_and_no_more(
     celery_version: CeleryVersion, broker: Broker
 ) -> None:
-    user = f"backend-{uuid.uuid4().hex[:8]}"
-    rights = {"configure": "^$", "write": r"^(autolabs\.tasks|celery_delayed_27)$", "read": "^$"}
-    broker.api.call("PUT", f"/users/{user}", {"password": "secret", "tags": ""})
-    try:
-        broker.api.call("PUT", f"/permissions/{broker.vhost}/{user}", rights)
-        parts = urlsplit(broker.url)
-        host = parts.netloc.rpartition("@")[2]
-        url = urlunsplit(parts._replace(netloc=f"{user}:secret@{host}"))
-        sent = celery_version.send(url, {"now": CREATE, "later": {**CREATE, "countdown": 2}})
-        assert (sent.errors, sent.warnings) == ({}, [])
-        with Dispatcher(url) as dispatcher:
-            dispatcher.create_lab(**create_kwargs())
-    finally:
-        broker.api.call("DELETE", f"/users/{user}")
+    write = r"^(autolabs\.tasks|celery_delayed_27)$"
+    url = broker.url_of_user(configure="^$", write=write, read="^$")
+    sent = celery_version.send(url, {"now": CREATE, "later": {**CREATE, "countdown": 2}})
+    assert (sent.errors, sent.warnings) == ({}, [])
+    with Dispatcher(url) as dispatcher:
+        dispatcher.create_lab(**create_kwargs())
     ids = {broker.take(topology.QUEUE_NORMAL, timeout_s=10).headers["id"] for _ in range(3)}
     assert ids > set(sent.ids.values())
 

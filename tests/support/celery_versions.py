@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class CeleryVersion:
             raise AssertionError(f"{self.folder} is not there: `make venv` installs the oldest Celery")
         return {**os.environ, "PYTHONPATH": str(self.folder), **others}
 
-    def send(self, amqp_url: str, calls: dict[str, dict[str, Any]], **environ: str) -> Sent:
+    def send(self, amqp_url: str, calls: Mapping[str, Any], **environ: str) -> Sent:
         """Let an app with celery_config() make calls; see tests/integration/celery_sender.py."""
         answer = subprocess.run(
             [sys.executable, "-m", "tests.integration.celery_sender"],

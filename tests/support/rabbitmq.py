@@ -70,6 +70,7 @@ class Broker:
     url: str = field(repr=False)
     vhost: str
     _connections: list[pika.BlockingConnection] = field(default_factory=list, repr=False)
+    _users: list[str] = field(default_factory=list, repr=False)
 
     @classmethod
     def create(cls, amqp_url: str, api_url: str) -> Broker:
@@ -92,6 +93,19 @@ class Broker:
             if connection.is_open:
                 connection.close()
         self.api.call("DELETE", f"/vhosts/{self.vhost}")
+        for user in self._users:
+            self.api.call("DELETE", f"/users/{user}")
+
+    def url_of_user(self, *, configure: str, write: str, read: str) -> str:
+        """Make a user with these rights, patterns of names, and return the URL to connect as that user."""
+        user = f"{self.vhost}-user-{len(self._users)}"
+        self.api.call("PUT", f"/users/{user}", {"password": "secret", "tags": ""})
+        self._users.append(user)
+        rights = {"configure": configure, "write": write, "read": read}
+        self.api.call("PUT", f"/permissions/{self.vhost}/{user}", rights)
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit(parts._replace(netloc=f"{user}:secret@{host}"))
 
     def channel(self) -> BlockingChannel:
         connection = pika.BlockingConnection(pika.URLParameters(self.url))
