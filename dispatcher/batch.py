@@ -67,14 +67,21 @@ class Batch:
                 self._take(event, sent, returned)
 
     def refuse(self, closed: ClosedByBroker) -> None:
-        """Give up what the broker will not take however often it is sent: 403 forbidden, 404 no exchange."""
+        """Give up what the broker will not take however often it is sent.
+
+        403 forbidden and 404 no exchange name the exchange. 406 (such as an expiration beyond what the
+        broker allows) names nothing; the tasks of a batch are made so that it cannot be about them.
+        """
         named = re.search(r"exchange '([^']*)'", closed.text)
-        if closed.code not in (403, 404) or named is None:
+        if closed.code in (403, 404) and named is not None:
+            refused = [index for index in self.waiting if named[1] == self._outgoing(index).exchange]
+        elif closed.code == 406 and len(self._ids) == 1:
+            refused = list(self.waiting)
+        else:
             return
-        for index in list(self.waiting):
-            if named[1] == self._outgoing(index).exchange:
-                text = f"task {self._ids[index]} was refused by the broker: {closed.text}"
-                self._settle(index, Unroutable(self._ids[index], text), closed)
+        for index in refused:
+            text = f"task {self._ids[index]} was refused by the broker: {closed.text}"
+            self._settle(index, Unroutable(self._ids[index], text), closed)
 
     def give_up(self, why: str, cause: Exception | None) -> None:
         """Make everything that still waits NotConfirmed."""

@@ -34,6 +34,10 @@ _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
 MAX_TIMELIMIT_S = 10**8
 
 
+#: About 8.5 years, as the longest delay.
+MAX_EXPIRATION_MS = 2**28 * 1000
+
+
 class Properties(Protocol):
     """The AMQP basic properties that `decode` reads; pika.BasicProperties has them."""
 
@@ -102,7 +106,10 @@ def encode(message: TaskMessage) -> tuple[bytes, dict[str, Any]]:
         properties["reply_to"] = message.reply_to
     # A rung of the delay ladder would hand a message on too early for its own expiration.
     if message.expires and not is_due_later(message, now):
-        properties["expiration"] = str(max(0, round((message.expires - now).total_seconds() * 1000)))
+        expiration_ms = max(0, round((message.expires - now).total_seconds() * 1000))
+        # RabbitMQ closes the channel over one of about 73 years; the header says it as well.
+        if expiration_ms <= MAX_EXPIRATION_MS:
+            properties["expiration"] = str(expiration_ms)
     return body, properties
 
 

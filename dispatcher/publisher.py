@@ -18,6 +18,7 @@ from typing import Any
 from dispatcher import ladder, message, tasks, topology
 from dispatcher.amqp import ClosedByBroker, LinkError, PublishLink
 from dispatcher.batch import Batch, Outgoing
+from dispatcher.compression import MAX_BODY_BYTES
 from dispatcher.errors import PublishError, Unencodable
 from dispatcher.keepalive import KeepAlive
 from dispatcher.settings import BrokerSettings
@@ -192,6 +193,8 @@ def _outgoing(task: message.TaskMessage) -> Outgoing:
         body, properties = message.encode(task)
     except (TypeError, ValueError, RecursionError) as exc:
         raise Unencodable(task.id, f"task {task.id} cannot be written as JSON: {exc}") from exc
+    if len(body) > MAX_BODY_BYTES:
+        raise Unencodable(task.id, f"task {task.id} has {len(body)} bytes; at most {MAX_BODY_BYTES} are read")
     exchange, routing_key = topology.TASKS_EXCHANGE, tasks.routing_key(task.name)
     delay_s = (task.eta - datetime.now(timezone.utc)).total_seconds() if task.eta else 0.0
     if delay_s > 0:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from dispatcher import NotConfirmed, Unencodable, Unroutable, topology
 from dispatcher.batch import WINDOW
+from dispatcher.compression import MAX_BODY_BYTES
 from dispatcher.message import TaskMessage
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
@@ -149,3 +151,16 @@ def test_threads_that_publish_many_at_once_do_not_mix(broker: Broker, publisher:
         thread.join(60)
     assert errors == {n: [None] * 500 for n in range(4)}
     eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 2000)
+
+
+def test_a_task_that_no_container_would_read_is_not_sent(broker: Broker, publisher: Publisher) -> None:
+    errors = publisher.publish_tasks([make_task(kwargs={"x": "y" * MAX_BODY_BYTES}), make_task()])
+    assert [type(error) for error in errors] == [Unencodable, type(None)]
+    assert broker.depth(topology.QUEUE_NORMAL) == 1
+
+
+def test_a_property_that_the_broker_refuses_is_told_at_once(broker: Broker, publisher: Publisher) -> None:
+    with pytest.raises(Unroutable, match="PRECONDITION_FAILED"):
+        publisher.publish(topology.TASKS_EXCHANGE, "lab.create", b"{}", {"expiration": "9" * 20})
+    publisher.publish_task(make_task(expires=datetime.now(timezone.utc) + timedelta(days=90 * 365)))
+    assert broker.depth(topology.QUEUE_NORMAL) == 1

@@ -1,0 +1,99 @@
+"""What becomes of publishes while a real broker is killed, or has no memory left."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from dispatcher import CreateLabPod, Dispatcher, NotConfirmed, TaskRequest, topology
+from tests.support.broker_pod import BrokerPod
+from tests.support.factories import create_kwargs
+from tests.support.rabbitmq import Broker
+from tests.support.waiting import eventually
+
+MANY = 20_000
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("CLUSTER") == "existing", reason="the broker of another cluster is not ours to copy"
+)
+
+
+@pytest.fixture(scope="module")
+def pod() -> Iterator[BrokerPod]:
+    name = f"rabbitmq-test-{uuid.uuid4().hex[:6]}"
+    pod = BrokerPod(name, os.environ["AMQP_URL"], os.environ["RABBITMQ_API_URL"])
+    yield pod
+    pod.remove()
+
+
+@pytest.fixture
+def broker(pod: BrokerPod) -> Iterator[Broker]:
+    """A vhost with the topology."""
+    broker = Broker.create(pod.amqp_url, pod.api_url)
+    broker.declare()
+    yield broker
+    broker.remove()
+
+
+def ids_in(broker: Broker, queue: str) -> Counter[str]:
+    found: Counter[str] = Counter()
+    channel = broker.channel()
+    for method, properties, _ in channel.consume(queue, auto_ack=True, inactivity_timeout=3):
+        if method is None or properties is None:
+            return found
+        found[properties.correlation_id or ""] += 1
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_a_broker_that_is_killed_loses_none_of_20000_tasks(pod: BrokerPod, broker: Broker) -> None:
+    requests = [
+        TaskRequest(CreateLabPod(**create_kwargs(lab_instance_id=n + 1)), task_id=f"task-{n}")
+        for n in range(MANY)
+    ]
+
+    def kill_in_the_middle() -> None:
+        eventually(lambda: broker.depth(topology.QUEUE_NORMAL) > MANY // 10, 30)
+        pod.kill()
+
+    killer = threading.Thread(target=kill_in_the_middle)
+    with Dispatcher(broker.url) as dispatcher:
+        killer.start()
+        started = time.monotonic()
+        results = dispatcher.send_many(requests, timeout=120)
+        took_s = time.monotonic() - started
+        killer.join(90)
+    assert [result.error for result in results if not result.ok] == []
+    pod.wait_ready()
+    found = ids_in(broker, topology.QUEUE_NORMAL)
+    missing = {request.task_id for request in requests} - found.keys()
+    again = sum(found.values()) - len(found)
+    print(f"{MANY} tasks confirmed in {took_s:.1f} s through a kill -9 of the broker; {again} arrived twice")
+    assert missing == set()
+    assert len(found) == MANY
+
+
+@pytest.mark.timeout(180)
+def test_a_broker_without_memory_is_waited_for_and_named(pod: BrokerPod, broker: Broker) -> None:
+    with Dispatcher(broker.url) as dispatcher:
+        dispatcher.create_lab(**create_kwargs())
+        pod.limit_memory("1MB")
+        try:
+            started = time.monotonic()
+            with pytest.raises(NotConfirmed, match=r"takes no messages: .*memory"):
+                dispatcher.send_task("celery_workers.create_lab_pod", kwargs=create_kwargs(), timeout=3)
+            assert time.monotonic() - started < 6
+            results = dispatcher.send_many([CreateLabPod(**create_kwargs())] * 50, timeout=3)
+            assert [type(result.error) for result in results] == [NotConfirmed] * 50
+            assert time.monotonic() - started < 12
+        finally:
+            pod.limit_memory("600MB")
+        dispatcher.create_lab(**create_kwargs(), task_id="after")
+    found = ids_in(broker, topology.QUEUE_NORMAL)
+    assert found["after"] == 1
