@@ -38,6 +38,12 @@ settings.configure(
             "NAME": unquote(database.path.removeprefix("/")),
         }
     },
+    LOGGING={
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"console": {"class": "logging.StreamHandler"}},
+        "root": {"handlers": ["console"], "level": "INFO"},
+    },
     ROOT_URLCONF=__name__,
     USE_TZ=True,
 )

@@ -19,6 +19,7 @@ from typing import Any
 from flask import Flask, abort, request
 from sqlalchemy import create_engine, func, make_url, select
 from sqlalchemy.orm import Session
+from werkzeug.exceptions import HTTPException
 
 from dispatcher import CreateLabPod, DeleteLabPod, Dispatcher, InvalidTask, outbox
 from dispatcher.models import LabInstance
@@ -56,6 +57,11 @@ def refuse(error: InvalidTask) -> tuple[dict[str, str], int]:
     return {"field": error.field, "problem": error.problem}, 422
 
 
+@app.errorhandler(HTTPException)
+def fail(error: HTTPException) -> tuple[dict[str, str | None], int]:
+    return {"problem": error.description}, error.code or 500
+
+
 @app.post("/api/v1/lab-instances")
 def start_lab() -> tuple[dict[str, Any], int]:
     student_id = your_authentication()
@@ -89,14 +95,14 @@ def start_lab() -> tuple[dict[str, Any], int]:
     return answer, 202
 
 
-@app.get(f"/api/v1/lab-instances/<int(max={MAX_ID}):lab_instance_id>")
+@app.get("/api/v1/lab-instances/<int:lab_instance_id>")
 def show_lab(lab_instance_id: int) -> dict[str, Any]:
     """Polled by the student's page until RUNNING, with connection_url, or FAILED."""
     with Session(engine) as session:
         return as_json(find_lab(session, lab_instance_id, your_authentication()))
 
 
-@app.delete(f"/api/v1/lab-instances/<int(max={MAX_ID}):lab_instance_id>")
+@app.delete("/api/v1/lab-instances/<int:lab_instance_id>")
 def stop_lab(lab_instance_id: int) -> tuple[dict[str, Any], int]:
     student_id = your_authentication()
     with Session(engine) as session, session.begin():
@@ -114,7 +120,7 @@ def stop_lab(lab_instance_id: int) -> tuple[dict[str, Any], int]:
 def find_lab(session: Session, lab_instance_id: int, student_id: int, *, lock: bool = False) -> LabInstance:
     """Return a lab of the student's; with `lock` nobody else changes it before the commit."""
     wanted = select(LabInstance).filter_by(id=lab_instance_id, student_id=student_id)
-    lab = session.scalar(wanted.with_for_update() if lock else wanted)
+    lab = session.scalar(wanted.with_for_update() if lock else wanted) if lab_instance_id <= MAX_ID else None
     if lab is None:
         abort(404, f"there is no lab instance {lab_instance_id} of yours")
     return lab

@@ -1,0 +1,222 @@
+"""The examples of docs/examples, each as a real server with a real database and a real broker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispatcher import CreateLabPod, DeleteLabPod, topology
+from dispatcher.message import TaskMessage, decode
+from dispatcher.tasks import parse_payload
+from tests.support.backend import ANY_PORT, Answer, Backend
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import eventually
+
+DEMO_IMAGE = "registry.gitlab.com/autolabs/labs/demo:1.0.0"
+#: Seconds: a relay may wait 2 for a broker that is away, and the machine is shared.
+BOUND_S = 6
+Serve = Callable[..., Backend]
+
+
+@pytest.fixture(params=list(ANY_PORT))
+def example(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def serve(example: str, broker: Broker, database: Database, tmp_path: Path) -> Iterator[Serve]:
+    """Start the example, by default with the broker itself."""
+    started: list[Backend] = []
+
+    def start(amqp_url: str = broker.url) -> Backend:
+        environ = {"AMQP_URL": amqp_url, "DATABASE_URL": database.url}
+        started.append(Backend(example, environ, tmp_path / f"{example}.log"))
+        return started[-1]
+
+    yield start
+    for backend in started:
+        backend.end()
+
+
+@pytest.fixture
+def backend(serve: Serve) -> Backend:
+    return serve()
+
+
+def waiting(database: Database) -> list[str]:
+    return [row["task_id"] for row in database.rows("SELECT task_id FROM task_outbox ORDER BY id")]
+
+
+def nothing_happened(broker: Broker, database: Database) -> bool:
+    return not database.rows("SELECT id FROM lab_instances") and not waiting(database) and broker.is_empty()
+
+
+def take(broker: Broker, queue: str) -> TaskMessage:
+    message = broker.take(queue)
+    return decode(message.body, message.properties)
+
+
+def payload_of(task: TaskMessage) -> Any:
+    return parse_payload(task.name, task.args, task.kwargs)
+
+
+def relay_once(broker: Broker, database: Database) -> int:
+    """Run `autolabs outbox relay --once`, as the sweep does, and return how many tasks it published."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("autolabs"), "outbox", "relay", "--once"],
+        env={"PATH": os.environ["PATH"], "AMQP_URL": broker.url, "DATABASE_URL": database.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return int(done.stdout.partition(":")[2])
+
+
+def named_field(answer: Answer) -> str:
+    """Return the field that a refusal names, in FastAPI's form or in the other two's."""
+    if "field" in answer.content:
+        return str(answer.content["field"])
+    return ".".join(map(str, answer.content["detail"][0]["loc"][1:]))
+
+
+def test_a_post_commits_the_lab_and_publishes_its_task(
+    backend: Backend, broker: Broker, database: Database
+) -> None:
+    answer = backend.post({"lab_id": 123})
+    assert answer.status == 202
+    lab_instance_id, task_id = answer.content["id"], answer.content["task_id"]
+    assert (answer.content["status"], answer.content["connection_url"]) == ("PENDING", None)
+    lab = database.lab(lab_instance_id)
+    assert (lab["status"], lab["student_id"], lab["celery_task_id"]) == ("PENDING", 42, task_id)
+    task = take(broker, topology.QUEUE_NORMAL)
+    assert task.id == task_id
+    assert payload_of(task) == CreateLabPod(
+        lab_instance_id=lab_instance_id, lab_id=123, student_id=42, docker_image=DEMO_IMAGE
+    )
+    eventually(lambda: not waiting(database), what="the relay's commit")
+    assert "Traceback" not in backend.log.read_text()
+
+
+def test_a_post_may_name_another_image_and_resources(backend: Backend, broker: Broker) -> None:
+    wanted = {"docker_image": "registry.gitlab.com/autolabs/labs/nmap:2", "resources": {"cpu": "500m"}}
+    assert backend.post({"lab_id": 123, **wanted}).status == 202
+    payload = payload_of(take(broker, topology.QUEUE_NORMAL))
+    assert {"docker_image": payload.docker_image, "resources": payload.resources} == wanted
+
+
+REFUSED: dict[str, Any] = {
+    "docker_image": {"lab_id": 123, "docker_image": "No Image"},
+    "resources.cpu": {"lab_id": 123, "resources": {"cpu": "much"}},
+    "resources": {"lab_id": 123, "resources": "all"},
+    "lab_id": {"lab_id": 999},
+}
+
+
+def test_what_is_refused_names_the_field_and_leaves_nothing(
+    backend: Backend, broker: Broker, database: Database
+) -> None:
+    for field, body in REFUSED.items():
+        answer = backend.post(body)
+        assert (answer.status, named_field(answer)) == (422, field), answer
+    for body in ({"lab_id": "123"}, {"lab_id": [123]}, {"lab_id": 2**70}, {}):
+        answer = backend.post(body)
+        assert (answer.status, named_field(answer)) == (422, "lab_id"), answer
+    for raw in (b"{", b"[]", b""):
+        assert backend.post(raw).status in (400, 422)
+    assert backend.post({"lab_id": 123}, student=None).status == 401
+    assert nothing_happened(broker, database)
+
+
+@pytest.mark.parametrize("how", ["refuses", "is silent"])
+def test_with_the_broker_away_the_task_is_kept_and_relayed_later(
+    serve: Serve, broker: Broker, database: Database, how: str
+) -> None:
+    with TcpProxy.to(broker.url) as proxy:
+        backend = serve(proxy.through(broker.url))
+        proxy.close() if how == "refuses" else proxy.freeze()
+        began = time.monotonic()
+        answer = backend.post({"lab_id": 123}, timeout_s=BOUND_S)
+        took_s = time.monotonic() - began
+        assert (answer.status, answer.content["status"]) == (202, "PENDING")
+        assert took_s < BOUND_S
+        assert waiting(database) == [answer.content["task_id"]]
+        assert database.lab(answer.content["id"])["celery_task_id"] == answer.content["task_id"]
+        assert broker.is_empty()
+
+        def relayed() -> bool:  # not before the server's own relay gave up and its backoff is over
+            return relay_once(broker, database) == 1
+
+        eventually(relayed, 20)
+    assert take(broker, topology.QUEUE_NORMAL).id == answer.content["task_id"]
+    assert waiting(database) == []
+
+
+#: When -> a trigger that ends the transaction of a POST, after its `outbox.add`, as a bug or a deadlock does.
+FAILURES = {
+    "after the add": "TRIGGER fails AFTER UPDATE OF celery_task_id ON lab_instances",
+    "at the commit": "CONSTRAINT TRIGGER fails AFTER INSERT ON task_outbox DEFERRABLE INITIALLY DEFERRED",
+}
+
+
+@pytest.mark.parametrize("when", FAILURES)
+def test_a_transaction_that_fails_publishes_nothing(
+    backend: Backend, broker: Broker, database: Database, when: str
+) -> None:
+    database.rows(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'caused by the test'; END $$"
+    )
+    database.rows(f"CREATE {FAILURES[when]} FOR EACH ROW EXECUTE FUNCTION fail()")
+    assert backend.post({"lab_id": 123}).status == 500
+    eventually(lambda: "caused by the test" in backend.log.read_text())  # uvicorn logs after the answer
+    assert nothing_happened(broker, database)
+    assert relay_once(broker, database) == 0
+    assert broker.is_empty()
+
+
+def test_a_get_shows_what_became_of_the_lab(backend: Backend, database: Database) -> None:
+    running = database.add_lab(student_id=42, status="RUNNING", connection_url="http://lab.test:8080")
+    answer = backend.get(running)
+    assert answer.status == 200
+    assert (answer.content["status"], answer.content["connection_url"]) == ("RUNNING", "http://lab.test:8080")
+    why = {"error_category": "PERMANENT_IMAGE_ERROR", "error_message": "There is no such image."}
+    failed = backend.get(database.add_lab(student_id=42, status="FAILED", **why))
+    assert failed.content == {**failed.content, "status": "FAILED", **why}
+
+
+def test_only_ones_own_labs_are_there(backend: Backend, broker: Broker, database: Database) -> None:
+    of_another = database.add_lab(student_id=43)
+    for lab_instance_id in (of_another, of_another + 1):
+        assert backend.get(lab_instance_id).status == 404
+        assert backend.delete(lab_instance_id).status == 404
+    assert backend.get(2**63).status in (404, 422)
+    assert backend.delete(2**63).status in (404, 422)
+    assert database.lab(of_another)["stop_requested_at"] is None
+    assert waiting(database) == []
+    assert broker.is_empty()
+
+
+def test_deletes_at_the_same_time_ask_for_one_stop(
+    backend: Backend, broker: Broker, database: Database
+) -> None:
+    lab_instance_id = database.add_lab(student_id=42, status="RUNNING")
+    with ThreadPoolExecutor(4) as clicks:
+        answers = list(clicks.map(lambda _: backend.delete(lab_instance_id), range(4)))
+    answers.append(backend.delete(lab_instance_id))
+    assert [answer.status for answer in answers] == [202] * 5
+    assert payload_of(take(broker, topology.QUEUE_HIGH)) == DeleteLabPod(lab_instance_id=lab_instance_id)
+    eventually(lambda: not waiting(database), what="the relay's commit")
+    assert broker.is_empty()
+    assert database.lab(lab_instance_id)["stop_requested_at"] is not None
