@@ -17,6 +17,8 @@ TASKS_EXCHANGE = "autolabs.tasks"
 DEAD_LETTER_EXCHANGE = "autolabs.dlx"
 #: Dead letters that the broker makes carry their old routing key, so a fanout takes them all.
 DEAD_LETTER_QUEUE = "celery.dlq"
+#: By headers: what expired before a container took it.
+EXPIRED_EXCHANGE = "autolabs.expired"
 
 QUEUE_HIGH = "celery.lab_operations.high"
 QUEUE_NORMAL = "celery.lab_operations"
@@ -60,6 +62,21 @@ def task_queue_arguments() -> dict[str, Any]:
     return _quorum(DEAD_LETTER_EXCHANGE, **{"x-delivery-limit": DELIVERY_LIMIT})
 
 
+def _declare_expired(channel: BlockingChannel) -> None:
+    """Let what expires in a queue reach a container too, beside celery.dlq: its lab must learn of it.
+
+    Celery gives a message with `expires` an expiration as well, so the broker may be the one to find
+    it too late. A death takes the expiration away, hence the second queue keeps it until a container comes.
+    """
+    channel.exchange_declare(EXPIRED_EXCHANGE, "headers", durable=True)
+    channel.exchange_bind(EXPIRED_EXCHANGE, DEAD_LETTER_EXCHANGE)
+    for queue in (QUEUE_HIGH, QUEUE_NORMAL):
+        # Names with x- count only with this x-match; the two headers are the broker's since RabbitMQ 3.13
+        # (https://www.rabbitmq.com/docs/dlx#effects).
+        match = {"x-match": "all-with-x", "x-last-death-reason": "expired", "x-last-death-queue": queue}
+        channel.queue_bind(QUEUE_LOW, EXPIRED_EXCHANGE, arguments=match)
+
+
 def declare_topology(channel: BlockingChannel) -> None:
     """Declare everything; a second call changes nothing.
 
@@ -72,6 +89,11 @@ def declare_topology(channel: BlockingChannel) -> None:
     channel.queue_declare(DEAD_LETTER_QUEUE, durable=True, arguments=dead_letters)
     channel.queue_bind(DEAD_LETTER_QUEUE, DEAD_LETTER_EXCHANGE)
     ladder.declare_ladder(channel)
+    _declare_tasks(channel)
+    _declare_expired(channel)
+
+
+def _declare_tasks(channel: BlockingChannel) -> None:
     for queue, routing_keys in BINDINGS.items():
         channel.queue_declare(queue, durable=True, arguments=task_queue_arguments())
         for routing_key in routing_keys:

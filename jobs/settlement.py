@@ -7,6 +7,7 @@ duplicate, never a loss.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from dispatcher import ladder, message, tasks, topology
@@ -52,7 +53,7 @@ def publish_dead_letter(
         "x-autolabs-pod": settings.pod_name,
     }
     properties: dict[str, Any] = {
-        "headers": {**(original.headers or {}), **why},
+        "headers": {**_without_last_death(original.headers or {}), **why},
         "content_type": original.content_type,
         "content_encoding": original.content_encoding,
         "correlation_id": original.correlation_id,
@@ -65,3 +66,8 @@ def publish_dead_letter(
         why["x-autolabs-original-headers"] = f"{original.headers!r} ({exc})"[:_SHORT]
         properties["headers"] = why
         publisher.publish(topology.DEAD_LETTER_EXCHANGE, routing_key, delivery.body, properties)
+
+
+def _without_last_death(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out why the broker moved the message earlier: by these headers it would do so again."""
+    return {key: value for key, value in headers.items() if not key.startswith("x-last-death-")}
