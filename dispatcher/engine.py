@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import weakref
+
 from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+from dispatcher.errors import DispatcherError
 
 #: libpq's; a server that went away without a word is noticed within about 20 s.
 _LIVELINESS = {
@@ -24,8 +30,18 @@ def make_engine(
 ) -> Engine:
     """Return an engine with psycopg2, whatever driver the URL names; it connects when it is used.
 
-    A statement may take any time unless there is a `statement_timeout_s`.
+    A statement may take any time unless there is a `statement_timeout_s`. A forked child opens
+    connections of its own. Raises DispatcherError for a URL that names no database or driver.
     """
+    try:
+        return _make_engine(database_url, application_name, statement_timeout_s, pool_size, pool_pre_ping)
+    except (ArgumentError, ImportError) as exc:
+        raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc
+
+
+def _make_engine(
+    database_url: str, application_name: str, statement_timeout_s: int, pool_size: int, pool_pre_ping: bool
+) -> Engine:
     # Named, because the default driver of a plain postgresql:// differs between SQLAlchemy 2.0 and 2.1.
     url = make_url(database_url).set(drivername="postgresql+psycopg2")
     arguments = {
@@ -33,6 +49,15 @@ def make_engine(
         "application_name": application_name,
         "options": f"-c statement_timeout={statement_timeout_s}s",
     }
-    return create_engine(
+    engine = create_engine(
         url, pool_size=pool_size, pool_pre_ping=pool_pre_ping, connect_args=arguments, hide_parameters=True
     )
+    known = weakref.ref(engine)
+
+    def forget_connections() -> None:
+        # They are the parent's: dropped without closing their sockets, as SQLAlchemy asks.
+        if (engine := known()) is not None:
+            engine.dispose(close=False)
+
+    os.register_at_fork(after_in_child=forget_connections)
+    return engine

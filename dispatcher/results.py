@@ -5,7 +5,6 @@ The ledger is written by the job containers; a task that was only published has 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, case, literal, select, text, true
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from dispatcher.engine import make_engine
 from dispatcher.errors import DispatcherError, TaskTimeout
@@ -50,8 +49,14 @@ class ResultStore:
     def __init__(self, database: str | Engine) -> None:
         """Take the platform's database: postgresql://user:password@host/name, or an Engine."""
         self._owns_engine = isinstance(database, str)
-        self._engine = _make_engine(database) if isinstance(database, str) else database
-        self._pid = os.getpid()
+        # The ping, because a web worker idles for longer than a firewall keeps a connection.
+        self._engine = (
+            make_engine(
+                database, application_name="autolabs-results", statement_timeout_s=10, pool_pre_ping=True
+            )
+            if isinstance(database, str)
+            else database
+        )
 
     def status(self, task_id: str) -> TaskStatus:
         """Return what is known now; an id that nobody has begun is PENDING, also an unknown one."""
@@ -101,10 +106,6 @@ class ResultStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        if self._owns_engine and os.getpid() != self._pid:
-            # The parent's connections are the parent's: forget them, without closing their sockets.
-            self._engine.dispose(close=False)
-            self._pid = os.getpid()
         try:
             # Another level would look with a snapshot from before the lock (dispatcher.task_lock).
             with (
@@ -114,16 +115,6 @@ class ResultStore:
                 yield connection
         except SQLAlchemyError as exc:
             raise DispatcherError(f"the database did not tell about the task: {_reason(exc)}") from exc
-
-
-def _make_engine(url: str) -> Engine:
-    try:
-        # The ping, because a web worker idles for longer than a firewall keeps a connection.
-        return make_engine(
-            url, application_name="autolabs-results", statement_timeout_s=10, pool_pre_ping=True
-        )
-    except (ArgumentError, ImportError) as exc:
-        raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc
 
 
 def _reason(exc: SQLAlchemyError) -> str:

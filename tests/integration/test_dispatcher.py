@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -299,3 +300,20 @@ def test_a_countdown_keeps_the_task_on_the_broker(broker: Broker) -> None:
     # A wait of the message's own length must be over: it never comes early.
     assert datetime.now(timezone.utc) >= datetime.fromisoformat(message.headers["eta"])
     eventually(lambda: broker.depth(ladder.level_name(9)) == 1, what="the other on the rung of 512 s")
+
+
+def test_a_forked_child_goes_on_with_connections_of_its_own(broker: Broker, database: Database) -> None:
+    with Dispatcher(broker.url, database=database.url) as dispatcher:
+        dispatcher.create_lab(**create_kwargs(), task_id="parent-1")
+        assert dispatcher.status("parent-1").state is TaskState.PENDING
+        child = os.fork()
+        if child == 0:  # the child must not run any of pytest's clean-up
+            try:
+                sent = dispatcher.create_lab(**create_kwargs(), task_id="child")
+                os._exit(0 if sent.state == "PENDING" else 2)
+            except BaseException:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert dispatcher.create_lab(**create_kwargs(), task_id="parent-2").state == "PENDING"
+    assert broker.depth(topology.QUEUE_NORMAL) == 3
