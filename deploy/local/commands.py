@@ -7,6 +7,7 @@ import time
 
 from deploy.local import (
     addons,
+    broker_users,
     cgroups,
     cluster,
     credentials,
@@ -54,6 +55,7 @@ def _up(layout: Layout) -> None:
     with step("Wait for the node", "3 s"):
         cluster.wait_for_node(layout)
     addons.wait(layout)
+    broker_users.bring_up_to_date(layout)
     names = {image.short: image.name for image in wanted}
     services.write_images(layout, {"JOB_IMAGE": names.get("job", JOB_IMAGE), "LAB_IMAGE": LAB_IMAGE})
     if "job" in names:
