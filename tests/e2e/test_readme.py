@@ -30,8 +30,10 @@ def _commands() -> list[str]:
 def test_the_python_of_the_readme_runs(platform: Platform, block: str) -> None:
     lab_instance_id = platform.add_lab()
     url, image = os.environ["AMQP_URL"], platform.lab_image
-    code = re.sub(r'"amqp://[^"]*"', repr(url), block)
-    code = re.sub(r'"registry\.[^"]*"', repr(image), code).replace("123", str(lab_instance_id))
+    code = block.replace("123", str(lab_instance_id))
+    code = re.sub(r'"amqp://[^"]*"', repr(url), code)
+    code = re.sub(r'"postgresql://[^"]*"', repr(os.environ["DATABASE_URL"]), code)
+    code = re.sub(r'"registry\.[^"]*"', repr(image), code)
     assert code.count(str(lab_instance_id)) >= 1
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
     if "delete_lab" not in code:
