@@ -117,7 +117,7 @@ def start_lab(wanted: LabRequest, student_id: StudentId, background: BackgroundT
             ),
         )
         answer = LabAnswer.model_validate(lab)
-    # After the answer: a broker that is away delays nobody, and the sweep publishes within a minute or two.
+    # After the answer, and it never fails: with the broker away the task stays, and the sweep publishes it.
     background.add_task(dispatcher.relay_outbox, timeout=RELAY_TIMEOUT_S)
     return answer
 
