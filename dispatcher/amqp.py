@@ -127,6 +127,8 @@ class PublishLink:
 
         Heartbeats are sent meanwhile; the list is empty once the deadline has passed.
         """
+        if self._received and (events := list(self._events())):
+            return events
         while (left_s := deadline - time.monotonic()) > 0:
             slice_s = min(left_s, self.heartbeat_s / 2) if self.heartbeat_s else left_s
             if self._read(slice_s):

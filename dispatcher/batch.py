@@ -58,8 +58,9 @@ class Batch:
                     continue
             if not sent:
                 continue
-            events = link.receive(min(deadline, stalled_at))
-            if not events and time.monotonic() >= stalled_at:
+            wait_until = min(deadline, stalled_at)
+            events = link.receive(wait_until)
+            if not events and time.monotonic() >= wait_until:
                 raise LinkTimeout("no confirm from the broker")
             if events:
                 stalled_at = time.monotonic() + patience_s

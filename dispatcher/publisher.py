@@ -123,7 +123,7 @@ class Publisher:
     ) -> list[PublishError | None]:
         if self._pid != os.getpid():
             self._forget_after_fork()
-        timeout_s = self._settings.publish_timeout_s if timeout_s is None else timeout_s
+        timeout_s = self._settings.publish_timeout_s if timeout_s is None else max(0.0, timeout_s)
         batch = Batch(ids, outgoing)
         deadline = time.monotonic() + timeout_s
         if self._lock.acquire(timeout=timeout_s):
@@ -139,6 +139,8 @@ class Publisher:
 
     def _deliver(self, batch: Batch, deadline: float, timeout_s: float) -> None:
         delay_s = FIRST_RETRY_DELAY_S
+        if time.monotonic() >= deadline:
+            batch.give_up(f"was not sent within {timeout_s:g} s", None)
         while batch.waiting:
             kept = self._link is not None
             cause: Exception | None = None
@@ -153,6 +155,10 @@ class Publisher:
                 self._discard()
                 if isinstance(exc, ClosedByBroker):
                     batch.refuse(exc)
+            except BaseException:
+                # Such as a web server's time limit: half a message may be sent, confirms may be due.
+                self._discard()
+                raise
             if not batch.waiting:
                 return
             # A connection that went stale while idle says nothing of the broker: try at once.

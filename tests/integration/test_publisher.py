@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dispatcher.settings import BrokerSettings
 from tests.support.factories import IMAGE, create_kwargs, make_task
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually_equal
+from tests.support.waiting import eventually, eventually_equal
 
 
 @pytest.fixture
@@ -203,6 +204,40 @@ def test_a_forked_process_opens_a_connection_of_its_own(broker: Broker, publishe
     assert os.waitstatus_to_exitcode(status) == 0
     publisher.publish_task(make_task())
     assert broker.depth(topology.QUEUE_NORMAL) == 3
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, -5])
+def test_no_time_is_no_publish(broker: Broker, publisher: Publisher, timeout_s: float) -> None:
+    publisher.publish_task(make_task())
+    with pytest.raises(NotConfirmed, match="was not sent within 0 s"):
+        publisher.publish_task(make_task(), timeout_s=timeout_s)
+    publisher.publish_task(make_task())
+    assert broker.depth(topology.QUEUE_NORMAL) == 2
+
+
+def test_a_publish_that_is_interrupted_leaves_no_half_message(broker: Broker, proxy: TcpProxy) -> None:
+    class TimeLimit(BaseException):
+        """As a web server raises it in the middle of a request."""
+
+    def ring(*_: object) -> None:
+        raise TimeLimit
+
+    publisher = through(proxy, broker, timeout_s=30)
+    publisher.publish_task(make_task())
+    proxy.freeze()
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(TimeLimit):
+            publisher.publish_task(make_task(kwargs={"text": "x" * 900_000}))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    proxy.thaw()
+    publisher.publish_task(make_task(id="after"))
+    assert proxy.accepted == 2
+    # The network may have kept the interrupted one, whole or not at all, and deliver it late.
+    eventually(lambda: broker.take(topology.QUEUE_NORMAL).headers["id"] == "after")
+    publisher.close()
 
 
 def test_no_exception_of_pika_leaks(broker: Broker) -> None:
