@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from dispatcher import outbox_commands, task_commands
 from dispatcher.errors import DispatcherError
+from dispatcher.extras import needs_extra
 from dispatcher.settings import BrokerSettings, database_url, read_settings
 
 
@@ -109,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = make_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        with needs_extra("db"):
+            return int(arguments.run(arguments))
     except DispatcherError as exc:
         print(f"autolabs: {exc}", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatcher import tasks
 from dispatcher.errors import InvalidTask, PublishError
+from dispatcher.extras import needs_extra
 from dispatcher.handle import TaskHandle
 from dispatcher.interfaces import Results, TaskPublisher
 from dispatcher.requests import TaskRequest
@@ -169,7 +170,8 @@ class Dispatcher:
         Raises nothing of the broker or the database, because the tasks are safe: what could not be
         published within `timeout` seconds is in the report, and left to the next call or the sweep.
         """
-        from dispatcher.outbox_relay import relay_once
+        with needs_extra("db"):
+            from dispatcher.outbox_relay import relay_once
 
         with self._opening:
             engine = self._open_engine()
@@ -225,7 +227,8 @@ class Dispatcher:
         """The ledger of tasks; the database is connected to when first asked."""
         with self._opening:
             if self._results is None:
-                from dispatcher.results import ResultStore
+                with needs_extra("db"):
+                    from dispatcher.results import ResultStore
 
                 self._results = ResultStore(self._open_engine())
             return self._results
@@ -243,7 +246,8 @@ class Dispatcher:
 
 
 def _make_engine(url: str) -> Engine:
-    from dispatcher.engine import make_engine
+    with needs_extra("db"):
+        from dispatcher.engine import make_engine
 
     return make_engine(
         url, application_name="autolabs-dispatcher", statement_timeout_s=10, pool_size=5, pool_pre_ping=True

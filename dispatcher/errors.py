@@ -36,6 +36,10 @@ class InvalidSettings(DispatcherError, ValueError):
         self.problems = problems
 
 
+class MissingExtra(DispatcherError, ImportError):
+    """Raised when a function is used whose libraries are not installed; the text names the extra."""
+
+
 class PublishError(DispatcherError):
     """Base of failed publishes; the task was not confirmed by the broker."""
 

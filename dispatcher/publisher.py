@@ -168,7 +168,7 @@ class Publisher:
                     f"was not confirmed by the broker within {timeout_s:g} s (last: {reason})", cause
                 )
                 return
-            logger.warning("%d tasks are published again: %s", len(batch.waiting), reason)
+            logger.warning("publishing again what is not confirmed (%d): %s", len(batch.waiting), reason)
             time.sleep(wait_s)
             if wait_s:
                 delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S)

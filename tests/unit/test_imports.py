@@ -101,7 +101,26 @@ HEAVY = {
 
 
 def test_a_backend_that_publishes_pays_for_pika_alone() -> None:
-    assert loaded_by("import dispatcher") & HEAVY == set()
+    publisher = "from dispatcher import Dispatcher, outbox, testing; Dispatcher('amqp://host/')"
+    assert loaded_by("import dispatcher") & {*HEAVY, "pika"} == set()
+    assert loaded_by(publisher) & {*HEAVY, "pika"} == {"pika"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Dispatcher('amqp://host/').status('x')",
+        "Dispatcher('amqp://host/', database='postgresql://host/x').relay_outbox()",
+        "sys.exit(main(['outbox', 'list']))",
+        "sys.exit(main(['db', 'upgrade']))",
+    ],
+)
+def test_a_missing_extra_is_named(call: str) -> None:
+    code = f"import sys; sys.modules['sqlalchemy'] = sys.modules['alembic'] = None; {call}"
+    code = f"from dispatcher import Dispatcher; from dispatcher.__main__ import main; {code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("is not installed; it comes with: pip install 'autolabs-jobs[db]'")
 
 
 def test_a_container_claims_before_it_imports_what_an_operation_needs() -> None:
