@@ -24,7 +24,7 @@ from dispatcher.redaction import safe_repr
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.
 PUBLISHED_AT = "autolabs_published_at"
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 #: Keys of the body's third element, the tasks to publish after this one.
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
