@@ -55,6 +55,10 @@ class NotConfirmed(PublishError):
     """
 
 
+class NotSent(NotConfirmed):
+    """Raised when the time was over before anything was sent: other threads were publishing."""
+
+
 class Unencodable(PublishError, ValueError):
     """Raised when JSON or AMQP cannot express the message; nothing was sent."""
 
