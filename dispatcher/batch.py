@@ -6,27 +6,16 @@ import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from dispatcher.amqp import ClosedByBroker, Confirmed, Event, LinkTimeout, PublishLink, Returned
 from dispatcher.errors import NotConfirmed, PublishError, Unencodable, Unroutable
+from dispatcher.outgoing import Outgoing
 
 #: Messages sent and not yet confirmed. More does not make it faster, and on a lost connection all
 #: of them are sent again.
 WINDOW = 1000
 #: Messages per write to the socket.
 CHUNK = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One message as the broker gets it; `properties` are keyword arguments of pika.BasicProperties."""
-
-    exchange: str
-    routing_key: str
-    body: bytes
-    properties: dict[str, Any]
 
 
 class Batch:

@@ -12,15 +12,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher import ladder, message, tasks, topology
+from dispatcher import message
 from dispatcher.amqp import ClosedByBroker, LinkError, PublishLink
-from dispatcher.batch import Batch, Outgoing
-from dispatcher.compression import MAX_BODY_BYTES
-from dispatcher.errors import PublishError, Unencodable
+from dispatcher.batch import Batch
+from dispatcher.errors import PublishError
 from dispatcher.keepalive import KeepAlive
+from dispatcher.outgoing import Outgoing, make_outgoing
 from dispatcher.settings import BrokerSettings
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class Publisher:
 
         Errors as for `publish`.
         """
-        self._publish_all([task.id], lambda _: _outgoing(task), timeout_s, raise_first=True)
+        self._publish_all([task.id], lambda _: make_outgoing(task), timeout_s, raise_first=True)
 
     def publish_tasks(
         self, messages: Sequence[message.TaskMessage], *, timeout_s: float | None = None
@@ -58,7 +57,7 @@ class Publisher:
         differ. `timeout_s` bounds the whole call, in seconds; nothing of the broker is raised.
         """
         ids = [task.id for task in messages]
-        return self._publish_all(ids, lambda index: _outgoing(messages[index]), timeout_s)
+        return self._publish_all(ids, lambda index: make_outgoing(messages[index]), timeout_s)
 
     def publish(
         self,
@@ -191,20 +190,3 @@ class Publisher:
         self._pid = os.getpid()
         self._keep_alive = None
         self._discard()
-
-
-def _outgoing(task: message.TaskMessage) -> Outgoing:
-    """Return what to send for a task. Raises Unencodable."""
-    try:
-        body, properties = message.encode(task)
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise Unencodable(task.id, f"task {task.id} cannot be written as JSON: {exc}") from exc
-    if len(body) > MAX_BODY_BYTES:
-        raise Unencodable(task.id, f"task {task.id} has {len(body)} bytes; at most {MAX_BODY_BYTES} are read")
-    exchange, routing_key = topology.TASKS_EXCHANGE, tasks.routing_key(task.name)
-    delay_s = (task.eta - datetime.now(timezone.utc)).total_seconds() if task.eta else 0.0
-    if delay_s > 0:
-        return Outgoing(
-            ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(delay_s, routing_key), body, properties
-        )
-    return Outgoing(exchange, routing_key, body, properties)

@@ -1,0 +1,41 @@
+"""A task as the broker gets it: where it goes, and whether a container would read it at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from dispatcher import ladder, message, tasks, topology
+from dispatcher.compression import MAX_BODY_BYTES
+from dispatcher.errors import Unencodable
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message as the broker gets it; `properties` are keyword arguments of pika.BasicProperties."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: dict[str, Any]
+
+
+def make_outgoing(task: message.TaskMessage) -> Outgoing:
+    """Return what to send for a task, by way of the delay ladder if its eta is to come.
+
+    Raises Unencodable for what JSON cannot express, and for more than a container reads.
+    """
+    try:
+        body, properties = message.encode(task)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise Unencodable(task.id, f"task {task.id} cannot be written as JSON: {exc}") from exc
+    if len(body) > MAX_BODY_BYTES:
+        raise Unencodable(task.id, f"task {task.id} has {len(body)} bytes; at most {MAX_BODY_BYTES} are read")
+    exchange, routing_key = topology.TASKS_EXCHANGE, tasks.routing_key(task.name)
+    delay_s = (task.eta - datetime.now(timezone.utc)).total_seconds() if task.eta else 0.0
+    if delay_s > 0:
+        return Outgoing(
+            ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(delay_s, routing_key), body, properties
+        )
+    return Outgoing(exchange, routing_key, body, properties)
