@@ -11,10 +11,6 @@ https://www.rabbitmq.com/docs/connection-blocked (alarms), https://www.rabbitmq.
 
 from __future__ import annotations
 
-import math
-import select
-import socket
-import ssl
 import struct
 import time
 from collections.abc import Iterator
@@ -22,15 +18,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-import pika
 from pika import frame, spec
 from pika.exceptions import AMQPError
 
 from dispatcher.amqp_properties import encode_properties
+from dispatcher.connection import url_parameters
 from dispatcher.settings import BrokerSettings
+from dispatcher.wire import LinkError, LinkTimeout, Wire
 
 _CHANNEL = 1
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _FRAME_HEADER = struct.Struct(">BHL")
 _FRAME_END = bytes((spec.FRAME_END,))
 _CONTENT = struct.Struct(">HHQ")
@@ -40,16 +36,6 @@ _ACK = _FRAME_HEADER.pack(spec.FRAME_METHOD, _CHANNEL, 4 + _ACK_ARGUMENTS.size)
 _ACK += spec.Basic.Ack.INDEX.to_bytes(4, "big")
 #: Bytes of a frame around its payload: header and end mark.
 _FRAME_OVERHEAD = 8
-#: Bytes per read; a full window of confirms has 21 KiB.
-_READ_BYTES = 65_536
-
-
-class LinkError(OSError):
-    """Raised when the connection is of no use any more."""
-
-
-class LinkTimeout(LinkError):
-    """Raised when the broker did not take or answer something before the deadline."""
 
 
 class ClosedByBroker(LinkError):
@@ -95,8 +81,9 @@ class PublishLink:
 
     def __init__(self, settings: BrokerSettings, *, name: str, deadline: float) -> None:
         """Connect, log in and select confirms. Raises LinkError."""
-        self._parameters = pika.URLParameters(settings.url)
+        self._parameters = url_parameters(settings)
         self._received = b""
+        self._failure: LinkError | None = None
         self._last_sent = self._last_read = time.monotonic()
         #: Why the broker takes no messages at present, such as "low on memory".
         self.blocked: str | None = None
@@ -105,18 +92,11 @@ class PublishLink:
         self.heartbeat_s = 0
         self._frame_max = spec.FRAME_MIN_SIZE
         limit = min(deadline, time.monotonic() + settings.connect_timeout_s)
-        try:
-            self._socket = self._open_socket(limit)
-        except OSError as exc:  # ssl.SSLError and socket.gaierror are OSErrors
-            raise LinkError(f"cannot connect: {exc}") from exc
-        # Not settimeout: with it Python makes three system calls for one.
-        self._socket.setblocking(False)
-        self._poller = select.poll()
-        self._poller.register(self._socket, select.POLLIN)
+        self._wire = Wire(self._parameters, limit)
         try:
             self._log_in(settings.heartbeat_s, name, limit)
         except BaseException:
-            self._socket.close()
+            self._wire.close()
             raise
 
     def marshal(self, exchange: str, routing_key: str, body: bytes, properties: dict[str, Any]) -> bytes:
@@ -131,6 +111,7 @@ class PublishLink:
 
     def send(self, frames: bytes, count: int, deadline: float) -> None:
         """Send the frames of `count` messages. Raises LinkError."""
+        self._raise_failure()
         self._write(frames, deadline)
         self.last_tag += count
 
@@ -139,14 +120,30 @@ class PublishLink:
 
         Heartbeats are sent meanwhile; the list is empty once the deadline has passed.
         """
-        if self._received and (events := list(self._events())):
+        self._raise_failure()
+        if self._received and (events := self._take_events()):
             return events
         while (left_s := deadline - time.monotonic()) > 0:
             slice_s = min(left_s, self.heartbeat_s / 2) if self.heartbeat_s else left_s
             if self._read(slice_s):
-                return list(self._events())
+                return self._take_events()
             self.keep_alive(deadline)
         return []
+
+    def _take_events(self) -> list[Event]:
+        """Return what was said before the broker closed, if it did; that is raised by the next call."""
+        events: list[Event] = []
+        try:
+            events.extend(self._events())
+        except LinkError as exc:
+            if not events:
+                raise
+            self._failure = exc
+        return events
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def poll(self) -> None:
         """Take note of what has arrived and send a heartbeat if one is due. Raises LinkError."""
@@ -171,29 +168,11 @@ class PublishLink:
         except LinkError:
             return  # it was gone already
         finally:
-            self._socket.close()
+            self._wire.close()
 
     def abandon(self) -> None:
         """Close the socket without a word, as a forked child must: the parent goes on with it."""
-        self._socket.close()
-
-    def _open_socket(self, deadline: float) -> socket.socket:
-        parameters = self._parameters
-        left_s = max(0.01, deadline - time.monotonic())
-        opened = socket.create_connection((parameters.host, parameters.port), timeout=left_s)
-        try:
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if parameters.ssl_options is None:
-                return opened
-            hostname = parameters.ssl_options.server_hostname or parameters.host
-            secured: socket.socket = parameters.ssl_options.context.wrap_socket(
-                opened, server_hostname=hostname
-            )
-            return secured
-        except BaseException:
-            opened.close()
-            raise
+        self._wire.close()
 
     def _log_in(self, heartbeat_s: int, name: str, deadline: float) -> None:
         self._write(frame.ProtocolHeader().marshal(), deadline)
@@ -241,16 +220,11 @@ class PublishLink:
                 raise LinkTimeout(f"broker did not answer with {answer.__name__} in time")
 
     def _write(self, data: bytes, deadline: float) -> None:
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[self._socket.send(rest) :]
-            except _WOULD_BLOCK as exc:
-                if not self._wait(exc, select.POLLOUT, deadline - time.monotonic()):
-                    self._look_why_blocked()
-                    raise LinkTimeout("broker does not read what is sent to it") from exc
-            except OSError as exc:
-                raise LinkError(f"connection lost while sending: {exc}") from exc
+        try:
+            self._wire.send(data, deadline)
+        except LinkTimeout:
+            self._look_why_blocked()
+            raise
         self._last_sent = time.monotonic()
 
     def _look_why_blocked(self) -> None:
@@ -262,38 +236,12 @@ class PublishLink:
 
     def _read(self, wait_s: float) -> bool:
         """Wait for bytes; False if none came in time."""
-        deadline = time.monotonic() + wait_s
-        # Nothing is there at once but what TLS has unpacked already.
-        ready = self._pending() or self._poll(select.POLLIN, wait_s)
-        while ready:
-            try:
-                data = self._socket.recv(_READ_BYTES)
-            except _WOULD_BLOCK as exc:
-                ready = self._wait(exc, select.POLLIN, deadline - time.monotonic())
-                continue
-            except OSError as exc:
-                raise LinkError(f"connection lost: {exc}") from exc
-            if not data:
-                raise LinkError("connection closed by the broker or the network")
-            self._last_read = time.monotonic()
-            self._received += data
-            return True
-        return False
-
-    def _pending(self) -> bool:
-        return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
-
-    def _wait(self, why: OSError, otherwise: int, wait_s: float) -> bool:
-        """Wait for what the socket wants; TLS may have to write in order to read, and the reverse."""
-        if isinstance(why, ssl.SSLWantReadError):
-            return self._poll(select.POLLIN, wait_s)
-        if isinstance(why, ssl.SSLWantWriteError):
-            return self._poll(select.POLLOUT, wait_s)
-        return self._poll(otherwise, wait_s)
-
-    def _poll(self, events: int, wait_s: float) -> bool:
-        self._poller.modify(self._socket, events)
-        return bool(self._poller.poll(max(0, math.ceil(1000 * wait_s))))
+        data = self._wire.receive(wait_s)
+        if not data:
+            return False
+        self._last_read = time.monotonic()
+        self._received += data
+        return True
 
     def _frames(self) -> Iterator[Any]:
         """Yield the whole frames among the bytes received, and keep the rest."""

@@ -7,9 +7,10 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
-from dispatcher.amqp import ClosedByBroker, Confirmed, Event, LinkTimeout, PublishLink, Returned
+from dispatcher.amqp import ClosedByBroker, Confirmed, Event, PublishLink, Returned
 from dispatcher.errors import NotConfirmed, PublishError, Unencodable, Unroutable
 from dispatcher.outgoing import Outgoing
+from dispatcher.wire import LinkTimeout
 
 #: Messages sent and not yet confirmed. More does not make it faster, and on a lost connection all
 #: of them are sent again.

@@ -9,7 +9,17 @@ import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, StreamLostError
 
+from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings
+
+
+def url_parameters(settings: BrokerSettings) -> pika.URLParameters:
+    """Return pika's reading of the URL. Raises InvalidSettings, which does not show it."""
+    try:
+        return pika.URLParameters(settings.url)
+    # What pika's parsers raise for a bad port, heartbeat, ssl_options and the files named there.
+    except (ValueError, TypeError, SyntaxError, OSError, KeyError) as exc:
+        raise InvalidSettings([f"AMQP_URL: pika cannot read it ({type(exc).__name__})"]) from exc
 
 
 def connect(
@@ -20,7 +30,7 @@ def connect(
     Raises pika's AMQPConnectionError after one attempt per address, of at most `timeout_s` seconds
     each; the caller owns retries.
     """
-    parameters = pika.URLParameters(settings.url)
+    parameters = url_parameters(settings)
     parameters.heartbeat = settings.heartbeat_s
     parameters.blocked_connection_timeout = settings.publish_timeout_s
     parameters.socket_timeout = settings.connect_timeout_s

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dispatcher import message
-from dispatcher.amqp import ClosedByBroker, LinkError, PublishLink
+from dispatcher.amqp import ClosedByBroker, PublishLink
 from dispatcher.batch import Batch
 from dispatcher.errors import PublishError
 from dispatcher.keepalive import KeepAlive
 from dispatcher.outgoing import Outgoing, make_outgoing
 from dispatcher.settings import BrokerSettings
+from dispatcher.wire import LinkError
 
 logger = logging.getLogger(__name__)
 
