@@ -129,12 +129,13 @@ def _read(connection: Connection, task_id: str) -> TaskStatus:
         .exists()
         .label("cancelled")
     )
-    # The first success of any run stands, as in Celery's own backends: a later duplicate does less.
+    # What ended stays ended, as jobs.results has it in Redis: only a success replaces an earlier end.
     success = TaskRun.outcome == Outcome.SUCCEEDED.value
+    over = TaskRun.outcome.not_in([Outcome.STARTED.value, Outcome.RETRIED.value])
     run = (
         select(*_COLUMNS)
         .where(TaskRun.task_id == task_id)
-        .order_by(success.desc(), case((success, TaskRun.finished_at)), TaskRun.id.desc())
+        .order_by(success.desc(), over.desc(), case((over, TaskRun.finished_at)), TaskRun.id.desc())
         .limit(1)
         .subquery("run")
     )

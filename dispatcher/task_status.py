@@ -1,4 +1,9 @@
-"""What is known of a task, by Celery's names. The ledger's newest run of a task decides."""
+"""What is known of a task, by Celery's names.
+
+Of a task's runs in the ledger the first success decides; without one the first end of another kind,
+which a later run does not undo (a duplicate finds nothing to do, for a lab that FAILED as well);
+without any end the newest run.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ class TaskState(str, enum.Enum):
 
     @property
     def ready(self) -> bool:
-        """True when the state will not change any more, unless somebody sends the task again."""
+        """True when the state will not change any more; but a task sent again may still succeed."""
         return self in (TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED)
 
 

@@ -27,8 +27,8 @@ PATIENCE_S = 2.0
 #: Seconds for a connection and for an answer; one repetition on a new connection has to fit as well.
 _TIMEOUT_S = 0.9
 
-#: Celery never overwrites a SUCCESS (celery/backends/base.py, _store_result). A STARTED or RETRY here
-#: overwrites no end at all: it would be that of a duplicate, or one that came late.
+#: Celery never overwrites a SUCCESS (celery/backends/base.py, _store_result). Here only a task that was
+#: performed overwrites any other end, as in dispatcher.results: all else is a duplicate's, or late.
 _STORE = """
 local found = redis.call('GET', KEYS[1])
 if found then
@@ -64,7 +64,7 @@ class ResultWriter:
         """Store STARTED in the background."""
         result = make_started(socket.gethostname(), os.getpid())
         meta = make_meta(task_id, TaskState.STARTED, result, parent_id=parent_id, group_id=group_id)
-        self._store(task_id, meta, ready=False)
+        self._store(task_id, meta, performed=False)
 
     def finished(
         self, task_id: str, ending: Ending, *, parent_id: str | None = None, group_id: str | None = None
@@ -72,15 +72,16 @@ class ResultWriter:
         """Store how a run ended; returns when that is done or has failed, within PATIENCE_S seconds."""
         state = STATE_OF_OUTCOME[ending.outcome]
         meta = make_meta(task_id, state, _result(state, ending), parent_id=parent_id, group_id=group_id)
-        if not self._store(task_id, meta, ready=state.ready).wait(PATIENCE_S):
+        performed = ending.outcome == "succeeded"
+        if not self._store(task_id, meta, performed=performed).wait(PATIENCE_S):
             _warn(f"no answer for {PATIENCE_S:g} s")
 
-    def _store(self, task_id: str, meta: str, *, ready: bool) -> threading.Event:
+    def _store(self, task_id: str, meta: str, *, performed: bool) -> threading.Event:
         done = threading.Event()
 
         def store() -> None:
             try:
-                arguments = (meta, self._settings.expires_s, int(ready))
+                arguments = (meta, self._settings.expires_s, int(performed))
                 self._connected().eval(_STORE, 1, key_of(task_id), *arguments)
             finally:
                 done.set()

@@ -12,10 +12,12 @@ from typing import Any
 
 import pika
 import pytest
+from celery import Celery
 
 import jobs.cluster
 import jobs.labs
 from dispatcher import ladder, topology
+from dispatcher.errors import TaskFailed
 from dispatcher.message import TaskMessage, encode
 from dispatcher.results import ResultStore, TaskState
 from dispatcher.tasks import DELETE_LAB_POD
@@ -29,7 +31,8 @@ from jobs.errors import Category, JobError, PermanentError, TransientError
 from jobs.lab_objects import LabGone, LabObjects
 from jobs.labs import LabStore
 from jobs.naming import lab_labels, lab_object_name
-from jobs.settings import JobSettings, RetrySettings
+from jobs.results import ResultWriter
+from jobs.settings import JobSettings, ResultSettings, RetrySettings
 from jobs.worker import run_task
 from tests.support.factories import IMAGE, create_kwargs, make_payload, make_record, make_task
 from tests.support.fake_cluster import READY, FakeCluster
@@ -355,6 +358,32 @@ def test_a_take_down_that_the_cluster_refuses_now_comes_back_until_it_is_done(
     assert cluster.objects == {}
     assert database.lab(lab)["error_category"] == "PERMANENT_IMAGE_ERROR"
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
+
+
+def test_a_failed_create_that_comes_back_or_is_delivered_twice_stays_a_failure(
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    broker: Broker,
+    lab: int,
+    celery_app: Celery,
+    redis_url: str,
+) -> None:
+    connections.results = ResultWriter(ResultSettings(redis_url, 60))
+    cluster.pod_status = NO_SUCH_IMAGE
+    cluster.refuses_deletes = True
+    create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
+    assert run_task(connections, delivery_of(create), {})
+    assert broker.take_delayed().headers["id"] == create.id
+    cluster.refuses_deletes = False
+    for _ in range(2):
+        assert run_task(connections, delivery_of(create), {})
+    assert database.outcomes() == ["failed", "noop", "noop"]
+    status = ResultStore(database.url).status(create.id)
+    assert (status.state, status.error_category) == (TaskState.FAILURE, "PERMANENT_IMAGE_ERROR")
+    with pytest.raises(TaskFailed) as caught:
+        celery_app.AsyncResult(create.id).get(timeout=5)
+    assert caught.value.category == "PERMANENT_IMAGE_ERROR"
 
 
 def test_a_delete_that_fails_for_good_while_the_database_is_away_comes_back(

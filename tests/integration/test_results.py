@@ -70,6 +70,15 @@ def run_all(labs: LabStore, task_id: str, endings: list[Ending | None]) -> None:
         ([RETRIED, RETRIED, FAILED], TaskState.FAILURE),
         ([FAILED, DONE], TaskState.SUCCESS),
         ([STARTED, RETRIED], TaskState.RETRY),
+        ([FAILED, NOOP], TaskState.FAILURE),
+        ([DEAD, NOOP], TaskState.FAILURE),
+        ([REVOKED, NOOP], TaskState.REVOKED),
+        ([FAILED, STARTED], TaskState.FAILURE),
+        ([DEAD, RETRIED], TaskState.FAILURE),
+        ([DEAD, STARTED, DONE], TaskState.SUCCESS),
+        ([NOOP, STARTED], TaskState.SUCCESS),
+        ([NOOP, FAILED], TaskState.SUCCESS),
+        ([RETRIED, NOOP], TaskState.SUCCESS),
     ],
     ids=lambda value: "+".join(e.outcome if e else "started" for e in value) if type(value) is list else None,
 )
@@ -80,7 +89,8 @@ def test_the_runs_of_a_task_give_its_state(
     run_all(labs, "another", [FAILED])
     status = results.status("t")
     assert (status.task_id, status.state, status.ready) == ("t", state, state.ready)
-    assert status.result == ({"n": 1} if DONE in endings else {"n": 2} if NOOP in endings else None)
+    success = {"n": 1} if DONE in endings else {"n": 2}
+    assert status.result == (success if state is TaskState.SUCCESS else None)
 
 
 def test_a_status_tells_what_the_ledger_knows(
