@@ -167,15 +167,17 @@ class Dispatcher:
     def relay_outbox(self, *, timeout: float = 10.0) -> RelayReport:
         """Publish what the outbox holds; call it after the commit that filled it.
 
-        Raises nothing of the broker or the database, because the tasks are safe: what could not be
-        published within `timeout` seconds is in the report, and left to the next call or the sweep.
+        One thread per process and engine relays; the calls of others leave their tasks to it. Raises
+        nothing of the broker or the database, because the tasks are safe: what could not be published
+        within `timeout` seconds is in the report, and left to the next call or the sweep. For some
+        seconds after the broker was found away no call tries.
         """
         with needs_extra("db"):
-            from dispatcher.outbox_relay import relay_once
+            from dispatcher.after_commit import relay_after_commit
 
         with self._opening:
             engine = self._open_engine()
-        return relay_once(engine, self._publisher, timeout_s=timeout)
+        return relay_after_commit(engine, self._publisher, timeout_s=timeout)
 
     def status(self, task_id: str) -> TaskStatus:
         """Return what the ledger knows of a task; PENDING for an id that nobody knows.

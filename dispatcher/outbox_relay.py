@@ -92,11 +92,15 @@ class RelayReport:
     failed: Mapping[str, str] = field(default_factory=dict)
     #: Why the database ended the relay before its time, or None.
     database_error: str | None = None
+    #: True: the broker confirmed nothing; or a call did not try, because it had done so a moment ago.
+    broker_away: bool = False
+    #: True: another thread of this process relays, and what this call did not publish is left to it.
+    elsewhere: bool = False
 
     @property
     def complete(self) -> bool:
         """True if nothing that was due is left, but what another relay holds."""
-        return not self.failed and self.database_error is None
+        return not self.failed and self.database_error is None and not self.broker_away
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,38 @@ class BatchReport:
 
     published: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
-    #: False when nothing was due, or the broker confirmed nothing.
+    #: False when nothing was due, or nothing could be published just now.
     go_on: bool = False
+    #: True when the broker confirmed nothing.
+    broker_away: bool = False
+
+
+class Tally:
+    """What several batches did."""
+
+    def __init__(self) -> None:
+        self._published: list[str] = []
+        self._failed: dict[str, str] = {}
+        self._broker_away = False
+
+    def add(self, done: BatchReport) -> None:
+        """Count a batch."""
+        self._published += done.published
+        self._failed.update(done.failed)
+        self._broker_away = done.broker_away
+
+    def report(self, error: DispatcherError | None = None, *, elsewhere: bool = False) -> RelayReport:
+        """Return the sum of all; log the error of the database that ended it."""
+        if error is not None:
+            logger.warning("outbox: %s", error, extra={"action": "outbox_database"})
+        failed = self._failed.keys() - self._published  # after a failure within the same call
+        return RelayReport(
+            tuple(self._published),
+            {task_id: why for task_id, why in self._failed.items() if task_id in failed},
+            None if error is None else str(error),
+            broker_away=self._broker_away,
+            elsewhere=elsewhere,
+        )
 
 
 def relay_once(
@@ -144,24 +178,17 @@ def relay_once(
         publish_timeout_s: seconds that one transaction may spend on publishing.
     """
     deadline = time.monotonic() + timeout_s
-    published: list[str] = []
-    failed: dict[str, str] = {}
-    error: str | None = None
+    tally = Tally()
     try:
         while True:
             left_s = deadline - time.monotonic()
             done = relay_batch(engine, publisher, batch=batch, timeout_s=min(left_s, publish_timeout_s))
-            published += done.published
-            failed.update(done.failed)
+            tally.add(done)
             # A last second would only fail what the next call publishes.
             if not done.go_on or deadline - time.monotonic() < min(1.0, timeout_s / 2):
-                break
+                return tally.report()
     except DispatcherError as exc:
-        error = str(exc)
-        logger.warning("outbox: %s", error, extra={"action": "outbox_database"})
-    for task_id in published:  # after a failure within the same call
-        failed.pop(task_id, None)
-    return RelayReport(tuple(published), failed, error)
+        return tally.report(exc)
 
 
 def relay_batch(
@@ -183,7 +210,7 @@ def relay_batch(
     failed = {row.task_id: str(errors[row.id]) for row in rows if row.id in errors}
     _log(published, failed, time.monotonic() - started)
     away = not published and any(isinstance(error, NotConfirmed) for error in errors.values())
-    return BatchReport(published, failed, go_on=not away)
+    return BatchReport(published, failed, go_on=not away, broker_away=away)
 
 
 def next_due_s(engine: Engine, *, limit_s: float) -> float:

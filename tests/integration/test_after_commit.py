@@ -1,0 +1,264 @@
+"""Relays of a backend's threads: one at a time, and a broker that is away costs little."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from dispatcher import Dispatcher, PublishError, after_commit
+from dispatcher.after_commit import relay_after_commit
+from dispatcher.engine import make_engine
+from dispatcher.message import TaskMessage
+from dispatcher.outbox_relay import RelayReport, relay_once, waiting
+from dispatcher.publisher import Publisher
+from dispatcher.settings import BrokerSettings
+from dispatcher.testing import InMemoryPublisher
+from tests.support.outbox import Arrivals, commit, creates, first_arrivals
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import eventually
+
+ELSEWHERE, AWAY = RelayReport(elsewhere=True), RelayReport(broker_away=True)
+
+
+class SlowPublisher(InMemoryPublisher):
+    """A broker that confirms when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.may_confirm = threading.Event()
+
+    def publish_tasks(
+        self, messages: Sequence[TaskMessage], *, timeout_s: float | None = None
+    ) -> list[PublishError | None]:
+        self.asked.set()
+        assert self.may_confirm.wait(20)
+        return super().publish_tasks(messages, timeout_s=timeout_s)
+
+
+@pytest.fixture
+def backend(database: Database) -> Iterator[Engine]:
+    """An engine as a backend makes it: SQLAlchemy's own pool of 5 and 10 more."""
+    engine = create_engine(make_url(database.url).set(drivername="postgresql+psycopg2"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[TcpProxy]:
+    with TcpProxy.to(broker.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def distant(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
+    """A publisher that reaches the broker through the proxy."""
+    publisher = Publisher(BrokerSettings(proxy.through(broker.url)))
+    yield publisher
+    publisher.close()
+
+
+def timed(call: Callable[[], RelayReport]) -> tuple[RelayReport, float]:
+    began = time.monotonic()
+    return call(), time.monotonic() - began
+
+
+def test_a_broker_that_is_silent_does_not_take_the_reads_with_it(
+    backend: Engine, proxy: TcpProxy, broker: Broker, database: Database
+) -> None:
+    proxy.freeze()
+    dispatcher = Dispatcher(proxy.through(broker.url), database=backend)
+    end = time.monotonic() + 8
+    posts: list[float] = []
+    reads: list[float] = []
+
+    def post(client: int) -> None:
+        lab = client * 10_000
+        while time.monotonic() < end:
+            lab, began = lab + 1, time.monotonic()
+            commit(backend, *creates([lab]))
+            dispatcher.relay_outbox(timeout=2.0)
+            posts.append(time.monotonic() - began)
+            time.sleep(0.1)  # a client's own pace
+
+    def read() -> None:
+        while time.monotonic() < end:
+            began = time.monotonic()
+            with backend.connect() as connection:
+                connection.execute(text("SELECT 1"))
+            reads.append(time.monotonic() - began)
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(32) as clients:
+        done = [clients.submit(post, client) for client in range(30)] + [clients.submit(read)]
+        for future in done:
+            future.result()
+    dispatcher.close()
+    posts.sort()
+    print(f"reads: {len(reads)}, at worst {max(reads):.2f} s")
+    print(f"posts: {len(posts)}, median {posts[len(posts) // 2]:.2f} s, at worst {posts[-1]:.2f} s")
+    assert max(reads) < 1.5
+    assert posts[len(posts) // 2] < 0.5
+    assert posts[-1] < 4
+    assert database.rows("SELECT count(*) AS n FROM task_outbox") == [{"n": len(posts)}]
+
+
+def test_no_task_is_left_when_all_calls_have_returned(
+    backend: Engine, broker: Broker, arrivals: Arrivals
+) -> None:
+    dispatcher = Dispatcher(broker.url, database=backend)
+    ids: list[str] = []
+    reports: list[RelayReport] = []
+
+    def post(client: int) -> None:
+        for _ in range(30):
+            ids.extend(commit(backend, *creates([client])))
+            reports.append(dispatcher.relay_outbox(timeout=5.0))
+
+    for _ in range(3):  # the end of each round is where one could be forgotten
+        with ThreadPoolExecutor(8) as clients:
+            list(clients.map(post, range(1, 9)))
+        assert waiting(backend) == []
+    dispatcher.close()
+    assert Counter(arrivals.ids()) == Counter(ids)
+    assert Counter(id for report in reports for id in report.published) == Counter(ids)
+    assert all(report.complete for report in reports)
+
+
+def test_a_call_leaves_its_task_to_the_one_under_way(backend: Engine) -> None:
+    publisher = SlowPublisher()
+    with ThreadPoolExecutor(1) as other:
+        mine = commit(backend, *creates([1]))
+        first = other.submit(relay_after_commit, backend, publisher, timeout_s=10)
+        assert publisher.asked.wait(10)
+        yours = commit(backend, *creates([2]))
+        report, took_s = timed(lambda: relay_after_commit(backend, publisher, timeout_s=10))
+        assert report == ELSEWHERE
+        assert took_s < 1
+        publisher.may_confirm.set()
+        assert first.result(10).published == (*mine, *yours)
+    assert waiting(backend) == []
+
+
+def test_a_call_whose_time_is_over_still_looks_for_others(backend: Engine) -> None:
+    publisher = SlowPublisher()
+    with ThreadPoolExecutor(1) as other:
+        commit(backend, *creates([1]))
+        first = other.submit(relay_after_commit, backend, publisher, timeout_s=1.5)
+        assert publisher.asked.wait(10)
+        began = time.monotonic()
+        commit(backend, *creates([2]))
+        assert relay_after_commit(backend, publisher, timeout_s=0.3) == ELSEWHERE
+        eventually(lambda: time.monotonic() - began > 1.6, what="the end of its time")
+        publisher.may_confirm.set()
+        assert len(first.result(10).published) == 2
+
+
+def test_the_next_in_line_takes_over_after_a_batch(
+    backend: Engine, arrivals: Arrivals, broker: Broker
+) -> None:
+    commit(backend, *creates(range(1, 4), each=20))
+    publisher = Publisher(broker.settings)
+    with ThreadPoolExecutor(6) as threads:
+        calls = [
+            threads.submit(relay_after_commit, backend, publisher, timeout_s=10, batch=3) for _ in range(6)
+        ]
+        reports = [call.result() for call in calls]
+    publisher.close()
+    assert waiting(backend) == []
+    assert sum(len(report.published) for report in reports) == 60
+    assert first_arrivals(arrivals.take()) == {lab: [*range(1, 21)] for lab in range(1, 4)}
+
+
+def test_after_an_outage_was_found_calls_return_at_once(
+    backend: Engine, proxy: TcpProxy, distant: Publisher, publisher: Publisher, database: Database,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    proxy.freeze()
+    commit(backend, *creates([1]))
+    found = relay_after_commit(backend, distant, timeout_s=0.5)
+    assert found.broker_away
+    assert found.failed
+    assert not found.complete
+    assert "confirmed nothing" in caplog.text
+    ids = commit(backend, *creates([2]))
+    report, took_s = timed(lambda: relay_after_commit(backend, distant, timeout_s=5))
+    assert report == AWAY
+    assert not report.complete
+    assert took_s < 0.2
+    # Neither the commands and the sweep, nor who has another broker, need to wait.
+    assert relay_once(backend, publisher).published == (ids[0],)
+    ids = commit(backend, *creates([3]))
+    assert relay_after_commit(backend, publisher, timeout_s=5).published == (ids[0],)
+    proxy.thaw()
+    database.rows("UPDATE task_outbox SET next_attempt_at = now()")
+    eventually(lambda: relay_after_commit(backend, distant, timeout_s=5) != AWAY, after_commit.PAUSE_S + 2)
+    assert waiting(backend) == []
+
+
+def test_whatever_ends_a_call_does_not_end_the_next(backend: Engine, publisher: Publisher) -> None:
+    class TimeLimit(BaseException):
+        """As a web server raises it in the middle of a request."""
+
+    class Interrupted(InMemoryPublisher):
+        def publish_tasks(
+            self, messages: Sequence[TaskMessage], *, timeout_s: float | None = None
+        ) -> list[PublishError | None]:
+            raise TimeLimit
+
+    ids = commit(backend, *creates([1]))
+    with pytest.raises(TimeLimit):
+        relay_after_commit(backend, Interrupted(), timeout_s=5)
+    assert relay_after_commit(backend, publisher, timeout_s=5).published == tuple(ids)
+
+
+def test_a_database_that_is_away_is_reported_each_time(publisher: Publisher) -> None:
+    nowhere = make_engine("postgresql://user@127.0.0.1:1/db", application_name="test")
+    for _ in range(2):
+        report = relay_after_commit(nowhere, publisher, timeout_s=1)
+        assert "refused" in str(report.database_error)
+        assert not report.complete
+
+
+def test_engines_do_not_wait_for_each_other(engine: Engine, backend: Engine, publisher: Publisher) -> None:
+    slow = SlowPublisher()
+    commit(backend, *creates([1]))
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(relay_after_commit, backend, slow, timeout_s=10)
+        assert slow.asked.wait(10)
+        ids = commit(backend, *creates([2]))
+        assert relay_after_commit(engine, publisher, timeout_s=10).published == tuple(ids)
+        slow.may_confirm.set()
+        assert first.result(10).complete
+
+
+def test_a_child_forked_during_a_relay_does_its_own(database: Database, broker: Broker) -> None:
+    engine = make_engine(database.url, application_name="test-parent", pool_size=2)
+    slow = SlowPublisher()
+    commit(engine, *creates([1]))
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(relay_after_commit, engine, slow, timeout_s=10)
+        assert slow.asked.wait(10)
+        commit(engine, *creates([2]))
+        child = os.fork()
+        if child == 0:  # the child must not run any of pytest's clean-up
+            try:
+                report = relay_after_commit(engine, Publisher(broker.settings), timeout_s=10)
+                os._exit(0 if len(report.published) == 1 else 2)
+            except BaseException:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        slow.may_confirm.set()
+        assert len(first.result(10).published) == 1
+    assert waiting(engine) == []
+    engine.dispose()
