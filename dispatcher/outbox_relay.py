@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, bindparam, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dispatcher.errors import DispatcherError, NotConfirmed, PublishError, Unencodable
+from dispatcher.errors import DispatcherError, NotConfirmed, NotSent, PublishError, Unencodable
 from dispatcher.interfaces import TaskPublisher
 from dispatcher.message import TaskMessage
 
@@ -66,10 +66,11 @@ _DELETE = text("DELETE FROM task_outbox WHERE id IN :ids").bindparams(bindparam(
 # The clock, because now() is when the transaction began, a publish timeout ago.
 _POSTPONE = text(
     f"""
-    UPDATE task_outbox SET failures = failures + 1, last_error = :error,
+    UPDATE task_outbox AS task SET failures = failures + 1, last_error = failed.error,
         next_attempt_at = clock_timestamp() + interval '1 second'
             * least({MAX_BACKOFF_S}, {FIRST_BACKOFF_S} * power(2, least(failures, 10)))
-    WHERE id = :id
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:errors AS text[])) AS failed (id, error)
+    WHERE task.id = failed.id
     """  # noqa: S608
 )
 _WAITING = text(
@@ -209,8 +210,9 @@ def relay_batch(
     published = tuple(row.task_id for row in rows if row.id not in errors)
     failed = {row.task_id: str(errors[row.id]) for row in rows if row.id in errors}
     _log(published, failed, time.monotonic() - started)
-    away = not published and any(isinstance(error, NotConfirmed) for error in errors.values())
-    return BatchReport(published, failed, go_on=not away, broker_away=away)
+    unconfirmed = [error for error in errors.values() if isinstance(error, NotConfirmed)]
+    away = not published and not all(isinstance(error, NotSent) for error in unconfirmed)
+    return BatchReport(published, failed, go_on=bool(published) or not unconfirmed, broker_away=away)
 
 
 def next_due_s(engine: Engine, *, limit_s: float) -> float:
@@ -263,14 +265,14 @@ def _publish(publisher: TaskPublisher, rows: Sequence[Row[Any]], timeout_s: floa
     return errors
 
 
-def _settle(connection: Connection, rows: Sequence[Row[Any]], errors: Mapping[int, object]) -> None:
+def _settle(connection: Connection, rows: Sequence[Row[Any]], errors: Mapping[int, PublishError]) -> None:
     if published := [row.id for row in rows if row.id not in errors]:
         connection.execute(_DELETE, {"ids": published})
-    if errors:
-        postponed = [
-            {"id": row_id, "error": str(error)[:MAX_ERROR_CHARS]} for row_id, error in errors.items()
-        ]
-        connection.execute(_POSTPONE, postponed)
+    # What was not sent because this process was busy says nothing of the task, nor of the broker.
+    failed = {row_id: error for row_id, error in errors.items() if not isinstance(error, NotSent)}
+    if failed:
+        texts = [str(error)[:MAX_ERROR_CHARS] for error in failed.values()]
+        connection.execute(_POSTPONE, {"ids": [*failed], "errors": texts})
 
 
 def _log(published: Sequence[str], failed: Mapping[str, str], duration_s: float) -> None:

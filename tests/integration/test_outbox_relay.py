@@ -19,7 +19,7 @@ from dispatcher.publisher import Publisher
 from dispatcher.requests import TaskRequest
 from dispatcher.settings import BrokerSettings
 from tests.support.container import Containers
-from tests.support.factories import create_kwargs, make_payload
+from tests.support.factories import create_kwargs, make_payload, make_task
 from tests.support.outbox import Arrivals, commit, creates, first_arrivals
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
@@ -205,6 +205,39 @@ def test_a_broker_that_is_away_leaves_the_tasks_for_later(
     assert set(ids) <= set(arrivals.ids())
     tasks = [task for task in arrivals.seen if task.id in ids]
     assert first_arrivals(tasks) == {1: [1, 2], 2: [1, 2], 3: [1, 2]}
+
+
+def test_a_process_that_is_busy_publishing_does_not_put_tasks_off(
+    engine: Engine, database: Database, proxy: TcpProxy, distant_publisher: Publisher, arrivals: Arrivals
+) -> None:
+    ids = commit(engine, *creates([1, 2]))
+    proxy.freeze()
+    busy = threading.Thread(target=lambda: distant_publisher.publish_tasks([make_task()], timeout_s=5))
+    busy.start()
+    eventually(lambda: proxy.accepted, what="another thread that publishes")
+    report = relay_once(engine, distant_publisher, timeout_s=0.5)
+    assert list(report.failed) == ids
+    assert "other threads are publishing" in report.failed[ids[0]]
+    assert not report.complete
+    assert not report.broker_away
+    assert [(row["failures"], row["last_error"], row["due_s"] <= 0) for row in rows(database)] == [
+        (0, None, True)
+    ] * 2
+    proxy.thaw()
+    busy.join(20)
+    assert list(relay_once(engine, distant_publisher).published) == ids
+
+
+def test_failed_tasks_are_put_off_by_one_statement(
+    engine: Engine, broker: Broker, publisher: Publisher, database: Database
+) -> None:
+    broker.channel().queue_delete(topology.QUEUE_NORMAL)
+    ids = commit(engine, *creates(range(1, 21)))
+    assert sorted(relay_once(engine, publisher).failed) == sorted(ids)
+    # cmin numbers the statements of a transaction.
+    statements = database.rows("SELECT DISTINCT cmin::text, xmin::text FROM task_outbox")
+    assert len(statements) == 1
+    assert all(row["task_id"] in row["last_error"] for row in rows(database))
 
 
 def test_a_database_that_is_away_is_reported_and_not_raised(
