@@ -9,9 +9,9 @@ from typing import Any
 
 def unwrap(value: dict[str, Any]) -> Any:
     """Return a plain JSON value for a wrapped one; a hook for json.loads. Raises ValueError."""
-    if "__type__" not in value:
+    if value.keys() != {"__type__", "__value__"}:
         return value
-    kind, inner = value["__type__"], value.get("__value__")
+    kind, inner = value["__type__"], value["__value__"]
     if kind in ("datetime", "date", "time", "decimal", "bytes") and isinstance(inner, str):
         return inner
     if kind == "uuid" and isinstance(inner, dict) and isinstance(inner.get("hex"), str):

@@ -19,8 +19,10 @@ from celery.worker.request import Request
 from kombu import Connection, serialization
 from kombu.compression import compress
 from kombu.message import Message
+from kombu.utils import json as kombu_json
 
 from dispatcher import celery_config, tasks, topology
+from dispatcher.kombu_json import unwrap
 from dispatcher.message import TaskMessage, decode, encode, next_attempt
 from tests.support.factories import create_kwargs, make_task
 
@@ -168,3 +170,20 @@ def test_messages_of_earlier_releases_are_still_read(path: Path) -> None:
     task = decode(stored.pop("body").encode(), pika.BasicProperties(**stored))
     assert task.id == stored["headers"]["id"]
     assert tasks.parse_payload(task.name, task.args, task.kwargs) == tasks.CreateLabPod(**create_kwargs())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"__type__": "datetime"},
+        {"__type__": "wat", "value": 1},
+        {"__type__": "decimal", "__value__": "1.5", "note": None},
+        {"__value__": 1},
+    ],
+    ids=str,
+)
+def test_what_only_resembles_a_wrapped_value_is_left_as_it_is_by_us_and_by_kombu(
+    value: dict[str, Any],
+) -> None:
+    written = json.dumps([value])
+    assert json.loads(written, object_hook=unwrap) == kombu_json.loads(written) == [value]
