@@ -15,7 +15,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from dispatcher.engine import make_engine
-from dispatcher.errors import DispatcherError, TaskTimeout
+from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
+from dispatcher.message import is_short_text
 from dispatcher.models import Outcome, TaskCancellation, TaskRun
 from dispatcher.task_lock import LOCK_TIMEOUT_S, lock_task
 from dispatcher.task_status import TaskState, TaskStatus, state_of
@@ -60,6 +61,9 @@ class ResultStore:
 
     def status(self, task_id: str) -> TaskStatus:
         """Return what is known now; an id that nobody has begun is PENDING, also an unknown one."""
+        # Such as one out of a URL: no task has it, and PostgreSQL takes neither NUL nor lone surrogates.
+        if isinstance(task_id, str) and not is_short_text(task_id):
+            return TaskStatus(task_id=task_id, state=TaskState.PENDING)
         with self._transaction() as connection:
             return _read(connection, task_id)
 
@@ -89,7 +93,12 @@ class ResultStore:
         REVOKED: it will not be begun. STARTED: too late, a container is at it; only a further
         attempt is not begun. SUCCESS or FAILURE: it was over already. Cancelling twice is the same as
         once. The message stays in its queue until a container takes it and records the REVOKED.
+
+        Raises:
+            InvalidTask: no task can have this id.
         """
+        if not (task_id and is_short_text(task_id)):
+            raise InvalidTask("task_id", "must be a printable text of 1 to 255 bytes")
         with self._transaction() as connection:
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
             connection.execute(text(lock_task(":task_id")), {"task_id": task_id})

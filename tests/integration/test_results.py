@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
-from dispatcher.errors import DispatcherError, TaskTimeout
-from dispatcher.results import ResultStore, TaskState
+from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
+from dispatcher.results import ResultStore, TaskState, TaskStatus
 from jobs.errors import Category, PermanentError
 from jobs.labs import Ending, LabStore
 from tests.support.factories import make_record
@@ -304,6 +304,20 @@ def test_wait_of_nothing_looks_once(labs: LabStore, results: ResultStore) -> Non
     assert results.wait("t", 0).state is TaskState.FAILURE
     with pytest.raises(TaskTimeout):
         results.wait("unknown", 0)
+
+
+@pytest.mark.parametrize("task_id", ["a\x00b", "\ud800", "x" * 256, ""], ids=repr)
+def test_an_id_that_no_task_can_have_is_pending_and_cannot_be_cancelled(
+    database: Database, results: ResultStore, task_id: str
+) -> None:
+    assert results.status(task_id) == TaskStatus(task_id=task_id, state=TaskState.PENDING)
+    with pytest.raises(TaskTimeout) as timeout:
+        results.wait(task_id, 0)
+    assert timeout.value.status.state is TaskState.PENDING
+    with pytest.raises(InvalidTask) as invalid:
+        results.cancel(task_id)
+    assert invalid.value.field == "task_id"
+    assert flags(database) == []
 
 
 def test_no_error_of_sqlalchemy_comes_through_nor_a_password(database: Database) -> None:
