@@ -71,6 +71,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         {
             "relay": Command(outbox_commands.relay, outbox_commands.relay_options),
             "list": Command(outbox_commands.show, outbox_commands.show_options),
+            "discard": Command(outbox_commands.discard, outbox_commands.discard_options),
         },
     ),
     "task": (

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Seconds that `relay --once` goes on while rows are due.
 ONCE_TIMEOUT_S = 600.0
+#: Seconds; longer than a relay that is just publishing the task.
+DISCARD_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def show(arguments: argparse.Namespace) -> int:
     """List the tasks that wait in the outbox, the oldest first.
 
     A task that failed says how often and why; it is tried again at most a minute later, and younger
-    tasks of its lab wait for it. Settings: DATABASE_URL.
+    tasks of its lab wait for it. One that can never be published is taken away by `autolabs outbox
+    discard ID`. Settings: DATABASE_URL.
     """
     from dispatcher.engine import make_engine
     from dispatcher.outbox_relay import waiting
@@ -78,6 +81,40 @@ def show_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
     )
+
+
+def discard(arguments: argparse.Namespace) -> int:
+    """Delete a task that waits in the outbox, without publishing it, and print it.
+
+    For one that can never be published: it fails again and again, and younger tasks of its lab wait for
+    it. Its lab stays as it is. 0: it is deleted. 1: there is no such task. Settings: DATABASE_URL.
+    """
+    from dispatcher.engine import make_engine
+    from dispatcher.outbox_relay import discard
+
+    engine = make_engine(
+        read_settings(os.environ, database_url),
+        application_name="autolabs-outbox-discard",
+        statement_timeout_s=DISCARD_TIMEOUT_S,
+    )
+    task = discard(engine, arguments.id)
+    engine.dispose()
+    if task is None:
+        print(f"autolabs: no task {arguments.id} waits in the outbox", file=sys.stderr)
+        return 1
+    # Rows may be anybody's: a control character must not reach the terminal.
+    print(f"discarded: {task.id}")
+    for name in ("task_id", "task_name", "kwargs", "eta", "expires", "failures", "last_error"):
+        value = getattr(task, name)
+        if value is not None:
+            text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in str(value))
+            print(f"{name + ':':12}{text}")
+    return 0
+
+
+def discard_options(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of `discard`."""
+    parser.add_argument("id", type=int, metavar="ID", help="the number in the first column of `outbox list`")
 
 
 def _relay_once(settings: RelaySettings) -> int:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, bindparam, text
@@ -73,6 +74,12 @@ _POSTPONE = text(
     WHERE task.id = failed.id
     """  # noqa: S608
 )
+_DISCARD = text(
+    """
+    DELETE FROM task_outbox WHERE id = :id
+    RETURNING id, task_id, task_name, CAST(kwargs AS text) AS kwargs, eta, expires, failures, last_error
+    """
+)
 _WAITING = text(
     """
     SELECT id, task_id, task_name, lab_instance_id, failures, last_error,
@@ -116,6 +123,20 @@ class WaitingTask:
     last_error: str | None
     age_s: float
     due: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardedTask:
+    """A row that was deleted unpublished; `kwargs` is JSON, which Python may refuse to read."""
+
+    id: int
+    task_id: str
+    task_name: str
+    kwargs: str
+    eta: datetime | None
+    expires: datetime | None
+    failures: int
+    last_error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +252,19 @@ def waiting(engine: Engine, *, limit: int = 1000) -> list[WaitingTask]:
             return [WaitingTask(**row) for row in connection.execute(_WAITING, {"limit": limit}).mappings()]
     except SQLAlchemyError as exc:
         raise DispatcherError(f"the outbox was not read: {reason(exc)}") from exc
+
+
+def discard(engine: Engine, row_id: int) -> DiscardedTask | None:
+    """Delete a row without publishing it; None if it is not there. Raises DispatcherError.
+
+    A row that a relay is just publishing is waited for: if that succeeds, it is not there.
+    """
+    try:
+        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            row = connection.execute(_DISCARD, {"id": row_id}).mappings().one_or_none()
+    except SQLAlchemyError as exc:
+        raise DispatcherError(f"the outbox was not written: {reason(exc)}") from exc
+    return None if row is None else DiscardedTask(**row)
 
 
 def reason(error: Exception) -> str:

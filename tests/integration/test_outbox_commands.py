@@ -90,6 +90,39 @@ def test_the_list_shows_what_waits_and_why(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_a_task_that_can_never_be_published_is_discarded(
+    engine: Engine, database: Database, arrivals: Arrivals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Python reads no integer of 5000 digits, so this one blocks its lab and fails the sweep for ever.
+    (row,) = database.rows(
+        "INSERT INTO task_outbox (task_name, kwargs) VALUES (E'odd\x1b[2J',"
+        """ ('{"lab_instance_id": 7, "a": 1' || repeat('0', 5000) || '}')::jsonb) RETURNING id, task_id"""
+    )
+    (blocked,) = commit(engine, *creates([7]))
+    assert cron(["outbox"]) == 69
+    capsys.readouterr()
+    assert autolabs(["outbox", "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()[1].split()
+    assert listed[:2] == [str(row["id"]), row["task_id"]]
+    assert autolabs(["outbox", "discard", listed[0]]) == 0
+    shown = capsys.readouterr().out
+    assert all(line.isprintable() for line in shown.splitlines())
+    fields = dict(line.split(maxsplit=1) for line in shown.splitlines())
+    assert (fields["discarded:"], fields["task_id:"]) == (str(row["id"]), row["task_id"])
+    assert fields["kwargs:"] == '{"a": 1' + 5000 * "0" + ', "lab_instance_id": 7}'
+    assert "digits" in fields["last_error:"]
+    assert cron(["outbox"]) == 0
+    assert arrivals.ids() == [blocked]
+    assert autolabs(["outbox", "discard", listed[0]]) == 1
+    assert capsys.readouterr().err == f"autolabs: no task {listed[0]} waits in the outbox\n"
+
+
+@pytest.mark.parametrize("row_id", ["0", "-1", "99999999999999999999"])
+def test_a_number_that_no_task_has_is_said(row_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert autolabs(["outbox", "discard", row_id]) == 1
+    assert f"no task {row_id}" in capsys.readouterr().err
+
+
 def test_the_relay_runs_until_it_is_told_to_stop(
     engine: Engine, database: Database, arrivals: Arrivals, tmp_path: Path
 ) -> None:

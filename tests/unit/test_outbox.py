@@ -94,7 +94,7 @@ def test_the_table_shows_no_control_characters() -> None:
     assert "61s" in table
 
 
-@pytest.mark.parametrize("command", [["relay"], ["list"]])
+@pytest.mark.parametrize("command", [["relay"], ["list"], ["discard"]])
 def test_help_explains_the_command(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         autolabs(["outbox", *command, "--help"])
@@ -110,7 +110,8 @@ def test_the_groups_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["outbox"], ["outbox", "nope"], ["outbox", "list", "--limit", "x"]]
+    "arguments",
+    [[], ["outbox"], ["outbox", "nope"], ["outbox", "list", "--limit", "x"], ["outbox", "discard", "x"]],
 )
 def test_a_wrong_command_line_exits_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
