@@ -39,7 +39,10 @@ MAX_EXPIRATION_MS = 2**28 * 1000
 
 
 class Properties(Protocol):
-    """The AMQP basic properties that `decode` reads; pika.BasicProperties has them."""
+    """The AMQP basic properties that `decode` reads; pika.BasicProperties has them.
+
+    What is not UTF-8 pika gives as bytes, in spite of its own types: texts, and the names of headers.
+    """
 
     headers: dict[str, Any] | None
     content_type: str | None
@@ -177,7 +180,7 @@ def decode(body: bytes, properties: Properties) -> TaskMessage:
         group_index=_count(headers, "group_index"),
         shadow=_note(headers, "shadow"),
         origin=_note(headers, "origin"),
-        reply_to=properties.reply_to or None,
+        reply_to=properties.reply_to if is_short_text(properties.reply_to) else None,
         replaced_task_nesting=_count(headers, "replaced_task_nesting") or 0,
         stamps=_stamps(headers),
         published_at=_time(headers, PUBLISHED_AT),
@@ -250,8 +253,9 @@ def _stamps(headers: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(stamps, Mapping):
         return {}
     return {
-        str(key): [str(part) for part in value] if isinstance(value, list) else str(value)
+        key: [str(part) for part in value] if isinstance(value, list) else str(value)
         for key, value in stamps.items()
+        if isinstance(key, str)
     }
 
 
@@ -276,10 +280,13 @@ def _decode_body(
         raise MalformedMessage(
             f"content type {properties.content_type!r:.80} is refused; only application/json is read"
         )
+    encoding = properties.content_encoding or "utf-8"
+    if not is_short_text(encoding):
+        raise MalformedMessage(f"content encoding {encoding!r:.80} is not a printable text")
     if len(body) > MAX_BODY_BYTES:
         raise MalformedMessage(f"body has {len(body)} bytes; at most {MAX_BODY_BYTES} are allowed")
     try:
-        text = decompress(body, headers.get("compression")).decode(properties.content_encoding or "utf-8")
+        text = decompress(body, headers.get("compression")).decode(encoding)
         content = json.loads(text, object_hook=unwrap)
     # RecursionError: json nests one Python frame per bracket.
     except (UnicodeDecodeError, LookupError, ValueError, RecursionError) as exc:

@@ -37,6 +37,11 @@ class Delivery:
     tag: int
 
 
+def _as_text(routing_key: str | bytes) -> str:
+    # pika gives what is not UTF-8 as bytes; without the odd ones it can be published again.
+    return routing_key.decode(errors="ignore") if isinstance(routing_key, bytes) else routing_key
+
+
 class Consumer:
     """A consumer for a single message; call its methods from one thread."""
 
@@ -57,7 +62,9 @@ class Consumer:
         tag = self._channel.basic_consume(
             self._queue,
             lambda _channel, method, properties, body: claimed.append(
-                Delivery(body, properties, method.routing_key, method.redelivered, method.delivery_tag)
+                Delivery(
+                    body, properties, _as_text(method.routing_key), method.redelivered, method.delivery_tag
+                )
             ),
         )
         deadline = time.monotonic() + wait_s

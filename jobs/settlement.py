@@ -70,4 +70,5 @@ def publish_dead_letter(
 
 def _without_last_death(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out why the broker moved the message earlier: by these headers it would do so again."""
-    return {key: value for key, value in headers.items() if not key.startswith("x-last-death-")}
+    # pika gives a name that is not UTF-8 as bytes.
+    return {key: value for key, value in headers.items() if not str(key).startswith("x-last-death-")}

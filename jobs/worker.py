@@ -53,7 +53,8 @@ class _Cancelled(_Revoked):
 def run_task(connections: Connections, delivery: Delivery, details: dict[str, Any]) -> bool:
     """Run the task of a delivery; `details` go to the ledger. False: give the message back."""
     headers = delivery.properties.headers or {}
-    logs.set_task(task_id=headers.get("id"), queue=connections.settings.queue)
+    task_id = headers.get("id")
+    logs.set_task(task_id=None if task_id is None else str(task_id), queue=connections.settings.queue)
     try:
         task = decode(delivery.body, delivery.properties)
     except MalformedMessage as exc:

@@ -80,7 +80,7 @@ tasks = st.builds(
 COMPRESSIONS = [(zlib.compress, "application/x-gzip"), (bz2.compress, "application/x-bz2")]
 
 
-def read(body: bytes, headers: dict[str, Any] | None, **changes: Any) -> TaskMessage:
+def read(body: bytes, headers: dict[Any, Any] | None, **changes: Any) -> TaskMessage:
     how = {"content_type": "application/json", "content_encoding": "utf-8", **changes}
     return decode(body, pika.BasicProperties(headers=headers, **how))
 
@@ -96,6 +96,8 @@ def test_decoding_gives_back_what_was_encoded(task: TaskMessage) -> None:
     assert over_the_wire(task) == task
 
 
+#: As pika gives them: what is not UTF-8 as bytes.
+wire_texts = st.text(max_size=8) | st.binary(max_size=8)
 header_values = st.one_of(
     st.none(),
     st.booleans(),
@@ -104,10 +106,10 @@ header_values = st.one_of(
     st.binary(max_size=20),
     st.datetimes(),
     st.lists(st.text(max_size=5), max_size=3),
-    st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+    st.dictionaries(wire_texts, st.integers() | wire_texts, max_size=3),
     st.sampled_from(["application/x-gzip", "application/x-bz2", "2026-01-01T00:00:00+23:59", "0001-01-01"]),
 )
-header_names = st.sampled_from([*make_wire()[1], "compression"]) | st.text(max_size=10)
+header_names = st.sampled_from([*make_wire()[1], "compression"]) | wire_texts
 bodies = st.one_of(
     st.binary(max_size=200),
     json_values.map(lambda value: json.dumps(value).encode()),
@@ -119,21 +121,40 @@ bodies = st.one_of(
 @given(
     bodies,
     st.none() | st.dictionaries(header_names, header_values, max_size=12),
-    st.none()
-    | st.sampled_from(["application/json", "application/x-python-serialize", ""])
-    | st.text(max_size=8),
+    st.none() | st.sampled_from(["application/json", "application/x-python-serialize", ""]) | wire_texts,
     st.none()
     | st.sampled_from(["utf-8", "utf-16", "latin-1", "binary", "base64", "idna", "rot13", "undefined"])
-    | st.text(max_size=8),
+    | wire_texts,
+    st.none() | wire_texts,
 )
 def test_any_delivery_is_a_task_or_malformed(
-    body: bytes, headers: dict[str, Any] | None, content_type: str | None, content_encoding: str | None
+    body: bytes, headers: dict[Any, Any] | None, content_type: Any, content_encoding: Any, reply_to: Any
 ) -> None:
-    whole = make_wire()[1] | (headers or {})
-    for given_headers in (headers, whole):
-        with contextlib.suppress(MalformedMessage):
-            task = read(body, given_headers, content_type=content_type, content_encoding=content_encoding)
-            encode(next_attempt(task))
+    how = {"content_type": content_type, "content_encoding": content_encoding, "reply_to": reply_to}
+    for given_headers in (headers, make_wire()[1] | (headers or {})):
+        for changes in (how, {"reply_to": reply_to}):
+            with contextlib.suppress(MalformedMessage):
+                task = read(body, given_headers, **changes)
+                assert task.reply_to is None or isinstance(task.reply_to, str)
+                encode_properties(encode(next_attempt(task))[1])
+
+
+def test_a_content_encoding_that_is_no_text_is_named() -> None:
+    with pytest.raises(MalformedMessage, match=r"content encoding b'\\xff' is not a printable text"):
+        read(*make_wire(), content_encoding=b"\xff")
+
+
+def test_names_of_stamps_that_cannot_be_published_again_are_left_out() -> None:
+    body, headers = make_wire()
+    stamps: dict[Any, Any] = {b"\xff": "b", "kept": b"\xff"}
+    task = read(body, {**headers, "stamps": stamps})
+    assert task.stamps == {"kept": "b'\\xff'"}
+    encode_properties(encode(next_attempt(task))[1])
+
+
+@pytest.mark.parametrize("value", ["\ud800", "a\x00b", "\n", "é" * 128, b"text", None, 7])
+def test_what_is_no_short_text(value: object) -> None:
+    assert not is_short_text(value)
 
 
 @pytest.mark.parametrize(
