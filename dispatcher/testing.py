@@ -17,8 +17,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dispatcher import message
+from dispatcher.amqp_properties import encode_properties
 from dispatcher.client import Dispatcher
-from dispatcher.errors import NotConfirmed, PublishError, TaskTimeout, Unencodable, Unroutable
+from dispatcher.errors import (
+    MalformedMessage,
+    NotConfirmed,
+    PublishError,
+    TaskTimeout,
+    Unencodable,
+    Unroutable,
+)
+from dispatcher.outgoing import make_outgoing
 from dispatcher.settings import BrokerSettings
 from dispatcher.task_status import TaskState, TaskStatus
 
@@ -29,7 +38,10 @@ __all__ = ["InMemoryDispatcher", "InMemoryPublisher", "InMemoryResults"]
 
 
 class InMemoryPublisher:
-    """Keep what is published, in order, as a container would read it."""
+    """Keep what is published, in order, as a container would read it.
+
+    What a container would put into the dead-letter queue unread is kept as it was given.
+    """
 
     def __init__(self) -> None:
         self.sent: list[message.TaskMessage] = []
@@ -54,12 +66,19 @@ class InMemoryPublisher:
 
     def _publish(self, task: message.TaskMessage) -> PublishError | None:
         try:
-            body, properties = message.encode(task)
-        except (TypeError, ValueError, RecursionError) as exc:
-            return Unencodable(task.id, f"task {task.id} cannot be written as JSON: {exc}")
+            out = make_outgoing(task)
+            encode_properties(out.properties)
+        except PublishError as exc:
+            return exc
+        except ValueError as exc:
+            return Unencodable(task.id, f"task {task.id}: {exc}")
         if self.fail_with is not None:
             return self.fail_with(task.id, f"task {task.id} was not published: the test says so")
-        received = message.decode(body, SimpleNamespace(reply_to=None, **properties))
+        try:
+            received = message.decode(out.body, SimpleNamespace(**{"reply_to": None, **out.properties}))
+        except MalformedMessage:
+            # The broker takes it as well; a container puts it into the dead-letter queue.
+            received = task
         with self._lock:
             self.sent.append(received)
         return None

@@ -224,6 +224,20 @@ def test_the_outbox_is_published_by_the_call_after_the_commit(
     assert [task.id for task in face.received(1)] == [task_id]
 
 
+def test_rows_of_the_outbox_that_nobody_checked_are_reported_and_not_raised(
+    dispatcher: Dispatcher, database: Database
+) -> None:
+    """What a backend in another language may insert; the encoded `[[], {…}, {…}]` is longer than the row."""
+    add = "INSERT INTO task_outbox (task_id, task_name, kwargs) VALUES"
+    database.rows(f"{add} (E'odd\\nid', 't', '{{}}')")
+    database.rows(f"{add} ('large', 't', jsonb_build_object('a', repeat('x', 1048560)))")
+    database.rows(f"{add} ('fine', '{DELETE_LAB_POD}', '{{\"lab_instance_id\": 1}}')")
+    report = dispatcher.relay_outbox()
+    assert report.published == ("odd\nid", "fine")
+    assert list(report.failed) == ["large"]
+    assert "at most 1048576 are read" in report.failed["large"]
+
+
 def test_the_life_of_a_task_is_told_as_celery_tells_it(face: Face, dispatcher: Dispatcher) -> None:
     handle = dispatcher.create_lab(**create_kwargs())
     assert (handle.state, handle.ready(), handle.result) == ("PENDING", False, None)
