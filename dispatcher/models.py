@@ -143,7 +143,8 @@ class TaskRun(Base):
     #: Seconds per step since the claim, versions of the templates used, evidence of a failure.
     details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     #: Made by the container, so that a statement repeated after a lost answer writes no second row.
-    run_id: Mapped[uuid.UUID] = mapped_column(server_default=text("gen_random_uuid()"))
+    #: None in rows of before revision 0002.
+    run_id: Mapped[uuid.UUID | None] = mapped_column(server_default=text("gen_random_uuid()"))
 
 
 class OutboxTask(Base):

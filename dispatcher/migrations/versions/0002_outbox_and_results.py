@@ -11,7 +11,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add task_outbox and task_cancellations; give a run its row from its beginning on."""
+    """Add task_outbox and task_cancellations; give a run its row from its beginning on.
+
+    The ledger is changed last, because all wait for it until the commit. Its old rows are not written:
+    they have no run_id, and are held against the new checks by 0003.
+    """
     op.execute(
         """
         CREATE TABLE task_outbox (
@@ -47,14 +51,15 @@ def upgrade() -> None:
         );
 
         ALTER TABLE task_ledger
-            ADD COLUMN run_id uuid NOT NULL DEFAULT gen_random_uuid()
-                CONSTRAINT task_ledger_run_id_key UNIQUE,
+            ADD COLUMN run_id uuid,
+            ALTER COLUMN run_id SET DEFAULT gen_random_uuid(),
+            ADD CONSTRAINT task_ledger_run_id_key UNIQUE (run_id),
             ALTER COLUMN finished_at DROP NOT NULL,
             ALTER COLUMN finished_at DROP DEFAULT,
             DROP CONSTRAINT task_ledger_outcome_check,
             ADD CONSTRAINT task_ledger_outcome_check CHECK (outcome IN (
-                'started', 'succeeded', 'noop', 'failed', 'retried', 'dead_lettered', 'revoked')),
+                'started', 'succeeded', 'noop', 'failed', 'retried', 'dead_lettered', 'revoked')) NOT VALID,
             ADD CONSTRAINT task_ledger_finished_at_check
-                CHECK ((outcome = 'started') = (finished_at IS NULL));
+                CHECK ((outcome = 'started') = (finished_at IS NULL)) NOT VALID;
         """
     )
