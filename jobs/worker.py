@@ -58,7 +58,7 @@ def run_task(connections: Connections, delivery: Delivery, details: dict[str, An
     try:
         task = decode(delivery.body, delivery.properties)
     except MalformedMessage as exc:
-        return _refuse(connections, delivery, str(exc))
+        return _refuse(connections, delivery, details, str(exc))
     record = _make_record(connections, delivery, task, details)
     logs.set_task(
         task_id=task.id,
@@ -273,20 +273,25 @@ def _retry(context: TaskContext, task: TaskMessage, error: TransientError) -> bo
     return True
 
 
-def _refuse(connections: Connections, delivery: Delivery, reason: str) -> bool:
+def _refuse(connections: Connections, delivery: Delivery, details: dict[str, Any], reason: str) -> bool:
     """Dead-letter what is no task message; its sender learns of it if there is a task id in it."""
-    category = Category.PERMANENT_INVALID_REQUEST.value
-    if not _dead_letter(connections, delivery, reason, category):
+    error = PermanentError(Category.PERMANENT_INVALID_REQUEST, reason)
+    if not _dead_letter(connections, delivery, error.sentence, error.category.value):
         return False
     headers = delivery.properties.headers or {}
-    task_id = headers.get("id")
-    if (
-        connections.results
-        and task_id
-        and is_short_text(task_id)
-        and headers.get("ignore_result") is not True
-    ):
-        connections.results.finished(task_id, Ending("dead_lettered", category, reason))
+    task_id, name = headers.get("id"), headers.get("task")
+    if not (task_id and is_short_text(task_id)):
+        return True
+    unread = TaskMessage(name=name if name and is_short_text(name) else "", id=task_id)
+    record = _make_record(connections, delivery, unread, details)
+    ending = Ending.of_error("dead_lettered", error)
+    try:
+        connections.labs.record(record, ending)
+    except JobError as exc:
+        extra = {"action": "ledger_missed"}
+        logger.warning("refusal is in the dead-letter queue, but not in the ledger: %s", exc, extra=extra)
+    if connections.results and headers.get("ignore_result") is not True:
+        connections.results.finished(task_id, ending)
     return True
 
 

@@ -152,7 +152,7 @@ def test_a_backend_without_the_dispatcher_gets_an_exception_that_says_the_same(
 
 @pytest.mark.parametrize("broken", ["unknown task", "no JSON"])
 def test_what_cannot_be_run_is_a_failure(
-    storing: Containers, celery_app: Celery, broker: Broker, broken: str
+    storing: Containers, celery_app: Celery, broker: Broker, database: Database, broken: str
 ) -> None:
     task = make_task(name="celery_workers.nope") if broken == "unknown task" else make_task()
     body, how = encode(task)
@@ -163,6 +163,7 @@ def test_what_cannot_be_run_is_a_failure(
     with pytest.raises(TaskFailed) as caught:
         found.get(timeout=5)
     assert caught.value.category == "PERMANENT_INVALID_REQUEST"
+    assert ResultStore(database.url).status(task.id).error_message == caught.value.message
     assert broker.depth(topology.DEAD_LETTER_QUEUE) == 1
 
 
@@ -202,7 +203,7 @@ def test_a_sender_who_wants_no_result_gets_none(
     broker.publish(topology.QUEUE_LOW, b"{" if broken else body, headers=how["headers"])
     storing.run(queue=topology.QUEUE_LOW)
     assert redis.get(key_of(task.id)) is None
-    assert database.outcomes() == ([] if broken else ["succeeded"])
+    assert database.outcomes() == (["dead_lettered"] if broken else ["succeeded"])
 
 
 @pytest.mark.parametrize("trouble", ["away", "frozen", "wrong password"])

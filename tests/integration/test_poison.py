@@ -16,6 +16,7 @@ import pytest
 from deploy.local.credentials import Credentials, rabbitmq_definitions
 from dispatcher import ladder, topology
 from dispatcher.message import PUBLISHED_AT
+from dispatcher.results import ResultStore, TaskState
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_task, make_wire
@@ -139,6 +140,34 @@ def test_an_unusable_task_leaves_a_ledger_row(
         "dead_lettered",
         INVALID,
     )
+
+
+@pytest.mark.parametrize("task", ["celery_workers.create_lab_pod", b"\xff", None])
+def test_a_message_that_cannot_be_read_is_a_failure_of_the_id_it_names(
+    containers: Containers, broker: Broker, database: Database, task: Any
+) -> None:
+    broker.publish(topology.QUEUE_NORMAL, b"{", headers={**HEADERS, "task": task, "retries": "x"})
+    containers.run(JOB_NAME="job-1")
+    (run,) = database.ledger()
+    assert (run["task_id"], run["outcome"], run["error_category"]) == (
+        HEADERS["id"],
+        "dead_lettered",
+        INVALID,
+    )
+    assert (run["task_name"], run["job_name"]) == (task if isinstance(task, str) else "", "job-1")
+    assert run["error_message"] == broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-reason"]
+    assert ResultStore(database.url).status(HEADERS["id"]).state is TaskState.FAILURE
+
+
+def test_a_database_that_is_away_keeps_nothing_unreadable_out_of_the_dead_letter_queue(
+    containers: Containers, broker: Broker
+) -> None:
+    broker.publish(topology.QUEUE_NORMAL, b"{", headers=HEADERS)
+    code, container = containers.run(DATABASE_URL="postgresql://u@127.0.0.1:1/db")
+    assert code == 0
+    assert "ledger_missed" in container.actions()
+    assert broker.take(topology.DEAD_LETTER_QUEUE).body == b"{"
+    assert broker.is_empty()
 
 
 def test_servers_that_stay_away_lose_no_message(containers: Containers, broker: Broker) -> None:
