@@ -8,7 +8,8 @@ import weakref
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import DispatcherError, MissingExtra
+from dispatcher.extras import needs_extra
 
 #: libpq's; a server that went away without a word is noticed within about 20 s.
 _LIVELINESS = {
@@ -18,6 +19,8 @@ _LIVELINESS = {
     "keepalives_count": 2,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
+#: Of a text for logs and reports.
+MAX_REASON_CHARS = 500
 
 
 def make_engine(
@@ -31,12 +34,23 @@ def make_engine(
     """Return an engine with psycopg2, whatever driver the URL names; it connects when it is used.
 
     A statement may take any time unless there is a `statement_timeout_s`. A forked child opens
-    connections of its own. Raises DispatcherError for a URL that names no database or driver.
+    connections of its own. `options` of the URL are added to ours, and stand against them. Raises
+    DispatcherError for a URL that names no database, MissingExtra without psycopg2.
     """
     try:
-        return _make_engine(database_url, application_name, statement_timeout_s, pool_size, pool_pre_ping)
+        with needs_extra("db"):  # create_engine imports the driver
+            return _make_engine(database_url, application_name, statement_timeout_s, pool_size, pool_pre_ping)
+    except MissingExtra:
+        raise
     except (ArgumentError, ImportError) as exc:
         raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of what the driver says: no statement, and no DETAIL, which quotes rows."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines()
+    return (lines[0] if lines else repr(original))[:MAX_REASON_CHARS]
 
 
 def _make_engine(
@@ -47,7 +61,10 @@ def _make_engine(
     arguments = {
         **_LIVELINESS,
         "application_name": application_name,
-        "options": f"-c statement_timeout={statement_timeout_s}s",
+        # connect_args replace what the URL says; of a setting that is given twice the last stands.
+        "options": " ".join(
+            (f"-c statement_timeout={statement_timeout_s}s", *url.normalized_query.get("options", ()))
+        ),
     }
     engine = create_engine(
         url, pool_size=pool_size, pool_pre_ping=pool_pre_ping, connect_args=arguments, hide_parameters=True

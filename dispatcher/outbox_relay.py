@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, bindparam, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError, NotConfirmed, NotSent, PublishError, Unencodable
 from dispatcher.interfaces import TaskPublisher
 from dispatcher.message import TaskMessage
@@ -265,13 +266,6 @@ def discard(engine: Engine, row_id: int) -> DiscardedTask | None:
     except SQLAlchemyError as exc:
         raise DispatcherError(f"the outbox was not written: {reason(exc)}") from exc
     return None if row is None else DiscardedTask(**row)
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of what the driver says: no statement, no parameters."""
-    original = getattr(error, "orig", None) or error
-    lines = str(original).strip().splitlines()
-    return lines[0] if lines else repr(original)
 
 
 def _publish(publisher: TaskPublisher, rows: Sequence[Row[Any]], timeout_s: float) -> dict[int, PublishError]:
