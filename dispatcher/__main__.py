@@ -34,9 +34,11 @@ class Command:
 
 def upgrade_database(_arguments: argparse.Namespace) -> int:
     """Apply the missing migrations. Idempotent."""
-    from dispatcher import database
+    url = read_settings(os.environ, database_url)
+    with needs_extra("db"):
+        from dispatcher import database
 
-    revision = database.upgrade(read_settings(os.environ, database_url))
+        revision = database.upgrade(url)  # which imports the driver and the migrations
     print(f"database is at revision {revision}")
     return 0
 
@@ -111,8 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = make_parser().parse_args(argv)
     try:
-        with needs_extra("db"):
-            return int(arguments.run(arguments))
+        return int(arguments.run(arguments))
     except DispatcherError as exc:
         print(f"autolabs: {exc}", file=sys.stderr)
         return 1

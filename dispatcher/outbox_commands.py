@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from dispatcher.extras import needs_extra
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def show(arguments: argparse.Namespace) -> int:
     tasks of its lab wait for it. One that can never be published is taken away by `autolabs outbox
     discard ID`. Settings: DATABASE_URL.
     """
-    from dispatcher.engine import make_engine
-    from dispatcher.outbox_relay import waiting
+    with needs_extra("db"):
+        from dispatcher.engine import make_engine
+        from dispatcher.outbox_relay import waiting
 
     engine = make_engine(read_settings(os.environ, database_url), application_name="autolabs-outbox-list")
     tasks = waiting(engine, limit=arguments.limit)
@@ -89,8 +91,9 @@ def discard(arguments: argparse.Namespace) -> int:
     For one that can never be published: it fails again and again, and younger tasks of its lab wait for
     it. Its lab stays as it is. 0: it is deleted. 1: there is no such task. Settings: DATABASE_URL.
     """
-    from dispatcher.engine import make_engine
-    from dispatcher.outbox_relay import discard
+    with needs_extra("db"):
+        from dispatcher.engine import make_engine
+        from dispatcher.outbox_relay import discard
 
     engine = make_engine(
         read_settings(os.environ, database_url),
@@ -118,8 +121,9 @@ def discard_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _relay_once(settings: RelaySettings) -> int:
-    from dispatcher.engine import make_engine
-    from dispatcher.outbox_relay import relay_once
+    with needs_extra("db"):
+        from dispatcher.engine import make_engine
+        from dispatcher.outbox_relay import relay_once
     from dispatcher.publisher import Publisher
 
     engine = make_engine(settings.database_url, application_name="autolabs-outbox")
@@ -144,7 +148,8 @@ def _complaints(report: RelayReport) -> list[str]:
 
 
 def _relay_until_stopped(settings: RelaySettings) -> int:
-    from dispatcher.outbox_listener import relay_forever
+    with needs_extra("db"):
+        from dispatcher.outbox_listener import relay_forever
     from dispatcher.publisher import Publisher
 
     stop = threading.Event()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from dispatcher.extras import needs_extra
 from dispatcher.settings import database_url, read_settings
 from dispatcher.task_status import TaskState, TaskStatus
 
@@ -56,7 +57,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def _store() -> ResultStore:
-    from dispatcher.results import ResultStore
+    with needs_extra("db"):
+        from dispatcher.results import ResultStore
 
     return ResultStore(read_settings(os.environ, database_url))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ OURS = {*DIRECTIONS, "deploy", "tests"}
 OWNERS = {
     "minio": {"jobs/configs.py"},
     "sqlalchemy": {
+        "dispatcher/after_commit.py",  # types alone
         "dispatcher/client.py",  # types alone
         "dispatcher/models.py",
         "dispatcher/database.py",
@@ -110,17 +112,46 @@ def test_a_backend_that_publishes_pays_for_pika_alone() -> None:
     "call",
     [
         "Dispatcher('amqp://host/').status('x')",
+        "sys.exit(main(['task', 'status', 'x']))",
+        "sys.exit(main(['outbox', 'relay']))",
+        "sys.exit(main(['outbox', 'relay', '--once']))",
+        "sys.exit(main(['outbox', 'discard', '1']))",
         "Dispatcher('amqp://host/', database='postgresql://host/x').relay_outbox()",
         "sys.exit(main(['outbox', 'list']))",
         "sys.exit(main(['db', 'upgrade']))",
     ],
 )
 def test_a_missing_extra_is_named(call: str) -> None:
-    code = f"import sys; sys.modules['sqlalchemy'] = sys.modules['alembic'] = None; {call}"
-    code = f"from dispatcher import Dispatcher; from dispatcher.__main__ import main; {code}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    for missing in ("['sqlalchemy'] = sys.modules['alembic']", "['psycopg2']"):
+        said = complaint(call, f"sys.modules{missing} = None")
+        assert said.endswith("is not installed; it comes with: pip install 'autolabs-jobs[db]'")
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [(["outbox", "list"], "dispatcher.outbox_relay"), (["topology", "declare"], "pika")],
+)
+def test_no_extra_is_blamed_for_what_it_does_not_bring(command: list[str], missing: str) -> None:
+    said = complaint(f"sys.exit(main({command}))", f"sys.modules[{missing!r}] = None")
+    assert missing in said
+    assert "pip install" not in said
+
+
+def complaint(call: str, missing: str) -> str:
+    """Return the last line that a call writes in a process that misses something."""
+    code = f"""
+import sys
+from dispatcher import Dispatcher
+from dispatcher.__main__ import main
+{missing}
+{call}
+"""
+    environ = {**os.environ, "DATABASE_URL": "postgresql://host/x", "AMQP_URL": "amqp://host/"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("is not installed; it comes with: pip install 'autolabs-jobs[db]'")
+    return done.stderr.strip().splitlines()[-1]
 
 
 def test_a_container_claims_before_it_imports_what_an_operation_needs() -> None:
