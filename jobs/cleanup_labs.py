@@ -1,7 +1,7 @@
 """celery_workers.cleanup_timeout_labs: ask for the deletion of labs whose time is over, or whose stop failed.
 
 The delete is published before the tombstone is committed: a crash in between publishes it again under
-the same task id, which is harmless; the other order could lose it.
+the same task id, which is harmless; the other order could lose it. Old cancellations go as well.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from datetime import datetime
 
 from dispatcher import message, tasks
 from dispatcher.errors import InvalidTask
+from dispatcher.ladder import MAX_DELAY_S
 from dispatcher.publisher import Publisher
 from jobs.labs import Cursor, LabStore
 
@@ -28,6 +29,20 @@ _EXPIRED = (
     " ORDER BY expires_at LIMIT %s"
 )
 _EXPIRED_LOCKED = _EXPIRED + " FOR UPDATE SKIP LOCKED"
+#: Days after which nobody needs the cancellation of a task that is over.
+KEEP_CANCELLATIONS_DAYS = 30
+#: Rows per cleanup.
+_FORGET = 1000
+# A task that never came may still wait for its time, as long as the ladder lets it.
+_FORGET_CANCELLATIONS = """
+DELETE FROM task_cancellations WHERE task_id IN (
+    SELECT task_id FROM task_cancellations AS cancelled
+    WHERE requested_at < now() - make_interval(days => %s) AND (
+        requested_at < now() - make_interval(secs => %s)
+        OR EXISTS (SELECT FROM task_ledger WHERE task_ledger.task_id = cancelled.task_id
+                   AND outcome NOT IN ('started', 'retried')))
+    LIMIT %s)
+"""
 #: Makes the task id of a lab's cleanup the same when it is repeated after a crash.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "cleanup.autolabs")
 
@@ -51,7 +66,15 @@ def cleanup_expired(labs: LabStore, publisher: Publisher) -> int:
     total = 0
     while count := labs.transaction(lambda cursor: _clean_batch(cursor, publisher)):
         total += count
+    labs.transaction(_forget_cancellations)
     return total
+
+
+def _forget_cancellations(cursor: Cursor) -> None:
+    cursor.execute(_FORGET_CANCELLATIONS, (KEEP_CANCELLATIONS_DAYS, MAX_DELAY_S, _FORGET))
+    if cursor.rowcount:
+        extra = {"action": "cancellations_forgotten", "count": cursor.rowcount}
+        logger.info("cancellations of old tasks are forgotten", extra=extra)
 
 
 def _clean_batch(cursor: Cursor, publisher: Publisher) -> int:

@@ -12,7 +12,8 @@ from dispatcher.message import TaskMessage
 from dispatcher.publisher import Publisher
 from jobs import cleanup_labs
 from jobs.cleanup_labs import cleanup_expired, find_expired
-from jobs.labs import LabStore
+from jobs.labs import Ending, LabStore
+from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker, Message
 
@@ -100,6 +101,30 @@ def test_a_stop_that_is_under_way_or_done_is_not_repeated(
     assert find_expired(labs) == []
     assert cleanup_expired(labs, publisher) == 0
     assert broker.is_empty()
+
+
+def test_cancellations_of_tasks_long_over_are_forgotten(
+    database: Database, labs: LabStore, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancelled(task_id: str, days: int, outcome: str | None = None) -> None:
+        statement = "INSERT INTO task_cancellations VALUES (%s, now() - make_interval(days => %s))"
+        database.rows(statement, task_id, days)
+        if outcome:
+            labs.record(make_record(task_id=task_id), Ending(outcome))
+
+    cancelled("revoked", 31, "revoked")
+    cancelled("done all the same", 31, "succeeded")
+    cancelled("lately", 29, "revoked")
+    cancelled("comes again", 31, "retried")
+    cancelled("waits for its time", 3000)
+    cancelled("came never", 3200)
+    monkeypatch.setattr(cleanup_labs, "_FORGET", 2)
+    left = []
+    for _ in range(3):
+        cleanup_expired(labs, publisher)
+        left.append({row["task_id"] for row in database.rows("SELECT task_id FROM task_cancellations")})
+    assert len(left[0]) == 4
+    assert left[1] == left[2] == {"lately", "comes again", "waits for its time"}
 
 
 def test_few_rows_are_locked_while_their_deletes_are_published(
