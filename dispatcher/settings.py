@@ -114,8 +114,9 @@ def read_settings(environ: Mapping[str, str], build: Callable[[Environment], T])
 
 
 def database_url(env: Environment) -> str:
-    """Read DATABASE_URL: a URL of libpq, or SQLAlchemy's with a driver."""
-    return env.url("DATABASE_URL", ("postgresql", "postgres", "postgresql+psycopg2"))
+    """Read DATABASE_URL as a URL of libpq; SQLAlchemy's form with a driver is accepted too."""
+    url = env.url("DATABASE_URL", ("postgresql", "postgres", "postgresql+psycopg2"))
+    return url.replace("postgresql+psycopg2://", "postgresql://", 1)
 
 
 AMQP_SCHEMES = ("amqp", "amqps")

@@ -35,6 +35,12 @@ _LOST = (
     psycopg2.InterfaceError,
     psycopg2.errors.ReadOnlySqlTransaction,
 )
+#: Milliseconds.
+_OPTIONS = (
+    "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
+    # What dispatcher.task_lock needs, whatever the server's default is.
+    " -c default_transaction_isolation=read\\ committed"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +288,8 @@ class LabStore:
 
     def _open(self) -> psycopg2.extensions.connection:
         if self._connection is None or self._connection.closed:
+            # An argument replaces what the URL says: its search_path, or whatever else it sets, has to stay.
+            given = psycopg2.extensions.parse_dsn(self._url).get("options", "")
             self._connection = psycopg2.connect(
                 self._url,
                 connect_timeout=5,
@@ -291,10 +299,7 @@ class LabStore:
                 keepalives_interval=5,
                 keepalives_count=3,
                 tcp_user_timeout=15_000,
-                options="-c statement_timeout=10000 -c lock_timeout=5000"
-                " -c idle_in_transaction_session_timeout=30000"
-                # What dispatcher.task_lock needs, whatever the server's default is.
-                " -c default_transaction_isolation=read\\ committed",
+                options=f"{given} {_OPTIONS}".strip(),
             )
             # `with connection` begins a transaction all the same.
             self._connection.autocommit = True

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dispatcher.celery_results import DEFAULT_EXPIRES_S
 from dispatcher.settings import BrokerSettings, Environment
+from dispatcher.settings import database_url as database_url
 from dispatcher.topology import BINDINGS, QUEUE_NORMAL
 
 
@@ -121,9 +122,3 @@ class JobSettings:
             log_level=level,
             results=ResultSettings.from_environment(env),
         )
-
-
-def database_url(env: Environment) -> str:
-    """Read DATABASE_URL as a libpq URL; SQLAlchemy's form with a driver is accepted too."""
-    url = env.url("DATABASE_URL", ("postgresql", "postgres", "postgresql+psycopg2"))
-    return url.replace("postgresql+psycopg2://", "postgresql://", 1)

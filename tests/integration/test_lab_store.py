@@ -8,7 +8,7 @@ import pytest
 
 import jobs.labs
 from jobs.errors import Category, PermanentError, TransientError
-from jobs.labs import Ending, LabStore
+from jobs.labs import Cursor, Ending, LabStore
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy
@@ -332,6 +332,24 @@ def test_a_lab_that_is_further_on_is_not_cancelled(database: Database, labs: Lab
     assert labs.mark_cancelled(make_record(lab), "x") is False
     assert database.lab(lab) == before
     assert database.outcomes() == ["revoked"]
+
+
+def test_what_the_url_sets_for_the_session_stays(database: Database) -> None:
+    database.rows("CREATE SCHEMA foo")
+    url = f"{database.url}?options=-csearch_path%3Dfoo%20-cstatement_timeout%3D0"
+    store = LabStore(url, application_name="test-options")
+
+    def show(cursor: Cursor) -> list[str]:
+        names = ("search_path", "statement_timeout", "default_transaction_isolation")
+        values = []
+        for name in names:
+            cursor.execute("SELECT current_setting(%s)", (name,))
+            (value,) = cursor.fetchone() or ("",)
+            values.append(value)
+        return values
+
+    assert store.transaction(show) == ["foo", "10s", "read committed"]
+    store.close()
 
 
 def test_a_database_that_stays_away_is_transient(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dispatcher import BrokerSettings, InvalidSettings
-from dispatcher.settings import Environment, read_settings
+from dispatcher.settings import Environment, database_url, read_settings
 from jobs.settings import JobSettings
 
 VALID = {
@@ -107,7 +107,9 @@ def test_no_secret_is_in_a_repr() -> None:
 
 
 def test_sqlalchemys_form_of_the_database_url_is_accepted() -> None:
-    assert read_job(DATABASE_URL="postgresql+psycopg2://u@h/d").database_url == "postgresql://u@h/d"
+    environ = {"DATABASE_URL": "postgresql+psycopg2://u@h/d"}
+    assert read_job(**environ).database_url == "postgresql://u@h/d"
+    assert read_settings(environ, database_url) == "postgresql://u@h/d"
 
 
 def test_a_setting_can_be_in_a_file(tmp_path: Path) -> None:
