@@ -163,6 +163,41 @@ def test_with_the_broker_away_the_task_is_kept_and_relayed_later(
     assert waiting(database) == []
 
 
+def test_a_silent_broker_does_not_take_the_reads_with_it(
+    serve: Serve, broker: Broker, database: Database
+) -> None:
+    posts: list[float] = []
+    gets: list[float] = []
+    answers: list[Answer] = []
+    end = time.monotonic() + 10
+
+    def student(_number: int) -> None:
+        """Start a lab and look at it, again and again, with a moment between."""
+        while time.monotonic() < end:
+            began = time.monotonic()
+            answers.append(server.post({"lab_id": 123}))
+            posts.append(time.monotonic() - began)
+            began = time.monotonic()
+            assert server.get(answers[-1].content["id"]).status == 200
+            gets.append(time.monotonic() - began)
+            time.sleep(0.2)
+
+    with TcpProxy.to(broker.url) as proxy:
+        server = serve(proxy.through(broker.url))
+        assert server.post({"lab_id": 123}).status == 202
+        eventually(lambda: not waiting(database), what="the first task's publish")
+        proxy.freeze()
+        with ThreadPoolExecutor(30) as students:
+            list(students.map(student, range(30)))
+    for name, times in (("POST", sorted(posts)), ("GET", sorted(gets))):
+        print(f"{name}: {len(times)}, median {times[len(times) // 2]:.2f} s, at worst {times[-1]:.2f} s")
+    assert {answer.status for answer in answers} == {202}
+    assert sorted(waiting(database)) == sorted(answer.content["task_id"] for answer in answers)
+    assert sorted(posts)[len(posts) // 2] < 1
+    assert max(posts) < BOUND_S
+    assert max(gets) < BOUND_S / 2
+
+
 #: When -> a trigger that ends the transaction of a POST, after its `outbox.add`, as a bug or a deadlock does.
 FAILURES = {
     "after the add": "TRIGGER fails AFTER UPDATE OF celery_task_id ON lab_instances",
