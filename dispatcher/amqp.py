@@ -47,6 +47,10 @@ class ClosedByBroker(LinkError):
         self.text = text
 
 
+class LoginRefused(ClosedByBroker):
+    """Raised when the broker does not let this user in: a wrong password, or virtual host."""
+
+
 @dataclass(frozen=True, slots=True)
 class Confirmed:
     """The broker has taken a message, or refused it (`ok` is False), or all up to it (`multiple`)."""
@@ -95,6 +99,9 @@ class PublishLink:
         self._wire = Wire(self._parameters, limit)
         try:
             self._log_in(settings.heartbeat_s, name, limit)
+        except ClosedByBroker as exc:
+            self._wire.close()
+            raise LoginRefused(exc.code, exc.text) from exc
         except BaseException:
             self._wire.close()
             raise

@@ -7,10 +7,10 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
-from dispatcher.amqp import ClosedByBroker, Confirmed, Event, PublishLink, Returned
-from dispatcher.errors import NotConfirmed, PublishError, Unencodable, Unroutable
+from dispatcher.amqp import ClosedByBroker, Confirmed, Event, LoginRefused, PublishLink, Returned
+from dispatcher.errors import NotConfirmed, NotSent, PublishError, Unencodable, Unroutable
 from dispatcher.outgoing import Outgoing
-from dispatcher.wire import LinkTimeout
+from dispatcher.wire import LinkError, LinkTimeout
 
 #: Messages sent and not yet confirmed. More does not make it faster, and on a lost connection all
 #: of them are sent again.
@@ -29,6 +29,7 @@ class Batch:
         self.errors: list[PublishError | None] = [None] * len(ids)
         #: Indexes of messages that are neither confirmed nor refused, in their order.
         self.waiting: dict[int, None] = dict.fromkeys(range(len(ids)))
+        self._perhaps_queued: set[int] = set()
 
     def run(self, link: PublishLink, deadline: float) -> None:
         """Send what waits and take the confirms; what the broker nacks still waits afterwards.
@@ -36,8 +37,18 @@ class Batch:
         Raises LinkError, a LinkTimeout too when half of the time passed without any confirm: a kept
         connection that the network forgot must leave some for a new one.
         """
-        to_send = deque(self.waiting)
         sent: OrderedDict[int, int] = OrderedDict()
+        waiting_before = len(self.waiting)
+        try:
+            self._run(link, sent, deadline)
+        except LinkError as exc:
+            refused_at_once = isinstance(exc, ClosedByBroker) and len(self.waiting) == waiting_before
+            if not refused_at_once:
+                self._perhaps_queued.update(sent.values())
+            raise
+
+    def _run(self, link: PublishLink, sent: OrderedDict[int, int], deadline: float) -> None:
+        to_send = deque(self.waiting)
         returned: set[str | None] = set()
         patience_s = (deadline - time.monotonic()) / 2
         stalled_at = time.monotonic() + patience_s
@@ -48,7 +59,9 @@ class Batch:
                     continue
             if not sent:
                 continue
-            wait_until = min(deadline, stalled_at)
+            # A broker that takes nothing, and says so, keeps what it was sent for later: a new
+            # connection would only add another copy.
+            wait_until = deadline if link.blocked else min(deadline, stalled_at)
             events = link.receive(wait_until)
             if not events and time.monotonic() >= wait_until:
                 raise LinkTimeout("no confirm from the broker")
@@ -60,19 +73,36 @@ class Batch:
     def refuse(self, closed: ClosedByBroker) -> None:
         """Give up what the broker will not take however often it is sent.
 
-        403 forbidden and 404 no exchange name the exchange. 406 (such as an expiration beyond what the
-        broker allows) names nothing; the tasks of a batch are made so that it cannot be about them.
+        A refused login is about all of it. 403 forbidden and 404 no exchange name the exchange, and
+        perhaps the topic. 406 (such as an expiration beyond what the broker allows) names nothing; the
+        tasks of a batch are made so that it cannot be about them.
         """
-        named = re.search(r"exchange '([^']*)'", closed.text)
-        if closed.code in (403, 404) and named is not None:
-            refused = [index for index in self.waiting if named[1] == self._outgoing(index).exchange]
-        elif closed.code == 406 and len(self._ids) == 1:
-            refused = list(self.waiting)
-        else:
+        exchange = re.search(r"exchange '([^']*)'", closed.text)
+        topic = re.search(r"topic '([^']*)'", closed.text)
+        whatever = isinstance(closed, LoginRefused) or (closed.code == 406 and len(self._ids) == 1)
+        if not whatever and (closed.code not in (403, 404) or exchange is None):
             return
-        for index in refused:
-            text = f"task {self._ids[index]} was refused by the broker: {closed.text}"
-            self._settle(index, Unroutable(self._ids[index], text), closed)
+        for index in list(self.waiting):
+            try:
+                out = self._outgoing(index)
+            except PublishError as exc:
+                self._settle(index, exc, exc.__cause__)
+                continue
+            named = exchange is not None and exchange[1] == out.exchange
+            if whatever or (named and (topic is None or topic[1] == out.routing_key)):
+                self._settle(index, self._refusal(index, closed), closed)
+
+    def _refusal(self, index: int, closed: ClosedByBroker) -> PublishError:
+        task_id = self._ids[index]
+        if index in self._perhaps_queued:
+            # It was under way when an exchange went, or an earlier connection.
+            return NotConfirmed(task_id, f"task {task_id} was not confirmed by the broker: {closed.text}")
+        return Unroutable(task_id, f"task {task_id} was refused by the broker: {closed.text}")
+
+    def leave(self, why: str) -> None:
+        """Make everything NotSent."""
+        for index in list(self.waiting):
+            self._settle(index, NotSent(self._ids[index], f"task {self._ids[index]} {why}"), None)
 
     def give_up(self, why: str, cause: Exception | None) -> None:
         """Make everything that still waits NotConfirmed."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from dispatcher import tasks
 from dispatcher.errors import InvalidTask, PublishError
 from dispatcher.extras import needs_extra
-from dispatcher.handle import TaskHandle
+from dispatcher.forks import call_in_forked_children
+from dispatcher.handle import TaskHandle, wait_seconds
 from dispatcher.interfaces import Results, TaskPublisher
 from dispatcher.requests import TaskRequest
 from dispatcher.settings import BrokerSettings, database_url, read_settings
@@ -68,10 +69,13 @@ class Dispatcher:
         from dispatcher.publisher import Publisher
 
         self._publisher: TaskPublisher = Publisher(settings)
+        if isinstance(database, str):
+            database = read_settings({"DATABASE_URL": database}, database_url)
         self._database = database
         self._engine: Engine | None = None
         self._results: Results | None = None
         self._opening = threading.Lock()
+        call_in_forked_children(self._renew_lock)
 
     def create_lab(
         self,
@@ -186,9 +190,12 @@ class Dispatcher:
         """
         return self.results.status(str(task_id))
 
-    def wait(self, task_id: str, timeout: float = 60.0) -> TaskStatus:
-        """Return the status once it is SUCCESS, FAILURE or REVOKED; raises TaskTimeout after seconds."""
-        return self.results.wait(str(task_id), timeout)
+    def wait(self, task_id: str, timeout: float | None = None) -> TaskStatus:
+        """Return the status once it is SUCCESS, FAILURE or REVOKED.
+
+        Raises TaskTimeout if that takes longer than `timeout` seconds, 60 if left out.
+        """
+        return self.results.wait(str(task_id), wait_seconds(timeout))
 
     def cancel(self, task_id: str) -> TaskStatus:
         """Ask that a task is not begun any more; REVOKED in the answer means that it will not be.
@@ -234,6 +241,9 @@ class Dispatcher:
 
                 self._results = ResultStore(self._open_engine())
             return self._results
+
+    def _renew_lock(self) -> None:
+        self._opening = threading.Lock()
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

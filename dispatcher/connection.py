@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
@@ -16,6 +17,11 @@ from dispatcher.settings import BrokerSettings
 def url_parameters(settings: BrokerSettings) -> pika.URLParameters:
     """Return pika's reading of the URL. Raises InvalidSettings, which does not show it."""
     try:
+        parts = urlsplit(settings.url)
+        if parts.username is not None and parts.password is None:
+            # A user without a password is a TypeError for pika.
+            user, at, host = parts.netloc.rpartition("@")
+            return pika.URLParameters(urlunsplit(parts._replace(netloc=f"{user}:{at}{host}")))
         return pika.URLParameters(settings.url)
     # What pika's parsers raise for a bad port, heartbeat, ssl_options and the files named there.
     except (ValueError, TypeError, SyntaxError, OSError, KeyError) as exc:

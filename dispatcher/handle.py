@@ -8,6 +8,9 @@ from dispatcher.errors import TaskFailed, TaskRevoked
 from dispatcher.interfaces import Results
 from dispatcher.task_status import TaskState, TaskStatus
 
+#: Seconds; longer than a lab takes to start.
+DEFAULT_WAIT_S = 60.0
+
 
 class ResultSource(Protocol):
     """What a handle asks; a Dispatcher."""
@@ -53,7 +56,7 @@ class TaskHandle(str):
     @property
     def state(self) -> str:
         """PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED; PENDING for an id that nobody knows."""
-        return self.info().state.value
+        return self._look().state.value
 
     @property
     def status(self) -> str:
@@ -63,32 +66,35 @@ class TaskHandle(str):
     @property
     def result(self) -> Any:
         """What a SUCCESS gave, a mapping; for FAILURE and REVOKED the exception; else None."""
-        return _outcome(self.info())
+        return _outcome(self._look())
 
-    def info(self) -> TaskStatus:
-        """Return all that is known now."""
-        return self._source.results.status(str(self))
+    @property
+    def info(self) -> Any:
+        """The same as `result`; `Dispatcher.status(id)` has all that is known."""
+        return self.result
 
     def ready(self) -> bool:
         """Tell whether the task is over."""
-        return self.info().ready
+        return self._look().ready
 
     def successful(self) -> bool:
         """Tell whether it is over and did what it was for."""
-        return self.info().state is TaskState.SUCCESS
+        return self._look().state is TaskState.SUCCESS
 
     def failed(self) -> bool:
         """Tell whether it failed for good."""
-        return self.info().state is TaskState.FAILURE
+        return self._look().state is TaskState.FAILURE
 
-    def get(self, timeout: float = 60.0, *, propagate: bool = True) -> Any:
+    def get(self, timeout: float | None = None, *, propagate: bool = True) -> Any:
         """Wait at most `timeout` seconds for the end and return the result.
+
+        Left out, it is DEFAULT_WAIT_S; Celery would wait for ever.
 
         Raises:
             TaskTimeout: it is not over yet.
             TaskFailed, TaskRevoked: it ended so; with `propagate` False they are returned instead.
         """
-        outcome = _outcome(self._source.results.wait(str(self), timeout))
+        outcome = _outcome(self._source.results.wait(str(self), wait_seconds(timeout)))
         if propagate and isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -96,6 +102,14 @@ class TaskHandle(str):
     def revoke(self) -> bool:
         """Ask that the task is not begun; False when it has begun or is over."""
         return self._source.results.cancel(str(self)).state is TaskState.REVOKED
+
+    def _look(self) -> TaskStatus:
+        return self._source.results.status(str(self))
+
+
+def wait_seconds(timeout: float | None) -> float:
+    """Return the seconds to wait; None is the default."""
+    return DEFAULT_WAIT_S if timeout is None else timeout
 
 
 def _outcome(status: TaskStatus) -> Any:

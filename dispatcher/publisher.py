@@ -7,7 +7,6 @@ queued twice (a confirm can be lost after the broker took the message); containe
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
@@ -17,7 +16,9 @@ from typing import Any
 from dispatcher import message
 from dispatcher.amqp import ClosedByBroker, PublishLink
 from dispatcher.batch import Batch
+from dispatcher.connection import url_parameters
 from dispatcher.errors import PublishError
+from dispatcher.forks import call_in_forked_children
 from dispatcher.keepalive import KeepAlive
 from dispatcher.outgoing import Outgoing, make_outgoing
 from dispatcher.settings import BrokerSettings
@@ -27,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_DELAY_S = 0.1
 MAX_RETRY_DELAY_S = 2.0
+#: Seconds that an attempt must have before it.
+LAST_ATTEMPT_S = 0.1
+#: Seconds, a day: what a lock can wait for is bounded, and float("inf") is not.
+MAX_TIMEOUT_S = 86_400.0
 #: Seconds for a polite goodbye.
 CLOSE_TIMEOUT_S = 2.0
 
@@ -37,10 +42,14 @@ class Publisher:
     def __init__(self, settings: BrokerSettings, *, name: str = "autolabs-dispatcher") -> None:
         self._settings = settings
         self._name = name
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        # Raises InvalidSettings here rather than at the first publish.
+        url_parameters(settings)
+        # An RLock knows its owner, which `_publish_all` needs.
+        self._lock = threading.RLock()
+        self._busy = False
         self._link: PublishLink | None = None
         self._keep_alive: KeepAlive | None = None
+        call_in_forked_children(self._forget_after_fork)
 
     def publish_task(self, task: message.TaskMessage, *, timeout_s: float | None = None) -> None:
         """Publish a task to the queue of its kind, by way of the delay ladder if its eta is to come.
@@ -79,8 +88,8 @@ class Publisher:
             timeout_s: seconds for all attempts; by default the setting's publish_timeout_s.
 
         Raises:
-            Unroutable: no queue is bound for the routing key, the exchange is missing, or writing to it
-                is not allowed; nothing is queued.
+            Unroutable: no queue is bound for the routing key, the exchange is missing, writing to it is
+                not allowed, or the login is refused; nothing is queued.
             Unencodable: AMQP cannot express the properties; nothing is sent.
             NotConfirmed: no confirm within the timeout; the cause is chained.
         """
@@ -90,7 +99,7 @@ class Publisher:
 
     def keep_alive(self) -> None:
         """Answer the broker's heartbeats if nobody publishes just now; called by a thread of its own."""
-        if self._pid != os.getpid() or not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False):
             return
         try:
             if self._link is not None:
@@ -103,8 +112,6 @@ class Publisher:
 
     def close(self) -> None:
         """Close the connection; a later publish opens a new one."""
-        if self._pid != os.getpid():
-            self._forget_after_fork()
         with self._lock:
             link, self._link = self._link, None
             keep_alive, self._keep_alive = self._keep_alive, None
@@ -121,18 +128,28 @@ class Publisher:
         *,
         raise_first: bool = False,
     ) -> list[PublishError | None]:
-        if self._pid != os.getpid():
-            self._forget_after_fork()
         timeout_s = self._settings.publish_timeout_s if timeout_s is None else max(0.0, timeout_s)
+        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         batch = Batch(ids, outgoing)
         deadline = time.monotonic() + timeout_s
-        if self._lock.acquire(timeout=timeout_s):
-            try:
-                self._deliver(batch, deadline, timeout_s)
-            finally:
+        try:
+            if not self._lock.acquire(timeout=timeout_s):
+                batch.leave(f"was not sent within {timeout_s:g} s: other threads are publishing")
+            elif self._busy:
+                batch.leave("was not sent: a signal handler publishes while its thread does")
+            else:
+                self._busy = True
+                try:
+                    self._deliver(batch, deadline, timeout_s)
+                finally:
+                    self._busy = False
+        finally:
+            # Whatever a signal handler raised, and between which two lines: what this thread holds goes.
+            # Not by suppress(), which is Python code that an exception could interrupt as well.
+            try:  # noqa: SIM105
                 self._lock.release()
-        else:
-            batch.give_up(f"was not sent within {timeout_s:g} s: other threads are publishing", None)
+            except RuntimeError:
+                pass  # it never was this thread's
         if raise_first and batch.errors[0] is not None:
             raise batch.errors[0]
         return batch.errors
@@ -140,7 +157,7 @@ class Publisher:
     def _deliver(self, batch: Batch, deadline: float, timeout_s: float) -> None:
         delay_s = FIRST_RETRY_DELAY_S
         if time.monotonic() >= deadline:
-            batch.give_up(f"was not sent within {timeout_s:g} s", None)
+            batch.leave(f"was not sent within {timeout_s:g} s")
         while batch.waiting:
             kept = self._link is not None
             cause: Exception | None = None
@@ -163,13 +180,14 @@ class Publisher:
                 return
             # A connection that went stale while idle says nothing of the broker: try at once.
             wait_s = 0.0 if kept and cause else delay_s * random.uniform(0.5, 1.0)
-            if time.monotonic() + wait_s >= deadline:
+            left_s = deadline - time.monotonic()
+            if left_s < LAST_ATTEMPT_S:
                 batch.give_up(
                     f"was not confirmed by the broker within {timeout_s:g} s (last: {reason})", cause
                 )
                 return
             logger.warning("publishing again what is not confirmed (%d): %s", len(batch.waiting), reason)
-            time.sleep(wait_s)
+            time.sleep(min(wait_s, left_s / 2))
             if wait_s:
                 delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S)
 
@@ -187,7 +205,7 @@ class Publisher:
 
     def _forget_after_fork(self) -> None:
         # Closes this process's copy of the socket only; the parent goes on with the connection.
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._busy = False
         self._keep_alive = None
         self._discard()

@@ -34,12 +34,16 @@ class TaskRequest:
             )
         if self.countdown is not None and self.eta is not None:
             raise InvalidTask("countdown", "is given together with eta; only one of them is allowed")
+        eta = _moment("countdown", self.countdown) if self.eta is None else _moment("eta", self.eta)
+        expires = _moment("expires", self.expires)
+        if expires is not None and expires <= (eta or datetime.now(timezone.utc)):
+            raise InvalidTask("expires", f"{self.expires} is over before the task may begin")
         return message.TaskMessage(
             name=self.payload.task_name,
             id=self._checked_id(),
             kwargs=tasks.payload_kwargs(self.payload),
-            eta=_moment("countdown", self.countdown) if self.eta is None else _moment("eta", self.eta),
-            expires=_moment("expires", self.expires),
+            eta=eta,
+            expires=expires,
         )
 
     def _checked_id(self) -> str:
@@ -60,6 +64,8 @@ def _moment(field: str, value: float | datetime | None) -> datetime | None:
         delay_s = (value - now).total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         delay_s = float(value)
+        if delay_s < 0:
+            raise InvalidTask(field, f"{value!r:.80} is not allowed; it must be 0 seconds or more")
     else:
         raise InvalidTask(field, f"{value!r:.80} is not allowed; it must be seconds or an aware datetime")
     if not math.isfinite(delay_s) or delay_s > MAX_DELAY_S:

@@ -58,6 +58,11 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _named(key: object) -> str:
+    """Return a key as a part of a field's name; what is no name is shown as it is written."""
+    return key if isinstance(key, str) and key.isidentifier() else _shown(key)
+
+
 def _check_id(name: str, value: object) -> None:
     if type(value) is not int or not 1 <= value <= _MAX_ID:
         raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be an integer from 1 to {_MAX_ID}")
@@ -79,7 +84,7 @@ def _check_resources(name: str, value: object) -> None:
     for key, quantity in value.items():
         if key not in _QUANTITIES:
             allowed = ", ".join(_QUANTITIES)
-            raise InvalidTask(f"{name}.{_shown(key)}", f"is unknown; allowed are {allowed}")
+            raise InvalidTask(f"{name}.{_named(key)}", f"is unknown; allowed are {allowed}")
         pattern, example = _QUANTITIES[key]
         _check_match(f"{name}.{key}", quantity, pattern, f"a Kubernetes quantity such as {example}")
 
@@ -171,7 +176,7 @@ def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
     for key, value in (kwargs or {}).items():
         if key not in names:
             allowed = ", ".join(names) or "none"
-            raise InvalidTask(str(_shown(key)), f"is not an argument of {name}; allowed are {allowed}")
+            raise InvalidTask(_named(key), f"is not an argument of {name}; allowed are {allowed}")
         if key in values:
             raise InvalidTask(key, "is given twice, by position and by name")
         values[key] = value

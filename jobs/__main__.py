@@ -166,7 +166,11 @@ def main() -> int:
         logger.error("%s", exc, extra={"action": "settings"})
         return EXIT_CONFIG
     logs.configure(settings.log_level)
-    return serve(settings, started_at)
+    try:
+        return serve(settings, started_at)
+    except InvalidSettings as exc:  # what only pika finds in the URL of the broker
+        logger.error("%s", exc, extra={"action": "settings"})
+        return EXIT_CONFIG
 
 
 if __name__ == "__main__":

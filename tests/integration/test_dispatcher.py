@@ -268,6 +268,13 @@ def test_waiting_ends_when_the_task_does(face: Face, dispatcher: Dispatcher) -> 
     timer.join()
 
 
+def test_a_handle_answers_as_celerys_does_without_a_timeout(face: Face, dispatcher: Dispatcher) -> None:
+    handle = dispatcher.create_lab(**create_kwargs())
+    face.finish(handle, {"a": 1})
+    assert handle.get(timeout=None) == handle.info == {"a": 1}
+    assert dispatcher.wait(handle, None).result == {"a": 1}
+
+
 def test_waiting_is_bounded(dispatcher: Dispatcher) -> None:
     handle = dispatcher.create_lab(**create_kwargs())
     with pytest.raises(TaskTimeout, match=r"is PENDING after 0\.2 s"):

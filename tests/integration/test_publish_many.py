@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -164,3 +167,71 @@ def test_a_property_that_the_broker_refuses_is_told_at_once(broker: Broker, publ
         publisher.publish(topology.TASKS_EXCHANGE, "lab.create", b"{}", {"expiration": "9" * 20})
     publisher.publish_task(make_task(expires=datetime.now(timezone.utc) + timedelta(days=90 * 365)))
     assert broker.depth(topology.QUEUE_NORMAL) == 1
+
+
+def test_unroutable_is_said_only_of_tasks_that_are_not_queued(broker: Broker, proxy: TcpProxy) -> None:
+    publisher = Publisher(BrokerSettings(proxy.through(broker.url), publish_timeout_s=5))
+    tasks = make_tasks(6 * WINDOW)
+    deleted: list[bool] = []
+
+    def delete_in_the_middle(data: bytes) -> bool:
+        if b"task-2500" in data and not deleted:
+            deleted.append(True)
+            broker.channel().exchange_delete(topology.TASKS_EXCHANGE)
+        return False
+
+    proxy.swallow_answer_to = delete_in_the_middle
+    errors = publisher.publish_tasks(tasks)
+    publisher.close()
+    assert deleted
+    queued = ids_in(broker, topology.QUEUE_NORMAL)
+    told = {task.id: error for task, error in zip(tasks, errors, strict=True)}
+    assert {task_id for task_id, error in told.items() if error is None} <= set(queued)
+    assert not [
+        task_id for task_id, error in told.items() if isinstance(error, Unroutable) and queued[task_id]
+    ]
+    kinds = Counter(type(error).__name__ for error in errors)
+    print(f"{kinds}; {len(queued)} queued")
+    assert kinds["Unroutable"] > WINDOW
+
+
+def test_a_task_that_cannot_be_written_is_told_among_those_without_an_exchange(bare_broker: Broker) -> None:
+    publisher = Publisher(bare_broker.settings)
+    tasks = make_tasks(WINDOW + 500)
+    tasks[-1] = make_task(id="odd", kwargs={"x": object()})
+    errors = publisher.publish_tasks(tasks)
+    assert isinstance(errors[-1], Unencodable)
+    assert all(isinstance(error, Unroutable) for error in errors[:-1])
+    publisher.close()
+
+
+def test_without_poll_select_does(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As with the green threads of eventlet.
+    monkeypatch.delattr(select, "poll")
+    publisher = Publisher(broker.settings)
+    assert publisher.publish_tasks(make_tasks(2 * WINDOW)) == [None] * 2 * WINDOW
+    publisher.close()
+
+
+def test_the_threads_of_a_forked_child_share_one_new_connection(broker: Broker, publisher: Publisher) -> None:
+    publisher.publish_task(make_task())
+    child = os.fork()
+    if child == 0:  # the child must not run any of pytest's clean-up
+        errors: list[object] = []
+        start = threading.Barrier(8)
+
+        def publish(number: int) -> None:
+            start.wait()
+            errors.extend(publisher.publish_tasks([make_task(id=f"child-{number}")], timeout_s=20))
+
+        sys.setswitchinterval(1e-6)
+        threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        os._exit(0 if errors == [None] * 8 else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    publisher.publish_task(make_task())
+    assert broker.depth(topology.QUEUE_NORMAL) == 10

@@ -240,9 +240,21 @@ def test_a_publish_that_is_interrupted_leaves_no_half_message(broker: Broker, pr
     publisher.close()
 
 
-def test_no_exception_of_pika_leaks(broker: Broker) -> None:
-    wrong = broker.url.replace("://", "://nobody-", 1)
-    with pytest.raises(NotConfirmed, match="ACCESS_REFUSED") as caught:
-        Publisher(BrokerSettings(wrong, publish_timeout_s=0.5)).publish_task(make_task())
+@pytest.mark.parametrize("wrong", ["user", "vhost"])
+def test_a_refused_login_is_told_at_once(broker: Broker, wrong: str) -> None:
+    url = broker.url.replace("://", "://nobody-", 1) if wrong == "user" else f"{broker.url}-nowhere"
+    started = time.monotonic()
+    with pytest.raises(Unroutable, match=r"ACCESS_REFUSED|NOT_ALLOWED") as caught:
+        Publisher(BrokerSettings(url)).publish_task(make_task())
+    assert time.monotonic() - started < 3
     assert caught.value.__cause__ is not None
     assert "@" not in str(caught.value)
+
+
+def test_no_exception_of_the_socket_leaks(broker: Broker) -> None:
+    with pytest.raises(NotConfirmed, match="Connection refused") as caught:
+        Publisher(BrokerSettings("amqp://user:hidden@127.0.0.1:1/", publish_timeout_s=1)).publish_task(
+            make_task()
+        )
+    assert caught.value.__cause__ is not None
+    assert "hidden" not in str(caught.value)
