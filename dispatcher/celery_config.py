@@ -11,7 +11,10 @@ REDIS_TIMEOUT_S = 5.0
 
 
 def celery_config(*, result_backend: str | None = None, confirm_timeout_s: float = 10.0) -> dict[str, Any]:
-    """Return settings for `app.conf.update(...)`; needs the kombu that Celery brings along.
+    """Return settings for `app.conf.update(...)` of an app for labs alone; needs Celery's kombu.
+
+    They replace the app's queues, routes and default queue, so tasks of the backend's own belong on
+    another app, and no worker may be started with this one: it would take the labs' messages.
 
     Tasks are routed by name, as JSON only. A publish waits for the broker's confirm and fails if no
     queue takes the message, which Celery does not do by default. It declares nothing: writing to

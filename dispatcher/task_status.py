@@ -29,6 +29,10 @@ class TaskState(str, enum.Enum):
     #: It was cancelled or had expired before it began, and will not be begun.
     REVOKED = "REVOKED"
 
+    def __str__(self) -> str:
+        """Return the name, as Celery's states are texts."""
+        return self.value
+
     @property
     def ready(self) -> bool:
         """True when the state will not change any more; but a task sent again may still succeed."""

@@ -33,3 +33,7 @@ def test_a_cancellation_counts_only_where_nothing_is_begun(
 @pytest.mark.parametrize("state", TaskState)
 def test_a_status_is_ready_when_its_state_is_final(state: TaskState) -> None:
     assert TaskStatus(task_id="t", state=state).ready is (state.value in ("SUCCESS", "FAILURE", "REVOKED"))
+
+
+def test_a_state_is_written_as_celery_writes_it() -> None:
+    assert f"{TaskState.SUCCESS} {TaskState.REVOKED!s}" == "SUCCESS REVOKED"
