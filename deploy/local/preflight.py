@@ -25,6 +25,7 @@ PACKAGES = {
     "busybox": "busybox-static",
     "openssl": "openssl",
     "tar": "tar",
+    "psql": "postgresql-client",  # for the README's commands
 }
 CNI_PLUGINS = Path("/usr/lib/cni")
 DISK_COLD_GIB = 25  # Go's module and build caches, programs, images
