@@ -30,39 +30,40 @@ LAST_LOOK_S = 1.0
 
 
 def relay_after_commit(
-    engine: Engine, publisher: TaskPublisher, *, timeout_s: float, batch: int = BATCH
+    engine: Engine,
+    publisher: TaskPublisher,
+    *,
+    timeout_s: float,
+    batch: int = BATCH,
+    pause_s: float = PAUSE_S,
 ) -> RelayReport:
     """Publish what is due, or leave it to the call of another thread; `.elsewhere` tells which.
 
-    Raises nothing of the broker or the database. For PAUSE_S seconds after the broker was found away the
+    Raises nothing of the broker or the database. For `pause_s` seconds after the broker was found away the
     calls with this publisher return at once, with `.broker_away`.
     """
     started = time.monotonic()
     turns = _turns_of(engine)
     if turns.is_away(publisher):
         return RelayReport(broker_away=True)
-    me = object()
-    if not turns.take(me, started + timeout_s, look_until=started + timeout_s - min(1.0, timeout_s / 2)):
-        return RelayReport(elsewhere=True)
-    tally = Tally()
+    me, tally = object(), Tally()
     try:
+        if not turns.take(me, started + timeout_s, look_until=started + timeout_s - min(1.0, timeout_s / 2)):
+            return RelayReport(elsewhere=True)
         if turns.is_away(publisher):  # the one before has just found out
-            turns.leave(me)
             return RelayReport(broker_away=True)
         while True:
             left_s = max(started + timeout_s - time.monotonic(), min(LAST_LOOK_S, timeout_s))
             done = relay_batch(engine, publisher, batch=batch, timeout_s=min(left_s, PUBLISH_TIMEOUT_S))
             tally.add(done)
             if done.broker_away:
-                turns.pause(publisher)
+                turns.pause(publisher, pause_s)
             if not turns.keep(me, done):
                 return tally.report(elsewhere=done.go_on and turns.is_taken())
     except DispatcherError as exc:
-        turns.leave(me)
         return tally.report(exc)
-    except BaseException:  # such as a web server's time limit
-        turns.leave(me)
-        raise
+    finally:
+        turns.leave(me)  # also when a web server's time limit ends it
 
 
 class _Turns:
@@ -83,12 +84,12 @@ class _Turns:
         with self._changed:
             return time.monotonic() < self._away_until.get(publisher, 0.0)
 
-    def pause(self, publisher: TaskPublisher) -> None:
+    def pause(self, publisher: TaskPublisher, pause_s: float) -> None:
         with self._changed:
-            self._away_until[publisher] = time.monotonic() + PAUSE_S
+            self._away_until[publisher] = time.monotonic() + pause_s
         logger.warning(
             "outbox: the broker confirmed nothing; the next try is in %g s at the earliest",
-            PAUSE_S,
+            pause_s,
             extra={"action": "outbox_pause"},
         )
 

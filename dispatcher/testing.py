@@ -27,12 +27,15 @@ from dispatcher.errors import (
     Unencodable,
     Unroutable,
 )
+from dispatcher.extras import needs_extra
 from dispatcher.outgoing import make_outgoing
 from dispatcher.settings import BrokerSettings
 from dispatcher.task_status import TaskState, TaskStatus
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from dispatcher.outbox_relay import RelayReport
 
 __all__ = ["InMemoryDispatcher", "InMemoryPublisher", "InMemoryResults"]
 
@@ -137,6 +140,15 @@ class InMemoryDispatcher(Dispatcher):
     def results(self) -> InMemoryResults:
         """The states of tasks."""
         return self._in_memory_results
+
+    def relay_outbox(self, *, timeout: float = 10.0) -> RelayReport:
+        """Publish what the outbox holds; after a failure the next call tries at once."""
+        with needs_extra("db"):
+            from dispatcher.after_commit import relay_after_commit
+
+        with self._opening:
+            engine = self._open_engine()
+        return relay_after_commit(engine, self._publisher, timeout_s=timeout, pause_s=0.0)
 
     def start(self, task_id: str) -> None:
         """Let a container have begun the task: STARTED."""

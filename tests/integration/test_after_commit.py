@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from dispatcher import Dispatcher, PublishError, after_commit
+from dispatcher import Dispatcher, NotConfirmed, PublishError, after_commit
 from dispatcher.after_commit import relay_after_commit
 from dispatcher.engine import make_engine
 from dispatcher.message import TaskMessage
 from dispatcher.outbox_relay import RelayReport, relay_once, waiting
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
-from dispatcher.testing import InMemoryPublisher
+from dispatcher.testing import InMemoryDispatcher, InMemoryPublisher
 from tests.support.outbox import Arrivals, commit, creates, first_arrivals
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
@@ -262,3 +262,14 @@ def test_a_child_forked_during_a_relay_does_its_own(database: Database, broker: 
         assert len(first.result(10).published) == 1
     assert waiting(engine) == []
     engine.dispose()
+
+
+def test_in_memory_the_next_call_tries_at_once(backend: Engine, database: Database) -> None:
+    dispatcher = InMemoryDispatcher(database=backend)
+    ids = commit(backend, *creates([1]))
+    dispatcher.publisher.fail_with = NotConfirmed
+    report = dispatcher.relay_outbox()
+    assert (list(report.failed), report.broker_away, report.complete) == (ids, True, False)
+    dispatcher.publisher.fail_with = None
+    database.rows("UPDATE task_outbox SET next_attempt_at = now()")
+    assert list(dispatcher.relay_outbox().published) == ids
