@@ -11,13 +11,24 @@ import pytest
 from celery import Celery
 from sqlalchemy import Engine
 
-from dispatcher import celery_config
+import jobs.cluster
+import jobs.labs
+from dispatcher import celery_config, topology
 from dispatcher.database import upgrade
 from dispatcher.engine import make_engine
 from dispatcher.publisher import Publisher
+from jobs.cluster import Cluster
+from jobs.cluster_access import ClusterAccess
 from jobs.configs import upload_defaults
+from jobs.context import Connections
+from jobs.lab_objects import LabObjects
 from jobs.labs import LabStore
+from jobs.settings import JobSettings
+from tests.support.celery_versions import VERSIONS, CeleryVersion
 from tests.support.container import Containers
+from tests.support.creates import LAST_TRY
+from tests.support.fake_cluster import FakeCluster
+from tests.support.http_server import ScriptedServer
 from tests.support.outbox import Arrivals
 from tests.support.postgres import Database, Server
 from tests.support.rabbitmq import Broker
@@ -145,3 +156,56 @@ def celery_app(broker: Broker, redis_url: str) -> Iterator[Celery]:
     yield app
     app.backend.result_consumer.stop()
     app.close()
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    """An API server that a test scripts."""
+    return FakeCluster()
+
+
+@pytest.fixture
+def connections(
+    broker: Broker,
+    database: Database,
+    bucket: Bucket,
+    cluster: FakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Connections]:
+    """A container's connections, for `run_task` in this process."""
+    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.labs, "BLIP_S", 0.2)
+    settings = JobSettings(
+        broker=broker.settings,
+        database_url=database.url,
+        store=bucket.settings,
+        retry=LAST_TRY,
+        queue=topology.QUEUE_NORMAL,
+        claim_wait_s=1,
+        ready_port=1,
+        namespace="labs",
+        kubeconfig_object="",
+        pod_name="pod",
+        job_name="job",
+        log_level="INFO",
+    )
+    with ScriptedServer(cluster) as server:
+        cluster.serve_at(server.url)
+        opened = Connections(settings)
+        opened.lab_objects = LabObjects(Cluster(ClusterAccess(server.url, ca_pem="")), "labs")
+        yield opened
+        opened.labs.close()
+        opened.publisher.close()
+
+
+@pytest.fixture
+def lab(database: Database) -> int:
+    """A PENDING lab."""
+    return database.add_lab()
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
+def celery_version(request: pytest.FixtureRequest) -> CeleryVersion:
+    """Each Celery that is supported, the oldest and the newest."""
+    version: CeleryVersion = request.param
+    return version

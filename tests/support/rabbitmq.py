@@ -16,9 +16,9 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 from dispatcher import ladder, topology
-from dispatcher.message import encode
+from dispatcher.message import decode, encode
 from dispatcher.settings import BrokerSettings
-from dispatcher.tasks import ROUTING_KEYS
+from dispatcher.tasks import ROUTING_KEYS, parse_payload
 from tests.support.factories import make_task
 from tests.support.waiting import eventually
 
@@ -61,6 +61,11 @@ class Message:
     def delay_s(self) -> int:
         """The whole seconds for which the ladder holds it."""
         return ladder.delay_of(self.routing_key)
+
+
+def payload_of(message: Message) -> Any:
+    task = decode(message.body, message.properties)
+    return parse_payload(task.name, task.args, task.kwargs)
 
 
 @dataclass

@@ -1,0 +1,59 @@
+"""Creates and deletes against an API server that a test scripts: what is there, what happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pika
+
+from dispatcher.message import TaskMessage, encode
+from jobs.consumer import Delivery
+from jobs.context import Connections, TaskContext
+from jobs.errors import Category, PermanentError
+from jobs.naming import lab_labels, lab_object_name
+from jobs.settings import RetrySettings
+from tests.support.factories import IMAGE, make_record
+from tests.support.fake_cluster import FakeCluster
+from tests.support.postgres import Database
+
+PODS = "/api/v1/namespaces/labs/pods"
+NO_SUCH_IMAGE = {
+    "phase": "Pending",
+    "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull", "message": "x: not found"}}}],
+}
+NO_ROOM = {"phase": "Failed", "reason": "Evicted", "message": "disk"}
+ERROR = PermanentError(Category.PERMANENT_IMAGE_ERROR, "The image is wrong.")
+LAST_TRY = RetrySettings(max_retries=0, jitter=False)
+
+
+def context_of(connections: Connections, lab: int, **changes: Any) -> TaskContext:
+    return TaskContext(connections, make_record(lab, **changes))
+
+
+def name_of(lab: int, image: str = IMAGE) -> str:
+    return lab_object_name(lab, image)
+
+
+def add_pod(cluster: FakeCluster, lab: int, name: str) -> str:
+    path = f"{PODS}/{name}"
+    cluster.add(path, {"kind": "Pod", "metadata": {"name": name, "labels": lab_labels(lab, 7, 42)}})
+    return path
+
+
+def set_lab(database: Database, lab: int, status: str, pod_name: str | None = None) -> None:
+    statement = "UPDATE lab_instances SET status = %s, k8s_pod_name = %s WHERE id = %s"
+    database.rows(statement, status, pod_name, lab)
+
+
+def delivery_of(task: TaskMessage) -> Delivery:
+    body, sent = encode(task)
+    return Delivery(body, pika.BasicProperties(**sent), "lab.create", redelivered=False, tag=1)
+
+
+def when_applied(cluster: FakeCluster, kind: str, act: Callable[[], object]) -> None:
+    def on_apply(path: str) -> None:
+        if f"/{kind}/" in path:
+            act()
+
+    cluster.on_apply = on_apply
