@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, RowMapping, case, literal, select, te
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from dispatcher.engine import make_engine
+from dispatcher.engine import make_engine, reason
 from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
 from dispatcher.message import is_short_text
 from dispatcher.models import Outcome, TaskCancellation, TaskRun
@@ -123,12 +123,7 @@ class ResultStore:
             ):
                 yield connection
         except SQLAlchemyError as exc:
-            raise DispatcherError(f"the database did not tell about the task: {_reason(exc)}") from exc
-
-
-def _reason(exc: SQLAlchemyError) -> str:
-    cause = getattr(exc, "orig", None) or exc
-    return f"{type(cause).__name__}: {str(cause).strip()}"[:500]
+            raise DispatcherError(f"the database did not tell about the task: {reason(exc)}") from exc
 
 
 def _read(connection: Connection, task_id: str) -> TaskStatus:

@@ -142,10 +142,16 @@ class InMemoryDispatcher(Dispatcher):
         return self._in_memory_results
 
     def relay_outbox(self, *, timeout: float = 10.0) -> RelayReport:
-        """Publish what the outbox holds; after a failure the next call tries at once."""
+        """Publish what the outbox holds; after a failure the next call tries at once.
+
+        Without a `database` there is no outbox: never that of DATABASE_URL, whose tasks would be lost.
+        """
         with needs_extra("db"):
             from dispatcher.after_commit import relay_after_commit
+            from dispatcher.outbox_relay import RelayReport
 
+        if self._database is None:
+            return RelayReport()
         with self._opening:
             engine = self._open_engine()
         return relay_after_commit(engine, self._publisher, timeout_s=timeout, pause_s=0.0)

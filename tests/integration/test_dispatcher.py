@@ -338,3 +338,14 @@ def test_a_forked_child_goes_on_with_connections_of_its_own(broker: Broker, data
         assert os.waitstatus_to_exitcode(status) == 0
         assert dispatcher.create_lab(**create_kwargs(), task_id="parent-2").state == "PENDING"
     assert broker.depth(topology.QUEUE_NORMAL) == 3
+
+
+def test_a_dispatcher_in_memory_leaves_the_real_outbox_alone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    database.rows("INSERT INTO task_outbox (task_name) VALUES ('celery_workers.cleanup_timeout_labs')")
+    dispatcher = InMemoryDispatcher()
+    assert dispatcher.relay_outbox().published == ()
+    assert dispatcher.sent == []
+    assert len(database.rows("SELECT id FROM task_outbox")) == 1
