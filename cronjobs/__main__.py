@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.publisher import Publisher
-from dispatcher.settings import BrokerSettings, Environment, read_settings
+from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 from jobs import logs
 from jobs.cleanup_labs import cleanup_expired, find_expired
 from jobs.errors import JobError
 from jobs.labs import LabStore
-from jobs.settings import database_url
 
 #: Seconds that one sweep of the outbox goes on; the next begins a minute after it began.
 OUTBOX_TIMEOUT_S = 40.0

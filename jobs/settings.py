@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dispatcher.celery_results import DEFAULT_EXPIRES_S
-from dispatcher.settings import BrokerSettings, Environment
-from dispatcher.settings import database_url as database_url
+from dispatcher.settings import BrokerSettings, Environment, database_url
 from dispatcher.topology import BINDINGS, QUEUE_NORMAL
 
 
