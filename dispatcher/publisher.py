@@ -22,14 +22,15 @@ from dispatcher.forks import call_in_forked_children
 from dispatcher.keepalive import KeepAlive
 from dispatcher.outgoing import Outgoing, make_outgoing
 from dispatcher.settings import BrokerSettings
-from dispatcher.wire import LinkError
+from dispatcher.wire import LinkError, LinkTimeout
 
 logger = logging.getLogger(__name__)
 
 FIRST_RETRY_DELAY_S = 0.1
 MAX_RETRY_DELAY_S = 2.0
 #: Seconds that an attempt must have before it.
-LAST_ATTEMPT_S = 0.1
+LAST_ATTEMPT_S = 0.2
+NACKED = "the broker refuses it (basic.nack): its queue is full or not available"
 #: Seconds, a day: what a lock can wait for is bounded, and float("inf") is not.
 MAX_TIMEOUT_S = 86_400.0
 #: Seconds for a polite goodbye.
@@ -156,6 +157,7 @@ class Publisher:
 
     def _deliver(self, batch: Batch, deadline: float, timeout_s: float) -> None:
         delay_s = FIRST_RETRY_DELAY_S
+        reason = ""
         if time.monotonic() >= deadline:
             batch.leave(f"was not sent within {timeout_s:g} s")
         while batch.waiting:
@@ -164,9 +166,11 @@ class Publisher:
             try:
                 link = self._open_link(deadline)
                 batch.run(link, deadline)
-                reason = "the broker refuses it (basic.nack): its queue is full or not available"
+                reason = NACKED
             except LinkError as exc:
-                cause, reason = exc, str(exc)
+                cause = exc
+                # A last try that was too short says less than the refusals before it.
+                reason = reason if reason == NACKED and isinstance(exc, LinkTimeout) else str(exc)
                 if self._link is not None and self._link.blocked:
                     reason += f"; the broker takes no messages: {self._link.blocked}"
                 self._discard()
