@@ -132,7 +132,7 @@ def test_what_a_full_queue_refuses_is_reported(broker: Broker) -> None:
     arguments = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
     broker.channel().queue_declare("full", durable=True, arguments=arguments)
     broker.channel().queue_bind("full", topology.TASKS_EXCHANGE, "lab.create")
-    publisher = Publisher(BrokerSettings(broker.url, publish_timeout_s=1))
+    publisher = Publisher(BrokerSettings(broker.url, publish_timeout_s=3))
     errors = publisher.publish_tasks(make_tasks(200))
     refused = [error for error in errors if error]
     assert refused
