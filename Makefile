@@ -35,7 +35,7 @@ test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running clust
 	eval "$$($(PYTHON) -m deploy.local env)"; \
 	AUTOLABS_REQUIRE_SERVICES=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
 
-bench: up ## print speed and cost beside a warm Celery worker (about 8 min)
+bench: up ## print speed and cost beside Celery (about 9 min)
 	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m tests.bench $(BENCH_ARGS)
 
 lint: $(STAMP) ## check format, lint rules and types
