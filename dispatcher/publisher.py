@@ -22,7 +22,7 @@ from dispatcher.forks import call_in_forked_children
 from dispatcher.keepalive import KeepAlive
 from dispatcher.outgoing import Outgoing, make_outgoing
 from dispatcher.settings import BrokerSettings
-from dispatcher.wire import LinkError, LinkTimeout
+from dispatcher.wire import LinkError
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Publisher:
 
     def _deliver(self, batch: Batch, deadline: float, timeout_s: float) -> None:
         delay_s = FIRST_RETRY_DELAY_S
-        reason = ""
+        refused = ""
         if time.monotonic() >= deadline:
             batch.leave(f"was not sent within {timeout_s:g} s")
         while batch.waiting:
@@ -166,11 +166,10 @@ class Publisher:
             try:
                 link = self._open_link(deadline)
                 batch.run(link, deadline)
-                reason = NACKED
+                reason, refused = NACKED, f"{NACKED}; then: "
             except LinkError as exc:
-                cause = exc
                 # A last try that was too short says less than the refusals before it.
-                reason = reason if reason == NACKED and isinstance(exc, LinkTimeout) else str(exc)
+                cause, reason = exc, f"{refused}{exc}"
                 if self._link is not None and self._link.blocked:
                     reason += f"; the broker takes no messages: {self._link.blocked}"
                 self._discard()
