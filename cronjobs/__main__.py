@@ -10,11 +10,10 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import dataclass, field
 
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.publisher import Publisher
-from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
+from dispatcher.settings import ServerSettings, read_settings
 from jobs import logs
 from jobs.cleanup_labs import cleanup_expired, find_expired
 from jobs.errors import JobError
@@ -29,20 +28,7 @@ EXIT_CONFIG = 78
 logger = logging.getLogger("cronjobs")
 
 
-@dataclass(frozen=True, slots=True)
-class CronSettings:
-    """Where to look for what is to be done, and where to publish."""
-
-    broker: BrokerSettings
-    database_url: str = field(repr=False)
-
-    @classmethod
-    def from_environment(cls, env: Environment) -> CronSettings:
-        """Read AMQP_URL and DATABASE_URL."""
-        return cls(BrokerSettings.from_environment(env), database_url(env))
-
-
-def cleanup(settings: CronSettings, *, dry_run: bool) -> None:
+def cleanup(settings: ServerSettings, *, dry_run: bool) -> None:
     """Publish a delete for every lab past its time, or only say which."""
     labs = LabStore(settings.database_url, application_name="autolabs-cleanup")
     if dry_run:
@@ -57,7 +43,7 @@ def cleanup(settings: CronSettings, *, dry_run: bool) -> None:
     logger.info("cleanup done", extra={"action": "cleanup_done", "deletes_published": count})
 
 
-def outbox(settings: CronSettings, *, dry_run: bool) -> None:
+def outbox(settings: ServerSettings, *, dry_run: bool) -> None:
     """Publish what backends left in the outbox and no relay has published, or only say what that is."""
     from dispatcher import outbox_relay
     from dispatcher.engine import make_engine
@@ -103,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure("INFO")
     run, _ = _TASKS[arguments.task]
     try:
-        settings = read_settings(os.environ, CronSettings.from_environment)
+        settings = read_settings(os.environ, ServerSettings.from_environment)
         run(settings, dry_run=arguments.dry_run)
     except InvalidSettings as exc:
         logger.error("%s", exc, extra={"action": "settings"})

@@ -8,7 +8,6 @@ batch. A task that was committed before its call is looked for after that call b
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from weakref import WeakKeyDictionary
@@ -16,6 +15,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Engine
 
 from dispatcher.errors import DispatcherError
+from dispatcher.forks import run_in_forked_children
 from dispatcher.interfaces import TaskPublisher
 from dispatcher.outbox_relay import BATCH, PUBLISH_TIMEOUT_S, BatchReport, RelayReport, Tally, relay_batch
 
@@ -153,4 +153,4 @@ def _forget_after_fork() -> None:
     _registry, _registry_lock = WeakKeyDictionary(), threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+run_in_forked_children(_forget_after_fork)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 
 from sqlalchemy import Engine, create_engine, make_url
@@ -10,6 +9,7 @@ from sqlalchemy.exc import ArgumentError
 
 from dispatcher.errors import DispatcherError, MissingExtra
 from dispatcher.extras import needs_extra
+from dispatcher.forks import run_in_forked_children
 
 #: libpq's; a server that went away without a word is noticed within about 20 s.
 _LIVELINESS = {
@@ -76,5 +76,5 @@ def _make_engine(
         if (engine := known()) is not None:
             engine.dispose(close=False)
 
-    os.register_at_fork(after_in_child=forget_connections)
+    run_in_forked_children(forget_connections)
     return engine

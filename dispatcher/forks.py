@@ -21,5 +21,10 @@ def call_in_forked_children(method: Callable[[], None]) -> None:
         if (found := known()) is not None:
             found()
 
+    run_in_forked_children(call)
+
+
+def run_in_forked_children(function: Callable[[], None]) -> None:
+    """Call a function in every child that is forked from now on; it must keep nothing alive."""
     if hasattr(os, "register_at_fork"):  # Windows has no forks
-        os.register_at_fork(after_in_child=call)
+        os.register_at_fork(after_in_child=function)

@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from dispatcher.extras import needs_extra
-from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
+from dispatcher.settings import ServerSettings, database_url, read_settings
 
 if TYPE_CHECKING:
     from dispatcher.outbox_relay import RelayReport, WaitingTask
@@ -23,19 +23,6 @@ if TYPE_CHECKING:
 ONCE_TIMEOUT_S = 600.0
 #: Seconds; longer than a relay that is just publishing the task.
 DISCARD_TIMEOUT_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class RelaySettings:
-    """Where the outbox is, and where its tasks go."""
-
-    broker: BrokerSettings
-    database_url: str = field(repr=False)
-
-    @classmethod
-    def from_environment(cls, env: Environment) -> RelaySettings:
-        """Read AMQP_URL, AMQP_PUBLISH_TIMEOUT_S and DATABASE_URL."""
-        return cls(BrokerSettings.from_environment(env), database_url(env))
 
 
 def relay(arguments: argparse.Namespace) -> int:
@@ -48,7 +35,7 @@ def relay(arguments: argparse.Namespace) -> int:
     With --once: publish what is due and exit. 0: all of it is published, or there was nothing to do.
     1: something failed; standard error says which task and why. It stays in the outbox.
     """
-    settings = read_settings(os.environ, RelaySettings.from_environment)
+    settings = read_settings(os.environ, ServerSettings.from_environment)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("pika").setLevel(logging.WARNING)
     return _relay_once(settings) if arguments.once else _relay_until_stopped(settings)
@@ -120,7 +107,7 @@ def discard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", type=int, metavar="ID", help="the number in the first column of `outbox list`")
 
 
-def _relay_once(settings: RelaySettings) -> int:
+def _relay_once(settings: ServerSettings) -> int:
     with needs_extra("db"):
         from dispatcher.engine import make_engine
         from dispatcher.outbox_relay import relay_once
@@ -147,7 +134,7 @@ def _complaints(report: RelayReport) -> list[str]:
     return lines if report.database_error is None else [*lines, report.database_error]
 
 
-def _relay_until_stopped(settings: RelaySettings) -> int:
+def _relay_until_stopped(settings: ServerSettings) -> int:
     with needs_extra("db"):
         from dispatcher.outbox_listener import relay_forever
     from dispatcher.publisher import Publisher

@@ -142,3 +142,16 @@ class BrokerSettings:
             url=env.url("AMQP_URL", AMQP_SCHEMES),
             publish_timeout_s=env.number("AMQP_PUBLISH_TIMEOUT_S", 10.0, minimum=0.1, maximum=300),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Broker and database: what a relay of the outbox and the periodic work need."""
+
+    broker: BrokerSettings
+    database_url: str = field(repr=False)
+
+    @classmethod
+    def from_environment(cls, env: Environment) -> ServerSettings:
+        """Read AMQP_URL, AMQP_PUBLISH_TIMEOUT_S and DATABASE_URL."""
+        return cls(BrokerSettings.from_environment(env), database_url(env))
