@@ -23,6 +23,10 @@ from dispatcher.redaction import safe_repr
 
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.
 PUBLISHED_AT = "autolabs_published_at"
+#: Header with what went wrong in the first attempt of a task that is tried again.
+FIRST_ERROR = "autolabs_first_error"
+#: Characters of it.
+_MAX_ERROR = 1000
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -81,6 +85,8 @@ class TaskMessage:
     replaced_task_nesting: int = 0
     stamps: dict[str, Any] = field(default_factory=dict)
     published_at: datetime | None = None
+    #: What went wrong in the first attempt; None in that one.
+    first_error: str | None = None
     #: What the sender asks for after this task and nobody here does: chain, chord, callbacks, errbacks,
     #: each with its content, so that a task that waits or comes back does not forget it.
     unsupported: dict[str, Any] = field(default_factory=dict)
@@ -143,6 +149,7 @@ def _headers(message: TaskMessage, now: datetime) -> dict[str, Any]:
         "stamped_headers": list(message.stamps) or None,
         "stamps": message.stamps,
         PUBLISHED_AT: (message.published_at or now).isoformat(),
+        **({FIRST_ERROR: message.first_error[:_MAX_ERROR]} if message.first_error else {}),
     }
 
 
@@ -184,13 +191,15 @@ def decode(body: bytes, properties: Properties) -> TaskMessage:
         replaced_task_nesting=_count(headers, "replaced_task_nesting") or 0,
         stamps=_stamps(headers),
         published_at=_time(headers, PUBLISHED_AT),
+        first_error=error if isinstance(error := headers.get(FIRST_ERROR), str) else None,
         unsupported={key: embed[key] for key in _FOLLOW_UPS if embed.get(key)},
     )
 
 
-def next_attempt(message: TaskMessage) -> TaskMessage:
-    """Return the same task, under the same id, for one more try."""
-    return replace(message, retries=message.retries + 1, eta=None)
+def next_attempt(message: TaskMessage, *, error: str | None = None) -> TaskMessage:
+    """Return the same task, under the same id, for one more try; `error` ended this one."""
+    first_error = message.first_error or error
+    return replace(message, retries=message.retries + 1, eta=None, first_error=first_error)
 
 
 def is_short_text(value: object) -> bool:

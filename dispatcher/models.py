@@ -2,7 +2,8 @@
 
 `lab_instances` is shared with the backend, which may insert `lab_id` and `student_id` alone:
 all else has a default or is filled by a job. `task_ledger` has one row per run of a task,
-`task_outbox` the tasks that wait to be published, `task_cancellations` those not to be begun.
+`task_outbox` the tasks that wait to be published, `task_cancellations` those not to be begun,
+`notifications` whom to tell of a failed lab, `dead_letter_actions` what people did in celery.dlq.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from sqlalchemy import (
     DateTime,
     Identity,
     Index,
+    LargeBinary,
     Text,
     UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from dispatcher.categories import Audience
 
 
 class LabStatus(str, enum.Enum):
@@ -57,6 +61,15 @@ class Outcome(str, enum.Enum):
     DEAD_LETTERED = "dead_lettered"
     #: It was cancelled or had expired before it began.
     REVOKED = "revoked"
+
+
+class DeadLetterVerb(str, enum.Enum):
+    """What somebody did with a message in the dead-letter queue."""
+
+    #: Published again, as a first attempt.
+    REQUEUED = "requeued"
+    #: Taken away; the row keeps its body.
+    DISCARDED = "discarded"
 
 
 _NOW = text("now()")
@@ -192,3 +205,65 @@ class TaskCancellation(Base):
 
     task_id: Mapped[str] = mapped_column(primary_key=True)
     requested_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Notification(Base):
+    """One failure of one lab that somebody is told of, once; a row stays as evidence."""
+
+    __tablename__ = "notifications"
+    __table_args__ = (
+        UniqueConstraint("lab_instance_id", "cause", name="notifications_lab_instance_id_cause_key"),
+        CheckConstraint(_one_of("told", Audience), name="notifications_told_check"),
+        Index(
+            "notifications_waiting_idx",
+            "next_attempt_at",
+            postgresql_where=text("published_at IS NULL OR webhook_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    lab_instance_id: Mapped[int]
+    #: As details.cause of the ledger.
+    cause: Mapped[str]
+    told: Mapped[str]
+    error_category: Mapped[str]
+    #: The sentence of lab_instances.error_message.
+    message: Mapped[str]
+    task_id: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    #: When the broker confirmed the event.
+    published_at: Mapped[datetime | None]
+    #: When the webhook took it, or was found not to be set.
+    webhook_at: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    next_attempt_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    last_error: Mapped[str | None]
+
+
+class DeadLetterAction(Base):
+    """What somebody did with one message of the dead-letter queue."""
+
+    __tablename__ = "dead_letter_actions"
+    __table_args__ = (
+        CheckConstraint(_one_of("action", DeadLetterVerb), name="dead_letter_actions_action_check"),
+        Index("dead_letter_actions_task_id_idx", "task_id"),
+        Index("dead_letter_actions_message_key_idx", "message_key"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    acted_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    #: user@host of who ran the command, or as --actor says.
+    actor: Mapped[str]
+    action: Mapped[str]
+    #: SHA-256 of body, task id and time of death: names the message, also one without a task id.
+    message_key: Mapped[str]
+    task_id: Mapped[str | None]
+    task_name: Mapped[str | None]
+    lab_instance_id: Mapped[int | None]
+    routing_key: Mapped[str]
+    reason: Mapped[str | None]
+    error_category: Mapped[str | None]
+    headers: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    #: Of a discarded message: what it takes to publish it again by hand, cut to 1 MiB.
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    body_bytes: Mapped[int]

@@ -17,8 +17,10 @@ TASKS_EXCHANGE = "autolabs.tasks"
 DEAD_LETTER_EXCHANGE = "autolabs.dlx"
 #: Dead letters that the broker makes carry their old routing key, so a fanout takes them all.
 DEAD_LETTER_QUEUE = "celery.dlq"
-#: By headers: what expired before a container took it.
-EXPIRED_EXCHANGE = "autolabs.expired"
+#: By headers: what the broker itself gave up, because it expired or because containers died over it.
+GIVEN_UP_EXCHANGE = "autolabs.given_up"
+#: Topic: what becomes of labs, for whoever binds a queue (jobs.notifications).
+EVENTS_EXCHANGE = "autolabs.events"
 
 QUEUE_HIGH = "celery.lab_operations.high"
 QUEUE_NORMAL = "celery.lab_operations"
@@ -62,19 +64,20 @@ def task_queue_arguments() -> dict[str, Any]:
     return _quorum(DEAD_LETTER_EXCHANGE, **{"x-delivery-limit": DELIVERY_LIMIT})
 
 
-def _declare_expired(channel: BlockingChannel) -> None:
-    """Let what expires in a queue reach a container too, beside celery.dlq: its lab must learn of it.
+def _declare_given_up(channel: BlockingChannel) -> None:
+    """Let what the broker gives up reach a container too, beside celery.dlq: its lab must learn of it.
 
     Celery gives a message with `expires` an expiration as well, so the broker may be the one to find
     it too late. A death takes the expiration away, hence the second queue keeps it until a container comes.
     """
-    channel.exchange_declare(EXPIRED_EXCHANGE, "headers", durable=True)
-    channel.exchange_bind(EXPIRED_EXCHANGE, DEAD_LETTER_EXCHANGE)
+    channel.exchange_declare(GIVEN_UP_EXCHANGE, "headers", durable=True)
+    channel.exchange_bind(GIVEN_UP_EXCHANGE, DEAD_LETTER_EXCHANGE)
     for queue in (QUEUE_HIGH, QUEUE_NORMAL):
-        # Names with x- count only with this x-match; the two headers are the broker's since RabbitMQ 3.13
-        # (https://www.rabbitmq.com/docs/dlx#effects).
-        match = {"x-match": "all-with-x", "x-last-death-reason": "expired", "x-last-death-queue": queue}
-        channel.queue_bind(QUEUE_LOW, EXPIRED_EXCHANGE, arguments=match)
+        for reason in ("expired", "delivery_limit"):
+            # Names with x- count only with this x-match; the two headers are the broker's since RabbitMQ
+            # 3.13 (https://www.rabbitmq.com/docs/dlx#effects).
+            match = {"x-match": "all-with-x", "x-last-death-reason": reason, "x-last-death-queue": queue}
+            channel.queue_bind(QUEUE_LOW, GIVEN_UP_EXCHANGE, arguments=match)
 
 
 def declare_topology(channel: BlockingChannel) -> None:
@@ -84,13 +87,14 @@ def declare_topology(channel: BlockingChannel) -> None:
     """
     channel.exchange_declare(TASKS_EXCHANGE, "topic", durable=True)
     channel.exchange_declare(DEAD_LETTER_EXCHANGE, "fanout", durable=True)
+    channel.exchange_declare(EVENTS_EXCHANGE, "topic", durable=True)
     # -1: people browse this queue, and each look returns the message (RabbitMQ 4.0 drops after 20).
     dead_letters = {"x-queue-type": "quorum", "x-delivery-limit": -1}
     channel.queue_declare(DEAD_LETTER_QUEUE, durable=True, arguments=dead_letters)
     channel.queue_bind(DEAD_LETTER_QUEUE, DEAD_LETTER_EXCHANGE)
     ladder.declare_ladder(channel)
     _declare_tasks(channel)
-    _declare_expired(channel)
+    _declare_given_up(channel)
 
 
 def _declare_tasks(channel: BlockingChannel) -> None:

@@ -1,4 +1,7 @@
-"""Serve one message and exit: `python -m jobs`.
+"""Serve one task and exit: `python -m jobs`.
+
+A message that is no task is put aside, in the dead-letter queue, and the next one taken: a container
+for each would keep the tasks behind a pile of them waiting for minutes.
 
 Exit codes: 0 the message is settled, or there was none; 69 the broker is not reachable; 75 the message
 was given back; 78 the settings are wrong; 143 stopped by SIGTERM, the message was given back. The
@@ -23,10 +26,11 @@ from dispatcher.connection import connect
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import read_settings
 from jobs import logs
-from jobs.consumer import ChannelLost, Consumer, Delivery
+from jobs.consumer import ChannelLost, Consumer, Delivery, Verdict
 from jobs.readiness import announce_claim
 from jobs.retry import through_blips
 from jobs.settings import JobSettings
+from jobs.steps import reached
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
@@ -34,6 +38,8 @@ EXIT_GIVEN_BACK = 75
 EXIT_CONFIG = 78
 EXIT_SIGTERM = 143
 
+#: Messages that one container puts aside before another is to go on: its deadline is for one task.
+MAX_PUT_ASIDE = 500
 #: Seconds of patience with a broker that restarts; the queue's messages bring new containers anyway.
 BROKER_BLIP_S = 15.0
 
@@ -58,7 +64,9 @@ class WarmUp:
         self._connections: Any = None
 
     def start(self) -> None:
-        """Begin; called once, when no message was there at once."""
+        """Begin, when no message was there at once; a second call changes nothing."""
+        if self._thread is not None or self._connections is not None:
+            return
         self._thread = threading.Thread(target=self._warm, name="warm-up", daemon=True)
         self._thread.start()
 
@@ -68,7 +76,8 @@ class WarmUp:
 
         if self._thread is not None:
             self._thread.join()
-        return self._connections or Connections(self._settings)
+        self._connections = self._connections or Connections(self._settings)
+        return self._connections
 
     def _warm(self) -> None:
         import jobs.worker  # noqa: F401  # the import is the point
@@ -82,7 +91,7 @@ class WarmUp:
 
 
 def serve(settings: JobSettings, started_at: datetime) -> int:
-    """Claim one message, run it, settle it; return the exit code."""
+    """Claim one task, run it, settle it; return the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     name = f"autolabs-job {settings.pod_name or ''}".strip()
@@ -94,16 +103,43 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
             what="connection to the broker",
         )
         consumer = Consumer(connection, settings.queue)
-        warm_up = WarmUp(settings)
-        waiting_since = time.monotonic()
-        delivery = consumer.claim(wait_s=settings.claim_wait_s, stop=stop, on_waiting=warm_up.start)
     except (AMQPError, OSError) as exc:
-        logger.error("broker is not usable: %r", exc, extra={"action": "broker_unavailable"})
-        return EXIT_UNAVAILABLE
-    waited_s = round(time.monotonic() - waiting_since, 3)
-    if delivery is None:
-        logger.info("no message", extra={"action": "idle", "waited_s": waited_s})
-        return EXIT_OK
+        return _unavailable(exc)
+    warm_up = WarmUp(settings)
+    waiting_since = time.monotonic()
+    for put_aside in range(MAX_PUT_ASIDE):
+        left_s = waiting_since + settings.claim_wait_s - time.monotonic()
+        try:
+            delivery = consumer.claim(wait_s=left_s, stop=stop, on_waiting=warm_up.start)
+        except (AMQPError, OSError) as exc:
+            return _unavailable(exc)
+        waited_s = round(time.monotonic() - waiting_since, 3)
+        if delivery is None:
+            logs.set_task(task_id=None)
+            extra = {"action": "idle", "waited_s": waited_s, "put_aside": put_aside}
+            logger.info("no message", extra=extra)
+            return EXIT_OK
+        code = _serve_one(consumer, delivery, warm_up, settings, stop, started_at, waited_s)
+        if code is not None:
+            return code
+    return EXIT_OK
+
+
+def _unavailable(exc: Exception) -> int:
+    logger.error("broker is not usable: %r", exc, extra={"action": "broker_unavailable"})
+    return EXIT_UNAVAILABLE
+
+
+def _serve_one(
+    consumer: Consumer,
+    delivery: Delivery,
+    warm_up: WarmUp,
+    settings: JobSettings,
+    stop: threading.Event,
+    started_at: datetime,
+    waited_s: float,
+) -> int | None:
+    """Serve one message and return the exit code, or None when it was no task."""
     details = {
         "container_started_at": started_at.isoformat(timespec="milliseconds"),
         "claimed_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -125,14 +161,14 @@ def _work(
     warm_up: WarmUp,
     details: dict[str, Any],
     stop: threading.Event,
-) -> int:
-    settled: list[bool] = []
+) -> int | None:
+    verdicts: list[Verdict] = []
 
     def work() -> None:
         try:
             from jobs.worker import run_task
 
-            settled.append(run_task(warm_up.connections(), delivery, details))
+            verdicts.append(run_task(warm_up.connections(), delivery, details))
         except Exception:
             logger.exception("message is given back", extra={"action": "bug"})
         finally:
@@ -141,15 +177,21 @@ def _work(
     worker = threading.Thread(target=work, name="task", daemon=True)
     worker.start()
     consumer.serve_while(worker, stop)
+    verdict = verdicts[0] if verdicts else Verdict.GIVE_BACK
     try:
-        if settled == [True]:
+        if verdict is Verdict.PUT_ASIDE and not stop.is_set():
+            consumer.put_aside(delivery)
+            return None
+        if verdict is not Verdict.GIVE_BACK:
+            reached("settling")
             consumer.acknowledge(delivery)
+            reached("acknowledged")
             return EXIT_OK
         consumer.give_back(delivery, failed=not worker.is_alive())
     except ChannelLost as exc:
         # What is committed stays: the next delivery finds it done.
         logger.warning("broker delivers the message again: %s", exc, extra={"action": "channel_lost"})
-        return EXIT_OK if settled == [True] else EXIT_GIVEN_BACK
+        return EXIT_GIVEN_BACK if verdict is Verdict.GIVE_BACK else EXIT_OK
     if stop.is_set():
         logger.warning("stopped, message given back", extra={"action": "stopped"})
         return EXIT_SIGTERM

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from jobs.cluster_access import ClusterAccess
-from jobs.errors import Category, PermanentError
+from jobs.failures import Failure
 from jobs.retry import through_blips
 
 FIELD_MANAGER = "autolabs-jobs"
@@ -48,12 +48,7 @@ class Cluster:
             if access.client_pem_file:
                 context.load_cert_chain(access.client_pem_file)
         except ssl.SSLError as exc:
-            raise PermanentError(
-                Category.PERMANENT_PERMISSION_ERROR,
-                "The platform's certificates for the cluster cannot be used; the administrator must"
-                " correct its access.",
-                evidence=str(exc),
-            ) from exc
+            raise Failure.CERTIFICATES_INVALID.error(evidence=str(exc)) from exc
         self._access = access
         self._pool = urllib3.PoolManager(
             ssl_context=context,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import Category, PermanentError
+from jobs.failures import Failure
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -44,12 +44,7 @@ def service_account_access() -> ClusterAccess:
     try:
         ca_pem = (_SERVICE_ACCOUNT / "ca.crt").read_text()
     except OSError as exc:
-        raise PermanentError(
-            Category.PERMANENT_PERMISSION_ERROR,
-            "The platform has no access to the cluster; the administrator must mount a"
-            " ServiceAccount token or set KUBECONFIG_OBJECT.",
-            evidence=str(exc),
-        ) from exc
+        raise Failure.CLUSTER_ACCESS_MISSING.error(evidence=str(exc)) from exc
     host = f"[{host}]" if ":" in host else host
     return ClusterAccess(f"https://{host}:{port}", ca_pem, token_file=_SERVICE_ACCOUNT / "token")
 
@@ -65,11 +60,7 @@ def kubeconfig_access(content: bytes) -> ClusterAccess:
         user = _named(config, "users", context["user"])["user"]
         return _access(cluster, user)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as exc:
-        raise PermanentError(
-            Category.PERMANENT_PERMISSION_ERROR,
-            "The platform's kubeconfig cannot be used; the administrator must correct it.",
-            evidence=f"{type(exc).__name__}: {exc}",
-        ) from exc
+        raise Failure.KUBECONFIG_INVALID.error(evidence=f"{type(exc).__name__}: {exc}") from exc
 
 
 def _named(config: dict[str, Any], section: str, name: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Take one message from the queue. The consumer is cancelled before any work starts, and the
-message is settled exactly once: acknowledged, or given back to the queue.
+message is settled exactly once: acknowledged, or given back to the queue. Only after one that is no
+task another may be taken.
 """
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +24,17 @@ SETTLE_TIMEOUT_S = 5.0
 _FIRST_LOOK_S = 0.1
 
 
+class Verdict(enum.Enum):
+    """What is to be done with the message."""
+
+    #: Its outcome is committed, or it was published again with a delay, or it is in the dead-letter queue.
+    SETTLED = "settled"
+    #: It is in the dead-letter queue because it is no task: this container has not performed one yet.
+    PUT_ASIDE = "put_aside"
+    #: Nothing is certain: another container must see it.
+    GIVE_BACK = "give_back"
+
+
 class ChannelLost(Exception):
     """Raised when the message can no longer be settled: the broker will deliver it again."""
 
@@ -36,6 +49,12 @@ class Delivery:
     redelivered: bool
     tag: int
 
+    @property
+    def broker_gave_up(self) -> bool:
+        """True for the copy of a message that no container settled within the queue's delivery limit."""
+        # Since RabbitMQ 3.13 (https://www.rabbitmq.com/docs/dlx#effects).
+        return (self.properties.headers or {}).get("x-last-death-reason") == "delivery_limit"
+
 
 def _as_text(routing_key: str | bytes) -> str:
     # pika gives what is not UTF-8 as bytes; without the odd ones it can be published again.
@@ -43,7 +62,7 @@ def _as_text(routing_key: str | bytes) -> str:
 
 
 class Consumer:
-    """A consumer for a single message; call its methods from one thread."""
+    """A consumer for one message at a time; call its methods from one thread."""
 
     def __init__(self, connection: pika.BlockingConnection, queue: str) -> None:
         self._connection = connection
@@ -97,8 +116,16 @@ class Consumer:
             return  # it is closed, so nobody waits on it
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Settle the message for good. Raises ChannelLost."""
+        """Settle the message for good and leave the broker. Raises ChannelLost."""
         self._settle(lambda: self._channel.basic_ack(delivery.tag))
+
+    def put_aside(self, delivery: Delivery) -> None:
+        """Settle a message that is no task; `claim` may be called again. Raises ChannelLost."""
+        try:
+            # Without an answer of the broker: a lost ack brings it again, to the dead-letter queue as well.
+            self._channel.basic_ack(delivery.tag)
+        except AMQPError as exc:
+            raise ChannelLost(repr(exc)) from exc
 
     def give_back(self, delivery: Delivery, *, failed: bool) -> None:
         """Return the message to its queue. Raises ChannelLost.

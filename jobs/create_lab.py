@@ -6,12 +6,13 @@ import logging
 
 from dispatcher.tasks import CreateLabPod
 from jobs.context import TaskContext
-from jobs.errors import Category, JobError, TransientError
+from jobs.errors import JobError
+from jobs.failures import Failure
 from jobs.lab_objects import LabGone
 from jobs.labs import Ending, lab_result
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.reachability import wait_answers
-from jobs.steps import mark
+from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,8 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     """
     lab = context.labs.find(payload.lab_instance_id)
     if lab is None:
-        raise TransientError(
-            Category.TEMPORARY_NETWORK_ERROR,
-            f"Lab {payload.lab_instance_id} is not in the database (yet).",
+        raise Failure.LAB_UNKNOWN.error(
+            lab_instance_id=payload.lab_instance_id,
             evidence="the message may be ahead of the backend's commit",
         )
     if not lab.wants_start:
@@ -94,9 +94,17 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
     pod, service = context.lab_objects.ensure(payload.lab_instance_id, manifests)
     mark(context.record, "applied")
     try:
-        context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s)
+        context.lab_objects.wait_ready(
+            pod,
+            payload.docker_image,
+            timeout_s=timeout_s,
+            meanwhile=lambda: _check_wanted(context, payload.lab_instance_id),
+        )
     except LabGone:
         _give_up(context, payload, manifests, "its pod was deleted while it started")
+        return
+    except _NotWanted:
+        _give_up(context, payload, manifests, "it was stopped while it started")
         return
     mark(context.record, "ready")
     cluster_ip, port = service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]
@@ -112,6 +120,7 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
         port=port,
         lab_instance_id=payload.lab_instance_id,
     )
+    reached("committing")
     if context.labs.mark_running(
         context.record, payload.lab_instance_id, pod_name=_name(manifests), connection_url=url
     ):
@@ -122,15 +131,26 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
         _give_up(context, payload, manifests, "it was stopped while it started")
 
 
+class _NotWanted(Exception):
+    """Raised when the lab was stopped while it was waited for."""
+
+
+def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
+    """Raise when nobody wants the lab any more: its delete may still wait in a queue."""
+    if context.labs.is_cancelled(context.record.task_id):
+        raise Failure.CANCELLED.error(evidence="cancelled while it started")
+    lab = context.labs.find(lab_instance_id)
+    if lab is None or not lab.wants_start:
+        raise _NotWanted
+
+
 def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifests, why: str) -> None:
     """Take down what was made for a lab that is no longer wanted, or try again if it still is."""
     lab = context.labs.find(payload.lab_instance_id)
     if lab is not None and lab.wants_start:
-        raise TransientError(
-            Category.TEMPORARY_RESOURCE_ERROR,
-            "The lab was removed while it started; it is tried again by itself.",
-            evidence=why,
-        )
+        if context.labs.is_cancelled(context.record.task_id):
+            raise Failure.CANCELLED.error(evidence="cancelled while it started")
+        raise Failure.REMOVED_MEANWHILE.error(evidence=why)
     if lab is None or lab.status != "RUNNING":
         context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
     elif lab.k8s_pod_name != _name(manifests):

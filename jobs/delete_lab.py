@@ -7,8 +7,8 @@ import logging
 from dispatcher.tasks import DeleteLabPod
 from jobs import naming
 from jobs.context import TaskContext
-from jobs.errors import Category, PermanentError
-from jobs.steps import mark
+from jobs.failures import Failure
+from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,9 @@ def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
     deleted = context.lab_objects.delete_lab(lab_instance_id, grace_s=grace_s)
     context.lab_objects.wait_gone(deleted)
     mark(context.record, "gone")
+    reached("committing")
     if context.labs.mark_stopped(context.record, lab_instance_id, deleted=len(deleted)):
+        mark(context.record, "stopped")
         logger.info("lab is STOPPED", extra={"action": "lab_stopped", "objects": len(deleted)})
     else:
         logger.info("nothing to delete", extra={"action": "delete_noop"})
@@ -38,9 +40,6 @@ def _check_pod_name(context: TaskContext, payload: DeleteLabPod) -> None:
         return
     pod = context.lab_objects.find_pod(payload.k8s_pod_name)
     if pod is not None and not naming.belongs_to_lab(pod, payload.lab_instance_id):
-        raise PermanentError(
-            Category.PERMANENT_INVALID_REQUEST,
-            f"Pod {payload.k8s_pod_name} does not belong to lab {payload.lab_instance_id};"
-            " nothing was deleted.",
-            evidence="k8s_pod_name",
+        raise Failure.WRONG_POD.error(
+            pod=payload.k8s_pod_name, lab_instance_id=payload.lab_instance_id, evidence="k8s_pod_name"
         )

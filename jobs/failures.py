@@ -1,178 +1,224 @@
-"""The classification table: what Kubernetes reports -> category, retry or not, and the sentence.
+"""The classification table: every way a task can fail -> category, retry or not, who is told, the sentence.
 
-Container waiting reasons are the kubelet's (pkg/kubelet/images/types.go and
-pkg/kubelet/container/sync_result.go); API statuses are those of
-https://kubernetes.io/docs/reference/using-api/api-concepts/.
+jobs.classification says which row a Pod, or an answer of the API server, is. All other rows are raised
+where the failure is met. Nothing is tried again that is not marked so here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import enum
+from typing import Any, NamedTuple
 
-from jobs.cluster import ApiError, ApiUnavailable
-from jobs.errors import Category, JobError, PermanentError, TransientError
+from dispatcher.categories import Audience, Category
+from jobs.errors import JobError, PermanentError, TransientError
 
+_TEACHER, _ADMIN, _NOBODY = Audience.TEACHER, Audience.ADMIN, Audience.NOBODY
 _IMAGE = Category.PERMANENT_IMAGE_ERROR
+_RIGHTS = Category.PERMANENT_PERMISSION_ERROR
 _INVALID = Category.PERMANENT_INVALID_REQUEST
+_ROOM = Category.TEMPORARY_RESOURCE_ERROR
+_NETWORK = Category.TEMPORARY_NETWORK_ERROR
 
-#: Waiting reasons that time does not heal. {image} is the lab's image.
-_FATAL_WAITING: dict[str, tuple[Category, str]] = {
-    "ImagePullBackOff": (
-        _IMAGE,
-        'The image "{image}" of this lab cannot be loaded.'
-        " The teacher must correct the image name or its access; starting again will not help until then.",
-    ),
-    "InvalidImageName": (
-        _IMAGE,
+_AGAIN = "; it is tried again by itself."
+
+
+class _Row(NamedTuple):
+    category: Category
+    #: True: another attempt may succeed.
+    retry: bool
+    #: Once the lab is FAILED.
+    told: Audience
+    #: For the student; {names} are filled in by `error`. What is tried again has no full stop: `error` and
+    #: `given_up` say how it goes on.
+    sentence: str
+
+
+@enum.unique
+class Failure(enum.Enum):
+    """Every way to fail; the lower-case name is the `cause` of ledger, notifications and log."""
+
+    # The lab's image, as the kubelet and the registry say.
+    IMAGE_NOT_LOADABLE = _Row(
+        _IMAGE, False, _TEACHER,
+        'The image "{image}" of this lab cannot be loaded. The teacher must correct the image name or its'
+        " access; starting again will not help until then.",
+    )  # fmt: skip
+    IMAGE_NAME_INVALID = _Row(
+        _IMAGE, False, _TEACHER,
         'The image name "{image}" of this lab is not valid. The teacher must correct it.',
-    ),
-    "ErrImageNeverPull": (
-        _IMAGE,
-        'The image "{image}" of this lab is not on the server and may not be loaded.'
-        " The teacher must correct it.",
-    ),
-    "CrashLoopBackOff": (
-        _IMAGE,
-        'The program in the image "{image}" of this lab ends right after its start.'
-        " The teacher must correct the image.",
-    ),
-    "RunContainerError": (
-        _IMAGE,
-        'The program in the image "{image}" of this lab cannot be started.'
-        " The teacher must correct the image.",
-    ),
-    "CreateContainerError": (
-        _IMAGE,
+    )  # fmt: skip
+    IMAGE_NOT_ON_SERVER = _Row(
+        _IMAGE, False, _TEACHER,
+        'The image "{image}" of this lab is not on the server and may not be loaded. The teacher must'
+        " correct it.",
+    )  # fmt: skip
+    IMAGE_NOT_ALLOWED = _Row(
+        _IMAGE, False, _TEACHER,
+        'The image "{image}" is not one that labs may use. The teacher must choose an allowed image'
+        " ({allowed}).",
+    )  # fmt: skip
+    REGISTRY_AWAY = _Row(
+        _NETWORK, True, _ADMIN,
+        'The server of the image "{image}" does not answer',
+    )  # fmt: skip
+    # What its container does.
+    PROGRAM_ENDS = _Row(
+        _IMAGE, False, _TEACHER,
+        'The program in the image "{image}" of this lab ends right after its start. The teacher must'
+        " correct the image.",
+    )  # fmt: skip
+    PROGRAM_NOT_STARTED = _Row(
+        _IMAGE, False, _TEACHER,
+        'The program in the image "{image}" of this lab cannot be started. The teacher must correct the'
+        " image.",
+    )  # fmt: skip
+    CONTAINER_NOT_CREATED = _Row(
+        _IMAGE, False, _TEACHER,
         'The image "{image}" of this lab cannot be started. The teacher must correct the image.',
-    ),
-    "CreateContainerConfigError": (
-        _IMAGE,
-        'The image "{image}" of this lab cannot be started as it is, for example because'
-        " it wants to run as root."
-        " The teacher must correct the image.",
-    ),
-}
+    )  # fmt: skip
+    CONTAINER_NOT_ALLOWED = _Row(
+        _IMAGE, False, _TEACHER,
+        'The image "{image}" of this lab cannot be started as it is, for example because it wants to run'
+        " as root. The teacher must correct the image.",
+    )  # fmt: skip
+    OUT_OF_MEMORY = _Row(
+        _IMAGE, False, _TEACHER,
+        'The program in the image "{image}" of this lab needs more memory than the lab may use. The'
+        " teacher must give the lab more memory or correct the image.",
+    )  # fmt: skip
+    DOES_NOT_ANSWER = _Row(
+        _IMAGE, False, _TEACHER,
+        'The program in the image "{image}" of this lab runs but does not answer. The teacher must'
+        " correct the image.",
+    )  # fmt: skip
+    # Room in the cluster.
+    QUOTA_EXCEEDED = _Row(_ROOM, True, _ADMIN, "All places for labs are taken at the moment")
+    NO_ROOM = _Row(_ROOM, True, _ADMIN, "There is no free place for this lab at the moment")
+    NO_FITTING_SERVER = _Row(_ROOM, True, _ADMIN, "No server may take this lab at the moment")
+    NODE_ENDED_IT = _Row(_ROOM, True, _ADMIN, "The server had no room for this lab")
+    SLOW_START = _Row(_ROOM, True, _ADMIN, "The lab takes longer than usual to start")
+    SLOW_STOP = _Row(_ROOM, True, _ADMIN, "The lab takes longer than usual to stop")
+    CHANGED_MEANWHILE = _Row(_ROOM, True, _ADMIN, "The lab's objects were changed by somebody else meanwhile")
+    REMOVED_MEANWHILE = _Row(_ROOM, True, _ADMIN, "The lab was removed while it started")
+    # Services that do not answer.
+    CLUSTER_AWAY = _Row(_NETWORK, True, _ADMIN, "The cluster does not answer at the moment")
+    DATABASE_AWAY = _Row(_NETWORK, True, _ADMIN, "The platform's database does not answer")
+    STORE_AWAY = _Row(_NETWORK, True, _ADMIN, "The platform's configuration store does not answer")
+    # Rights.
+    CLUSTER_REFUSES_ACCESS = _Row(
+        _RIGHTS, False, _ADMIN,
+        "The platform lacks a right it needs for labs. The administrator must correct its access.",
+    )  # fmt: skip
+    CLUSTER_ACCESS_MISSING = _Row(
+        _RIGHTS, False, _ADMIN,
+        "The platform has no access to the cluster; the administrator must mount a ServiceAccount token"
+        " or set KUBECONFIG_OBJECT.",
+    )  # fmt: skip
+    KUBECONFIG_INVALID = _Row(
+        _RIGHTS, False, _ADMIN,
+        "The platform's kubeconfig cannot be used; the administrator must correct it.",
+    )  # fmt: skip
+    CERTIFICATES_INVALID = _Row(
+        _RIGHTS, False, _ADMIN,
+        "The platform's certificates for the cluster cannot be used; the administrator must correct its"
+        " access.",
+    )  # fmt: skip
+    DATABASE_REFUSES = _Row(
+        _RIGHTS, False, _ADMIN,
+        "The platform's database refuses what the job wants to write; the administrator must correct its"
+        " tables or rights.",
+    )  # fmt: skip
+    STORE_REFUSES_ACCESS = _Row(
+        _RIGHTS, False, _ADMIN,
+        "The platform may not read its configuration {key}; the administrator must correct the access.",
+    )  # fmt: skip
+    # Templates, settings and what else the platform itself got wrong.
+    CONFIGURATION_MISSING = _Row(
+        _INVALID, False, _ADMIN,
+        "The platform's configuration {key} is missing; the administrator must upload it.",
+    )  # fmt: skip
+    TEMPLATE_INVALID = _Row(
+        _INVALID, False, _ADMIN,
+        "The platform's description of labs has an error; the administrator must correct it.",
+    )  # fmt: skip
+    NAME_TAKEN = _Row(
+        _INVALID, False, _ADMIN,
+        "The name of this lab's objects is taken by something else in the cluster. The administrator must"
+        " remove it.",
+    )  # fmt: skip
+    CLUSTER_REFUSES_LAB = _Row(
+        _INVALID, False, _ADMIN,
+        "The cluster refuses this lab as it is described. The teacher or the administrator must correct"
+        " the lab's settings.",
+    )  # fmt: skip
+    INTERNAL_ERROR = _Row(
+        _INVALID, False, _ADMIN,
+        "The platform made an error of its own; the administrator must look at it.",
+    )  # fmt: skip
+    CONTAINER_CRASHED = _Row(
+        _INVALID, False, _ADMIN,
+        "The platform failed several times at this request; the administrator must look at it.",
+    )  # fmt: skip
+    # The request.
+    RESOURCES_TOO_LARGE = _Row(
+        _INVALID, False, _TEACHER,
+        "The lab asks for {name} {asked}; at most {most} is allowed. The teacher must correct the lab's"
+        " settings.",
+    )  # fmt: skip
+    REQUEST_INVALID = _Row(
+        _INVALID, False, _ADMIN,
+        "The request for this lab is not valid: {problem}. Whoever sent it must correct it.",
+    )  # fmt: skip
+    FOLLOW_UP_UNSUPPORTED = _Row(
+        _INVALID, False, _ADMIN,
+        "The request for this lab asks for {unsupported}, which is not supported. Whoever sent it must"
+        " publish the follow-up task itself.",
+    )  # fmt: skip
+    WRONG_POD = _Row(
+        _INVALID, False, _ADMIN,
+        "Pod {pod} does not belong to lab {lab_instance_id}; nothing was deleted.",
+    )  # fmt: skip
+    MESSAGE_UNREADABLE = _Row(_INVALID, False, _ADMIN, "{problem}")
+    #: Retried, because the message may be ahead of the backend's commit.
+    LAB_UNKNOWN = _Row(_INVALID, True, _ADMIN, "Lab {lab_instance_id} is not in the database")
+    # Not begun.
+    CANCELLED = _Row(_INVALID, False, _NOBODY, "The task was cancelled.")
+    EXPIRED = _Row(
+        _ROOM, False, _NOBODY,
+        "The request ran out before it could be performed. Please send it again.",
+    )  # fmt: skip
 
-#: Words of a registry or of DNS after which no other pull will do better.
-_PULL_IS_HOPELESS = ("not found", "denied", "unauthorized", "forbidden", "does not exist", "no such host")
+    @property
+    def cause(self) -> str:
+        """The row's name as ledger, notifications and log write it."""
+        return self.name.lower()
+
+    @property
+    def category(self) -> Category:
+        """The category of the specification."""
+        return self.value.category
+
+    @property
+    def retry(self) -> bool:
+        """True: another attempt may succeed."""
+        return self.value.retry
+
+    @property
+    def told(self) -> Audience:
+        """Who is told once it is final."""
+        return self.value.told
+
+    def error(self, *, evidence: str = "", **values: Any) -> JobError:
+        """Return the error to raise; `values` fill the sentence."""
+        sentence = self.value.sentence.format(**values)
+        if self.retry:
+            return TransientError(self, sentence + _AGAIN, evidence=evidence)
+        return PermanentError(self, sentence, evidence=evidence)
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why a container is not running: the kubelet's reason and message."""
-
-    reason: str
-    message: str
-
-
-def waiting_containers(pod: dict[str, Any]) -> Iterator[Waiting]:
-    """Yield the waiting states of a Pod's containers."""
-    status = pod.get("status", {})
-    for container in status.get("initContainerStatuses", []) + status.get("containerStatuses", []):
-        if waiting := container.get("state", {}).get("waiting"):
-            yield Waiting(waiting.get("reason", ""), waiting.get("message", ""))
-
-
-def fatal_pod_error(pod: dict[str, Any], image: str) -> JobError | None:
-    """Return the error of a Pod that is not worth waiting for, or None while it still is."""
-    for waiting in waiting_containers(pod):
-        if error := _waiting_error(waiting, image):
-            return error
-    status = pod.get("status", {})
-    if status.get("phase") not in ("Failed", "Succeeded"):
-        return None
-    evidence = f"phase {status['phase']} {status.get('reason', '')} {status.get('message', '')}"
-    if status.get("reason"):  # Evicted, OutOfcpu, NodeShutdown: the node's doing, not the program's
-        return TransientError(
-            Category.TEMPORARY_RESOURCE_ERROR,
-            "The server had no room for this lab; it is tried again by itself.",
-            evidence=evidence,
-        )
-    sentence = _FATAL_WAITING["CrashLoopBackOff"][1].format(image=image)
-    return PermanentError(_IMAGE, sentence, evidence=evidence)
-
-
-def _waiting_error(waiting: Waiting, image: str) -> JobError | None:
-    evidence = f"{waiting.reason}: {waiting.message}"
-    message = waiting.message.lower()
-    if waiting.reason in ("ErrImagePull", "ImagePullBackOff"):
-        if any(word in message for word in _PULL_IS_HOPELESS):
-            category, sentence = _FATAL_WAITING["ImagePullBackOff"]
-            return PermanentError(category, sentence.format(image=image), evidence=evidence)
-        if waiting.reason == "ErrImagePull":
-            return None  # the kubelet tries once more by itself
-        return TransientError(
-            Category.TEMPORARY_NETWORK_ERROR,
-            f'The server of the image "{image}" does not answer; the lab is tried again by itself.',
-            evidence=evidence,
-        )
-    if waiting.reason not in _FATAL_WAITING or "deadline exceeded" in message:
-        return None
-    category, sentence = _FATAL_WAITING[waiting.reason]
-    return PermanentError(category, sentence.format(image=image), evidence=evidence)
-
-
-def not_ready_error(pod: dict[str, Any], image: str, waited_s: float) -> JobError:
-    """Return the error of a Pod that was not Ready in time, by what was seen last."""
-    conditions = {c["type"]: c for c in pod.get("status", {}).get("conditions", [])}
-    scheduled = conditions.get("PodScheduled", {})
-    last = "; ".join(f"{w.reason}: {w.message}" for w in waiting_containers(pod))
-    if scheduled.get("status") == "False":
-        return TransientError(
-            Category.TEMPORARY_RESOURCE_ERROR,
-            "There is no free place for this lab at the moment; it is tried again by itself.",
-            evidence=f"after {waited_s:.0f} s: {scheduled.get('reason')}: {scheduled.get('message')}",
-        )
-    if last or not any(_is_running(status) for status in pod.get("status", {}).get("containerStatuses", [])):
-        return TransientError(
-            Category.TEMPORARY_RESOURCE_ERROR,
-            "The lab takes longer than usual to start; it is tried again by itself.",
-            evidence=f"after {waited_s:.0f} s: {last or 'no container runs'}",
-        )
-    return PermanentError(
-        _IMAGE,
-        f'The program in the image "{image}" of this lab runs but does not answer.'
-        " The teacher must correct the image.",
-        evidence=f"not Ready after {waited_s:.0f} s",
-    )
-
-
-def _is_running(container_status: dict[str, Any]) -> bool:
-    return "running" in container_status.get("state", {})
-
-
-def api_error(error: ApiError | ApiUnavailable) -> JobError:
-    """Return the job's error for one of the API server."""
-    if isinstance(error, ApiUnavailable):
-        return TransientError(
-            Category.TEMPORARY_NETWORK_ERROR,
-            "The cluster does not answer at the moment; the lab is tried again by itself.",
-            evidence=str(error),
-        )
-    if error.status == 403 and "exceeded quota" in error.message:
-        return TransientError(
-            Category.TEMPORARY_RESOURCE_ERROR,
-            "All places for labs are taken at the moment; the lab is tried again by itself.",
-            evidence=str(error),
-        )
-    if error.status == 409:
-        return TransientError(
-            Category.TEMPORARY_RESOURCE_ERROR,
-            "The lab's objects were changed by somebody else meanwhile; it is tried again by itself.",
-            evidence=str(error),
-        )
-    # RBAC writes "cannot"; admission (Pod Security, policies, limits) names what it objects to.
-    if error.status == 401 or (error.status == 403 and " cannot " in error.message):
-        return PermanentError(
-            Category.PERMANENT_PERMISSION_ERROR,
-            "The platform lacks a right it needs for labs. The administrator must correct its access.",
-            evidence=str(error),
-        )
-    return PermanentError(
-        _INVALID,
-        "The cluster refuses this lab as it is described. The teacher or the administrator must"
-        " correct the lab's settings.",
-        evidence=str(error),
-    )
+def given_up(error: TransientError, attempts: int) -> PermanentError:
+    """Return the error of a task that failed in its last attempt: nothing is tried again by itself."""
+    times = "once" if attempts == 1 else f"{attempts} times"
+    ending = f". It was tried {times}. Please start it again later; the administrator must look at it."
+    sentence = error.sentence.removesuffix(_AGAIN) + ending
+    return PermanentError(error.failure, sentence, evidence=error.evidence)

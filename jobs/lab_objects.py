@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from jobs import failures, naming
+from jobs import classification, naming, steps
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
-from jobs.errors import Category, PermanentError, TransientError
+from jobs.failures import Failure
 from jobs.manifests import LabManifests
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until deleted objects must be gone: twice what a Pod's default grace period takes.
 GONE_TIMEOUT_S = 60.0
+#: Seconds between looks at whether the lab is still wanted.
+_MEANWHILE_S = 3.0
 #: Seconds between watches that end early.
 _WATCH_PAUSE_S = 0.3
 
@@ -53,20 +55,25 @@ class LabObjects:
         self._ensure_one(lab_instance_id, _owned(manifests.network_policy, owner), deadline)
         return pod, service
 
-    def wait_ready(self, pod: Manifest, image: str, *, timeout_s: float) -> None:
-        """Return as soon as the Pod is Ready.
+    def wait_ready(
+        self, pod: Manifest, image: str, *, timeout_s: float, meanwhile: Callable[[], None]
+    ) -> None:
+        """Return as soon as the Pod is Ready; `meanwhile` is called every few seconds and may raise.
 
         Raises:
             LabGone: the Pod was deleted.
             JobError: it can never be Ready, or was not in time.
         """
-        seen = pod
-        for seen in self._states(pod, time.monotonic() + timeout_s):
-            if _is_ready(seen):
-                return
-            if error := failures.fatal_pod_error(seen, image):
-                raise error
-        raise failures.not_ready_error(seen, image, timeout_s)
+        newest, deadline = pod, time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for seen in self._states(newest, min(deadline, time.monotonic() + _MEANWHILE_S)):
+                if _is_ready(seen):
+                    return
+                if error := classification.pod_failure(seen, image):
+                    raise error
+                newest = seen
+            meanwhile()
+        raise classification.not_ready(newest, image, timeout_s)
 
     def find(self, lab_instance_id: int) -> list[Manifest]:
         """Return everything in the cluster that carries the lab's labels."""
@@ -102,21 +109,14 @@ class LabObjects:
                     pass
             except LabGone:
                 continue
-            raise TransientError(
-                Category.TEMPORARY_RESOURCE_ERROR,
-                "The lab takes longer than usual to stop; it is tried again by itself.",
-                evidence=f"still there: {item['kind']} {item['metadata']['name']}",
-            )
+            raise Failure.SLOW_STOP.error(evidence=f"still there: {item['kind']} {item['metadata']['name']}")
 
     def _ensure_one(self, lab_instance_id: int, manifest: Manifest, deadline: float) -> Manifest:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         while existing := self._get(kind, name):
             if not naming.belongs_to_lab(existing, lab_instance_id):
-                raise PermanentError(
-                    Category.PERMANENT_INVALID_REQUEST,
-                    "The name of this lab's objects is taken by something else in the cluster."
-                    " The administrator must remove it.",
-                    evidence=f"{kind} {name} is not managed by {naming.MANAGED_BY}",
+                raise Failure.NAME_TAKEN.error(
+                    evidence=f"{kind} {name} is not managed by {naming.MANAGED_BY}"
                 )
             if _same(existing, manifest) and not _is_over(existing):
                 logger.info("%s adopted", kind, extra={"action": "object_adopted", "object": name})
@@ -127,6 +127,7 @@ class LabObjects:
         with _job_errors():
             applied = self._cluster.apply(f"{self._collections[kind]}/{name}", manifest)
         logger.info("%s applied", kind, extra={"action": "object_applied", "object": name})
+        steps.reached(f"{kind} applied")
         return applied
 
     def _get(self, kind: str, name: str) -> Manifest | None:
@@ -139,6 +140,7 @@ class LabObjects:
         with _job_errors():
             self._cluster.delete(f"{self._collections[kind]}/{name}", uid=uid, grace_s=grace_s)
         logger.info("%s deleted", kind, extra={"action": "object_deleted", "object": name})
+        steps.reached(f"{kind} deleted")
 
     def _states(self, item: Manifest, deadline: float) -> Iterator[Manifest]:
         """Yield an object as it is and each time it changes, until the deadline; LabGone ends it too.
@@ -182,7 +184,7 @@ def _job_errors() -> Iterator[None]:
     try:
         yield
     except (ApiError, ApiUnavailable) as exc:
-        raise failures.api_error(exc) from exc
+        raise classification.api_failure(exc) from exc
 
 
 def _owned(manifest: Manifest, owner: Manifest) -> Manifest:

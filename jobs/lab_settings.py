@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dispatcher.tasks import CreateLabPod
-from jobs.errors import Category, PermanentError
+from jobs.failures import Failure
 from jobs.quantities import parse_quantity, share_of_cpu, share_of_memory
 from jobs.templates import parse_documents, template_error
 
@@ -36,24 +36,20 @@ class LabSettings:
     connection_url: str = "http://{cluster_ip}:{port}/"
 
     def check_image(self, image: str) -> None:
-        """Raise PermanentError for an image that is on no list."""
+        """Raise JobError for an image that is on no list."""
         if not any(fnmatch.fnmatchcase(image, pattern) for pattern in self.allowed_images):
-            raise PermanentError(
-                Category.PERMANENT_IMAGE_ERROR,
-                f'The image "{image}" is not one that labs may use. The teacher must choose an'
-                f" allowed image ({', '.join(self.allowed_images)}).",
-                evidence="allowed_images",
-            )
+            allowed = ", ".join(self.allowed_images)
+            raise Failure.IMAGE_NOT_ALLOWED.error(image=image, allowed=allowed, evidence="allowed_images")
 
     def resource_values(self, payload: CreateLabPod) -> dict[str, str]:
         """Return the template values for a lab's limits and requests."""
         limits = self.default_resources | payload.resources
         for name in RESOURCES:
             if parse_quantity(limits[name]) > parse_quantity(self.max_resources[name]):
-                raise PermanentError(
-                    Category.PERMANENT_INVALID_REQUEST,
-                    f"The lab asks for {name} {limits[name]}; at most {self.max_resources[name]} is"
-                    " allowed. The teacher must correct the lab's settings.",
+                raise Failure.RESOURCES_TOO_LARGE.error(
+                    name=name,
+                    asked=limits[name],
+                    most=self.max_resources[name],
                     evidence=f"max_resources.{name}",
                 )
         return {
@@ -66,7 +62,7 @@ class LabSettings:
 
 
 def parse_settings(name: str, content: bytes) -> LabSettings:
-    """Return the settings, or raise PermanentError naming the key that is wrong."""
+    """Return the settings, or raise JobError naming the key that is wrong."""
     document = parse_documents(name, content)[0]
     known = {f.name: f for f in fields(LabSettings)}
     if unknown := sorted(map(str, set(document) - set(known))):

@@ -20,7 +20,8 @@ import psycopg2.errors
 import psycopg2.extensions
 
 from dispatcher.task_lock import lock_task
-from jobs.errors import Category, JobError, PermanentError, TransientError
+from jobs.errors import JobError
+from jobs.failures import Failure
 from jobs.retry import through_blips
 from jobs.usage import usage
 
@@ -66,6 +67,8 @@ class Ending:
     outcome: str
     error_category: str | None = None
     error_message: str | None = None
+    #: As jobs.failures.Failure.cause.
+    cause: str | None = None
     #: For operators.
     evidence: str = ""
     #: What a success gives to whoever waits for the task.
@@ -74,7 +77,9 @@ class Ending:
     @classmethod
     def of_error(cls, outcome: str, error: JobError) -> Ending:
         """Return the ending of a run that an error ended."""
-        return cls(outcome, error.category.value, error.sentence, error.evidence)
+        return cls(
+            outcome, error.category.value, error.sentence, cause=error.failure.cause, evidence=error.evidence
+        )
 
 
 @dataclass(slots=True)
@@ -128,6 +133,15 @@ class LabStore:
         """
         return self._at_once(lambda cursor: _insert_started(cursor, record))
 
+    def is_cancelled(self, task_id: str) -> bool:
+        """Tell whether a task is not to be performed any more. One round trip."""
+
+        def ask(cursor: Cursor) -> bool:
+            cursor.execute("SELECT FROM task_cancellations WHERE task_id = %s", (task_id,))
+            return cursor.rowcount == 1
+
+        return self._at_once(ask)
+
     def mark_running(
         self, record: TaskRunRecord, lab_instance_id: int, *, pod_name: str, connection_url: str
     ) -> bool:
@@ -142,8 +156,9 @@ class LabStore:
                 "UPDATE lab_instances SET status = 'RUNNING', k8s_pod_name = %s, connection_url = %s,"
                 " celery_task_id = coalesce(celery_task_id, %s), started_at = now(), updated_at = now(),"
                 " error_category = NULL, error_message = NULL"
-                " WHERE id = %s AND status = 'PENDING' AND stop_requested_at IS NULL",
-                (pod_name, connection_url, record.task_id, lab_instance_id),
+                " WHERE id = %s AND status = 'PENDING' AND stop_requested_at IS NULL"
+                " AND NOT EXISTS (SELECT FROM task_cancellations WHERE task_id = %s)",
+                (pod_name, connection_url, record.task_id, lab_instance_id, record.task_id),
             )
             if cursor.rowcount == 1:
                 lab = Lab("RUNNING", False, pod_name, connection_url)
@@ -273,18 +288,10 @@ class LabStore:
         try:
             return through_blips(once, on=_LOST, within_s=BLIP_S, what="database transaction")
         except _LOST as exc:
-            raise TransientError(
-                Category.TEMPORARY_NETWORK_ERROR,
-                "The platform's database does not answer; the lab is tried again by itself.",
-                evidence=str(exc).strip(),
-            ) from exc
+            raise Failure.DATABASE_AWAY.error(evidence=str(exc).strip()) from exc
         except psycopg2.Error as exc:
-            raise PermanentError(
-                Category.PERMANENT_PERMISSION_ERROR,
-                "The platform's database refuses what the job wants to write; the administrator must"
-                " correct its tables or rights.",
-                evidence=f"{type(exc).__name__}: {exc}".strip(),
-            ) from exc
+            evidence = f"{type(exc).__name__}: {exc}".strip()
+            raise Failure.DATABASE_REFUSES.error(evidence=evidence) from exc
 
     def _open(self) -> psycopg2.extensions.connection:
         if self._connection is None or self._connection.closed:
@@ -359,6 +366,8 @@ def _insert_started(cursor: Cursor, record: TaskRunRecord) -> bool:
 
 def _write_ending(cursor: Cursor, record: TaskRunRecord, ending: Ending) -> None:
     details = record.details | {"usage": usage()}
+    if ending.cause:
+        details["cause"] = ending.cause
     if ending.evidence:
         details["evidence"] = ending.evidence
     if ending.result is not None:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 
-from jobs.errors import Category, PermanentError, TransientError
+from jobs.failures import Failure
 from jobs.settings import StoreSettings
 
 _REGION = "us-east-1"  # MinIO's default; AWS needs the bucket's own
@@ -55,27 +55,14 @@ class ObjectStore:
         try:
             response = self._pool.request("GET", url, headers=self._signed_headers(path))
         except urllib3.exceptions.HTTPError as exc:
-            raise TransientError(
-                Category.TEMPORARY_NETWORK_ERROR,
-                "The platform's configuration store does not answer; the lab is tried again by itself.",
-                evidence=f"GET {key}: {exc}",
-            ) from exc
+            raise Failure.STORE_AWAY.error(evidence=f"GET {key}: {exc}") from exc
         if response.status == 200:
             version = response.headers.get("x-amz-version-id") or response.headers.get("etag", "")
             return StoredObject(response.data, version.strip('"'))
         evidence = f"GET {key}: {response.status} {response.data[:200].decode(errors='replace')}"
         if response.status in (403, 401):
-            raise PermanentError(
-                Category.PERMANENT_PERMISSION_ERROR,
-                f"The platform may not read its configuration {key};"
-                " the administrator must correct the access.",
-                evidence=evidence,
-            )
-        raise PermanentError(
-            Category.PERMANENT_INVALID_REQUEST,
-            f"The platform's configuration {key} is missing; the administrator must upload it.",
-            evidence=evidence,
-        )
+            raise Failure.STORE_REFUSES_ACCESS.error(key=key, evidence=evidence)
+        raise Failure.CONFIGURATION_MISSING.error(key=key, evidence=evidence)
 
     def _signed_headers(self, path: str) -> dict[str, str]:
         now = datetime.now(timezone.utc)

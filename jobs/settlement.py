@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher import ladder, message, tasks, topology
 from dispatcher.message import TaskMessage
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery
+from jobs.errors import JobError
+from jobs.labs import TaskRunRecord
 from jobs.settings import JobSettings, RetrySettings
 
 #: Seconds; a lab that has no room yet is looked at this often at least.
@@ -39,14 +42,29 @@ def publish_delayed(publisher: Publisher, task: TaskMessage, delay_s: float) -> 
 
 
 def publish_dead_letter(
-    publisher: Publisher, settings: JobSettings, delivery: Delivery, *, reason: str, category: str
+    publisher: Publisher,
+    settings: JobSettings,
+    delivery: Delivery,
+    *,
+    record: TaskRunRecord,
+    task: TaskMessage,
+    error: JobError,
 ) -> None:
-    """Put the message, unchanged but for headers that say why, into the dead-letter queue."""
+    """Put the message, unchanged but for headers that tell its story, into the dead-letter queue."""
     original = delivery.properties
     routing_key = ladder.plain_routing_key(delivery.routing_key)
+    last_error = str(error)[:_SHORT]
     why: dict[str, Any] = {
-        "x-autolabs-reason": reason[:_SHORT],
-        "x-autolabs-category": category,
+        "x-autolabs-reason": last_error,
+        "x-autolabs-category": error.category.value,
+        "x-autolabs-cause": error.failure.cause,
+        "x-autolabs-task-id": record.task_id or None,
+        "x-autolabs-task": record.task_name or None,
+        "x-autolabs-lab-instance-id": record.lab_instance_id,
+        "x-autolabs-attempts": record.attempt,
+        "x-autolabs-first-error": task.first_error or last_error,
+        "x-autolabs-last-error": last_error,
+        "x-autolabs-dead-at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "x-autolabs-queue": settings.queue,
         "x-autolabs-routing-key": routing_key,
         "x-autolabs-job": settings.job_name,

@@ -12,14 +12,15 @@ from typing import Any
 
 import yaml
 
-from jobs.errors import Category, PermanentError
+from jobs.errors import JobError
+from jobs.failures import Failure
 
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse_documents(name: str, content: bytes) -> list[dict[str, Any]]:
-    """Return the YAML documents of a template. Raises PermanentError if it does not parse."""
+    """Return the YAML documents of a template. Raises JobError if it does not parse."""
     try:
         documents = [document for document in yaml.load_all(content, Loader=_Loader) if document]
     except yaml.YAMLError as exc:
@@ -48,10 +49,6 @@ def fill(name: str, tree: Any, values: Mapping[str, str]) -> Any:
     return _PLACEHOLDER.sub(value_of, tree)
 
 
-def template_error(name: str, problem: str) -> PermanentError:
+def template_error(name: str, problem: str) -> JobError:
     """Return the error for a template that its administrator must correct."""
-    return PermanentError(
-        Category.PERMANENT_INVALID_REQUEST,
-        "The platform's description of labs has an error; the administrator must correct it.",
-        evidence=f"{name} {problem}",
-    )
+    return Failure.TEMPLATE_INVALID.error(evidence=f"{name} {problem}")

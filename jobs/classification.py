@@ -1,0 +1,120 @@
+"""Which failure a Pod, or an answer of the API server, is; None while a Pod is still worth waiting for.
+
+Container waiting reasons are the kubelet's (pkg/kubelet/images/types.go and
+pkg/kubelet/container/sync_result.go); API statuses are those of
+https://kubernetes.io/docs/reference/using-api/api-concepts/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.cluster import ApiError, ApiUnavailable
+from jobs.errors import JobError
+from jobs.failures import Failure
+
+#: Waiting reasons that time does not heal.
+FATAL_WAITING: dict[str, Failure] = {
+    "InvalidImageName": Failure.IMAGE_NAME_INVALID,
+    "ErrImageNeverPull": Failure.IMAGE_NOT_ON_SERVER,
+    "CrashLoopBackOff": Failure.PROGRAM_ENDS,
+    "RunContainerError": Failure.PROGRAM_NOT_STARTED,
+    "CreateContainerError": Failure.CONTAINER_NOT_CREATED,
+    "CreateContainerConfigError": Failure.CONTAINER_NOT_ALLOWED,
+}
+#: Words of a registry or of DNS after which no other pull will do better.
+_PULL_IS_HOPELESS = ("not found", "denied", "unauthorized", "forbidden", "does not exist", "no such host")
+#: Admission (Pod Security, policies, limits) answers 403 too, and names what it objects to.
+_RBAC_SAYS_NO = re.compile(r'User ".*" cannot \w+ resource')
+#: What the scheduler writes about each node that lacks cpu, memory, storage or places for pods.
+_LACKS_ROOM = ("insufficient", "too many pods")
+
+
+def container_statuses(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the states of a Pod's containers, those that run before the others first."""
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+
+
+def pod_failure(pod: dict[str, Any], image: str) -> JobError | None:
+    """Return the error of a Pod that is not worth waiting for, or None while it still is."""
+    for container in container_statuses(pod):
+        if error := _container_failure(container, image):
+            return error
+    status = pod.get("status", {})
+    if status.get("phase") not in ("Failed", "Succeeded"):
+        return None
+    evidence = f"phase {status['phase']} {status.get('reason', '')} {status.get('message', '')}"
+    if status.get("reason"):  # Evicted, OutOfcpu, NodeShutdown: the node's doing, not the program's
+        return Failure.NODE_ENDED_IT.error(evidence=evidence)
+    return _ended(container_statuses(pod)).error(image=image, evidence=evidence)
+
+
+def _ended(containers: list[dict[str, Any]]) -> Failure:
+    return Failure.OUT_OF_MEMORY if any(map(_ran_out_of_memory, containers)) else Failure.PROGRAM_ENDS
+
+
+def _ran_out_of_memory(container: dict[str, Any]) -> bool:
+    states = (container.get("state", {}), container.get("lastState", {}))
+    return any(state.get("terminated", {}).get("reason") == "OOMKilled" for state in states)
+
+
+def _container_failure(container: dict[str, Any], image: str) -> JobError | None:
+    waiting = container.get("state", {}).get("waiting")
+    if not waiting:
+        return None
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    evidence = f"{reason}: {message}"
+    if reason in ("ErrImagePull", "ImagePullBackOff"):
+        if any(word in message.lower() for word in _PULL_IS_HOPELESS):
+            return Failure.IMAGE_NOT_LOADABLE.error(image=image, evidence=evidence)
+        if reason == "ErrImagePull":
+            return None  # the kubelet tries once more by itself
+        return Failure.REGISTRY_AWAY.error(image=image, evidence=evidence)
+    if reason not in FATAL_WAITING or "deadline exceeded" in message.lower():
+        return None
+    failure = FATAL_WAITING[reason]
+    return (_ended([container]) if failure is Failure.PROGRAM_ENDS else failure).error(
+        image=image, evidence=evidence
+    )
+
+
+def _waiting(pod: dict[str, Any]) -> Iterator[str]:
+    for container in container_statuses(pod):
+        if waiting := container.get("state", {}).get("waiting"):
+            yield f"{waiting.get('reason', '')}: {waiting.get('message', '')}"
+
+
+def not_ready(pod: dict[str, Any], image: str, waited_s: float) -> JobError:
+    """Return the error of a Pod that was not Ready in time, by what was seen last."""
+    conditions = {c["type"]: c for c in pod.get("status", {}).get("conditions", [])}
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        said = str(scheduled.get("message"))
+        lacks_room = any(words in said.lower() for words in _LACKS_ROOM)
+        failure = Failure.NO_ROOM if lacks_room else Failure.NO_FITTING_SERVER
+        return failure.error(evidence=f"after {waited_s:.0f} s: {scheduled.get('reason')}: {said}")
+    waiting = "; ".join(_waiting(pod))
+    runs = any("running" in container.get("state", {}) for container in container_statuses(pod))
+    if waiting or not runs:
+        return Failure.SLOW_START.error(evidence=f"after {waited_s:.0f} s: {waiting or 'no container runs'}")
+    return Failure.DOES_NOT_ANSWER.error(image=image, evidence=f"not Ready after {waited_s:.0f} s")
+
+
+def api_failure(error: ApiError | ApiUnavailable) -> JobError:
+    """Return the job's error for one of the API server."""
+    return _api_failure(error).error(evidence=str(error))
+
+
+def _api_failure(error: ApiError | ApiUnavailable) -> Failure:
+    if isinstance(error, ApiUnavailable):
+        return Failure.CLUSTER_AWAY
+    if error.status == 403 and "exceeded quota" in error.message:
+        return Failure.QUOTA_EXCEEDED
+    if error.status == 409:
+        return Failure.CHANGED_MEANWHILE
+    if error.status == 401 or (error.status == 403 and _RBAC_SAYS_NO.search(error.message)):
+        return Failure.CLUSTER_REFUSES_ACCESS
+    return Failure.CLUSTER_REFUSES_LAB

@@ -1,0 +1,160 @@
+"""What becomes of a task that failed: another attempt, a FAILED lab, the dead-letter queue.
+
+The message may be acknowledged only when `settle_failure` says so: what it could not record, or not
+publish, another container has to.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import replace
+
+from dispatcher import tasks
+from dispatcher.errors import PublishError
+from dispatcher.message import TaskMessage, next_attempt
+from dispatcher.publisher import Publisher
+from jobs.consumer import Delivery
+from jobs.context import TaskContext
+from jobs.create_lab import cancel_create, fail_create
+from jobs.errors import JobError, TransientError
+from jobs.failures import Failure, given_up
+from jobs.labs import Ending, TaskRunRecord
+from jobs.settings import JobSettings
+from jobs.settlement import publish_dead_letter, publish_delayed, retry_delay_s
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between tries to settle a failure while the database or the cluster is away.
+COME_BACK_S = 80
+
+#: Not performed, though nothing is wrong with it.
+_REVOKED = {Failure.CANCELLED, Failure.EXPIRED}
+#: What even a create leaves in the dead-letter queue: somebody has to look at the message itself. One that
+#: is given up after several attempts is kept as well, since it can be requeued.
+_KEPT = {Failure.REQUEST_INVALID, Failure.FOLLOW_UP_UNSUPPORTED, Failure.INTERNAL_ERROR}
+
+
+def settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, error: JobError) -> bool:
+    """Record the failure and what follows from it; False: give the message back."""
+    try:
+        # A task without a routing key cannot come back.
+        comes_back = task.name in tasks.ROUTING_KEYS
+        if isinstance(error, TransientError):
+            if comes_back and task.retries < context.settings.retry.max_retries:
+                return _retry(context, task, error)
+            error = given_up(error, task.retries + 1)
+        keep = _is_kept(task, error.failure)
+        try:
+            _record_failure(context, task, error, keep=keep)
+        except JobError as unsettled:
+            recorded = context.record.ending is not None
+            if isinstance(unsettled, TransientError) and comes_back:
+                # Once it is recorded only objects are left to do, and the next run finds nothing to keep.
+                kept = not (recorded and keep) or _keep(context, delivery, task, error)
+                return kept and _come_back(context, task, unsettled)
+            extra = {"action": "ledger_missed", "cause": unsettled.failure.cause}
+            logger.error("failure is not recorded, or its objects are left: %s", unsettled, extra=extra)
+            context.record.ending = Ending.of_error("dead_lettered", error)
+            keep = True
+        _log_end(error)
+    except PublishError as exc:
+        logger.error("retry was not confirmed: %s", exc, extra={"action": "given_back"})
+        return False
+    return not keep or _keep(context, delivery, task, error)
+
+
+def _is_kept(task: TaskMessage, failure: Failure) -> bool:
+    if failure in _REVOKED or failure is Failure.CONTAINER_CRASHED:  # which is there already
+        return False
+    # A create has its lab to say why it failed; for everything else the dead-letter queue says it.
+    return task.name != tasks.CREATE_LAB_POD or failure.retry or failure in _KEPT
+
+
+def _log_end(error: JobError) -> None:
+    extra = {
+        "action": "failed",
+        "error_category": error.category.value,
+        "cause": error.failure.cause,
+        "evidence": error.evidence,
+    }
+    if error.failure in _REVOKED:
+        logger.info("task is not performed: %s", error.sentence, extra={**extra, "action": "revoked"})
+        return
+    logger.error("task failed: %s", error.sentence, extra=extra)
+
+
+def _record_failure(context: TaskContext, task: TaskMessage, error: JobError, *, keep: bool) -> None:
+    create = task.name == tasks.CREATE_LAB_POD
+    lab_instance_id = context.record.lab_instance_id
+    if error.failure is Failure.CANCELLED:
+        if create and lab_instance_id is not None:
+            cancel_create(context, lab_instance_id)
+        else:
+            # Nobody has to act, so there is no category.
+            context.labs.record(context.record, Ending("revoked", error_message=error.sentence))
+        return
+    revoked = error.failure is Failure.EXPIRED
+    outcome = "revoked" if revoked else "dead_lettered" if keep else "failed"
+    if create:
+        fail_create(context, error, outcome=outcome)
+    else:
+        context.labs.record(context.record, Ending.of_error(outcome, error))
+
+
+def _come_back(context: TaskContext, task: TaskMessage, why: TransientError) -> bool:
+    """Publish a failed task again, as often as it takes: its lab must learn of the failure."""
+    publish_delayed(context.publisher, replace(task, eta=None), random.uniform(0.5, 1.0) * COME_BACK_S)
+    # What is not recorded yet; after a failure that is, only the lab's objects are left to do.
+    context.record.ending = context.record.ending or Ending.of_error("retried", why)
+    extra = {"action": "comes_back", "cause": why.failure.cause, "evidence": why.evidence}
+    logger.error("failure cannot be settled now, the task comes back: %s", why.sentence, extra=extra)
+    return True
+
+
+def _retry(context: TaskContext, task: TaskMessage, error: TransientError) -> bool:
+    delay_s = retry_delay_s(context.settings.retry, task.retries)
+    publish_delayed(context.publisher, next_attempt(task, error=str(error)), delay_s)
+    extra = {
+        "action": "retried",
+        "delay_s": round(delay_s, 1),
+        "error_category": error.category.value,
+        "cause": error.failure.cause,
+        "evidence": error.evidence,
+    }
+    logger.warning("task is tried again later: %s", error.sentence, extra=extra)
+    context.record.details["retry_delay_s"] = round(delay_s, 1)
+    ending = Ending.of_error("retried", error)
+    try:
+        context.labs.record(context.record, ending)
+    except JobError as exc:
+        context.record.ending = ending
+        logger.warning("retry is not in the ledger: %s", exc, extra={"action": "ledger_missed"})
+    return True
+
+
+def _keep(context: TaskContext, delivery: Delivery, task: TaskMessage, error: JobError) -> bool:
+    return dead_letter(context.publisher, context.settings, delivery, context.record, task, error)
+
+
+def dead_letter(
+    publisher: Publisher,
+    settings: JobSettings,
+    delivery: Delivery,
+    record: TaskRunRecord,
+    task: TaskMessage,
+    error: JobError,
+) -> bool:
+    """Put the message into the dead-letter queue with its story; False: the broker did not confirm it."""
+    try:
+        publish_dead_letter(publisher, settings, delivery, record=record, task=task, error=error)
+    except PublishError as exc:
+        logger.error("dead letter was not confirmed: %s", exc, extra={"action": "given_back"})
+        return False
+    extra = {
+        "action": "dead_lettered",
+        "error_category": error.category.value,
+        "cause": error.failure.cause,
+    }
+    logger.error("message is in the dead-letter queue: %s", error, extra=extra)
+    return True
