@@ -1,0 +1,100 @@
+"""Fixtures of a vhost, a database, a bucket and a namespace of a module's own, on the real servers.
+
+`own_platform.containers` runs job containers against all four.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dispatcher.database import upgrade
+from jobs.configs import DEFAULTS, SETTINGS, upload_defaults
+from jobs.lab_settings import LabSettings, parse_settings
+from tests.support.container import Containers
+from tests.support.own_namespace import KUBECONFIG_OBJECT, OwnNamespace
+from tests.support.postgres import Database, Server
+from tests.support.rabbitmq import Broker
+from tests.support.store import Bucket
+
+
+def default_settings(**changes: object) -> bytes:
+    """Return the settings object of a fresh platform, with $LAB_IMAGE allowed and these keys changed."""
+    content = yaml.safe_load((DEFAULTS / SETTINGS).read_bytes())
+    content["allowed_images"] = [*content["allowed_images"], os.environ["LAB_IMAGE"]]
+    return yaml.safe_dump(content | changes).encode()
+
+
+@dataclass
+class OwnPlatform:
+    """One broker vhost, database, bucket and namespace, and containers that know no others."""
+
+    broker: Broker
+    database: Database
+    bucket: Bucket
+    namespace: OwnNamespace
+    containers: Containers = field(repr=False)
+
+    def set_lab_settings(self, **changes: object) -> LabSettings:
+        """Store the settings of labs, changed as told."""
+        content = default_settings(**changes)
+        self.bucket.put(SETTINGS, content)
+        return parse_settings(SETTINGS, content)
+
+    def evidence(self) -> str:
+        parts = (self.broker, self.database, self.namespace, self.containers)
+        return "\n".join(part.evidence() for part in parts)
+
+
+def environ_of(broker: Broker, database: Database, bucket: Bucket, namespace: OwnNamespace) -> dict[str, str]:
+    """Return the settings of a container that works for these alone."""
+    return {
+        "PATH": os.environ["PATH"],
+        "AMQP_URL": broker.url,
+        "DATABASE_URL": database.url,
+        "S3_ENDPOINT": bucket.settings.endpoint,
+        "S3_ACCESS_KEY": bucket.settings.access_key,
+        "S3_SECRET_KEY": bucket.settings.secret_key,
+        "S3_BUCKET": bucket.name,
+        "LAB_NAMESPACE": namespace.name,
+        "KUBECONFIG_OBJECT": KUBECONFIG_OBJECT,
+        "CELERY_TASK_RETRY_JITTER": "false",
+    }
+
+
+@pytest.fixture(scope="module")
+def own_namespace() -> Iterator[OwnNamespace]:
+    """A namespace of the module in the real cluster."""
+    namespace = OwnNamespace.create()
+    yield namespace
+    namespace.remove()
+
+
+@pytest.fixture(scope="module")
+def own_platform(
+    own_namespace: OwnNamespace, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OwnPlatform]:
+    """A platform of the module: one broker vhost, database and bucket for all its tests."""
+    broker = Broker.create(os.environ["AMQP_URL"], os.environ["RABBITMQ_API_URL"])
+    database = Server(os.environ["DATABASE_URL"]).create()
+    bucket = Bucket(*(os.environ[name] for name in ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")))
+    environ = environ_of(broker, database, bucket, own_namespace)
+    containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")))
+    try:
+        broker.declare()
+        upgrade(database.url)
+        upload_defaults(bucket.settings)
+        bucket.put(KUBECONFIG_OBJECT, own_namespace.kubeconfig)
+        platform = OwnPlatform(broker, database, bucket, own_namespace, containers)
+        platform.set_lab_settings()
+        yield platform
+    finally:
+        containers.end()
+        bucket.remove()
+        database.drop()
+        broker.remove()
