@@ -19,15 +19,24 @@ from jobs.failures import Failure
 FATAL_WAITING: dict[str, Failure] = {
     "InvalidImageName": Failure.IMAGE_NAME_INVALID,
     "ErrImageNeverPull": Failure.IMAGE_NOT_ON_SERVER,
+    "SignatureValidationFailed": Failure.IMAGE_NOT_LOADABLE,
     "CrashLoopBackOff": Failure.PROGRAM_ENDS,
     "RunContainerError": Failure.PROGRAM_NOT_STARTED,
     "CreateContainerError": Failure.CONTAINER_NOT_CREATED,
     "CreateContainerConfigError": Failure.CONTAINER_NOT_ALLOWED,
 }
 #: Words of a registry or of DNS after which no other pull will do better.
-_PULL_IS_HOPELESS = ("not found", "denied", "unauthorized", "forbidden", "does not exist", "no such host")
-#: Admission (Pod Security, policies, limits) answers 403 too, and names what it objects to.
-_RBAC_SAYS_NO = re.compile(r'User ".*" cannot \w+ resource')
+_PULL_IS_HOPELESS = (
+    *("not found", "manifest unknown", "does not exist", "no such host"),
+    *("denied", "unauthorized", "forbidden", "signature validation failed"),
+)
+#: Images, tags, addresses and hosts, whose names may well contain such words.
+_NAMES = re.compile(r'"[^"]*"|\[[^]]*\]|\S*/\S*|\S*\.\S+')
+#: How the kubelet says that a template takes a variable from what is not there.
+_LACKS_OBJECT = re.compile(r'(configmap|secret) "[^"]*" not found|couldn\'t find key')
+#: Admission (Pod Security, policies, limits) answers 403 too, and repeats what it objects to.
+_RBAC_SAYS_NO = re.compile(r'[^"]*("[^"]*" )?is forbidden: User "[^"]*" cannot \w+ (resource|path)')
+_QUOTA_SAYS_NO = re.compile(r'[^"]*("[^"]*" )?is forbidden: exceeded quota')
 #: What the scheduler writes about each node that lacks cpu, memory, storage or places for pods.
 _LACKS_ROOM = ("insufficient", "too many pods")
 
@@ -53,12 +62,12 @@ def pod_failure(pod: dict[str, Any], image: str) -> JobError | None:
 
 
 def _ended(containers: list[dict[str, Any]]) -> Failure:
-    return Failure.OUT_OF_MEMORY if any(map(_ran_out_of_memory, containers)) else Failure.PROGRAM_ENDS
-
-
-def _ran_out_of_memory(container: dict[str, Any]) -> bool:
-    states = (container.get("state", {}), container.get("lastState", {}))
-    return any(state.get("terminated", {}).get("reason") == "OOMKilled" for state in states)
+    states = [container.get(key, {}) for container in containers for key in ("state", "lastState")]
+    reasons = {state.get("terminated", {}).get("reason") for state in states}
+    if "OOMKilled" in reasons:
+        return Failure.OUT_OF_MEMORY
+    # RunContainerError lasts a moment; what stays of it is a back-off like that of a program which ended.
+    return Failure.PROGRAM_NOT_STARTED if "StartError" in reasons else Failure.PROGRAM_ENDS
 
 
 def _container_failure(container: dict[str, Any], image: str) -> JobError | None:
@@ -68,7 +77,8 @@ def _container_failure(container: dict[str, Any], image: str) -> JobError | None
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     evidence = f"{reason}: {message}"
     if reason in ("ErrImagePull", "ImagePullBackOff"):
-        if any(word in message.lower() for word in _PULL_IS_HOPELESS):
+        said = _NAMES.sub("", message).lower()
+        if any(words in said for words in _PULL_IS_HOPELESS):
             return Failure.IMAGE_NOT_LOADABLE.error(image=image, evidence=evidence)
         if reason == "ErrImagePull":
             return None  # the kubelet tries once more by itself
@@ -76,9 +86,11 @@ def _container_failure(container: dict[str, Any], image: str) -> JobError | None
     if reason not in FATAL_WAITING or "deadline exceeded" in message.lower():
         return None
     failure = FATAL_WAITING[reason]
-    return (_ended([container]) if failure is Failure.PROGRAM_ENDS else failure).error(
-        image=image, evidence=evidence
-    )
+    if failure is Failure.PROGRAM_ENDS:
+        failure = _ended([container])
+    elif failure is Failure.CONTAINER_NOT_ALLOWED and _LACKS_OBJECT.search(message):
+        failure = Failure.TEMPLATE_INVALID
+    return failure.error(image=image, evidence=evidence)
 
 
 def _waiting(pod: dict[str, Any]) -> Iterator[str]:
@@ -111,10 +123,10 @@ def api_failure(error: ApiError | ApiUnavailable) -> JobError:
 def _api_failure(error: ApiError | ApiUnavailable) -> Failure:
     if isinstance(error, ApiUnavailable):
         return Failure.CLUSTER_AWAY
-    if error.status == 403 and "exceeded quota" in error.message:
+    if error.status == 403 and _QUOTA_SAYS_NO.match(error.message):
         return Failure.QUOTA_EXCEEDED
     if error.status == 409:
         return Failure.CHANGED_MEANWHILE
-    if error.status == 401 or (error.status == 403 and _RBAC_SAYS_NO.search(error.message)):
+    if error.status == 401 or (error.status == 403 and _RBAC_SAYS_NO.match(error.message)):
         return Failure.CLUSTER_REFUSES_ACCESS
     return Failure.CLUSTER_REFUSES_LAB
