@@ -23,6 +23,7 @@ from pika.exceptions import AMQPError
 
 from dispatcher.amqp_properties import encode_properties
 from dispatcher.connection import url_parameters
+from dispatcher.outgoing import Outgoing
 from dispatcher.settings import BrokerSettings
 from dispatcher.wire import LinkError, LinkTimeout, Wire
 
@@ -75,8 +76,8 @@ def _frame(kind: int, payload: bytes) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _publish_method(exchange: str, routing_key: str) -> bytes:
-    publish = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+def _publish_method(exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    publish = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
     return bytes(frame.Method(_CHANNEL, publish).marshal())
 
 
@@ -106,13 +107,15 @@ class PublishLink:
             self._wire.close()
             raise
 
-    def marshal(self, exchange: str, routing_key: str, body: bytes, properties: dict[str, Any]) -> bytes:
-        """Return the frames of one mandatory message. Raises ValueError for what AMQP cannot say."""
-        header = _CONTENT.pack(spec.BasicProperties.INDEX, 0, len(body)) + encode_properties(properties)
+    def marshal(self, out: Outgoing) -> bytes:
+        """Return the frames of one message. Raises ValueError for what AMQP cannot say."""
+        body = out.body
+        header = _CONTENT.pack(spec.BasicProperties.INDEX, 0, len(body)) + encode_properties(out.properties)
         chunk = self._frame_max - _FRAME_OVERHEAD
         if len(header) > chunk:
             raise ValueError(f"headers have {len(header)} bytes; at most {chunk} are allowed")
-        parts = [_publish_method(exchange, routing_key), _frame(spec.FRAME_HEADER, header)]
+        method = _publish_method(out.exchange, out.routing_key, out.mandatory)
+        parts = [method, _frame(spec.FRAME_HEADER, header)]
         parts += [_frame(spec.FRAME_BODY, body[at : at + chunk]) for at in range(0, len(body), chunk)]
         return b"".join(parts)
 

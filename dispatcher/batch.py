@@ -117,7 +117,7 @@ class Batch:
             index = to_send.popleft()
             try:
                 out = self._outgoing(index)
-                frames.append(link.marshal(out.exchange, out.routing_key, out.body, out.properties))
+                frames.append(link.marshal(out))
             except PublishError as exc:
                 self._settle(index, exc, exc.__cause__)
                 continue

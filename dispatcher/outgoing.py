@@ -19,6 +19,8 @@ class Outgoing:
     routing_key: str
     body: bytes
     properties: dict[str, Any]
+    #: True: the broker returns it when no queue is bound for it.
+    mandatory: bool = True
 
 
 def make_outgoing(task: message.TaskMessage) -> Outgoing:

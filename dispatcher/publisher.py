@@ -78,6 +78,7 @@ class Publisher:
         properties: dict[str, Any],
         *,
         timeout_s: float | None = None,
+        mandatory: bool = True,
     ) -> None:
         """Publish one message and wait for the broker's confirm.
 
@@ -87,6 +88,7 @@ class Publisher:
             body: the encoded message.
             properties: keyword arguments of pika.BasicProperties; correlation_id is the task id.
             timeout_s: seconds for all attempts; by default the setting's publish_timeout_s.
+            mandatory: False for what nobody has to be there for; it is confirmed all the same.
 
         Raises:
             Unroutable: no queue is bound for the routing key, the exchange is missing, writing to it is
@@ -94,7 +96,7 @@ class Publisher:
             Unencodable: AMQP cannot express the properties; nothing is sent.
             NotConfirmed: no confirm within the timeout; the cause is chained.
         """
-        outgoing = Outgoing(exchange, routing_key, body, properties)
+        outgoing = Outgoing(exchange, routing_key, body, properties, mandatory)
         task_id = str(properties.get("correlation_id"))
         self._publish_all([task_id], lambda _: outgoing, timeout_s, raise_first=True)
 
