@@ -1,6 +1,8 @@
-"""Texts for logs and monitors: short, and without what looks like a secret.
+"""Texts for logs, monitors and evidence: short, and without what looks like a secret.
 
 Celery puts argsrepr and kwargsrepr into the headers, where every monitor shows and every worker logs them.
+Free text, such as the log of a lab that failed, is searched for the usual forms of a secret: too much is
+hidden rather than too little, and a secret in a form of its own is not found.
 """
 
 from __future__ import annotations
@@ -19,6 +21,32 @@ _SECRET_NAMES = (
 )  # fmt: skip
 #: The password of scheme://user:password@host
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
+
+#: Also when the text begins or ends in the middle of the block.
+_KEY_BLOCK = re.compile(
+    r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY.*?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)"
+    r"|\A(?:(?!-----BEGIN).)*?-----END [A-Z ]{0,20}PRIVATE KEY-----",
+    re.DOTALL,
+)
+#: A line of a PEM block whose head was cut off.
+_BASE64_LINE = re.compile(r"(?m)^\s{0,9}[A-Za-z0-9+/]{60,}={0,2}\s{0,9}$")
+_HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\W{0,3}[:=])[^\n]+")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")
+_NAMED = re.compile(
+    r"(?i)((?:passw|pwd|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|dsn)"
+    r"[\w.-]{0,40}\\?[\"']?(?:\s{0,3}(?:=>?|:)\s{0,3}|(?<=\w)\s+(?=\\?[\"'])))"
+    r"(?:\\?\"(?:[^\"\\\n]|\\.)*(?:\"|$)|'(?:[^'\\\n]|\\.)*(?:'|$)|\S+)"
+)
+_OPTION = re.compile(r"(?i)(--?[\w-]{0,30}(?:passw|pwd|secret|token|api-?key)[\w-]{0,30}\s+)[^\s-]\S*")
+#: Forms that say by themselves what they are: AWS, GitHub, GitLab, Slack, JWT, Standard Webhooks.
+_KNOWN = re.compile(
+    r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{12,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"|xox[abeprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)?|whsec_[A-Za-z0-9+/=]{8,})"
+)
+#: An AWS secret access key: 40 characters of base64, unlike a digest in hex.
+_AWS_SECRET = re.compile(
+    r"(?<![\w+/=])(?=[^\s]{0,39}[A-Z])(?=[^\s]{0,39}[a-z])(?=[^\s]{0,39}[0-9])[A-Za-z0-9+/]{40}(?![\w+/=])"
+)
 
 
 def safe_repr(value: Any, limit: int = MAX_CHARACTERS) -> str:
@@ -41,6 +69,25 @@ def redacted(value: Any) -> Any:
     if isinstance(value, str):
         return _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", value)
     return value
+
+
+def scrubbed(text: str) -> str:
+    """Return free text in which whatever looks like a secret is hidden."""
+    text = _KEY_BLOCK.sub(f"private key {HIDDEN}", text)
+    text = _BASE64_LINE.sub(HIDDEN, text)
+    text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+    text = _HEADER.sub(rf"\1\2 {HIDDEN}", text)
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    text = _NAMED.sub(rf"\1{HIDDEN}", text)
+    text = _OPTION.sub(rf"\1{HIDDEN}", text)
+    return _AWS_SECRET.sub(HIDDEN, _KNOWN.sub(HIDDEN, text))
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters, and what PostgreSQL cannot store, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _is_secret_name(text: str) -> bool:
