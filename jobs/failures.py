@@ -187,6 +187,19 @@ class Failure(enum.Enum):
         _ROOM, False, _NOBODY,
         "The request ran out before it could be performed. Please send it again.",
     )  # fmt: skip
+    # A lab that is no longer what its row says (jobs.verify).
+    REQUEST_LOST = _Row(
+        _NETWORK, False, _ADMIN,
+        "The request for this lab was lost. Please start it again.",
+    )  # fmt: skip
+    POD_GONE = _Row(
+        _ROOM, False, _ADMIN,
+        "This lab is gone from the cluster. Please start it again.",
+    )  # fmt: skip
+    OBJECT_GONE = _Row(
+        _ROOM, False, _ADMIN,
+        "A part of this lab was gone from the cluster, so the lab was ended. Please start it again.",
+    )  # fmt: skip
 
     @property
     def cause(self) -> str:
