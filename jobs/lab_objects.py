@@ -26,6 +26,15 @@ _MEANWHILE_S = 3.0
 _WATCH_PAUSE_S = 0.3
 
 
+def collections(namespace: str) -> dict[str, str]:
+    """Return kind -> path of the objects that a lab has."""
+    return {
+        "Pod": f"/api/v1/namespaces/{namespace}/pods",
+        "Service": f"/api/v1/namespaces/{namespace}/services",
+        "NetworkPolicy": f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+    }
+
+
 class LabGone(Exception):
     """Raised when the Pod was deleted while it was waited for."""
 
@@ -35,11 +44,7 @@ class LabObjects:
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self._cluster = cluster
-        self._collections = {
-            "Pod": f"/api/v1/namespaces/{namespace}/pods",
-            "Service": f"/api/v1/namespaces/{namespace}/services",
-            "NetworkPolicy": f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
-        }
+        self._collections = collections(namespace)
 
     def ensure(self, lab_instance_id: int, manifests: LabManifests) -> tuple[Manifest, Manifest]:
         """Apply the three objects, the Pod first, and return the Pod and the Service as they are."""
