@@ -1,0 +1,61 @@
+"""Whether database, cluster and broker agree, when nothing is on its way any more."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from dispatcher import topology
+from jobs.cluster import Manifest
+from tests.support.own_platform import OwnPlatform
+from tests.support.waiting import eventually_equal
+
+KINDS = ["NetworkPolicy", "Pod", "Service"]
+
+
+def disagreements(platform: OwnPlatform) -> list[str]:
+    """Return what differs, one sentence each; labs that are PENDING and messages that wait count too."""
+    by_lab: dict[int, list[Manifest]] = defaultdict(list)
+    for item in platform.namespace.objects():
+        by_lab[int(item["metadata"]["labels"]["lab_instance_id"])].append(item)
+    rows = platform.database.rows("SELECT id, status, k8s_pod_name FROM lab_instances ORDER BY id")
+    found = [problem for row in rows for problem in _about_lab(row, by_lab.pop(row["id"], []))]
+    found += [f"lab {lab} has objects but no row" for lab in by_lab]
+    for queue in (*topology.BINDINGS, topology.DEAD_LETTER_QUEUE):
+        if depth := platform.broker.depth(queue):
+            found.append(f"{depth} messages wait in {queue}")
+    return found
+
+
+def wait_until_all_agree(platform: OwnPlatform) -> None:
+    """Wait a little, as deleted objects take a moment to go; fails with what still differs."""
+    nothing: list[str] = []
+    eventually_equal(lambda: disagreements(platform), nothing)
+
+
+def _about_lab(row: dict[str, Any], objects: list[Manifest]) -> list[str]:
+    lab, status = f"lab {row['id']}", row["status"]
+    names = [f"{item['kind']}/{item['metadata']['name']}" for item in objects]
+    if status == "PENDING":
+        return [f"{lab} is still PENDING, with {names}"]
+    if status != "RUNNING":
+        return [f"{lab} is {status} but has {names}"] if objects else []
+    if sorted(names) != [f"{kind}/{row['k8s_pod_name']}" for kind in KINDS]:
+        return [f"{lab} is RUNNING as {row['k8s_pod_name']} with {names}"]
+    (pod,) = (item for item in objects if item["kind"] == "Pod")
+    problems = [] if _is_ready(pod) else [f"{lab} is RUNNING, but its Pod is not Ready"]
+    strangers = [
+        item["kind"] for item in objects if item is not pod and _owner(item) != pod["metadata"]["uid"]
+    ]
+    return [*problems, *(f"{lab}: {kind} is not owned by its Pod" for kind in strangers)]
+
+
+def _is_ready(pod: Manifest) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return ready and "deletionTimestamp" not in pod["metadata"]
+
+
+def _owner(item: Manifest) -> str:
+    (owner,) = item["metadata"]["ownerReferences"]
+    return str(owner["uid"])
