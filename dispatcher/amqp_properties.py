@@ -51,6 +51,10 @@ def _octet(value: int) -> bytes:
     return value.to_bytes(1, "big")
 
 
+def _seconds(value: int) -> bytes:
+    return value.to_bytes(8, "big")
+
+
 def _short_text(value: str | bytes) -> bytes:
     data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
     if len(data) > 255:
@@ -111,7 +115,7 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     Decimal: _decimal_field,
 }
 
-#: Name, flag and writer of the properties that we or Celery use, in the order of the wire.
+#: Name, flag and writer, in the order of the wire. Celery and we use the first eight.
 _FIELDS: tuple[tuple[str, int, Callable[[Any], bytes]], ...] = (
     ("content_type", 1 << 15, _short_text),
     ("content_encoding", 1 << 14, _short_text),
@@ -121,5 +125,11 @@ _FIELDS: tuple[tuple[str, int, Callable[[Any], bytes]], ...] = (
     ("correlation_id", 1 << 10, _short_text),
     ("reply_to", 1 << 9, _short_text),
     ("expiration", 1 << 8, _short_text),
+    ("message_id", 1 << 7, _short_text),
+    ("timestamp", 1 << 6, _seconds),
+    ("type", 1 << 5, _short_text),
+    ("user_id", 1 << 4, _short_text),
+    ("app_id", 1 << 3, _short_text),
+    ("cluster_id", 1 << 2, _short_text),
 )
 _NAMES = frozenset(name for name, _, _ in _FIELDS)

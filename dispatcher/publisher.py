@@ -70,6 +70,16 @@ class Publisher:
         ids = [task.id for task in messages]
         return self._publish_all(ids, lambda index: make_outgoing(messages[index]), timeout_s)
 
+    def publish_all(
+        self, messages: Sequence[Outgoing], *, timeout_s: float | None = None
+    ) -> list[PublishError | None]:
+        """Publish many messages that are made already; as `publish_tasks`, but ids may be there twice.
+
+        If the broker returns one for lack of a queue, all of its correlation_id count as returned.
+        """
+        ids = [str(out.properties.get("correlation_id")) for out in messages]
+        return self._publish_all(ids, lambda index: messages[index], timeout_s)
+
     def publish(
         self,
         exchange: str,

@@ -38,6 +38,12 @@ properties = st.fixed_dictionaries(
         "correlation_id": names,
         "reply_to": names,
         "expiration": names,
+        "message_id": names,
+        "timestamp": st.integers(0, 2**63 - 1),
+        "type": names,
+        "user_id": names,
+        "app_id": names,
+        "cluster_id": names,
     },
 )
 
