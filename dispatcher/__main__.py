@@ -1,6 +1,7 @@
-"""Command line of the dispatcher: `autolabs` or `python -m dispatcher`.
+"""Command line: `autolabs` or `python -m dispatcher`.
 
-Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line is wrong.
+Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line is wrong; what else a
+command has is in its help.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
 from dispatcher import outbox_commands, task_commands
 from dispatcher.errors import DispatcherError
@@ -85,28 +88,63 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     ),
 }
 
+#: Commands without a group.
+_COMMANDS: dict[str, Command] = {}
+#: Command -> its module with `run` and `options`, which imports what it needs when it runs.
+_PLATFORM_COMMANDS = {"verify": "jobs.verify_command"}
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="autolabs", description="Prepare and look after the database and the broker of AutoLabs jobs."
     )
-    groups = parser.add_subparsers(dest="group", required=True, metavar="GROUP")
+    groups = parser.add_subparsers(dest="group", required=True, metavar="COMMAND")
     for group, (about, commands) in _GROUPS.items():
         verbs = groups.add_parser(group, help=about, description=about).add_subparsers(
             dest="verb", required=True, metavar="COMMAND"
         )
         for verb, command in commands.items():
-            text = inspect.getdoc(command.run) or ""
-            sub = verbs.add_parser(
-                verb,
-                help=text.partition("\n")[0],
-                description=text,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-            command.options(sub)
-            sub.set_defaults(run=command.run)
+            _add_command(verbs, verb, command)
+    for name, command in _COMMANDS.items():
+        _add_command(groups, name, command)
+    for name, module in _PLATFORM_COMMANDS.items():
+        _add_command(groups, name, _platform_command(name, module))
     return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command
+) -> None:
+    text = inspect.getdoc(command.run) or ""
+    parser = commands.add_parser(
+        name,
+        help=text.partition("\n")[0],
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.options(parser)
+    parser.set_defaults(run=command.run)
+
+
+def _platform_command(name: str, module: str) -> Command:
+    """Return a command of the platform's own packages: the image and a checkout have them beside this one."""
+    beside = str(Path(__file__).resolve().parents[1])
+    if beside not in sys.path:
+        sys.path.append(beside)
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as exc:
+        if exc.name not in (module, module.partition(".")[0]):
+            raise
+    else:
+        return Command(found.run, found.options)
+
+    def run(_arguments: argparse.Namespace) -> int:
+        """Look into the cluster as well; only in the platform's image or in a checkout."""
+        raise DispatcherError(f"{name} needs {module}, which is in the platform's image and in a checkout")
+
+    return Command(run)
 
 
 def main(argv: list[str] | None = None) -> int:

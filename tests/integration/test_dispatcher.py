@@ -31,10 +31,10 @@ from dispatcher import (
     outbox,
     topology,
 )
+from dispatcher.categories import Category
 from dispatcher.engine import make_engine
 from dispatcher.message import TaskMessage, decode
 from dispatcher.testing import InMemoryDispatcher
-from jobs.errors import Category, PermanentError
 from jobs.labs import Ending, LabStore, TaskRunRecord
 from tests.support.factories import IMAGE, create_kwargs, make_record
 from tests.support.postgres import Database
@@ -84,7 +84,7 @@ class RealFace:
 
     def fail(self, task_id: str, category: Category, sentence: str) -> None:
         record = self._records.get(task_id, make_record(task_id=str(task_id)))
-        self._labs.record(record, Ending.of_error("failed", PermanentError(category, sentence)))
+        self._labs.record(record, Ending("failed", category.value, sentence))
 
     def take_queues_away(self) -> None:
         self._broker.channel().queue_delete(topology.QUEUE_NORMAL)

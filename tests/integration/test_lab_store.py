@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 import jobs.labs
-from jobs.errors import Category, PermanentError, TransientError
+from dispatcher.categories import Category
+from jobs.errors import PermanentError, TransientError
+from jobs.failures import Failure
 from jobs.labs import Cursor, Ending, LabStore
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy
 
-ERROR = PermanentError(Category.PERMANENT_IMAGE_ERROR, "The image is wrong.", evidence="ErrImagePull")
+ERROR = PermanentError(Failure.IMAGE_NOT_LOADABLE, "The image is wrong.", evidence="ErrImagePull")
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_a_lab_that_is_further_on_does_not_become_failed(
 @pytest.mark.parametrize("text", ["nul \x00 in it", "lone \ud800 surrogate"])
 def test_no_evidence_can_stop_the_ledger(database: Database, labs: LabStore, text: str) -> None:
     lab = database.add_lab()
-    error = PermanentError(Category.PERMANENT_IMAGE_ERROR, f"Sentence {text}.", evidence=text)
+    error = PermanentError(Failure.IMAGE_NOT_LOADABLE, f"Sentence {text}.", evidence=text)
     assert labs.mark_failed(make_record(lab), error, outcome="failed")
     assert database.lab(lab)["error_message"].startswith("Sentence ")
 

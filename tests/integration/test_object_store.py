@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from dispatcher.categories import Category
 from jobs import configs
 from jobs.configs import Configs, main, upload_defaults
-from jobs.errors import Category, PermanentError, TransientError
+from jobs.errors import PermanentError, TransientError
 from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
 from jobs.objectstore import ObjectStore
 from tests.support.store import Bucket

@@ -14,14 +14,15 @@ from sqlalchemy import create_engine
 
 from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
 from dispatcher.results import ResultStore, TaskState, TaskStatus
-from jobs.errors import Category, PermanentError
+from jobs.errors import PermanentError
+from jobs.failures import Failure
 from jobs.labs import Ending, LabStore
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import eventually
 
-ERROR = PermanentError(Category.PERMANENT_IMAGE_ERROR, "The image is wrong.")
+ERROR = PermanentError(Failure.IMAGE_NOT_LOADABLE, "The image is wrong.")
 DONE = Ending("succeeded", result={"n": 1})
 NOOP = Ending("noop", result={"n": 2})
 FAILED = Ending.of_error("failed", ERROR)

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dispatcher.__main__ import main
-from jobs.errors import Category, PermanentError
+from jobs.errors import PermanentError
+from jobs.failures import Failure
 from jobs.labs import Ending, LabStore
 from tests.support.factories import make_record
 from tests.support.postgres import Database
@@ -21,7 +22,7 @@ def test_a_status_is_shown_for_people_and_for_programs(
 ) -> None:
     record = make_record(7, task_id="t")
     labs.begin(record)
-    error = PermanentError(Category.PERMANENT_IMAGE_ERROR, "The image is\x1b[31m wrong.")
+    error = PermanentError(Failure.IMAGE_NOT_LOADABLE, "The image is\x1b[31m wrong.")
     labs.record(record, Ending.of_error("failed", error))
     assert main(["task", "status", "t"]) == 0
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())

@@ -10,7 +10,8 @@ import pika
 from dispatcher.message import TaskMessage, encode
 from jobs.consumer import Delivery
 from jobs.context import Connections, TaskContext
-from jobs.errors import Category, PermanentError
+from jobs.errors import PermanentError
+from jobs.failures import Failure
 from jobs.naming import lab_labels, lab_object_name
 from jobs.settings import RetrySettings
 from tests.support.factories import IMAGE, make_record
@@ -23,7 +24,7 @@ NO_SUCH_IMAGE = {
     "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull", "message": "x: not found"}}}],
 }
 NO_ROOM = {"phase": "Failed", "reason": "Evicted", "message": "disk"}
-ERROR = PermanentError(Category.PERMANENT_IMAGE_ERROR, "The image is wrong.")
+ERROR = PermanentError(Failure.IMAGE_NOT_LOADABLE, "The image is wrong.")
 LAST_TRY = RetrySettings(max_retries=0, jitter=False)
 
 

@@ -124,6 +124,8 @@ def test_the_job_may_do_exactly_this() -> None:
     assert all(set(rule) == {"apiGroups", "resources", "verbs"} for rule in role["rules"])
     assert granted == {
         ("", "pods"): {"get", "list", "watch", "create", "patch", "delete"},
+        ("", "pods/log"): {"get"},
+        ("", "events"): {"list", "create"},
         ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
         ("networking.k8s.io", "networkpolicies"): {"get", "list", "watch", "create", "patch", "delete"},
     }

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from dispatcher.categories import Category
 from jobs import cluster_access
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess, kubeconfig_access, service_account_access
-from jobs.errors import Category, PermanentError
+from jobs.errors import PermanentError
 
 
 def b64(text: str) -> str:

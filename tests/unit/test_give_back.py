@@ -7,7 +7,7 @@ import pika
 import pytest
 
 from jobs import __main__ as main_module
-from jobs.consumer import Consumer, Delivery
+from jobs.consumer import Consumer, Delivery, Verdict
 
 DELIVERY = Delivery(b"", pika.BasicProperties(), "lab.create", redelivered=False, tag=7)
 
@@ -52,6 +52,9 @@ class Connection:
         """Wake nobody."""
 
 
+VERDICTS = {"done": Verdict.SETTLED, "no task": Verdict.PUT_ASIDE}
+
+
 class WarmUp:
     def connections(self) -> None:
         """Connect to nothing."""
@@ -68,23 +71,24 @@ def test_only_a_failure_is_counted_by_the_broker(failed: bool, verb: str) -> Non
     ("how", "code", "verb"),
     [
         ("done", main_module.EXIT_OK, "ack"),
+        ("no task", None, "ack"),
         ("given back", main_module.EXIT_GIVEN_BACK, "reject"),
         ("bug", main_module.EXIT_GIVEN_BACK, "reject"),
         ("stopped", main_module.EXIT_SIGTERM, "nack"),
     ],
 )
 def test_a_task_that_sigterm_cuts_short_is_no_failure(
-    monkeypatch: pytest.MonkeyPatch, how: str, code: int, verb: str
+    monkeypatch: pytest.MonkeyPatch, how: str, code: int | None, verb: str
 ) -> None:
     stop, released = threading.Event(), threading.Event()
 
-    def run_task(*_arguments: object) -> bool:
+    def run_task(*_arguments: object) -> Verdict:
         if how == "bug":
             raise RuntimeError(how)
         if how == "stopped":
             stop.set()
             released.wait(10)
-        return how == "done"
+        return VERDICTS.get(how, Verdict.GIVE_BACK)
 
     monkeypatch.setattr("jobs.worker.run_task", run_task)
     connection, warm_up = Connection(), WarmUp()

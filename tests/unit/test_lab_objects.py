@@ -11,10 +11,11 @@ import pytest
 
 import jobs.cluster
 import jobs.lab_objects
+from dispatcher.categories import Category
 from jobs import naming
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
-from jobs.errors import Category, PermanentError, TransientError
+from jobs.errors import PermanentError, TransientError
 from jobs.lab_objects import LabGone, LabObjects
 from jobs.manifests import LabManifests
 from tests.support.http_server import Answer, Request, Script, ScriptedServer, status_object
@@ -71,7 +72,7 @@ class Api:
 def test_a_pod_that_becomes_ready_ends_the_wait(serve: Serve) -> None:
     stream = Answer(content=[event("MODIFIED", make_object()), event("MODIFIED", make_object(ready=True))])
     labs, _ = serve(Api([stream], [MISSING]))
-    labs.wait_ready(make_object(), "image", timeout_s=5)
+    labs.wait_ready(make_object(), "image", timeout_s=5, meanwhile=lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_pod_that_becomes_ready_ends_the_wait(serve: Serve) -> None:
 )
 def test_a_watch_that_breaks_is_replaced_by_reading_the_object(serve: Serve, first: Answer) -> None:
     labs, _ = serve(Api([first], [Answer(content=make_object(ready=True))]))
-    labs.wait_ready(make_object(), "image", timeout_s=5)
+    labs.wait_ready(make_object(), "image", timeout_s=5, meanwhile=lambda: None)
 
 
 @pytest.mark.parametrize("watch", [GONE, Answer(content=[])], ids=["410", "ends at once"])
@@ -97,7 +98,7 @@ def test_a_watch_that_never_works_does_not_hammer_the_api_server(serve: Serve, w
     labs, server = serve(Api([watch], [Answer(content=silent)]))
     started = time.monotonic()
     with pytest.raises(PermanentError, match="does not answer"):
-        labs.wait_ready(make_object(), "image", timeout_s=1)
+        labs.wait_ready(make_object(), "image", timeout_s=1, meanwhile=lambda: None)
     assert time.monotonic() - started < 3
     assert len(server.requests) <= 12
 
@@ -116,14 +117,14 @@ def test_a_pod_that_goes_while_it_starts_is_gone(
 ) -> None:
     labs, _ = serve(Api([watch], [Answer(content=read) if read else MISSING]))
     with pytest.raises(LabGone):
-        labs.wait_ready(make_object(), "image", timeout_s=5)
+        labs.wait_ready(make_object(), "image", timeout_s=5, meanwhile=lambda: None)
 
 
 def test_a_pod_that_is_being_deleted_is_not_ready(serve: Serve) -> None:
     dying = make_object(ready=True, deletionTimestamp="2026-01-01T00:00:00Z")
     labs, _ = serve(Api([Answer(content=[event("DELETED", dying)])], [MISSING]))
     with pytest.raises(LabGone):
-        labs.wait_ready(dying, "image", timeout_s=5)
+        labs.wait_ready(dying, "image", timeout_s=5, meanwhile=lambda: None)
 
 
 def test_an_image_that_cannot_be_pulled_fails_at_once(serve: Serve) -> None:
@@ -133,7 +134,7 @@ def test_an_image_that_cannot_be_pulled_fails_at_once(serve: Serve) -> None:
     ]
     labs, _ = serve(Api([Answer(content=[event("MODIFIED", failed)])], [MISSING]))
     with pytest.raises(PermanentError) as caught:
-        labs.wait_ready(make_object(), "image", timeout_s=60)
+        labs.wait_ready(make_object(), "image", timeout_s=60, meanwhile=lambda: None)
     assert caught.value.category is Category.PERMANENT_IMAGE_ERROR
 
 
@@ -141,7 +142,7 @@ def test_an_api_server_that_stays_away_while_waiting_is_transient(serve: Serve) 
     down = Answer(503, status_object(503, "ServiceUnavailable", "away"))
     labs, _ = serve(Api([down], [down]))
     with pytest.raises(TransientError) as caught:
-        labs.wait_ready(make_object(), "image", timeout_s=60)
+        labs.wait_ready(make_object(), "image", timeout_s=60, meanwhile=lambda: None)
     assert caught.value.category is Category.TEMPORARY_NETWORK_ERROR
 
 

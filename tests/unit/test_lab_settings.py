@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from dispatcher.categories import Category
 from jobs.create_lab import MAX_READY_TIMEOUT_S
-from jobs.errors import Category, PermanentError
+from jobs.errors import PermanentError
 from jobs.lab_settings import LabSettings, parse_settings
 from tests.support.factories import make_payload
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.errors import Category, PermanentError
+from dispatcher.categories import Category
+from jobs.errors import PermanentError
 from jobs.templates import fill, parse_documents
 
 NAMES = ("a", "b")

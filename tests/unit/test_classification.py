@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs import classification
+from jobs.classification import FATAL_WAITING
+from jobs.cluster import ApiError, ApiUnavailable
+from jobs.failures import Failure
+
+IMAGE = "registry.example/lab:{1}"
+
+
+def waiting(reason: str, message: str = "", *, init: bool = False) -> dict[str, Any]:
+    states = [{"state": {"waiting": {"reason": reason, "message": message}}}]
+    return {"status": {"phase": "Pending", "initContainerStatuses" if init else "containerStatuses": states}}
+
+
+def failure_of(pod: dict[str, Any]) -> Failure | None:
+    error = classification.pod_failure(pod, IMAGE)
+    return error.failure if error else None
+
+
+@pytest.mark.parametrize("init", [False, True], ids=["container", "init container"])
+@pytest.mark.parametrize("reason", sorted(FATAL_WAITING))
+def test_every_fatal_reason_has_its_failure_and_names_the_image(reason: str, init: bool) -> None:
+    error = classification.pod_failure(waiting(reason, "the kubelet's words", init=init), IMAGE)
+    assert error is not None
+    assert error.failure is FATAL_WAITING[reason]
+    assert IMAGE in error.sentence
+    assert error.evidence == f"{reason}: the kubelet's words"
+
+
+@pytest.mark.parametrize("reason", sorted(FATAL_WAITING))
+def test_a_container_runtime_that_is_slow_is_no_failure_of_the_image(reason: str) -> None:
+    message = "rpc error: code = DeadlineExceeded desc = context Deadline Exceeded"
+    assert failure_of(waiting(reason, message)) is None
+    assert failure_of(waiting(reason, "exec format error")) is FATAL_WAITING[reason]
+
+
+PULL_MESSAGES = pytest.mark.parametrize(
+    ("message", "hopeless"),
+    [
+        ('failed to resolve reference "x": not found', True),
+        ("dial tcp: lookup registry.example on 10.0.0.2:53: no such host", True),
+        ("pull access DENIED", True),
+        ("401 Unauthorized", True),
+        ("403 Forbidden", True),
+        ("repository does not exist", True),
+        ("dial tcp: i/o timeout", False),
+        ("503 Service Unavailable", False),
+        ("context deadline exceeded", False),
+        ("", False),
+    ],
+)
+
+
+@PULL_MESSAGES
+def test_a_first_failed_pull_is_final_only_if_the_registry_says_so(message: str, hopeless: bool) -> None:
+    failure = failure_of(waiting("ErrImagePull", message))
+    assert failure is (Failure.IMAGE_NOT_LOADABLE if hopeless else None)
+
+
+@PULL_MESSAGES
+def test_a_pull_that_failed_twice_is_the_images_fault_only_if_the_registry_says_so(
+    message: str, hopeless: bool
+) -> None:
+    error = classification.pod_failure(waiting("ImagePullBackOff", message), IMAGE)
+    assert error is not None
+    assert IMAGE in error.sentence
+    assert error.evidence == f"ImagePullBackOff: {message}"
+    assert error.failure is (Failure.IMAGE_NOT_LOADABLE if hopeless else Failure.REGISTRY_AWAY)
+
+
+@pytest.mark.parametrize(
+    "pod", [{}, {"status": {}}, waiting("ContainerCreating"), waiting("PodInitializing")]
+)
+def test_a_pod_that_still_starts_is_no_failure(pod: dict[str, Any]) -> None:
+    assert failure_of(pod) is None
+
+
+@pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
+def test_a_pod_that_ended_by_itself_is_a_failure_of_its_image(phase: str) -> None:
+    error = classification.pod_failure({"status": {"phase": phase, "message": "bye"}}, IMAGE)
+    assert error is not None
+    assert (error.failure, error.evidence) == (Failure.PROGRAM_ENDS, f"phase {phase}  bye")
+
+
+OUT_OF_MEMORY = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"phase": "Failed", "containerStatuses": [{"state": OUT_OF_MEMORY}]},
+        {
+            "phase": "Running",
+            "containerStatuses": [
+                {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": OUT_OF_MEMORY}
+            ],
+        },
+    ],
+    ids=["ended", "crash loop"],
+)
+def test_a_program_that_the_kernel_ended_for_its_memory_is_told_so(status: dict[str, Any]) -> None:
+    assert failure_of({"status": status}) is Failure.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("reason", ["Evicted", "OutOfcpu", "NodeShutdown", "UnexpectedAdmissionError"])
+def test_a_pod_that_its_node_ended_is_tried_again(reason: str) -> None:
+    pod = {"status": {"phase": "Failed", "reason": reason, "message": "disk"}}
+    error = classification.pod_failure(pod, IMAGE)
+    assert error is not None
+    assert (error.failure, error.evidence) == (Failure.NODE_ENDED_IT, f"phase Failed {reason} disk")
+
+
+def unschedulable(message: str) -> dict[str, Any]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return {"status": {"phase": "Pending", "conditions": [condition]}}
+
+
+RUNNING = {"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+ENDED = {"state": {"terminated": {"exitCode": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("pod", "failure", "evidence"),
+    [
+        (unschedulable("0/3 nodes are available: 3 Insufficient cpu."), Failure.NO_ROOM,
+         "after 60 s: Unschedulable: 0/3 nodes are available: 3 Insufficient cpu."),
+        (unschedulable("0/1 nodes are available: 1 Too many pods."), Failure.NO_ROOM,
+         "after 60 s: Unschedulable: 0/1 nodes are available: 1 Too many pods."),
+        (unschedulable("0/1 nodes are available: 1 node(s) had untolerated taint"), Failure.NO_FITTING_SERVER,
+         "after 60 s: Unschedulable: 0/1 nodes are available: 1 node(s) had untolerated taint"),
+        (waiting("ContainerCreating"), Failure.SLOW_START, "after 60 s: ContainerCreating: "),
+        ({"status": {"phase": "Running", "containerStatuses": [RUNNING]}}, Failure.DOES_NOT_ANSWER,
+         "not Ready after 60 s"),
+        ({"status": {"phase": "Running", "containerStatuses": [ENDED]}}, Failure.SLOW_START,
+         "after 60 s: no container runs"),
+        ({"status": {"phase": "Pending"}}, Failure.SLOW_START, "after 60 s: no container runs"),
+        ({}, Failure.SLOW_START, "after 60 s: no container runs"),
+    ],
+    ids=["no cpu", "no place", "taint", "still creating", "runs but is not ready", "between restarts",
+         "pending", "no status"],
+)  # fmt: skip
+def test_a_pod_that_is_late_fails_by_what_was_seen_last(
+    pod: dict[str, Any], failure: Failure, evidence: str
+) -> None:
+    error = classification.not_ready(pod, IMAGE, 60)
+    assert (error.failure, error.evidence) == (failure, evidence)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (ApiUnavailable("x"), Failure.CLUSTER_AWAY),
+        (ApiError(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: labs, requested: pods=1'),
+         Failure.QUOTA_EXCEEDED),
+        (ApiError(409, "Conflict", "Apply failed with 1 conflict"), Failure.CHANGED_MEANWHILE),
+        (ApiError(401, "Unauthorized", "Unauthorized"), Failure.CLUSTER_REFUSES_ACCESS),
+        (ApiError(403, "Forbidden", 'pods is forbidden: User "x" cannot list resource "pods"'),
+         Failure.CLUSTER_REFUSES_ACCESS),
+        (ApiError(403, "Forbidden", 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'),
+         Failure.CLUSTER_REFUSES_LAB),
+        (ApiError(403, "Forbidden", 'pods "cannot run" is forbidden: a lab cannot do this'),
+         Failure.CLUSTER_REFUSES_LAB),
+        (ApiError(400, "BadRequest", "unknown field"), Failure.CLUSTER_REFUSES_LAB),
+        (ApiError(404, "NotFound", 'namespaces "labs" not found'), Failure.CLUSTER_REFUSES_LAB),
+        (ApiError(422, "Invalid", "spec"), Failure.CLUSTER_REFUSES_LAB),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_api_error_has_its_failure(error: ApiError | ApiUnavailable, failure: Failure) -> None:
+    job_error = classification.api_failure(error)
+    assert (job_error.failure, job_error.evidence) == (failure, str(error))
