@@ -7,12 +7,12 @@ the same task id, which is harmless; the other order could lose it. Old cancella
 from __future__ import annotations
 
 import logging
-import uuid
 from dataclasses import dataclass
 from datetime import datetime
 
 from dispatcher import message, tasks
 from dispatcher.errors import InvalidTask
+from dispatcher.expiry import STOP_PATIENCE_MINUTES, cleanup_task_id
 from dispatcher.ladder import MAX_DELAY_S
 from dispatcher.publisher import Publisher
 from jobs.labs import Cursor, LabStore
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 #: Labs per transaction: their rows are locked while the deletes are published.
 BATCH = 10
-#: A stop that did nothing for so long is asked for again: its task ended in the dead-letter queue.
-_EXPIRED = (
+_EXPIRED = (  # noqa: S608  # a constant
     "SELECT id, k8s_pod_name, stop_requested_at FROM lab_instances WHERE"
     " (status = 'RUNNING' AND expires_at < now() AND stop_requested_at IS NULL)"
-    " OR (status IN ('PENDING', 'RUNNING') AND stop_requested_at < now() - interval '15 minutes')"
+    " OR (status IN ('PENDING', 'RUNNING')"
+    f" AND stop_requested_at < now() - interval '{STOP_PATIENCE_MINUTES} minutes')"
     " ORDER BY expires_at LIMIT %s"
 )
 _EXPIRED_LOCKED = _EXPIRED + " FOR UPDATE SKIP LOCKED"
@@ -43,8 +43,6 @@ DELETE FROM task_cancellations WHERE task_id IN (
                    AND outcome NOT IN ('started', 'retried')))
     LIMIT %s)
 """
-#: Makes the task id of a lab's cleanup the same when it is repeated after a crash.
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "cleanup.autolabs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ def _publish_delete(publisher: Publisher, lab: ExpiredLab) -> str:
         payload = tasks.DeleteLabPod(lab_instance_id=lab.id, force=True)
     task = message.TaskMessage(
         name=payload.task_name,
-        id=str(uuid.uuid5(_NAMESPACE, f"{lab.id} {lab.stop_requested_at}")),
+        id=cleanup_task_id(lab.id, lab.stop_requested_at),
         kwargs=tasks.payload_kwargs(payload),
     )
     publisher.publish_task(task)

@@ -1,0 +1,21 @@
+"""When a lab is stopped without anybody asking for it, and what the task that does it is called."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+#: Between two cleanups (deploy/base/cleanup.yaml).
+CLEANUP_EVERY_MINUTES = 5
+#: A stop that did nothing for so long is asked for again: its task ended in the dead-letter queue.
+STOP_PATIENCE_MINUTES = 15
+
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "cleanup.autolabs")
+
+
+def cleanup_task_id(lab_instance_id: int, stop_requested_at: datetime | None) -> str:
+    """Return the task id of a lab's cleanup, the same when it is repeated after a crash.
+
+    `stop_requested_at` is that of the stop which is repeated, None for a lab that is past its time.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{lab_instance_id} {stop_requested_at}"))

@@ -1,0 +1,192 @@
+"""What is known of a lab, as `autolabs explain` reads it: rows of the database and a look at a queue."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dispatcher import tasks
+
+#: Seconds. No container lives longer: the longest active_deadline_s of keda.profiles.
+CONTAINER_DEADLINE_S = 1200
+
+
+class Operation(str, enum.Enum):
+    """What a task is to do with a lab."""
+
+    CREATE = "create"
+    DELETE = "delete"
+
+    @property
+    def task_name(self) -> str:
+        """The name of its task."""
+        return tasks.CREATE_LAB_POD if self is Operation.CREATE else tasks.DELETE_LAB_POD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabRow:
+    """The row of the lab; the names are those of lab_instances."""
+
+    id: int
+    lab_id: int
+    student_id: int
+    status: str
+    k8s_pod_name: str | None = None
+    connection_url: str | None = None
+    celery_task_id: str | None = None
+    error_category: str | None = None
+    error_message: str | None = None
+    failed_at: datetime | None = None
+    started_at: datetime | None = None
+    stopped_at: datetime | None = None
+    stop_requested_at: datetime | None = None
+    expires_at: datetime
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of a task by a container, as in task_ledger; of the details only what explains."""
+
+    id: int
+    task_id: str
+    task_name: str
+    attempt: int
+    redelivered: bool
+    queue: str
+    job_name: str | None = None
+    pod_name: str | None = None
+    published_at: datetime | None = None
+    claimed_at: datetime
+    finished_at: datetime | None = None
+    outcome: str
+    error_category: str | None = None
+    error_message: str | None = None
+    #: steps, cause, evidence, seen, retry_delay_s; anybody may have written them, in any form.
+    details: dict[str, Any]
+
+    @property
+    def cause(self) -> str | None:
+        """The row of the classification table, or None."""
+        cause = self.details.get("cause")
+        return cause if isinstance(cause, str) else None
+
+    @property
+    def retry_delay_s(self) -> float | None:
+        """Seconds after which the task comes again, or None where the ledger does not say."""
+        delay_s = self.details.get("retry_delay_s")
+        return float(delay_s) if isinstance(delay_s, (int, float)) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingRow:
+    """A task of the lab in the outbox."""
+
+    id: int
+    task_id: str
+    task_name: str
+    created_at: datetime
+    next_attempt_at: datetime
+    failures: int = 0
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    """A task of the lab that nobody is to begin any more."""
+
+    task_id: str
+    requested_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationRow:
+    """A failure of the lab that somebody is told of."""
+
+    cause: str
+    told: str
+    error_category: str
+    message: str
+    created_at: datetime
+    published_at: datetime | None = None
+    webhook_at: datetime | None = None
+    failures: int = 0
+    next_attempt_at: datetime
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionRow:
+    """What somebody did with a dead letter of the lab."""
+
+    acted_at: datetime
+    actor: str
+    action: str
+    task_id: str | None = None
+    task_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSight:
+    """A look at the queue where the lab's task would be; a reason instead of numbers if there was none."""
+
+    queue: str
+    #: Those that wait, for whatever lab: a queue cannot be searched.
+    messages: int | None = None
+    #: Containers that wait for a message; one that has its message counts no more.
+    consumers: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabFacts:
+    """All that is known of a lab at one moment; lists are the oldest first."""
+
+    #: By the database's clock, as all the other times but Run.published_at.
+    now: datetime
+    lab_instance_id: int
+    #: None: there is no such row, though others speak of the lab.
+    lab: LabRow | None
+    runs: tuple[Run, ...] = ()
+    #: Older ones that were not read.
+    earlier_runs: int = 0
+    outbox: tuple[WaitingRow, ...] = ()
+    cancellations: tuple[Cancellation, ...] = ()
+    notifications: tuple[NotificationRow, ...] = ()
+    actions: tuple[ActionRow, ...] = ()
+    queue: QueueSight | None = None
+
+    def age_s(self, moment: datetime) -> float:
+        """Return the seconds since a moment, negative for one to come."""
+        return (self.now - moment).total_seconds()
+
+    def runs_of(self, operation: Operation) -> list[Run]:
+        """Return the runs of an operation, the oldest first."""
+        return [run for run in self.runs if self.operation_of(run.task_name, run.task_id) is operation]
+
+    def operation_of(self, task_name: str | None, task_id: str | None) -> Operation | None:
+        """Return what a task is to do with the lab; None for one that is about something else."""
+        if task_name == tasks.DELETE_LAB_POD:
+            return Operation.DELETE
+        # A message that could not be read has its task id alone.
+        first = not task_name and self.lab is not None and task_id == self.lab.celery_task_id
+        return Operation.CREATE if first or task_name == tasks.CREATE_LAB_POD else None
+
+    def is_cancelled(self, operation: Operation) -> bool:
+        """Tell whether a task of this operation was cancelled, its last one if there are several."""
+        runs = self.runs_of(operation)
+        rows = [row for row in self.outbox if row.task_name == operation.task_name]
+        first = self.lab.celery_task_id if self.lab and operation is Operation.CREATE else None
+        task_id = rows[-1].task_id if rows else runs[-1].task_id if runs else first
+        return task_id in {cancelled.task_id for cancelled in self.cancellations}
+
+    def was_replaced(self, run: Run) -> bool:
+        """Tell whether the task of a run was taken again since, because its container was lost."""
+        return any(
+            later.id > run.id
+            and later.task_id == run.task_id
+            and (later.redelivered or later.attempt > run.attempt)
+            for later in self.runs
+        )

@@ -1,0 +1,208 @@
+"""What follows from the state of a lab: whose turn it is, what happens next, what to run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
+from dispatcher.explain_facts import LabFacts, LabRow, Operation, Run
+from dispatcher.explain_progress import (
+    DEAD_LETTERS,
+    SCALEDJOBS,
+    YOUNG_S,
+    Actor,
+    Outlook,
+    Stage,
+    argument,
+    logs_of,
+    outlook,
+    progress,
+    queue_of,
+    sight,
+)
+from dispatcher.explain_reason import failed_run, last_stop, was_cancelled, who_acts
+from dispatcher.explain_words import ago, clock, duration, printable
+
+#: Seconds before its end at which a lab is about to be stopped.
+NEAR_END_S = 600
+_CLEANUP_S, _PATIENCE_S = CLEANUP_EVERY_MINUTES * 60, STOP_PATIENCE_MINUTES * 60
+_CLEANUP_COMMANDS = (
+    "kubectl get cronjob cleanup-timeout-labs -n platform",
+    "kubectl create job -n platform --from=cronjob/cleanup-timeout-labs cleanup-now",
+)
+
+
+def awaited(facts: LabFacts) -> Operation | None:
+    """Return the operation whose queue is worth a look, None if no task is waited for."""
+    lab = facts.lab
+    if lab is None or lab.status not in ("PENDING", "RUNNING"):
+        return None
+    if is_stopping(facts, lab):
+        return Operation.DELETE
+    return Operation.CREATE if lab.status == "PENDING" else None
+
+
+def lab_outlook(facts: LabFacts) -> tuple[Operation | None, Outlook]:
+    """Return what follows, and the operation that is under way or failed."""
+    lab = facts.lab
+    if lab is None:
+        return None, _no_row(facts)
+    if lab.status == "STOPPED":
+        return None, _stopped(facts, lab)
+    if is_stopping(facts, lab):
+        return Operation.DELETE, _stopping(facts, lab)
+    if lab.status == "PENDING":
+        return Operation.CREATE, _starting(facts, lab)
+    if lab.status == "RUNNING":
+        return None, _running(facts, lab)
+    return Operation.CREATE, _failed(facts, lab)
+
+
+def is_stopping(facts: LabFacts, lab: LabRow) -> bool:
+    """Tell whether the lab is to be stopped and is not yet, or its stop was refused."""
+    if lab.status == "STOPPED":
+        return False
+    found = progress(facts, Operation.DELETE)
+    if outlook(facts, found):
+        return True
+    if lab.status == "FAILED":
+        return False  # nothing of it is left in the cluster, and the cleanup leaves it alone
+    refused = found.run is not None and found.run.outcome in ("failed", "dead_lettered")
+    return lab.stop_requested_at is not None or refused
+
+
+def _starting(facts: LabFacts, lab: LabRow) -> Outlook:
+    found = progress(facts, Operation.CREATE)
+    if follows := outlook(facts, found):
+        return follows
+    new_lab = "nothing more happens by itself: ask for a new lab"
+    if found.stage is Stage.DISCARDED and found.action:
+        who = printable(found.action.actor, 80)
+        return Outlook("discarded", Actor.BACKEND, f"its message was discarded by {who}; {new_lab}")
+    if found.stage is Stage.ENDED and found.run:
+        return _ended_without_effect(facts, found.run)
+    return _never_seen(facts, lab)
+
+
+def _ended_without_effect(facts: LabFacts, run: Run) -> Outlook:
+    if run.outcome in ("failed", "dead_lettered"):
+        text = "its message is in celery.dlq and the lab does not know of it: look at it, then requeue it"
+        return Outlook(
+            "dead_lettered", who_acts(facts, run), text, (*_dead_letter(run), *logs_of(facts, run))
+        )
+    text = f"the ledger says that its task is over ({printable(run.outcome)}), but the lab's row does not"
+    return Outlook("contradiction", Actor.ADMINISTRATOR, text, ("autolabs verify", *logs_of(facts, run)))
+
+
+def _never_seen(facts: LabFacts, lab: LabRow) -> Outlook:
+    age_s = facts.age_s(lab.created_at)
+    if facts.is_cancelled(Operation.CREATE):
+        text = "its task was cancelled: the container that takes the message makes the lab STOPPED"
+        return Outlook("cancelled", Actor.NOBODY, text + sight(facts))
+    if age_s < YOUNG_S:
+        return Outlook("young", Actor.NOBODY, f"its task is on its way to a container{sight(facts)}")
+    queue = facts.queue
+    if queue and queue.messages:
+        text = f"its task seems to wait in the queue{sight(facts)}; it begins when a container takes it"
+        who = Actor.NOBODY if queue.consumers else Actor.ADMINISTRATOR
+        return Outlook("in_queue", who, text, (SCALEDJOBS,))
+    again = "publish the task again (under the same id, if it has one), or ask for a new lab"
+    later = "unless it was published for a later time (eta)"
+    if queue and queue.problem is None:
+        text = (
+            "no task was published: did the backend die between commit and publish? Nothing more happens by"
+            f" itself, {later}: {again}"
+        )
+    else:
+        text = (
+            f"no trace of its task: it waits in {queue_of(Operation.CREATE)}, or the backend died"
+            f" between commit and publish{sight(facts)}. If the queue is empty, {later}: {again}"
+        )
+    return Outlook("no_trace", Actor.BACKEND, text, (SCALEDJOBS, DEAD_LETTERS))
+
+
+def _stopping(facts: LabFacts, lab: LabRow) -> Outlook:
+    found = progress(facts, Operation.DELETE)
+    if follows := outlook(facts, found):
+        return follows
+    requested = lab.stop_requested_at
+    ended = found.run if found.stage is Stage.ENDED else None
+    refused = ended if ended and ended.outcome in ("failed", "dead_lettered") else None
+    if requested is None:
+        # What a delete that is refused leaves: the lab is as it was.
+        end = f"the lab goes on until the cleanup stops it at {clock(facts.now, lab.expires_at)} (expires_at)"
+        who = who_acts(facts, refused) if refused else Actor.BACKEND
+        return Outlook("stop_refused", who, f"its stop was refused: {end}", _dead_letter(refused))
+    age_s = facts.age_s(requested)
+    commands = _dead_letter(refused)
+    text = f"the stop was asked for {ago(facts.now, requested)}"
+    if found.stage is Stage.DISCARDED and found.action:
+        text += f", its message was discarded by {printable(found.action.actor, 80)}"
+    elif refused:
+        text += ", its message is in celery.dlq"
+    elif age_s >= YOUNG_S:
+        text += " and nothing did it"
+    if age_s >= _PATIENCE_S + 2 * _CLEANUP_S:
+        text += "; the cleanup should have asked again since: does it run?"
+        return Outlook("stop_forgotten", Actor.ADMINISTRATOR, text, (*_CLEANUP_COMMANDS, *commands))
+    if age_s < YOUNG_S and not refused:
+        text = f"{text}: a container does it in a moment{sight(facts)}"
+        return Outlook("stop_asked", Actor.NOBODY, text)
+    wait_s = max(_PATIENCE_S - age_s, 0) + _CLEANUP_S
+    text += f"{sight(facts)}: the cleanup asks again within {duration(wait_s)}"
+    who = who_acts(facts, refused) if refused else Actor.ADMINISTRATOR
+    return Outlook("stop_unattended", who, text, (*commands, SCALEDJOBS))
+
+
+def _running(facts: LabFacts, lab: LabRow) -> Outlook:
+    left_s = -facts.age_s(lab.expires_at)
+    pod = (f"kubectl get pod -n labs {argument(lab.k8s_pod_name)}",) if lab.k8s_pod_name else ()
+    end = f"{clock(facts.now, lab.expires_at)} (expires_at)"
+    if left_s > 0:
+        text = f"the cleanup stops it at {end}, in {duration(left_s)}"
+        if left_s <= NEAR_END_S:
+            return Outlook("running_near_end", Actor.NOBODY, f"{text}, unless the backend extends it", pod)
+        return Outlook("running", Actor.NOBODY, text, pod)
+    if -left_s < 2 * _CLEANUP_S:
+        text = (
+            f"its time was over at {end}: the next cleanup stops it, within {CLEANUP_EVERY_MINUTES} minutes"
+        )
+        return Outlook("running_past_end", Actor.NOBODY, text, pod)
+    text = f"its time was over at {end}, {duration(-left_s)} ago, and no cleanup stopped it: does it run?"
+    return Outlook("cleanup_missing", Actor.ADMINISTRATOR, text, _CLEANUP_COMMANDS)
+
+
+def _failed(facts: LabFacts, lab: LabRow) -> Outlook:
+    run = failed_run(facts, Operation.CREATE)
+    who = who_acts(facts, run)
+    first = {
+        Actor.TEACHER: "once the teacher has corrected it, start a new lab",
+        Actor.ADMINISTRATOR: "once the administrator has looked at it, start a new lab",
+        Actor.BACKEND: "once the backend sends a valid request, start a new lab",
+        Actor.NOBODY: "start a new lab",
+    }[who]
+    kept = _dead_letter(run) if run and run.outcome == "dead_lettered" else ()
+    situation = "expired" if run and run.cause == "expired" else "failed"
+    text = f"nothing more happens by itself, a lab that FAILED is not tried again: {first}"
+    return Outlook(situation, who, text, (*logs_of(facts, run), *kept))
+
+
+def _stopped(facts: LabFacts, lab: LabRow) -> Outlook:
+    situation = "failed_then_stopped" if lab.failed_at else "stopped"
+    if was_cancelled(facts):
+        situation = "start_cancelled"
+    text = "nothing, a lab that was stopped is not started again: a new one is a new row"
+    return Outlook(situation, Actor.NOBODY, text, logs_of(facts, last_stop(facts)))
+
+
+def _no_row(facts: LabFacts) -> Outlook:
+    text = "its row was never committed, or somebody deleted it; no task can help it: ask for a new lab"
+    for operation in Operation:
+        if follows := outlook(facts, progress(facts, operation)):
+            text = f"{text}. Of the {operation.value}: {follows.next}"
+            return replace(follows, situation="no_row", who=Actor.BACKEND, next=text)
+    return Outlook("no_row", Actor.BACKEND, text, (DEAD_LETTERS,))
+
+
+def _dead_letter(run: Run | None) -> tuple[str, ...]:
+    return (f"autolabs dlq show {argument(run.task_id)}",) if run and run.outcome == "dead_lettered" else ()

@@ -1,0 +1,118 @@
+"""Why it came to this with a lab, who can mend it, and whether they know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dispatcher.categories import Audience, Category
+from dispatcher.explain_facts import LabFacts, NotificationRow, Operation, Run
+from dispatcher.explain_progress import Actor
+from dispatcher.explain_words import ago, printable
+
+#: Causes (jobs.failures) that only who sends the task can mend, whoever is told.
+BACKEND_CAUSES = frozenset({"request_invalid", "follow_up_unsupported", "message_unreadable", "lab_unknown"})
+#: Causes for which the category alone names the wrong one.
+_ACTOR_OF_CAUSE = {
+    **dict.fromkeys(BACKEND_CAUSES, Actor.BACKEND),
+    "resources_too_large": Actor.TEACHER,
+    "expired": Actor.NOBODY,
+    "cancelled": Actor.NOBODY,
+}
+_ACTOR_OF_AUDIENCE = {
+    Audience.TEACHER.value: Actor.TEACHER,
+    Audience.ADMIN.value: Actor.ADMINISTRATOR,
+    Audience.NOBODY.value: Actor.NOBODY,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """Why it came to this."""
+
+    sentence: str
+    cause: str | None
+    category: str | None
+
+
+def failed_run(facts: LabFacts, operation: Operation | None) -> Run | None:
+    """Return the run that tells why: the one that ended the lab, or the newest that failed."""
+    if facts.lab and facts.lab.failed_at:
+        # Whatever it was: not only a create makes a lab FAILED.
+        same = [
+            run for run in facts.runs if run.error_message and run.error_message == facts.lab.error_message
+        ]
+        if same:
+            return same[-1]
+    runs = facts.runs_of(operation or Operation.CREATE)
+    final = [run for run in runs if run.outcome in ("failed", "dead_lettered", "revoked")]
+    told = [run for run in runs if run.error_message]
+    return final[-1] if final else told[-1] if told else None
+
+
+def find_why(facts: LabFacts, run: Run | None, operation: Operation | None) -> Why | None:
+    """Return the sentence of the lab, or of a run that did not make it FAILED; None if all is well."""
+    lab = facts.lab
+    if lab and lab.status == "RUNNING" and operation is None:
+        return None
+    if lab and lab.error_message:
+        cause = run.cause if run else facts.notifications[-1].cause if facts.notifications else None
+        return Why(
+            sentence=printable(lab.error_message),
+            cause=printable(cause) if cause else None,
+            category=printable(lab.error_category) if lab.error_category else None,
+        )
+    if run is None or not run.error_message or (lab and lab.status == "STOPPED"):
+        return None
+    return Why(
+        sentence=printable(run.error_message),
+        cause=printable(run.cause) if run.cause else None,
+        category=printable(run.error_category) if run.error_category else None,
+    )
+
+
+def who_acts(facts: LabFacts, run: Run | None) -> Actor:
+    """Return who can mend a failure: by its cause, by who was told, by its category."""
+    notified = facts.notifications[-1] if facts.notifications else None
+    cause = run.cause if run and run.cause else notified.cause if notified else None
+    if cause in _ACTOR_OF_CAUSE:
+        return _ACTOR_OF_CAUSE[cause]
+    if notified and notified.told in _ACTOR_OF_AUDIENCE:
+        return _ACTOR_OF_AUDIENCE[notified.told]
+    category = run.error_category if run else facts.lab.error_category if facts.lab else None
+    return Actor.TEACHER if category == Category.PERMANENT_IMAGE_ERROR.value else Actor.ADMINISTRATOR
+
+
+def told_lines(facts: LabFacts, who: Actor) -> list[str]:
+    """Return who was told of the failures, and how."""
+    if facts.notifications:
+        return [_notification(facts, row) for row in facts.notifications[-3:]]
+    failed = facts.lab is not None and facts.lab.status == "FAILED"
+    return ["nobody was notified: there is no record of it"] if failed and who is not Actor.NOBODY else []
+
+
+def _notification(facts: LabFacts, row: NotificationRow) -> str:
+    name = f"{printable(row.told, 40)} of {printable(row.cause, 60)}"
+    if row.told == Audience.NOBODY.value:
+        return f"{name}: nobody has to be told"
+    event = f"event published {ago(facts.now, row.published_at)}" if row.published_at else "event waits"
+    hook = "webhook done (or none is set)" if row.webhook_at else "webhook waits"
+    text = f"{name}: {event}, {hook}"
+    if row.published_at and row.webhook_at:
+        return text
+    if row.failures:
+        error = printable(row.last_error or "no reason is known", 200)
+        text += f"; failed {row.failures} times: {error}; again {ago(facts.now, row.next_attempt_at)}"
+    return text
+
+
+def last_stop(facts: LabFacts) -> Run | None:
+    """Return the run that stopped the lab."""
+    return next((run for run in facts.runs_of(Operation.DELETE) if run.outcome == "succeeded"), None)
+
+
+def was_cancelled(facts: LabFacts) -> bool:
+    """Tell whether the lab is over because its start was cancelled."""
+    return any(
+        run.outcome == "revoked" and run.cause in (None, "cancelled") and not run.error_category
+        for run in facts.runs_of(Operation.CREATE)
+    )

@@ -1,0 +1,128 @@
+"""What happened to a lab, in order: one entry for each thing somebody did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.explain_facts import CONTAINER_DEADLINE_S, LabFacts, Run, WaitingRow
+from dispatcher.explain_words import duration, printable
+
+#: Entries shown; the oldest and the newest say most.
+MAX_ENTRIES = 12
+_FIRST = 2
+#: Seconds in a queue that are worth a word.
+_LONG_WAIT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that happened; `at` is None for a number of entries left out."""
+
+    at: datetime | None
+    text: str
+
+
+def make_timeline(facts: LabFacts) -> list[Entry]:
+    """Return what happened, the oldest first; the middle of a long story is left out and counted."""
+    entries = sorted(_entries(facts), key=_moment)
+    hidden = len(entries) - MAX_ENTRIES
+    if hidden > 0:
+        left_out = Entry(None, f"{hidden} more (--json has them)")
+        entries = [*entries[:_FIRST], left_out, *entries[_FIRST + hidden :]]
+    if facts.earlier_runs:
+        entries.insert(0, Entry(None, f"{facts.earlier_runs} earlier runs (task_ledger has them)"))
+    return entries
+
+
+def _moment(entry: Entry) -> datetime:
+    if entry.at is None:
+        raise ValueError(entry.text)
+    return entry.at
+
+
+def _entries(facts: LabFacts) -> Iterator[Entry]:
+    lab = facts.lab
+    if lab:
+        task = f", its task is {printable(lab.celery_task_id)}" if lab.celery_task_id else ""
+        yield Entry(lab.created_at, f"asked for{task}")
+        if lab.started_at:
+            url = f" at {printable(lab.connection_url)}" if lab.connection_url else ""
+            yield Entry(lab.started_at, f"RUNNING{url}")
+        if lab.failed_at:
+            yield Entry(lab.failed_at, "FAILED")
+        if lab.stop_requested_at:
+            yield Entry(lab.stop_requested_at, "its stop was asked for")
+        if lab.stopped_at:
+            yield Entry(lab.stopped_at, "STOPPED")
+    for row in facts.outbox:
+        yield Entry(row.created_at, _waiting(facts, row))
+    for run in facts.runs:
+        yield Entry(run.claimed_at, _run(facts, run))
+    for cancelled in facts.cancellations:
+        yield Entry(cancelled.requested_at, f"task {printable(cancelled.task_id)} was cancelled")
+    for action in facts.actions:
+        task = printable(action.task_name or "message without a name").removeprefix("celery_workers.")
+        yield Entry(
+            action.acted_at,
+            f"{task} in celery.dlq was {printable(action.action)} by {printable(action.actor)}",
+        )
+
+
+def _waiting(facts: LabFacts, row: WaitingRow) -> str:
+    name = _name(facts, row.task_name, row.task_id)
+    text = f"{name} was put into the outbox as row {row.id}"
+    if row.failures:
+        text += f"; not published in {_times(row.failures)}: {printable(row.last_error or 'no reason', 200)}"
+    return text
+
+
+def _name(facts: LabFacts, task_name: str, task_id: str) -> str:
+    operation = facts.operation_of(task_name, task_id)
+    return operation.value if operation else printable(task_name).removeprefix("celery_workers.") or "a task"
+
+
+def _run(facts: LabFacts, run: Run) -> str:
+    again = ", delivered again" if run.redelivered else ""
+    return f"{_name(facts, run.task_name, run.task_id)}, attempt {run.attempt}{again}{_by(run)}: " + _ending(
+        facts, run
+    )
+
+
+def _by(run: Run) -> str:
+    waited_s = (run.claimed_at - run.published_at).total_seconds() if run.published_at else 0
+    waited = f", after {duration(waited_s)} in the queue" if waited_s >= _LONG_WAIT_S else ""
+    if run.attempt > 1 or run.redelivered:
+        waited = ""  # its publish is that of the first delivery, or the delay of the retry
+    job, pod = run.job_name, run.pod_name
+    if job and pod and pod.startswith(f"{job}-"):
+        return f"{waited} (Job {printable(job)}, pod ..{printable(pod.removeprefix(job))})"
+    names = [f"{kind} {printable(name)}" for kind, name in (("Job", job), ("pod", pod)) if name]
+    return f"{waited} ({', '.join(names)})" if names else waited
+
+
+def _ending(facts: LabFacts, run: Run) -> str:
+    why = f": {printable(run.error_message, 200)}" if run.error_message else ""
+    took = f" after {duration((run.finished_at - run.claimed_at).total_seconds())}" if run.finished_at else ""
+    if run.outcome == "started":
+        if facts.was_replaced(run):
+            return "its container was killed, the message came again"
+        alive = facts.age_s(run.claimed_at) < CONTAINER_DEADLINE_S
+        return "at it" if alive else "no end is known, its container was killed"
+    if run.outcome == "retried":
+        delay_s = run.retry_delay_s
+        when = f"again after {duration(delay_s)}" if delay_s is not None else "again a little later"
+        return f"failed{took}, {when}{why}"
+    words = {
+        "succeeded": f"done{took}",
+        "noop": "nothing to do",
+        "failed": f"failed for good{took}",
+        "dead_lettered": f"given up{took}, its message is in celery.dlq",
+        "revoked": "not performed",
+    }
+    return words.get(run.outcome, printable(run.outcome)) + why
+
+
+def _times(count: int) -> str:
+    return "one try" if count == 1 else f"{count} tries"

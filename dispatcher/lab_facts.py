@@ -1,0 +1,303 @@
+"""Read what is known of a lab, by its id, the id of one of its tasks, or the name of its Pod.
+
+One snapshot, a bounded number of rows, and of the details of a run only what explains it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Executable,
+    Row,
+    RowMapping,
+    Select,
+    Text,
+    case,
+    cast,
+    func,
+    or_,
+    select,
+    text,
+    union_all,
+)
+from sqlalchemy.exc import SQLAlchemyError
+
+from dispatcher.engine import reason
+from dispatcher.errors import DispatcherError
+from dispatcher.explain_facts import (
+    ActionRow,
+    Cancellation,
+    LabFacts,
+    LabRow,
+    NotificationRow,
+    Run,
+    WaitingRow,
+)
+from dispatcher.message import is_short_text
+from dispatcher.models import (
+    DeadLetterAction,
+    LabInstance,
+    Notification,
+    OutboxTask,
+    TaskCancellation,
+    TaskRun,
+)
+from dispatcher.redaction import redacted, scrubbed
+
+#: Runs of a lab that are read, the newest; and rows of each other table.
+MAX_RUNS = 50
+_MAX_ROWS = 20
+#: Of any text; what a container writes is shorter.
+_MAX_CHARS = 4000
+_MAX_ID = 2**63 - 1
+_POD = re.compile(r"lab-instance-([0-9]{1,19})(?:-.*)?")
+_DETAILS = ("steps", "cause", "evidence", "seen", "retry_delay_s")
+#: Columns that quote whoever said something.
+_FREE_TEXTS = ("connection_url", "error_message", "message", "last_error", "details_evidence", "details_seen")
+#: Bytes of JSON; a larger part is left out, since nothing of ours writes it.
+_MAX_DETAIL_BYTES = 65_536
+#: Tables of revision 0004; an older database has no rows of them.
+_NEW_TABLES = (Notification.__tablename__, DeadLetterAction.__tablename__)
+
+
+class UnknownLab(DispatcherError):
+    """Raised when nothing is known under what was given."""
+
+
+def read_lab_facts(engine: Engine, given: str) -> LabFacts:
+    """Return what is known of the lab.
+
+    Raises:
+        UnknownLab: there is no such lab, no such task, or the task is about no lab.
+        DispatcherError: the database does not answer or refuses.
+    """
+    try:
+        with (
+            engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
+            connection.begin(),
+        ):
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+            return _read(connection, given)
+    except SQLAlchemyError as exc:
+        raise DispatcherError(f"the database did not tell about the lab: {reason(exc)}") from exc
+
+
+def _read(connection: Connection, given: str) -> LabFacts:
+    present = {
+        table
+        for table in _NEW_TABLES
+        if connection.execute(select(func.to_regclass(table).is_not(None))).scalar_one()
+    }
+    match = _POD.fullmatch(given)
+    number = match.group(1) if match else given
+    if re.fullmatch("[0-9]{1,19}", number) and 0 < int(number) <= _MAX_ID:
+        facts = _facts(connection, int(number), present)
+        if facts.lab or facts.runs or facts.outbox or facts.actions:
+            return facts
+        if match or not _task_rows(connection, given, present):
+            raise UnknownLab(f"lab {int(number)} is not in the database, and no task was ever about it")
+    if match or not is_short_text(given):
+        raise UnknownLab("this is no lab, no task and no lab's pod: give 17, a task id or lab-instance-17-…")
+    return _facts(connection, _lab_of_task(connection, given, present), present)
+
+
+def _lab_of_task(connection: Connection, task_id: str, present: set[str]) -> int:
+    rows = _task_rows(connection, task_id, present)
+    for row in rows:
+        if row.lab_instance_id is not None:
+            return int(row.lab_instance_id)
+    if rows:
+        raise UnknownLab(f"task {task_id} is about no lab; see: autolabs task status {task_id}")
+    raise UnknownLab(
+        f"no lab, task or pod {task_id!r} is known: a task is known once a container took it, or while it"
+        " waits in the outbox; give the lab's id"
+    )
+
+
+def _task_rows(connection: Connection, task_id: str, present: set[str]) -> list[Row[Any]]:
+    """Return the rows that name a task, with their labs."""
+    tables: list[Select[Any]] = [
+        select(TaskRun.lab_instance_id).where(TaskRun.task_id == task_id).limit(_MAX_ROWS),
+        select(OutboxTask.lab_instance_id).where(OutboxTask.task_id == task_id),
+        select(LabInstance.id.label("lab_instance_id")).where(LabInstance.celery_task_id == task_id).limit(1),
+    ]
+    if DeadLetterAction.__tablename__ in present:
+        acted = select(DeadLetterAction.lab_instance_id).where(DeadLetterAction.task_id == task_id)
+        tables.append(acted.limit(_MAX_ROWS))
+    parts = [select(table.subquery().c.lab_instance_id) for table in tables]
+    return list(connection.execute(union_all(*parts)))
+
+
+def _facts(connection: Connection, lab_instance_id: int, present: set[str]) -> LabFacts:
+    lab = _lab(connection, lab_instance_id)
+    runs, earlier = _runs(connection, lab_instance_id, lab.celery_task_id if lab else None)
+    outbox = [WaitingRow(**row) for row in _rows(connection, _outbox(lab_instance_id))]
+    known = {run.task_id for run in runs} | {row.task_id for row in outbox}
+    if lab and lab.celery_task_id:
+        known.add(lab.celery_task_id)
+    return LabFacts(
+        now=connection.execute(select(func.now())).scalar_one(),
+        lab_instance_id=lab_instance_id,
+        lab=lab,
+        runs=tuple(runs),
+        earlier_runs=earlier,
+        outbox=tuple(outbox),
+        cancellations=tuple(_cancellations(connection, known)),
+        notifications=tuple(_notifications(connection, lab_instance_id, present)),
+        actions=tuple(_actions(connection, lab_instance_id, known, present)),
+    )
+
+
+def _lab(connection: Connection, lab_instance_id: int) -> LabRow | None:
+    statement = select(
+        LabInstance.id,
+        LabInstance.lab_id,
+        LabInstance.student_id,
+        LabInstance.status,
+        LabInstance.k8s_pod_name,
+        LabInstance.connection_url,
+        LabInstance.celery_task_id,
+        LabInstance.error_category,
+        LabInstance.error_message,
+        LabInstance.failed_at,
+        LabInstance.started_at,
+        LabInstance.stopped_at,
+        LabInstance.stop_requested_at,
+        # infinity is a way of a backend to say never, and more than Python's datetime can hold.
+        func.least(LabInstance.expires_at, text("timestamptz '9999-01-01Z'")).label("expires_at"),
+        LabInstance.created_at,
+    ).where(LabInstance.id == lab_instance_id)
+    return next((LabRow(**row) for row in _rows(connection, statement)), None)
+
+
+def _outbox(lab_instance_id: int) -> Executable:
+    return (
+        select(
+            OutboxTask.id,
+            OutboxTask.task_id,
+            OutboxTask.task_name,
+            OutboxTask.created_at,
+            OutboxTask.next_attempt_at,
+            OutboxTask.failures,
+            OutboxTask.last_error,
+        )
+        .where(OutboxTask.lab_instance_id == lab_instance_id)
+        .order_by(OutboxTask.id)
+        .limit(_MAX_ROWS)
+    )
+
+
+def _runs(connection: Connection, lab_instance_id: int, task_id: str | None) -> tuple[list[Run], int]:
+    """Return the newest runs, the oldest of them first, and how many there were before."""
+    about = or_(TaskRun.lab_instance_id == lab_instance_id, TaskRun.task_id == task_id)
+    parts = [
+        case((func.octet_length(cast(part, Text)) <= _MAX_DETAIL_BYTES, part)).label(f"details_{key}")
+        for key, part in ((key, TaskRun.details[key]) for key in _DETAILS)
+    ]
+    statement = (
+        select(
+            TaskRun.id,
+            TaskRun.task_id,
+            TaskRun.task_name,
+            TaskRun.attempt,
+            TaskRun.redelivered,
+            TaskRun.queue,
+            TaskRun.job_name,
+            TaskRun.pod_name,
+            TaskRun.published_at,
+            TaskRun.claimed_at,
+            TaskRun.finished_at,
+            TaskRun.outcome,
+            TaskRun.error_category,
+            TaskRun.error_message,
+            *parts,
+        )
+        .where(about)
+        .order_by(TaskRun.id.desc())
+        .limit(MAX_RUNS)
+    )
+    rows = _rows(connection, statement)
+    total = connection.execute(select(func.count()).select_from(TaskRun).where(about)).scalar_one()
+    return [_run(row) for row in reversed(rows)], total - len(rows)
+
+
+def _run(row: dict[str, Any]) -> Run:
+    details = {key: row.pop(f"details_{key}") for key in _DETAILS}
+    return Run(**row, details={key: value for key, value in details.items() if value is not None})
+
+
+def _cancellations(connection: Connection, task_ids: set[str]) -> list[Cancellation]:
+    statement = (
+        select(TaskCancellation.task_id, TaskCancellation.requested_at)
+        .where(TaskCancellation.task_id.in_(sorted(task_ids)))
+        .order_by(TaskCancellation.requested_at)
+    )
+    return [Cancellation(**row) for row in _rows(connection, statement)]
+
+
+def _notifications(connection: Connection, lab_instance_id: int, present: set[str]) -> list[NotificationRow]:
+    if Notification.__tablename__ not in present:
+        return []
+    statement = (
+        select(
+            Notification.cause,
+            Notification.told,
+            Notification.error_category,
+            Notification.message,
+            Notification.created_at,
+            Notification.published_at,
+            Notification.webhook_at,
+            Notification.failures,
+            Notification.next_attempt_at,
+            Notification.last_error,
+        )
+        .where(Notification.lab_instance_id == lab_instance_id)
+        .order_by(Notification.id.desc())
+        .limit(_MAX_ROWS)
+    )
+    return [NotificationRow(**row) for row in reversed(_rows(connection, statement))]
+
+
+def _actions(
+    connection: Connection, lab_instance_id: int, task_ids: set[str], present: set[str]
+) -> list[ActionRow]:
+    if DeadLetterAction.__tablename__ not in present:
+        return []
+    # One that could not be read has its task id alone; the lab's id is not indexed.
+    about = or_(
+        DeadLetterAction.lab_instance_id == lab_instance_id, DeadLetterAction.task_id.in_(sorted(task_ids))
+    )
+    statement = (
+        select(
+            DeadLetterAction.acted_at,
+            DeadLetterAction.actor,
+            DeadLetterAction.action,
+            DeadLetterAction.task_id,
+            DeadLetterAction.task_name,
+        )
+        .where(about)
+        .order_by(DeadLetterAction.id.desc())
+        .limit(_MAX_ROWS)
+    )
+    return [ActionRow(**row) for row in reversed(_rows(connection, statement))]
+
+
+def _rows(connection: Connection, statement: Executable) -> list[dict[str, Any]]:
+    """Return rows fit to be shown: without what looks like a secret, and with no text too long."""
+    return [_clean(row) for row in connection.execute(statement).mappings()]
+
+
+def _clean(row: RowMapping) -> dict[str, Any]:
+    return {name: _shortened(redacted(value), free=name in _FREE_TEXTS) for name, value in row.items()}
+
+
+def _shortened(value: Any, *, free: bool) -> Any:
+    if isinstance(value, str):
+        return scrubbed(value[:_MAX_CHARS]) if free else value[:_MAX_CHARS]
+    if isinstance(value, dict):
+        return {key: _shortened(inner, free=free) for key, inner in value.items()}
+    return [_shortened(inner, free=free) for inner in value] if isinstance(value, list) else value
