@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from dispatcher import outbox_commands, task_commands
+from dispatcher import explain_commands, outbox_commands, task_commands
 from dispatcher.errors import DispatcherError
 from dispatcher.extras import needs_extra
 from dispatcher.settings import BrokerSettings, database_url, read_settings
@@ -89,7 +89,9 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
 }
 
 #: Commands without a group.
-_COMMANDS: dict[str, Command] = {}
+_COMMANDS: dict[str, Command] = {
+    "explain": Command(explain_commands.explain, explain_commands.options),
+}
 #: Command -> its module with `run` and `options`, which imports what it needs when it runs.
 _PLATFORM_COMMANDS = {"verify": "jobs.verify_command"}
 
