@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 #: Labs per transaction: their rows are locked while the deletes are published.
 BATCH = 10
-_EXPIRED = (
-    "SELECT id, k8s_pod_name, stop_requested_at FROM lab_instances WHERE"
-    " (status = 'RUNNING' AND expires_at < now() AND stop_requested_at IS NULL)"
-    " OR (status IN ('PENDING', 'RUNNING')"
-    f" AND stop_requested_at < now() - interval '{STOP_PATIENCE_MINUTES} minutes')"
-    " ORDER BY expires_at LIMIT %s"  # noqa: S608
-)
+_EXPIRED = f"""
+SELECT id, k8s_pod_name, stop_requested_at FROM lab_instances WHERE
+ (status = 'RUNNING' AND expires_at < now() AND stop_requested_at IS NULL)
+ OR (status IN ('PENDING', 'RUNNING')
+     AND stop_requested_at < now() - interval '{STOP_PATIENCE_MINUTES} minutes')
+ ORDER BY expires_at LIMIT %s
+"""  # noqa: S608  # a constant
 _EXPIRED_LOCKED = _EXPIRED + " FOR UPDATE SKIP LOCKED"
 #: Days after which nobody needs the cancellation of a task that is over.
 KEEP_CANCELLATIONS_DAYS = 30
