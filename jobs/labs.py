@@ -101,6 +101,8 @@ class TaskRunRecord:
     run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     #: As it was committed last, or as it would be if the database had taken it.
     ending: Ending | None = None
+    #: Of whom to tell of the failed lab (jobs.notifications).
+    notification_id: int | None = None
 
 
 class LabStore:
@@ -173,8 +175,9 @@ class LabStore:
     def mark_failed(self, record: TaskRunRecord, error: JobError, *, outcome: str) -> bool:
         """Make a PENDING lab FAILED with its reason; False when it was not PENDING.
 
-        The ledger row is written in either case.
+        The ledger row is written in either case; whom to tell is committed with the lab's row.
         """
+        from jobs.notifications import add_notification
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             cursor.execute(
@@ -183,7 +186,34 @@ class LabStore:
                 " WHERE id = %s AND status = 'PENDING' AND stop_requested_at IS NULL",
                 (error.category.value, error.sentence, record.task_id, record.lab_instance_id),
             )
-            return cursor.rowcount == 1, Ending.of_error(outcome, error)
+            changed = cursor.rowcount == 1
+            record.notification_id = add_notification(cursor, record, error) if changed else None
+            return changed, Ending.of_error(outcome, error)
+
+        return self._end(record, change)
+
+    def mark_lost(
+        self, record: TaskRunRecord, error: JobError, *, status: str, pod_name: str | None, as_of: datetime
+    ) -> bool:
+        """Make a lab FAILED that is not what its row says; False when something happened to it since `as_of`.
+
+        `status` and `pod_name` are those of the row as it was read then. The run has succeeded with it.
+        """
+
+        def change(cursor: Cursor) -> tuple[bool, Ending | None]:
+            cursor.execute(
+                "UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s,"
+                " connection_url = NULL, failed_at = now(), updated_at = now()"
+                " WHERE id = %s AND status = %s AND k8s_pod_name IS NOT DISTINCT FROM %s"
+                " AND stop_requested_at IS NULL"
+                " AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab_instances.id)"
+                " AND NOT EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab_instances.id"
+                "                 AND coalesce(finished_at, claimed_at) >= %s)",
+                (error.category.value, error.sentence, record.lab_instance_id, status, pod_name, as_of),
+            )
+            if cursor.rowcount != 1:
+                return False, None
+            return True, Ending("succeeded", cause=error.failure.cause, evidence=error.evidence)
 
         return self._end(record, change)
 
