@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from dispatcher import explain_commands, outbox_commands, task_commands
+from dispatcher import dlq_commands, explain_commands, outbox_commands, task_commands
 from dispatcher.errors import DispatcherError
 from dispatcher.extras import needs_extra
 from dispatcher.settings import BrokerSettings, database_url, read_settings
@@ -77,6 +77,15 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
             "relay": Command(outbox_commands.relay, outbox_commands.relay_options),
             "list": Command(outbox_commands.show, outbox_commands.show_options),
             "discard": Command(outbox_commands.discard, outbox_commands.discard_options),
+        },
+    ),
+    "dlq": (
+        "Look at, requeue and discard what is in the dead-letter queue.",
+        {
+            "list": Command(dlq_commands.show_all, dlq_commands.show_all_options),
+            "show": Command(dlq_commands.show, dlq_commands.show_options),
+            "requeue": Command(dlq_commands.requeue, dlq_commands.requeue_options),
+            "discard": Command(dlq_commands.discard, dlq_commands.discard_options),
         },
     ),
     "task": (

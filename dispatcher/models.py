@@ -263,6 +263,10 @@ class DeadLetterAction(Base):
     routing_key: Mapped[str]
     reason: Mapped[str | None]
     error_category: Mapped[str | None]
+    #: As `autolabs dlq list` says it.
+    cause: Mapped[str | None]
+    content_type: Mapped[str | None]
+    content_encoding: Mapped[str | None]
     headers: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     #: Of a discarded message: what it takes to publish it again by hand, cut to 1 MiB.
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
