@@ -197,8 +197,10 @@ class LabStore:
     ) -> bool:
         """Make a lab FAILED that is not what its row says; False when something happened to it since `as_of`.
 
-        `status` and `pod_name` are those of the row as it was read then. The run has succeeded with it.
+        `status` and `pod_name` are those of the row as it was read then. The run has succeeded with it, and
+        whom to tell is committed with the lab's row.
         """
+        from jobs.notifications import add_notification
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             cursor.execute(
@@ -213,6 +215,7 @@ class LabStore:
             )
             if cursor.rowcount != 1:
                 return False, None
+            record.notification_id = add_notification(cursor, record, error)
             return True, Ending("succeeded", cause=error.failure.cause, evidence=error.evidence)
 
         return self._end(record, change)
