@@ -88,7 +88,8 @@ class Batch:
             except PublishError as exc:
                 self._settle(index, exc, exc.__cause__)
                 continue
-            named = exchange is not None and exchange[1] == out.exchange
+            # The exchange without a name is called so where rights are meant.
+            named = exchange is not None and exchange[1] == (out.exchange or "amq.default")
             if whatever or (named and (topic is None or topic[1] == out.routing_key)):
                 self._settle(index, self._refusal(index, closed), closed)
 
