@@ -186,6 +186,8 @@ def _work(
             reached("settling")
             consumer.acknowledge(delivery)
             reached("acknowledged")
+            if not stop.is_set():
+                _notify(warm_up.connections())
             return EXIT_OK
         consumer.give_back(delivery, failed=not worker.is_alive())
     except ChannelLost as exc:
@@ -196,6 +198,21 @@ def _work(
         logger.warning("stopped, message given back", extra={"action": "stopped"})
         return EXIT_SIGTERM
     return EXIT_GIVEN_BACK
+
+
+def _notify(connections: Any) -> None:
+    """Tell whom the task has to tell of; what fails is left to the sweep of the outbox."""
+    if not connections.notifications:
+        return
+    try:
+        from jobs.courier import Courier
+        from jobs.notifications import deliver_one
+
+        courier = Courier(connections.publisher, connections.settings.webhook)
+        for notification_id in connections.notifications:
+            deliver_one(connections.labs, courier, notification_id)
+    except Exception:
+        logger.exception("notification is left to the sweep", extra={"action": "notification_left"})
 
 
 def main() -> int:

@@ -21,6 +21,10 @@ from jobs.retry import through_blips
 FIELD_MANAGER = "autolabs-jobs"
 #: Seconds of patience with 429, 5xx and lost connections before the task goes back to the broker.
 BLIP_S = 8.0
+#: Times that a list in pages may begin anew.
+_LISTS_ANEW = 3
+#: Bytes of an error that are read.
+_STATUS_LIMIT = 20_000
 
 Manifest = dict[str, Any]
 
@@ -75,6 +79,27 @@ class Cluster:
         answer = self._request("GET", f"{path}?{urlencode(query)}")
         return answer.get("items", []), answer["metadata"]["resourceVersion"]
 
+    def list_pages(self, path: str, *, limit: int, **query: str) -> Iterator[list[Manifest]]:
+        """Yield the items of a collection, at most `limit` at a time.
+
+        A list that takes longer than the server keeps its version (410, five minutes with etcd's defaults)
+        begins anew: items may come twice, none is left out that was there all the time.
+        """
+        token, begun_anew = "", 0
+        while True:
+            page = {"limit": str(limit), **({"continue": token} if token else {}), **query}
+            try:
+                answer = self._request("GET", f"{path}?{urlencode(page)}")
+            except ApiError as exc:
+                if exc.status != 410 or begun_anew == _LISTS_ANEW:
+                    raise
+                token, begun_anew = "", begun_anew + 1
+                continue
+            yield answer.get("items", [])
+            token = answer["metadata"].get("continue", "")
+            if not token:
+                return
+
     def apply(self, path: str, manifest: Manifest) -> Manifest:
         """Apply server-side, never taking over a field that somebody else set."""
         query = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})
@@ -97,6 +122,31 @@ class Cluster:
         except ApiError as exc:
             if exc.status not in (404, 409):
                 raise
+
+    def read_text(self, path: str, *, limit: int, timeout_s: float, **query: str) -> str:
+        """Return the answer to one GET, tried once, as text of at most `limit` bytes.
+
+        For what may be of any size and is nobody's to rely on, such as a log. Raises as `get`, 404 too.
+        """
+        response = self._open("GET", f"{path}?{urlencode(query)}", read_timeout_s=timeout_s)
+        try:
+            return response.read(limit).decode(errors="backslashreplace")
+        except (urllib3.exceptions.HTTPError, OSError) as exc:
+            raise ApiUnavailable(f"GET {path}: {exc}") from exc
+        finally:
+            # Not kept: the rest of the answer may be on its way.
+            response.close()
+
+    def create(self, path: str, manifest: Manifest, *, timeout_s: float) -> bool:
+        """Create an object, tried once; False when one of its name is there already."""
+        try:
+            response = self._open("POST", path, manifest, read_timeout_s=timeout_s)
+        except ApiError as exc:
+            if exc.status == 409:
+                return False
+            raise
+        response.close()
+        return True
 
     def watch(
         self, path: str, *, resource_version: str, timeout_s: float, **query: str
@@ -174,7 +224,9 @@ class Cluster:
 
 def _status(response: urllib3.BaseHTTPResponse) -> Manifest:
     try:
-        text = response.read()[:20_000]
+        text = response.read(_STATUS_LIMIT)
+        if len(text) == _STATUS_LIMIT:
+            response.close()  # what is left of it would be taken for the next answer
     except (urllib3.exceptions.HTTPError, OSError) as exc:
         raise ApiUnavailable(f"answer {response.status} was cut off: {exc}") from exc
     finally:

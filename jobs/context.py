@@ -20,6 +20,8 @@ class Connections:
 
     def __init__(self, settings: JobSettings) -> None:
         self.settings = settings
+        #: Ids of notifications to deliver once the message is acknowledged.
+        self.notifications: list[int] = []
 
     @cached_property
     def labs(self) -> LabStore:
@@ -74,6 +76,15 @@ class TaskContext:
         self.configs = Configs(connections.store)
         record.details["configs"] = self.configs.versions
         self._connections = connections
+
+    @property
+    def cluster(self) -> Cluster:
+        """The Kubernetes API."""
+        return self._connections.cluster
+
+    def notify(self, notification_id: int) -> None:
+        """Have a notification delivered by this container, once the message is acknowledged."""
+        self._connections.notifications.append(notification_id)
 
     @property
     def lab_objects(self) -> LabObjects:

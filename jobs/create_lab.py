@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from dispatcher.tasks import CreateLabPod
 from jobs.context import TaskContext
@@ -44,8 +45,12 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     _start(context, payload)
 
 
-def fail_create(context: TaskContext, error: JobError, *, outcome: str) -> None:
+def fail_create(
+    context: TaskContext, error: JobError, *, outcome: str, when_failed: Callable[[], bool] = lambda: True
+) -> None:
     """Make the lab FAILED, then take its objects down, unless another container made it RUNNING.
+
+    `when_failed` is called once this made the lab FAILED; False: its objects stay.
 
     Raises:
         JobError: the failure is not recorded, or the objects are still there.
@@ -55,6 +60,8 @@ def fail_create(context: TaskContext, error: JobError, *, outcome: str) -> None:
         context.labs.record(context.record, Ending.of_error(outcome, error))
         return
     changed = context.labs.mark_failed(context.record, error, outcome=outcome)
+    if changed and not when_failed():
+        return
     _take_down_unless_running(context, lab_instance_id, surely=changed)
 
 

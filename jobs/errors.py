@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dispatcher.categories import Category
+from dispatcher.redaction import scrubbed
 
 if TYPE_CHECKING:
     from jobs.failures import Failure
@@ -25,7 +26,7 @@ class JobError(Exception):
     """
 
     def __init__(self, failure: Failure, sentence: str, *, evidence: str = "") -> None:
-        sentence, evidence = storable(sentence), storable(evidence)
+        sentence, evidence = storable(sentence), storable(scrubbed(evidence))
         super().__init__(f"{sentence} [{evidence}]" if evidence else sentence)
         self.failure = failure
         self.sentence = sentence

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from dispatcher import tasks
 from dispatcher.errors import PublishError
@@ -22,6 +23,9 @@ from jobs.failures import Failure, given_up
 from jobs.labs import Ending, TaskRunRecord
 from jobs.settings import JobSettings
 from jobs.settlement import publish_dead_letter, publish_delayed, retry_delay_s
+
+if TYPE_CHECKING:
+    from jobs.failed_lab import FailedLab
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +44,18 @@ def settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, 
     try:
         # A task without a routing key cannot come back.
         comes_back = task.name in tasks.ROUTING_KEYS
+        again = comes_back and task.retries < context.settings.retry.max_retries
+        again = again and isinstance(error, TransientError)
+        lab = _failed_lab(context, task)
+        if lab:
+            lab.look(error, final=not again)
         if isinstance(error, TransientError):
-            if comes_back and task.retries < context.settings.retry.max_retries:
+            if again:
                 return _retry(context, task, error)
             error = given_up(error, task.retries + 1)
         keep = _is_kept(task, error.failure)
         try:
-            _record_failure(context, task, error, keep=keep)
+            _record_failure(context, task, error, lab, keep=keep)
         except JobError as unsettled:
             recorded = context.record.ending is not None
             if isinstance(unsettled, TransientError) and comes_back:
@@ -62,6 +71,15 @@ def settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, 
         logger.error("retry was not confirmed: %s", exc, extra={"action": "given_back"})
         return False
     return not keep or _keep(context, delivery, task, error)
+
+
+def _failed_lab(context: TaskContext, task: TaskMessage) -> FailedLab | None:
+    lab_instance_id = context.record.lab_instance_id
+    if task.name != tasks.CREATE_LAB_POD or lab_instance_id is None:
+        return None
+    from jobs.failed_lab import FailedLab
+
+    return FailedLab(context, task, lab_instance_id)
 
 
 def _is_kept(task: TaskMessage, failure: Failure) -> bool:
@@ -84,20 +102,20 @@ def _log_end(error: JobError) -> None:
     logger.error("task failed: %s", error.sentence, extra=extra)
 
 
-def _record_failure(context: TaskContext, task: TaskMessage, error: JobError, *, keep: bool) -> None:
-    create = task.name == tasks.CREATE_LAB_POD
-    lab_instance_id = context.record.lab_instance_id
+def _record_failure(
+    context: TaskContext, task: TaskMessage, error: JobError, lab: FailedLab | None, *, keep: bool
+) -> None:
     if error.failure is Failure.CANCELLED:
-        if create and lab_instance_id is not None:
-            cancel_create(context, lab_instance_id)
+        if lab:
+            cancel_create(context, lab.lab_instance_id)
         else:
             # Nobody has to act, so there is no category.
             context.labs.record(context.record, Ending("revoked", error_message=error.sentence))
         return
     revoked = error.failure is Failure.EXPIRED
     outcome = "revoked" if revoked else "dead_lettered" if keep else "failed"
-    if create:
-        fail_create(context, error, outcome=outcome)
+    if lab:
+        fail_create(context, error, outcome=outcome, when_failed=lambda: lab.when_failed(error))
     else:
         context.labs.record(context.record, Ending.of_error(outcome, error))
 

@@ -12,6 +12,7 @@ from jobs.quantities import parse_quantity, share_of_cpu, share_of_memory
 from jobs.templates import parse_documents, template_error
 
 RESOURCES = ("cpu", "memory", "storage")
+_SECONDS = {"ready_timeout_s": (1, 240), "keep_failed_pods_s": (0, 3600)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class LabSettings:
     memory_request_ratio: float = 0.25
     #: Seconds until a lab must be Ready, 1 to 240; an attempt after a lack of room gets as much again.
     ready_timeout_s: int = 60
+    #: Seconds for which the objects of a lab that failed stay, for whoever looks into it; 0 to 3600.
+    keep_failed_pods_s: int = 0
     #: May use {cluster_ip}, {service}, {namespace}, {port}, {lab_instance_id}.
     connection_url: str = "http://{cluster_ip}:{port}/"
 
@@ -93,8 +96,9 @@ def _problem(key: str, value: Any) -> str | None:
         return None if valid else "must be a number above 0 and at most 1"
     if key == "connection_url":
         return _url_problem(value)
-    valid = type(value) is int and 1 <= value <= 240
-    return None if valid else "must be an integer from 1 to 240"
+    least, most = _SECONDS[key]
+    valid = type(value) is int and least <= value <= most
+    return None if valid else f"must be an integer from {least} to {most}"
 
 
 def _url_problem(value: Any) -> str | None:

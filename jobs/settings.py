@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 
 from dispatcher.celery_results import DEFAULT_EXPIRES_S
@@ -75,6 +76,38 @@ class ResultSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """Who is called when a lab failed, beside the event on the broker."""
+
+    #: http(s)://user:password@host:port/path?query, all of it perhaps secret.
+    url: str = field(repr=False)
+    #: Each signs, so that a receiver may change to another at its leisure.
+    secrets: tuple[bytes, ...] = field(repr=False)
+
+    @classmethod
+    def from_environment(cls, env: Environment) -> WebhookSettings | None:
+        """Read NOTIFY_WEBHOOK_URL and NOTIFY_WEBHOOK_SECRET; None: nobody is called."""
+        if env.find("NOTIFY_WEBHOOK_URL") is None:
+            return None
+        given = (env.find("NOTIFY_WEBHOOK_SECRET") or "").split()
+        secrets = tuple(filter(None, map(_webhook_secret, given)))
+        if not given or len(secrets) < len(given):
+            env.problems.append(
+                "NOTIFY_WEBHOOK_SECRET: must be 24 to 64 bytes in base64, with or without whsec_ in front"
+                " (several: with spaces between them)"
+            )
+        return cls(env.url("NOTIFY_WEBHOOK_URL", ("http", "https")), secrets)
+
+
+def _webhook_secret(text: str) -> bytes | None:
+    try:
+        secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return None
+    return secret if 24 <= len(secret) <= 64 else None
+
+
+@dataclass(frozen=True, slots=True)
 class JobSettings:
     """Everything one container needs to know."""
 
@@ -96,6 +129,7 @@ class JobSettings:
     job_name: str | None
     log_level: str
     results: ResultSettings | None = None
+    webhook: WebhookSettings | None = None
 
     @classmethod
     def from_environment(cls, env: Environment) -> JobSettings:
@@ -120,4 +154,5 @@ class JobSettings:
             job_name=env.find("JOB_NAME"),
             log_level=level,
             results=ResultSettings.from_environment(env),
+            webhook=WebhookSettings.from_environment(env),
         )

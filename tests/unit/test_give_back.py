@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import pika
 import pytest
@@ -56,8 +56,12 @@ VERDICTS = {"done": Verdict.SETTLED, "no task": Verdict.PUT_ASIDE}
 
 
 class WarmUp:
-    def connections(self) -> None:
+    #: Nobody is to be told of anything.
+    notifications: ClassVar[list[int]] = []
+
+    def connections(self) -> WarmUp:
         """Connect to nothing."""
+        return self
 
 
 @pytest.mark.parametrize(("failed", "verb"), [(True, "reject"), (False, "nack")])

@@ -1,0 +1,144 @@
+"""Gather what is seen of a lab that failed, before its objects go: Pod, containers, events, log.
+
+It takes at most PATIENCE_S seconds, each answer of the API server is read to a limit, and no trouble here
+becomes the task's: what is not to be had is a note beside the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.bounded import TookTooLong, within
+from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.errors import JobError
+from jobs.lab_event import COMPONENT
+from jobs.naming import belongs_to_lab, lab_selector
+from jobs.pod_facts import (
+    LOG_LINES,
+    Seen,
+    bounded,
+    log_lines,
+    most_telling_container,
+    newest_events,
+    pod_facts,
+    short,
+)
+
+#: Seconds that the task waits for all of it, and for each answer.
+PATIENCE_S = 2.0
+_ANSWER_S = 1.0
+#: Bytes that are read at most.
+_POD_LIMIT, _EVENTS_LIMIT, _LOG_LIMIT = 1 << 20, 1 << 19, 1 << 16
+
+#: What an answer that is away, refused, cut off or not as it should be is met with.
+_TROUBLE = (ApiError, ApiUnavailable, JobError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What was seen of a lab."""
+
+    #: For the ledger.
+    seen: Seen
+    #: As the API server gave it; None when there was none, or no answer.
+    pod: Manifest | None = None
+    #: True: the API server told whether there is a Pod.
+    answered: bool = False
+
+
+def collect(
+    connect: Callable[[], Cluster], namespace: str, lab_instance_id: int, *, pod_name: str | None
+) -> Sight:
+    """Return what is seen of the lab.
+
+    `connect` is called in another thread; by `pod_name` the events of a Pod that is gone are found.
+    """
+    lookers: list[_Look] = []
+
+    def look() -> None:
+        lookers.append(_Look(connect(), namespace, lab_instance_id))
+        lookers[0].gather(pod_name)
+
+    note = ""
+    try:
+        within(PATIENCE_S, look)
+    except (*_TROUBLE, TookTooLong) as exc:
+        note = f"not all could be read: {short(exc)}"
+    if not lookers:
+        return Sight({"note": note})
+    # A copy, because a thread that is late goes on writing.
+    seen = dict(lookers[0].seen)
+    pod = lookers[0].pod
+    return Sight(bounded({**seen, "note": note} if note else seen), pod, pod is not None or not note)
+
+
+class _Look:
+    """One look at one lab; `seen` has what there is so far."""
+
+    def __init__(self, cluster: Cluster, namespace: str, lab_instance_id: int) -> None:
+        self._cluster = cluster
+        self._core = f"/api/v1/namespaces/{namespace}"
+        self._lab_instance_id = lab_instance_id
+        self.seen: Seen = {}
+        self.pod: Manifest | None = None
+
+    def gather(self, pod_name: str | None) -> None:
+        pod = self._find_pod()
+        if pod is None:
+            self.seen["note"] = "the lab had no Pod"
+            if pod_name:
+                self._add("events", lambda: self._events(f"involvedObject.name={pod_name}"))
+            return
+        self.pod = pod
+        self.seen |= pod_facts(pod)
+        self._add("events", lambda: self._events(f"involvedObject.uid={pod['metadata']['uid']}"))
+        self._add("log", lambda: self._log(pod))
+
+    def _add(self, part: str, read: Callable[[], Any]) -> None:
+        try:
+            if found := read():
+                self.seen[part] = found
+        except _TROUBLE as exc:
+            earlier = f"{self.seen['note']}; " if "note" in self.seen else ""
+            self.seen["note"] = f"{earlier}no {part}: {short(exc)}"
+
+    def _find_pod(self) -> Manifest | None:
+        pods = self._list("pods", _POD_LIMIT, labelSelector=lab_selector(self._lab_instance_id))
+        ours = [pod for pod in pods if belongs_to_lab(pod, self._lab_instance_id)]
+        return max(ours, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
+
+    def _events(self, of_pod: str) -> list[dict[str, Any]]:
+        events = self._list("events", _EVENTS_LIMIT, fieldSelector=of_pod)
+        return newest_events([event for event in events if event.get("reportingComponent") != COMPONENT])
+
+    def _log(self, pod: Manifest) -> dict[str, Any] | None:
+        container = most_telling_container(pod)
+        if container is None:
+            return None
+        previous = container.get("restartCount", 0) > 0
+        lines = self._log_lines(pod, container["name"], previous=previous)
+        if previous and not lines:  # the kubelet does not keep it any more
+            previous, lines = False, self._log_lines(pod, container["name"], previous=False)
+        return {"container": short(container["name"]), "previous": previous, "lines": lines}
+
+    def _log_lines(self, pod: Manifest, container: str, *, previous: bool) -> list[str]:
+        path = f"{self._core}/pods/{pod['metadata']['name']}/log"
+        query = {"container": container, "tailLines": str(LOG_LINES), "limitBytes": str(_LOG_LIMIT)}
+        if previous:
+            query["previous"] = "true"
+        try:
+            # Far more than is kept: limitBytes cuts off the end of these lines, not their beginning.
+            return log_lines(self._cluster.read_text(path, limit=_LOG_LIMIT, timeout_s=_ANSWER_S, **query))
+        except ApiError as exc:
+            if previous and exc.status in (400, 404):
+                return []
+            raise
+
+    def _list(self, collection: str, limit: int, **query: str) -> list[Manifest]:
+        text = self._cluster.read_text(
+            f"{self._core}/{collection}", limit=limit, timeout_s=_ANSWER_S, **query
+        )
+        return [item for item in json.loads(text).get("items") or [] if isinstance(item, dict)]
