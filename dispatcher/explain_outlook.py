@@ -67,8 +67,10 @@ def is_stopping(facts: LabFacts, lab: LabRow) -> bool:
         return True
     if lab.status == "FAILED":
         return False  # nothing of it is left in the cluster, and the cleanup leaves it alone
+    if lab.stop_requested_at is not None:
+        return True
     refused = found.run is not None and found.run.outcome in ("failed", "dead_lettered")
-    return lab.stop_requested_at is not None or refused
+    return lab.status == "RUNNING" and refused
 
 
 def _starting(facts: LabFacts, lab: LabRow) -> Outlook:

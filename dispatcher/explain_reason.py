@@ -91,7 +91,7 @@ def told_lines(facts: LabFacts, who: Actor) -> list[str]:
 
 
 def _notification(facts: LabFacts, row: NotificationRow) -> str:
-    name = f"{printable(row.told, 40)} of {printable(row.cause, 60)}"
+    name = f"{printable(row.told, 40)} ({printable(row.cause, 60)})"
     if row.told == Audience.NOBODY.value:
         return f"{name}: nobody has to be told"
     event = f"event published {ago(facts.now, row.published_at)}" if row.published_at else "event waits"

@@ -49,7 +49,7 @@ def _timeline(facts: LabFacts, found: Explanation) -> Iterator[str]:
         if entry.at is None:
             yield f".. {entry.text}"
         else:
-            yield f"{clock(facts.now, entry.at)}  {entry.text} ({ago(facts.now, entry.at)})"
+            yield f"{clock(facts.now, entry.at)} ({ago(facts.now, entry.at)})  {entry.text}"
 
 
 def _section(label: str, texts: Iterable[str], *, wrap: bool = True) -> Iterator[str]:
