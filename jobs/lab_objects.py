@@ -74,7 +74,9 @@ class LabObjects:
             for seen in self._states(newest, min(deadline, time.monotonic() + _MEANWHILE_S)):
                 if _is_ready(seen):
                     return
-                if error := classification.pod_failure(seen, image):
+                # Somebody takes it down: how its program ends is no failure, and soon it is gone.
+                going = seen["metadata"].get("deletionTimestamp")
+                if not going and (error := classification.pod_failure(seen, image)):
                     raise error
                 newest = seen
             meanwhile()

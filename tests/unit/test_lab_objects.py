@@ -127,6 +127,15 @@ def test_a_pod_that_is_being_deleted_is_not_ready(serve: Serve) -> None:
         labs.wait_ready(dying, "image", timeout_s=5, meanwhile=lambda: None)
 
 
+def test_a_program_that_ends_because_its_pod_is_deleted_is_no_failure(serve: Serve) -> None:
+    dying = make_object(deletionTimestamp="2026-01-01T00:00:00Z")
+    dying["status"] = {"phase": "Succeeded"}
+    stream = Answer(content=[event("MODIFIED", dying), event("DELETED", dying)])
+    labs, _ = serve(Api([stream], [MISSING]))
+    with pytest.raises(LabGone):
+        labs.wait_ready(make_object(), "image", timeout_s=5, meanwhile=lambda: None)
+
+
 def test_an_image_that_cannot_be_pulled_fails_at_once(serve: Serve) -> None:
     failed = make_object()
     failed["status"]["containerStatuses"] = [
