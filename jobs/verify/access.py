@@ -1,0 +1,39 @@
+"""The cluster as a command reaches it: by a kubeconfig file, the job's own, or a ServiceAccount."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dispatcher.errors import InvalidSettings
+from dispatcher.settings import read_settings
+from jobs.cluster import Cluster
+from jobs.cluster_access import ClusterAccess, kubeconfig_access, service_account_access
+from jobs.objectstore import ObjectStore
+from jobs.settings import StoreSettings
+
+
+def open_cluster(environ: Mapping[str, str]) -> Cluster:
+    """Return the cluster that KUBECONFIG, KUBECONFIG_OBJECT or the ServiceAccount names.
+
+    Raises:
+        InvalidSettings: the file cannot be read.
+        JobError: there is no access, or it cannot be used.
+    """
+    access = _access(environ)
+    cluster = Cluster(access)
+    if access.client_pem_file:
+        Path(access.client_pem_file).unlink()  # read by now, and it holds a private key
+    return cluster
+
+
+def _access(environ: Mapping[str, str]) -> ClusterAccess:
+    if path := environ.get("KUBECONFIG"):
+        try:
+            return kubeconfig_access(Path(path).read_bytes())
+        except OSError as exc:
+            raise InvalidSettings([f"KUBECONFIG: cannot read {path} ({exc.strerror})"]) from exc
+    if key := environ.get("KUBECONFIG_OBJECT"):
+        store = ObjectStore(read_settings(environ, StoreSettings.from_environment))
+        return kubeconfig_access(store.read(key).content)
+    return service_account_access()

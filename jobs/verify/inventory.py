@@ -1,0 +1,139 @@
+"""What one look found, in a form that stays small: a few hundred bytes per lab, object and message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from dispatcher import tasks
+
+#: Tasks that end a lab's wait for its start, and for its stop.
+STARTS = frozenset({tasks.CREATE_LAB_POD, tasks.DELETE_LAB_POD})
+STOPS = frozenset({tasks.DELETE_LAB_POD})
+
+
+@dataclass(frozen=True, slots=True)
+class LabRow:
+    """A row of lab_instances, as far as it says what has to be in the cluster and on the broker."""
+
+    id: int
+    lab_id: int
+    student_id: int
+    status: str
+    k8s_pod_name: str | None
+    created_at: datetime
+    updated_at: datetime
+    stop_requested_at: datetime | None
+    #: When it became STOPPED or FAILED; of a live lab the same as updated_at.
+    ended_at: datetime
+
+    @property
+    def over(self) -> bool:
+        """True once nothing starts the lab any more."""
+        return self.status in ("STOPPED", "FAILED")
+
+    @property
+    def stopping(self) -> bool:
+        """True from the request of its stop until it is STOPPED."""
+        return not self.over and self.stop_requested_at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class LabObject:
+    """A Pod, Service or NetworkPolicy that says it is managed by us."""
+
+    kind: str
+    name: str
+    uid: str
+    #: From its labels; None where they do not say.
+    lab: int | None
+    lab_id: str | None
+    student_id: str | None
+    created_at: datetime
+    #: When a deletion that is under way has to be done.
+    deleted_by: datetime | None
+    owner_uids: tuple[str, ...]
+    #: Of a Pod: whether it is Ready, since when it is (not), and why it is over for good.
+    ready: bool = False
+    ready_since: datetime | None = None
+    ended: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A task that waits in a queue; `lab` is None if it is about none, or cannot be read."""
+
+    queue: str
+    task_id: str
+    task_name: str
+    lab: int | None
+    published_at: datetime | None
+
+
+@dataclass(slots=True)
+class QueueLook:
+    """What is on the broker."""
+
+    messages: list[Message] = field(default_factory=list)
+    #: Messages on the delay ladder and in the dead-letter queue, whose content nobody looked at.
+    delayed: int = 0
+    dead_letters: int = 0
+    #: Queue -> messages that consumers hold, by the management API; None: it was not asked.
+    unacked: dict[str, int] | None = None
+    #: What could not be looked at, in plain words; nothing is proven lost then.
+    gaps: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Inventory:
+    """One look at all of it. Times are the database's."""
+
+    now: datetime
+    #: The live labs, and those that are over but have an object or a message.
+    rows: dict[int, LabRow] = field(default_factory=dict)
+    objects: list[LabObject] = field(default_factory=list)
+    #: None: the broker was not looked at.
+    queues: QueueLook | None = None
+    #: (lab, task name) of what waits in the outbox.
+    outbox: set[tuple[int, str]] = field(default_factory=set)
+    #: (lab, task name) of what is under way or tried again, by the ledger, for the unattended labs.
+    going_on: set[tuple[int, str]] = field(default_factory=set)
+    #: When a container was at an unattended lab last.
+    last_run_at: dict[int, datetime] = field(default_factory=dict)
+    #: Until when the objects of a FAILED lab stay.
+    kept_until: dict[int, datetime] = field(default_factory=dict)
+    #: Queue -> runs under way.
+    under_way: dict[str, int] = field(default_factory=dict)
+    #: Tasks that the ledger knows to wait on the delay ladder.
+    known_delays: int = 0
+
+    @property
+    def live(self) -> Iterable[LabRow]:
+        """The labs that are PENDING, RUNNING or stopping."""
+        return (row for row in self.rows.values() if not row.over)
+
+    def waiting(self) -> set[tuple[int, str]]:
+        """Return (lab, task name) of what queues and outbox hold."""
+        messages = self.queues.messages if self.queues else ()
+        return self.outbox | {(seen.lab, seen.task_name) for seen in messages if seen.lab is not None}
+
+    def unattended(self) -> list[LabRow]:
+        """Return the PENDING and stopping labs for which no message and no outbox row waits."""
+        waiting = self.waiting()
+        return [row for row in self.live if needs(row) and not comes(row, waiting)]
+
+
+def needs(row: LabRow) -> frozenset[str]:
+    """Return the tasks of which one has to be on its way, none for a lab that just runs."""
+    if row.stopping:
+        return STOPS
+    return STARTS if row.status == "PENDING" else frozenset()
+
+
+def comes(row: LabRow, known: set[tuple[int, str]]) -> bool:
+    """Tell whether one of the tasks that a lab needs is among the known (lab, task name)."""
+    return any((row.id, name) in known for name in needs(row))

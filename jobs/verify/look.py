@@ -1,0 +1,154 @@
+"""Look at database, broker and cluster, twice: labs move meanwhile, and only what stays is a difference.
+
+The order follows a task's way, from the outbox over the queues to the ledger, so that one that moves on is
+met again further ahead and never overlooked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dispatcher import ladder, topology
+from dispatcher.settings import BrokerSettings
+from jobs.cluster import ApiError, ApiUnavailable, Cluster
+from jobs.errors import JobError
+from jobs.labs import LabStore
+from jobs.verify import management, objects, rows
+from jobs.verify.differences import GRACE_S, Difference, Kind, compare
+from jobs.verify.inventory import Inventory, QueueLook
+from jobs.verify.queues import BrokerAway, Queues
+
+#: Seconds between the looks.
+SETTLE_S = 3.0
+#: The same where the figures of the management API are involved, which are 5 s old.
+HELD_SETTLE_S = 6.0
+LADDER = [ladder.level_name(level) for level in range(ladder.LEVELS)]
+_BY_MESSAGES = {Kind.REQUEST_LOST, Kind.STOP_LOST, Kind.USELESS_MESSAGE, Kind.MESSAGE_WITHOUT_ROW}
+
+
+class CouldNotLook(Exception):
+    """Raised when a server is away, or refuses; the text names which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What is looked at; without a broker the queues are left out."""
+
+    labs: LabStore
+    cluster: Cluster
+    namespace: str
+    broker: BrokerSettings | None
+    #: RabbitMQ's management API, with user and password; None: it is not asked.
+    management_url: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What two looks agree on, and the first one."""
+
+    differences: list[Difference]
+    inventory: Inventory
+
+
+Progress = Callable[[str], None]
+
+
+def find_differences(
+    sources: Sources, *, grace_s: float = GRACE_S, settle_s: float = SETTLE_S, progress: Progress
+) -> Findings:
+    """Return what differs in two looks, as the second one saw it.
+
+    Raises:
+        CouldNotLook: nothing is known then.
+    """
+    first = take_inventory(sources, grace_s=grace_s, queues=True, progress=progress)
+    found = compare(first, grace_s=grace_s)
+    if not found:
+        return Findings([], first)
+    kinds = {difference.kind for difference in found}
+    held = Kind.HELD_MESSAGES in kinds
+    progress(f"{len(found)} differences at first sight, looking again")
+    time.sleep(max(settle_s, HELD_SETTLE_S) if held else settle_s)
+    queues = held or bool(kinds & _BY_MESSAGES)
+    second = take_inventory(sources, grace_s=grace_s, queues=queues, progress=progress)
+    before = {difference.identity for difference in found}
+    stays = [one for one in compare(second, grace_s=grace_s) if one.identity in before]
+    second.queues = second.queues or first.queues
+    return Findings(stays, second)
+
+
+def take_inventory(
+    sources: Sources, *, grace_s: float = GRACE_S, queues: bool, progress: Progress
+) -> Inventory:
+    """Look at everything once. Raises CouldNotLook."""
+    try:
+        inventory = Inventory(rows.database_now(sources.labs))
+        if queues and sources.broker is not None:
+            inventory.outbox = rows.outbox_tasks(sources.labs)
+            inventory.queues = _look_at_queues(sources.broker, sources.management_url, progress)
+        _look_at_objects(sources, inventory, progress)
+        _read_rows(sources.labs, inventory, progress)
+        if inventory.queues is not None:
+            _read_ledger(sources.labs, inventory, grace_s)
+    except JobError as exc:
+        raise CouldNotLook(f"the database: {exc}") from exc
+    except (ApiError, ApiUnavailable) as exc:
+        raise CouldNotLook(f"the cluster: {exc}") from exc
+    except BrokerAway as exc:
+        raise CouldNotLook(f"the broker: {exc}") from exc
+    except management.ManagementAway as exc:
+        raise CouldNotLook(f"the broker's management API: {exc}") from exc
+    return inventory
+
+
+def _look_at_queues(broker: BrokerSettings, management_url: str | None, progress: Progress) -> QueueLook:
+    look = QueueLook()
+    queues = Queues(broker)
+    try:
+        # Before the queues: what leaves the ladder meanwhile is in them.
+        look.delayed = queues.count(LADDER)
+        for queue in topology.BINDINGS:
+            for message in queues.walk(queue, gap=look.gaps.append):
+                look.messages.append(message)
+                progress(f"{len(look.messages)} messages")
+        look.dead_letters = queues.count([topology.DEAD_LETTER_QUEUE])
+    finally:
+        queues.close()
+    if management_url is not None:
+        look.unacked = management.unacked(management_url, broker, topology.BINDINGS)
+    return look
+
+
+def _look_at_objects(sources: Sources, inventory: Inventory, progress: Progress) -> None:
+    seen: set[str] = set()
+    for item in objects.lab_objects(sources.cluster, sources.namespace):
+        if item.uid not in seen:
+            seen.add(item.uid)
+            inventory.objects.append(item)
+            progress(f"{len(inventory.objects)} objects")
+
+
+def _read_rows(labs: LabStore, inventory: Inventory, progress: Progress) -> None:
+    for page in rows.live_rows(labs):
+        inventory.rows.update((row.id, row) for row in page)
+        progress(f"{len(inventory.rows)} rows")
+    messages = inventory.queues.messages if inventory.queues else ()
+    named = {item.lab for item in inventory.objects} | {message.lab for message in messages}
+    missing = {lab for lab in named if lab is not None} - inventory.rows.keys()
+    inventory.rows.update((row.id, row) for row in rows.some_rows(labs, missing))
+    failed = [lab for lab in missing if lab in inventory.rows and inventory.rows[lab].status == "FAILED"]
+    inventory.kept_until = rows.kept_until(labs, failed)
+
+
+def _read_ledger(labs: LabStore, inventory: Inventory, grace_s: float) -> None:
+    unattended = [row.id for row in inventory.unattended()]
+    inventory.going_on = rows.going_on(labs, unattended, grace_s=grace_s)
+    inventory.last_run_at = rows.last_runs(labs, unattended)
+    if inventory.queues is None:
+        return
+    if unattended and inventory.queues.delayed:
+        inventory.known_delays = rows.known_delays(labs)
+    if inventory.queues.unacked is not None:
+        inventory.under_way = rows.under_way(labs)

@@ -1,0 +1,66 @@
+"""What the cluster says: one labelled LIST per kind, in pages, of which little is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from jobs.cluster import Cluster, Manifest
+from jobs.lab_objects import collections
+from jobs.naming import MANAGED_BY
+from jobs.verify.inventory import LabObject
+
+#: Objects per page: a page of Pods is parsed to about 10 MiB.
+PAGE = 250
+_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
+
+
+def lab_objects(cluster: Cluster, namespace: str) -> Iterator[LabObject]:
+    """Yield what is ours in the namespace; an object may come twice. Raises ApiError, ApiUnavailable."""
+    for kind, path in collections(namespace).items():
+        for page in cluster.list_pages(path, limit=PAGE, labelSelector=_SELECTOR):
+            yield from (make_object(kind, item) for item in page)
+
+
+def make_object(kind: str, item: Manifest) -> LabObject:
+    """Return what matters of an object."""
+    metadata = item["metadata"]
+    labels = metadata.get("labels") or {}
+    status = item.get("status") or {}
+    ready: dict[str, Any] = next((c for c in status.get("conditions") or () if c["type"] == "Ready"), {})
+    return LabObject(
+        kind=kind,
+        name=metadata["name"],
+        uid=metadata["uid"],
+        lab=_lab(labels.get("lab_instance_id")),
+        lab_id=labels.get("lab_id"),
+        student_id=labels.get("student_id"),
+        created_at=_time(metadata["creationTimestamp"]),
+        deleted_by=_optional_time(metadata.get("deletionTimestamp")),
+        owner_uids=tuple(owner["uid"] for owner in metadata.get("ownerReferences") or ()),
+        ready=ready.get("status") == "True",
+        ready_since=_optional_time(ready.get("lastTransitionTime")),
+        ended=_ended(status) if kind == "Pod" else None,
+    )
+
+
+def _lab(label: str | None) -> int | None:
+    # Exactly as naming.lab_labels writes it: "007" is nobody's.
+    digits = label is not None and label.isascii() and label.isdigit() and not label.startswith("0")
+    return int(label) if label is not None and digits and len(label) < 19 else None
+
+
+def _ended(status: dict[str, Any]) -> str | None:
+    if status.get("phase") not in ("Failed", "Succeeded"):
+        return None
+    said = (status.get(key) for key in ("phase", "reason", "message"))
+    return " ".join(str(word) for word in said if word)[:300]
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _optional_time(text: str | None) -> datetime | None:
+    return _time(text) if text else None

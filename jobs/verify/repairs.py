@@ -1,0 +1,230 @@
+"""Mend what is safe. Each repair changes only what is still as it was seen, and is in the ledger."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from dispatcher.message import TaskMessage, new_task_id
+from dispatcher.tasks import DELETE_LAB_POD
+from jobs.cluster import ApiError, ApiUnavailable
+from jobs.errors import JobError
+from jobs.failures import Failure
+from jobs.lab_objects import LabObjects, collections
+from jobs.labs import Ending, TaskRunRecord
+from jobs.verify.differences import Difference, Kind, Repair
+from jobs.verify.inventory import Inventory, LabRow, Message
+from jobs.verify.look import Sources
+from jobs.verify.objects import make_object
+from jobs.verify.queues import BrokerAway, Queues
+from jobs.verify.rows import some_rows
+
+#: How the ledger calls it.
+TASK_NAME = "autolabs.verify"
+#: Labs that one run may always repair, and the share of the live ones beyond that.
+ALWAYS, SHARE = 10, 0.2
+#: Labs of which it says nothing that all of them are affected.
+FEW = 3
+
+_MEANWHILE = "left alone: it has changed meanwhile"
+
+
+def refusal(differences: Iterable[Difference], inventory: Inventory) -> str | None:
+    """Return why so much must not be repaired at once, or None.
+
+    A wrong kubeconfig shows an empty cluster, a wrong DATABASE_URL an empty platform.
+    """
+    repairable = [one for one in differences if one.repair]
+    affected = {one.lab for one in repairable}
+    live = list(inventory.live)
+    most = max(ALWAYS, round(SHARE * len(live)))
+    if len(affected) > most:
+        return (
+            f"{len(affected)} labs would be repaired; at most {most} of {len(live)} live ones are at a time"
+        )
+    running = {row.id for row in live if row.status == "RUNNING" and not row.stopping}
+    gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
+    if len(running) >= FEW and running <= gone:
+        return f"none of the {len(running)} RUNNING labs has a Pod: this may be another cluster or namespace"
+    with_objects = {item.lab for item in inventory.objects if item.lab is not None}
+    if len(with_objects) >= FEW and not with_objects & inventory.rows.keys():
+        return f"none of the {len(with_objects)} labs with objects has a row: this may be another database"
+    return None
+
+
+def _urgency(one: Difference) -> tuple[bool, bool]:
+    # The row first, because a repair in the ledger counts as something that happened to the lab. Without its
+    # Pod a lab needs no policy; with it, it must not be without one.
+    return one.repair is Repair.DELETE_OBJECT, not one.object.startswith("Pod ")
+
+
+class Repairs:
+    """Repairs of differences that a look as of `as_of` (the database's time) has found."""
+
+    def __init__(self, sources: Sources, *, as_of: datetime, pod_name: str | None = None) -> None:
+        self._sources = sources
+        self._as_of = as_of
+        self._pod_name = pod_name
+        self._objects = LabObjects(sources.cluster, sources.namespace)
+        self._failed: set[int] = set()
+        self._repairs = {
+            Repair.DELETE_OBJECT: self._delete_object,
+            Repair.FAIL_RUNNING: self._fail_running,
+            Repair.FAIL_PENDING: self._fail_pending,
+        }
+
+    def run(self, differences: Iterable[Difference]) -> Iterator[tuple[Difference, bool, str]]:
+        """Repair one after the other; yield each with whether it is repaired, and what was done or why not.
+
+        Messages come last: they need another walk through their queues.
+        """
+        by_broker: list[Difference] = []
+        for one in sorted(differences, key=_urgency):
+            if one.repair in self._repairs:
+                yield one, *self._attempt(one)
+            elif one.repair:
+                by_broker.append(one)
+        if by_broker:
+            yield from self._repair_messages(by_broker)
+
+    def _attempt(self, one: Difference) -> tuple[bool, str]:
+        if one.repair is None:
+            return False, "a person has to look"
+        try:
+            return self._repairs[one.repair](one)
+        except (JobError, ApiError, ApiUnavailable) as exc:
+            return False, f"not repaired: {exc}"
+
+    def _delete_object(self, one: Difference) -> tuple[bool, str]:
+        item, row = one.lab_object, self._row(one)
+        if item is None or not (row is None or row.over or row.k8s_pod_name != item.name):
+            return False, _MEANWHILE
+        path = f"{collections(self._sources.namespace)[item.kind]}/{item.name}"
+        self._sources.cluster.delete(path, uid=item.uid, grace_s=0 if item.kind == "Pod" else None)
+        return self._done(one, f"deleted {item}")
+
+    def _fail_running(self, one: Difference) -> tuple[bool, str]:
+        if one.row is None or one.lab is None or self._is_there(one):
+            return False, _MEANWHILE
+        failure = Failure.OBJECT_GONE if one.kind is Kind.OBJECT_GONE else Failure.POD_GONE
+        return self._fail(one, one.row, failure)
+
+    def _fail_pending(self, one: Difference) -> tuple[bool, str]:
+        return self._fail(one, one.row, Failure.REQUEST_LOST) if one.row else (False, _MEANWHILE)
+
+    def _fail(self, one: Difference, row: LabRow, failure: Failure) -> tuple[bool, str]:
+        if row.id in self._failed:
+            return True, "the lab is FAILED already, see above"
+        error = failure.error(evidence=f"{one.object}: {one.seen}")
+        record = self._record(one, "the lab is FAILED")
+        if not self._sources.labs.mark_lost(
+            record, error, status=row.status, pod_name=row.k8s_pod_name, as_of=self._as_of
+        ):
+            return False, _MEANWHILE
+        self._failed.add(row.id)
+        try:
+            deleted = self._objects.delete_lab(row.id, grace_s=0)
+        except JobError as exc:
+            # They are orphans now, which the next run finds.
+            return True, f"the lab is FAILED; its objects are left: {exc}"
+        return True, f"the lab is FAILED, {len(deleted)} objects are deleted"
+
+    def _is_there(self, one: Difference) -> bool:
+        """Tell whether what was missing is there after all, perhaps without our labels."""
+        kind, _, name = one.object.partition(" ")
+        found = self._sources.cluster.get(f"{collections(self._sources.namespace)[kind]}/{name}")
+        if found is None:
+            return False
+        item = make_object(kind, found)
+        return one.lab_object is None or item.uid != one.lab_object.uid or not (item.ended or item.deleted_by)
+
+    def _repair_messages(self, differences: list[Difference]) -> Iterator[tuple[Difference, bool, str]]:
+        if self._sources.broker is None:
+            return
+        try:
+            queues = Queues(self._sources.broker)
+        except BrokerAway as exc:
+            yield from ((one, False, f"not repaired: {exc}") for one in differences)
+            return
+        try:
+            useless: dict[str, list[Difference]] = defaultdict(list)
+            for one in differences:
+                if one.message is not None:
+                    useless[one.message.queue].append(one)
+                else:
+                    yield one, *self._publish_delete(one, queues)
+            for queue, some in useless.items():
+                yield from self._discard(queue, some, queues)
+        finally:
+            queues.close()
+
+    def _publish_delete(self, one: Difference, queues: Queues) -> tuple[bool, str]:
+        try:
+            row = self._row(one)
+            if row is None or not row.stopping:
+                return False, _MEANWHILE
+            # The name in the row may be odd, and labels find the Pod as well.
+            kwargs = {"lab_instance_id": row.id, "force": True}
+            task = TaskMessage(name=DELETE_LAB_POD, id=new_task_id(), kwargs=kwargs)
+            queues.publish_task(task)
+            return self._done(one, "published its delete", delete_task_id=task.id)
+        except (JobError, BrokerAway) as exc:
+            return False, f"not repaired: {exc}"
+
+    def _discard(
+        self, queue: str, differences: list[Difference], queues: Queues
+    ) -> Iterator[tuple[Difference, bool, str]]:
+        wanted = {one.message: one for one in differences}
+        ended: dict[Message | None, tuple[bool, str]] = {}
+
+        def discard(seen: Message) -> bool:
+            one = wanted.get(seen)
+            if one is None:
+                return False
+            row = self._row(one)
+            if row is None or one.row is None or row.status != one.row.status:
+                return False
+            # In the ledger before it is gone: a crash in between leaves the message.
+            ended[seen] = self._done(
+                one, "took the message away", task_id=seen.task_id, task_name=seen.task_name, queue=queue
+            )
+            return True
+
+        try:
+            for _ in queues.walk(queue, gap=lambda _gap: None, discard=discard):
+                pass
+        except (BrokerAway, JobError) as exc:
+            yield from (
+                (one, *ended.get(one.message, (False, f"not repaired: {exc}"))) for one in differences
+            )
+            return
+        gone = (True, "a container has taken the message")
+        yield from ((one, *ended.get(one.message, gone)) for one in differences)
+
+    def _row(self, one: Difference) -> LabRow | None:
+        return None if one.lab is None else next(some_rows(self._sources.labs, [one.lab]), None)
+
+    def _done(self, one: Difference, done: str, **details: object) -> tuple[bool, str]:
+        self._sources.labs.record(self._record(one, done, **details), Ending("succeeded"))
+        return True, done
+
+    def _record(self, one: Difference, done: str, **details: object) -> TaskRunRecord:
+        return TaskRunRecord(
+            task_id=new_task_id(),
+            task_name=TASK_NAME,
+            attempt=1,
+            redelivered=False,
+            queue="",
+            job_name=None,
+            pod_name=self._pod_name,
+            published_at=None,
+            lab_instance_id=one.lab,
+            details={
+                "difference": one.kind.value,
+                "object": one.object,
+                "seen": one.seen,
+                "done": done,
+                **details,
+            },
+        )

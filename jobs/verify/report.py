@@ -1,0 +1,138 @@
+"""What was found, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from jobs.verify.differences import Difference
+from jobs.verify.inventory import Inventory
+
+
+@dataclass(slots=True)
+class Report:
+    """The findings, and what became of them; `repaired` is None when nothing was to be repaired."""
+
+    differences: Sequence[Difference]
+    inventory: Inventory
+    seconds: float
+    #: Index of a difference -> whether it is repaired, and what was done or why not.
+    repaired: dict[int, tuple[bool, str]] | None = None
+    #: Why nothing was repaired although it was asked for.
+    refusal: str | None = None
+    #: What was not looked at, on purpose or not.
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Differences that are still there."""
+        done = self.repaired or {}
+        return sum(1 for at in range(len(self.differences)) if not done.get(at, (False, ""))[0])
+
+    def checked(self) -> dict[str, int]:
+        """Return how much was compared."""
+        queues = self.inventory.queues
+        return {
+            "rows": len(self.inventory.rows),
+            "objects": len(self.inventory.objects),
+            "messages": len(queues.messages) if queues else 0,
+        }
+
+    def information(self) -> list[str]:
+        """Return what is worth knowing and no difference."""
+        lines = list(self.left_out)
+        queues = self.inventory.queues
+        if queues is None:
+            return lines
+        other = sum(1 for message in queues.messages if message.lab is None)
+        if other:
+            lines.append(f"{_many(other, 'message')} in the queues are about no lab")
+        if queues.delayed:
+            lines.append(f"{_many(queues.delayed, 'message')} wait on the delay ladder, not looked into")
+        if queues.dead_letters:
+            lines.append(f"{_many(queues.dead_letters, 'dead letter')} in celery.dlq (autolabs dlq list)")
+        return lines + [f"not all could be looked at: {gap}" for gap in queues.gaps]
+
+    def as_json(self) -> str:
+        """Return all of it as a JSON object."""
+        done = self.repaired or {}
+        queues = self.inventory.queues
+        found = {
+            "clean": self.left == 0 and not (queues and queues.gaps),
+            "differences": [_fields(one, done.get(at)) for at, one in enumerate(self.differences)],
+            "refused": self.refusal,
+            "information": self.information(),
+            "checked": self.checked(),
+            "waiting": {
+                "delayed": queues.delayed if queues else None,
+                "dead_letters": queues.dead_letters if queues else None,
+                "unacked": queues.unacked if queues else None,
+            },
+            "seconds": round(self.seconds, 2),
+        }
+        return json.dumps(found, indent=2)
+
+    def as_text(self) -> str:
+        """Return a table in plain words and a summary."""
+        lines = _table(self.differences, self.repaired, self.inventory.now) if self.differences else []
+        if self.refusal:
+            lines.append(f"nothing was repaired: {self.refusal}. Look first; --force repairs all the same.")
+        lines += [f"note: {line}" for line in self.information()]
+        checked = ", ".join(_many(count, name.removesuffix("s")) for name, count in self.checked().items())
+        return "\n".join([*lines, f"checked {checked} in {self.seconds:.1f} s: {self._verdict()}"])
+
+    def _verdict(self) -> str:
+        if not self.differences:
+            return "nothing differs"
+        if self.repaired is None:
+            return _many(len(self.differences), "difference")
+        return f"{_many(len(self.differences), 'difference')}, {self.left} of them left"
+
+
+def _fields(one: Difference, done: tuple[bool, str] | None) -> dict[str, Any]:
+    return {
+        "kind": one.kind.value,
+        "lab_instance_id": one.lab,
+        "object": one.object,
+        "is": one.seen,
+        "should_be": one.expected,
+        "since": one.since.isoformat(timespec="seconds") if one.since else None,
+        "repair": one.repair.value if one.repair else None,
+        "repaired": done[0] if done else None,
+        "done": done[1] if done else None,
+    }
+
+
+def _table(
+    differences: Sequence[Difference], repaired: dict[int, tuple[bool, str]] | None, now: datetime
+) -> list[str]:
+    heading = ("LAB", "WHAT DIFFERS", "SINCE", "--repair WOULD" if repaired is None else "REPAIR")
+    cells: list[tuple[str, ...]] = [heading]
+    for at, one in enumerate(differences):
+        would = one.repair.value if one.repair else "do nothing: a person has to look"
+        _, done = (repaired or {}).get(at, (False, would))
+        # Labels and messages are anybody's: a control character must not reach the terminal.
+        row = (str(one.lab or "-"), f"{one.object}: {one.seen}", _since(one.since, now), done)
+        cells.append(tuple(text if text.isprintable() else repr(text) for text in row))
+    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    return [
+        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]])
+        for row in cells
+    ]
+
+
+def _since(moment: datetime | None, now: datetime) -> str:
+    if moment is None:
+        return "unknown"
+    seconds = max(0, round((now - moment).total_seconds()))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

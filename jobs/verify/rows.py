@@ -1,0 +1,168 @@
+"""What the database says: live labs page by page, and what is known of the tasks of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import datetime
+
+from jobs.labs import Cursor, LabStore
+from jobs.verify.inventory import LabRow
+
+#: Rows per statement.
+PAGE = 1000
+#: Seconds after which a run that has not ended is one that was killed: no Job lives longer (keda.profiles).
+RUN_LIMIT_S = 1200
+#: Seconds that a task waits for which the ledger names no delay (jobs.failed_task.COME_BACK_S).
+UNNAMED_DELAY_S = 80
+#: Seconds for which a task surely still waits on the ladder, after the database may have been slow.
+SURE_S = 10
+
+_ROW = (
+    "id, lab_id, student_id, status, k8s_pod_name, created_at, updated_at, stop_requested_at,"
+    " CASE status WHEN 'STOPPED' THEN coalesce(stopped_at, updated_at)"
+    " WHEN 'FAILED' THEN coalesce(failed_at, updated_at) ELSE updated_at END"
+)
+_LIVE = (
+    f"SELECT {_ROW} FROM lab_instances"  # noqa: S608  # constants of this module
+    " WHERE id > %s AND status IN ('PENDING', 'RUNNING') ORDER BY id LIMIT %s"
+)
+_SOME = f"SELECT {_ROW} FROM lab_instances WHERE id = ANY(%s)"  # noqa: S608
+_OUTBOX = (
+    "SELECT id, lab_instance_id, task_name FROM task_outbox WHERE id > %s AND lab_instance_id IS NOT NULL"
+    " ORDER BY id LIMIT %s"
+)
+_DELAY = f"make_interval(secs => coalesce(CAST(details ->> 'retry_delay_s' AS float), {UNNAMED_DELAY_S}))"
+_RUNS = f"""
+SELECT lab_instance_id, task_name FROM task_ledger WHERE lab_instance_id = ANY(%s)
+ AND ((outcome = 'started' AND claimed_at > now() - make_interval(secs => {RUN_LIMIT_S}))
+   OR (outcome = 'retried' AND finished_at + {_DELAY} > now() - make_interval(secs => %s)))
+"""  # noqa: S608
+_LAST_RUN = (
+    "SELECT lab_instance_id, max(coalesce(finished_at, claimed_at)) FROM task_ledger"
+    " WHERE lab_instance_id = ANY(%s) GROUP BY lab_instance_id"
+)
+_KEPT_UNTIL = (
+    "SELECT lab_instance_id,"
+    " max(finished_at + make_interval(secs => CAST(details ->> 'objects_kept_s' AS float)))"
+    " FROM task_ledger WHERE lab_instance_id = ANY(%s) AND details ->> 'objects_kept_s' IS NOT NULL"
+    " GROUP BY lab_instance_id"
+)
+_UNDER_WAY = (
+    "SELECT queue, count(*) FROM task_ledger WHERE outcome = 'started'"  # noqa: S608
+    f" AND claimed_at > now() - make_interval(secs => {RUN_LIMIT_S}) GROUP BY queue"
+)
+_KNOWN_DELAYS = (
+    "SELECT count(DISTINCT task_id) FROM task_ledger WHERE outcome = 'retried'"  # noqa: S608
+    f" AND finished_at + {_DELAY} > now() + make_interval(secs => {SURE_S})"
+)
+
+
+def database_now(labs: LabStore) -> datetime:
+    """Return the clock by which all ages are taken."""
+
+    def ask(cursor: Cursor) -> datetime:
+        cursor.execute("SELECT now()")
+        moment: datetime = cursor.fetchall()[0][0]
+        return moment
+
+    return labs.transaction(ask)
+
+
+def live_rows(labs: LabStore) -> Iterator[list[LabRow]]:
+    """Yield the PENDING and RUNNING labs, by id, at most PAGE at a time, each page as it is then."""
+    last = 0
+
+    def page(cursor: Cursor) -> list[LabRow]:
+        cursor.execute(_LIVE, (last, PAGE))
+        return [LabRow(*row) for row in cursor.fetchall()]
+
+    while rows := labs.transaction(page):
+        yield rows
+        last = rows[-1].id
+
+
+def some_rows(labs: LabStore, ids: Collection[int]) -> Iterator[LabRow]:
+    """Yield the labs with these ids, whatever their status; an id without a row yields nothing."""
+    for part in _parts(ids):
+
+        def page(cursor: Cursor, part: list[int] = part) -> list[LabRow]:
+            cursor.execute(_SOME, (part,))
+            return [LabRow(*row) for row in cursor.fetchall()]
+
+        yield from labs.transaction(page)
+
+
+def outbox_tasks(labs: LabStore) -> set[tuple[int, str]]:
+    """Return (lab, task name) of what waits to be published."""
+    found: set[tuple[int, str]] = set()
+    last = 0
+
+    def page(cursor: Cursor) -> list[tuple[int, int, str]]:
+        cursor.execute(_OUTBOX, (last, PAGE))
+        return [(row[0], row[1], row[2]) for row in cursor.fetchall()]
+
+    while rows := labs.transaction(page):
+        found.update((lab, name) for _, lab, name in rows)
+        last = rows[-1][0]
+    return found
+
+
+def going_on(labs: LabStore, ids: Collection[int], *, grace_s: float) -> set[tuple[int, str]]:
+    """Return (lab, task name) of what is under way for these labs, or is tried again, or was to be lately."""
+    found: set[tuple[int, str]] = set()
+    for part in _parts(ids):
+
+        def page(cursor: Cursor, part: list[int] = part) -> list[tuple[int, str]]:
+            cursor.execute(_RUNS, (part, grace_s))
+            return [(row[0], row[1]) for row in cursor.fetchall()]
+
+        found.update(labs.transaction(page))
+    return found
+
+
+def last_runs(labs: LabStore, ids: Collection[int]) -> dict[int, datetime]:
+    """Return lab -> when a container was at it last."""
+    return _moments(labs, _LAST_RUN, ids)
+
+
+def kept_until(labs: LabStore, ids: Collection[int]) -> dict[int, datetime]:
+    """Return lab -> until when its objects stay though it FAILED (keep_failed_pods_s)."""
+    return _moments(labs, _KEPT_UNTIL, ids)
+
+
+def _moments(labs: LabStore, statement: str, ids: Collection[int]) -> dict[int, datetime]:
+    found: dict[int, datetime] = {}
+    for part in _parts(ids):
+
+        def page(cursor: Cursor, part: list[int] = part) -> dict[int, datetime]:
+            cursor.execute(statement, (part,))
+            return dict(cursor.fetchall())
+
+        found |= labs.transaction(page)
+    return found
+
+
+def under_way(labs: LabStore) -> dict[str, int]:
+    """Return queue -> runs that have begun and not ended."""
+
+    def ask(cursor: Cursor) -> dict[str, int]:
+        cursor.execute(_UNDER_WAY)
+        return dict(cursor.fetchall())
+
+    return labs.transaction(ask)
+
+
+def known_delays(labs: LabStore) -> int:
+    """Return how many tasks surely wait on the delay ladder for their next attempt."""
+
+    def ask(cursor: Cursor) -> int:
+        cursor.execute(_KNOWN_DELAYS)
+        return int(cursor.fetchall()[0][0])
+
+    return labs.transaction(ask)
+
+
+def _parts(ids: Collection[int]) -> Iterator[list[int]]:
+    ordered = sorted(ids)
+    for at in range(0, len(ordered), PAGE):
+        yield ordered[at : at + PAGE]

@@ -1,0 +1,151 @@
+"""`autolabs verify`: prove that database, cluster and broker say the same, and repair what is safe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from dispatcher.errors import InvalidSettings
+from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
+
+if TYPE_CHECKING:
+    from jobs.verify.look import Findings, Sources
+    from jobs.verify.report import Report
+
+EXIT_CLEAN = 0
+EXIT_DIFFERENT = 1
+EXIT_USAGE = 2
+EXIT_COULD_NOT_LOOK = 3
+
+#: Seconds between lines of progress.
+PROGRESS_S = 2.0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prove that database, cluster and broker say the same.
+
+    Every RUNNING lab has a Ready Pod, a Service and a NetworkPolicy; every object of ours has a live lab;
+    every message waits for a lab that needs it; every lab that waits for its start or its stop has somebody
+    at it. What differs is looked at twice, because labs move meanwhile.
+
+    0: nothing differs. 1: something does (with --repair: is left). 2: the command line or a setting is wrong.
+    3: a server is away, or not all messages could be looked at. Settings: DATABASE_URL, AMQP_URL,
+    LAB_NAMESPACE, RABBITMQ_API_URL (to count what consumers hold), and KUBECONFIG, a file with inline data;
+    without it KUBECONFIG_OBJECT in the bucket, or the container's ServiceAccount.
+    """
+    from jobs.verify.look import CouldNotLook
+
+    started = time.monotonic()
+    try:
+        report = _verify(arguments, started)
+    except InvalidSettings as exc:
+        print(f"autolabs: {exc}", file=sys.stderr)
+        return EXIT_USAGE
+    except CouldNotLook as exc:
+        print(f"autolabs: could not look at {exc}", file=sys.stderr)
+        return EXIT_COULD_NOT_LOOK
+    print(report.as_json() if arguments.json else report.as_text())
+    if report.left:
+        return EXIT_DIFFERENT
+    return EXIT_COULD_NOT_LOOK if report.inventory.queues and report.inventory.queues.gaps else EXIT_CLEAN
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--repair", action="store_true", help="mend what is safe, and print what was done")
+    parser.add_argument("--dry-run", action="store_true", help="only look, even with --repair")
+    parser.add_argument(
+        "--force", action="store_true", help="with --repair: however many labs are affected (a fifth, or 10)"
+    )
+    parser.add_argument("--no-queues", action="store_true", help="leave the broker out")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument(
+        "--settle", type=_seconds, default=3.0, metavar="SECONDS", help="between the looks (default: 3)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="younger objects and requests are no difference (default: 60)",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; it must be from 0 to 86400")
+    return seconds
+
+
+def _verify(arguments: argparse.Namespace, started: float) -> Report:
+    from jobs.verify.look import find_differences
+    from jobs.verify.report import Report
+
+    sources = _sources(arguments)
+    try:
+        findings = find_differences(
+            sources, grace_s=arguments.grace, settle_s=arguments.settle, progress=_Progress()
+        )
+        report = Report(findings.differences, findings.inventory, time.monotonic() - started)
+        if arguments.no_queues:
+            report.left_out.append("messages were not looked at (--no-queues)")
+        elif sources.management_url is None:
+            report.left_out.append("what consumers hold was not counted: RABBITMQ_API_URL is not set")
+        if arguments.repair and not arguments.dry_run:
+            _repair(sources, findings, report, force=arguments.force)
+        report.seconds = time.monotonic() - started
+    finally:
+        sources.labs.close()
+    return report
+
+
+def _repair(sources: Sources, findings: Findings, report: Report, *, force: bool) -> None:
+    from jobs.verify.repairs import Repairs, refusal
+
+    report.repaired = {}
+    report.refusal = None if force else refusal(findings.differences, findings.inventory)
+    if report.refusal:
+        return
+    index = {id(one): at for at, one in enumerate(findings.differences)}
+    repairs = Repairs(sources, as_of=findings.inventory.now, pod_name=os.environ.get("POD_NAME"))
+    for one, done, what in repairs.run(findings.differences):
+        report.repaired[index[id(one)]] = (done, what)
+
+
+def _sources(arguments: argparse.Namespace) -> Sources:
+    """Return what to look at. Raises InvalidSettings, and CouldNotLook for a cluster without access."""
+    from jobs.errors import JobError
+    from jobs.labs import LabStore
+    from jobs.verify.access import open_cluster
+    from jobs.verify.look import CouldNotLook, Sources
+
+    def build(env: Environment) -> tuple[str, BrokerSettings | None, str | None, str]:
+        broker = None if arguments.no_queues else BrokerSettings.from_environment(env)
+        management = env.find("RABBITMQ_API_URL")
+        if management is not None:
+            management = env.url("RABBITMQ_API_URL", ("http", "https"))
+        return database_url(env), broker, management, env.text("LAB_NAMESPACE", "labs")
+
+    url, broker, management, namespace = read_settings(os.environ, build)
+    try:
+        cluster = open_cluster(os.environ)
+    except JobError as exc:
+        raise CouldNotLook(f"the cluster: {exc}") from exc
+    labs = LabStore(url, application_name="autolabs-verify")
+    return Sources(labs, cluster, namespace, broker, management)
+
+
+class _Progress:
+    """Say on standard error where a look is, now and then."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + PROGRESS_S
+
+    def __call__(self, where: str) -> None:
+        if time.monotonic() >= self._next:
+            print(f"... {where}", file=sys.stderr)
+            self._next = time.monotonic() + PROGRESS_S
