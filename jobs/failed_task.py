@@ -110,13 +110,19 @@ def _record_failure(
             cancel_create(context, lab.lab_instance_id)
         else:
             # Nobody has to act, so there is no category.
-            context.labs.record(context.record, Ending("revoked", error_message=error.sentence))
+            ending = Ending("revoked", error_message=error.sentence, cause=error.failure.cause)
+            context.labs.record(context.record, ending)
         return
     revoked = error.failure is Failure.EXPIRED
     outcome = "revoked" if revoked else "dead_lettered" if keep else "failed"
     if lab:
         fail_create(context, error, outcome=outcome, when_failed=lambda: lab.when_failed(error))
     else:
+        lab_instance_id = context.record.lab_instance_id
+        crashed = error.failure is Failure.CONTAINER_CRASHED
+        if crashed and task.name == tasks.DELETE_LAB_POD and lab_instance_id is not None:
+            # Its containers may have died before they wrote that; the cleanup asks again.
+            context.labs.request_stop(lab_instance_id)
         context.labs.record(context.record, Ending.of_error(outcome, error))
 
 
