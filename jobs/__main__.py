@@ -110,7 +110,10 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
     for put_aside in range(MAX_PUT_ASIDE):
         left_s = waiting_since + settings.claim_wait_s - time.monotonic()
         try:
-            delivery = consumer.claim(wait_s=left_s, stop=stop, on_waiting=warm_up.start)
+            # Behind one message that is no task there are often more.
+            delivery = (put_aside and consumer.claim_next()) or consumer.claim(
+                wait_s=left_s, stop=stop, on_waiting=warm_up.start
+            )
         except (AMQPError, OSError) as exc:
             return _unavailable(exc)
         waited_s = round(time.monotonic() - waiting_since, 3)
@@ -163,6 +166,7 @@ def _work(
     stop: threading.Event,
 ) -> int | None:
     verdicts: list[Verdict] = []
+    done = threading.Event()
 
     def work() -> None:
         try:
@@ -172,11 +176,12 @@ def _work(
         except Exception:
             logger.exception("message is given back", extra={"action": "bug"})
         finally:
+            done.set()
             consumer.wake()
 
     worker = threading.Thread(target=work, name="task", daemon=True)
     worker.start()
-    consumer.serve_while(worker, stop)
+    consumer.serve_until(done, stop)
     verdict = verdicts[0] if verdicts else Verdict.GIVE_BACK
     try:
         if verdict is Verdict.PUT_ASIDE and not stop.is_set():
@@ -189,7 +194,7 @@ def _work(
             if not stop.is_set():
                 _notify(warm_up.connections())
             return EXIT_OK
-        consumer.give_back(delivery, failed=not worker.is_alive())
+        consumer.give_back(delivery, failed=done.is_set())
     except ChannelLost as exc:
         # What is committed stays: the next delivery finds it done.
         logger.warning("broker delivers the message again: %s", exc, extra={"action": "channel_lost"})

@@ -70,6 +70,14 @@ class Consumer:
         self._channel = connection.channel()
         self._channel.basic_qos(prefetch_count=1)
 
+    def claim_next(self) -> Delivery | None:
+        """Return a message that is there at once, or None; one round trip."""
+        method, properties, body = self._channel.basic_get(self._queue)
+        if method is None:
+            return None
+        routing_key = _as_text(method.routing_key)
+        return Delivery(body, properties, routing_key, method.redelivered, method.delivery_tag)
+
     def claim(
         self, *, wait_s: float, stop: threading.Event, on_waiting: Callable[[], None]
     ) -> Delivery | None:
@@ -97,19 +105,19 @@ class Consumer:
         self._channel.basic_cancel(tag)
         return claimed[0] if claimed else None
 
-    def serve_while(self, worker: threading.Thread, stop: threading.Event) -> None:
-        """Answer heartbeats until the worker is done or a stop is asked for.
+    def serve_until(self, done: threading.Event, stop: threading.Event) -> None:
+        """Answer heartbeats until the work is done or a stop is asked for.
 
-        A connection that breaks meanwhile does not stop the worker; settling reports it.
+        A connection that breaks meanwhile does not stop the work; settling reports it.
         """
-        while worker.is_alive() and not stop.is_set():
+        while not done.is_set() and not stop.is_set():
             try:
                 self._connection.process_data_events(time_limit=_TICK_S)
             except AMQPError:
-                worker.join(_TICK_S)
+                done.wait(_TICK_S)
 
     def wake(self) -> None:
-        """End the current wait of `serve_while`; may be called from another thread."""
+        """End the current wait of `serve_until`; may be called from another thread."""
         try:
             self._connection.add_callback_threadsafe(lambda: None)
         except AMQPError:

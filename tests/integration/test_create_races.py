@@ -46,7 +46,7 @@ def test_later_attempts_wait_longer_but_never_beyond_the_containers_time(
     connections: Connections, lab: int, monkeypatch: pytest.MonkeyPatch, attempt: int, expected_s: int
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(LabObjects, "wait_ready", lambda *_args, timeout_s: waited.append(timeout_s))
+    monkeypatch.setattr(LabObjects, "wait_ready", lambda *_args, timeout_s, **_: waited.append(timeout_s))
     create_lab(context_of(connections, lab, attempt=attempt), make_payload(lab_instance_id=lab))
     assert waited == [expected_s]
     assert expected_s <= create_module.MAX_READY_TIMEOUT_S

@@ -238,7 +238,7 @@ def test_a_create_ahead_of_its_row_is_tried_again_under_its_id(
     assert code == 0
     (run,) = database.ledger()
     assert (run["task_id"], run["outcome"], run["attempt"]) == (task_id, "retried", 1)
-    assert run["error_category"] == "TEMPORARY_NETWORK_ERROR"
+    assert (run["error_category"], run["details"]["cause"]) == (INVALID, "lab_unknown")
     message = broker.take(topology.QUEUE_NORMAL)
     assert (message.headers["id"], message.headers["retries"]) == (task_id, 1)
     assert json.loads(message.body)[1] == create_kwargs(lab_instance_id=4711)
@@ -253,7 +253,8 @@ def test_a_job_may_write_what_it_writes_with_the_rights_it_is_given(
     containers.environ["AMQP_URL"] = broker.url_of_user(**asked)
     retried = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
     broker.publish(topology.QUEUE_LOW, b"no task")
-    assert [containers.run(queue=queue)[0] for queue in (topology.QUEUE_NORMAL, topology.QUEUE_LOW)] == [0, 0]
+    queues = (topology.QUEUE_NORMAL, topology.QUEUE_LOW)
+    assert [containers.run(queue=queue, CELERY_TASK_RETRY_DELAY=60)[0] for queue in queues] == [0, 0]
     assert broker.take_delayed().headers["id"] == retried
     assert broker.take(topology.DEAD_LETTER_QUEUE).body == b"no task"
 
@@ -299,7 +300,9 @@ def test_after_the_last_retry_the_lab_is_failed_and_the_message_kept(
     assert code == 0
     message = broker.take(topology.DEAD_LETTER_QUEUE)
     assert message.headers["id"] == task_id
-    assert message.headers["x-autolabs-category"] == "TEMPORARY_NETWORK_ERROR"
+    assert message.headers["x-autolabs-cause"] == "lab_unknown"
+    assert message.headers["x-autolabs-attempts"] == retries + 1
+    assert f"tried {retries + 1} times" in message.headers["x-autolabs-reason"] or retries == 0
     assert database.outcomes() == ["dead_lettered"]
     assert broker.is_empty()
 
@@ -363,6 +366,10 @@ def test_a_header_that_the_library_cannot_read_ends_in_the_dead_letter_queue_too
         assert code == 69
         assert container.actions()[-1] == "broker_unavailable"
     eventually_equal(lambda: broker.depth(topology.DEAD_LETTER_QUEUE), 1)
+    # The copy by which its lab would learn of it cannot be read either.
+    for _ in range(topology.DELIVERY_LIMIT + 1):
+        assert containers.run(queue=topology.QUEUE_LOW)[0] == 69
+    eventually_equal(lambda: broker.depth(topology.DEAD_LETTER_QUEUE), 2)
     assert broker.is_empty()
 
 
