@@ -18,9 +18,12 @@ from jobs import logs
 from jobs.cleanup_labs import cleanup_expired, find_expired
 from jobs.errors import JobError
 from jobs.labs import LabStore
+from jobs.settings import WebhookSettings
 
 #: Seconds that one sweep of the outbox goes on; the next begins a minute after it began.
 OUTBOX_TIMEOUT_S = 40.0
+#: Seconds that it then goes on to deliver notifications.
+NOTIFY_TIMEOUT_S = 25.0
 
 EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
@@ -44,7 +47,17 @@ def cleanup(settings: ServerSettings, *, dry_run: bool) -> None:
 
 
 def outbox(settings: ServerSettings, *, dry_run: bool) -> None:
-    """Publish what backends left in the outbox and no relay has published, or only say what that is."""
+    """Publish what backends left in the outbox, and deliver notifications of failed labs, or say what waits.
+
+    A notification that cannot be delivered is not a failure of the sweep.
+    """
+    try:
+        _sweep_outbox(settings, dry_run=dry_run)
+    finally:
+        _sweep_notifications(settings, dry_run=dry_run)
+
+
+def _sweep_outbox(settings: ServerSettings, *, dry_run: bool) -> None:
     from dispatcher import outbox_relay
     from dispatcher.engine import make_engine
 
@@ -69,6 +82,30 @@ def outbox(settings: ServerSettings, *, dry_run: bool) -> None:
         first = next(iter(report.failed.values()))
         raise DispatcherError(f"{len(report.failed)} tasks were not published; the first: {first}")
     logger.info("outbox swept", extra={"action": "outbox_done", "published": len(report.published)})
+
+
+def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
+    from jobs import notifications
+    from jobs.courier import Courier
+
+    webhook = read_settings(os.environ, WebhookSettings.from_environment)
+    labs = LabStore(settings.database_url, application_name="autolabs-notifications")
+    publisher = Publisher(settings.broker, name="autolabs-notifications")
+    try:
+        if dry_run:
+            for found in notifications.waiting(labs):
+                extra = {"action": "would_notify", "notification": found.id, "told": found.told}
+                logger.info("%s is not told yet, for %.0f s", found.told, found.age_s, extra=extra)
+            return
+        courier = Courier(publisher, webhook)
+        delivered, failed = notifications.sweep(labs, courier, timeout_s=NOTIFY_TIMEOUT_S)
+        extra = {"action": "notifications_done", "delivered": delivered, "failed": failed}
+        logger.info("notifications swept", extra=extra)
+    except JobError as exc:
+        logger.warning("notifications wait: %s", exc, extra={"action": "notifications_failed"})
+    finally:
+        publisher.close()
+        labs.close()
 
 
 #: Name -> what runs, and what its --dry-run does.

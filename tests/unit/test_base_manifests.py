@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cronjobs.__main__ import OUTBOX_TIMEOUT_S
+from cronjobs.__main__ import NOTIFY_TIMEOUT_S, OUTBOX_TIMEOUT_S
 from jobs.lab_settings import LabSettings, parse_settings
 from jobs.naming import MANAGED_BY, lab_labels, lab_object_name
 from jobs.quantities import parse_quantity
@@ -156,7 +156,9 @@ def test_a_pod_of_the_base_is_restricted(pod: dict[str, Any]) -> None:
     assert security["runAsUser"] == 10001
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-    assert all("secret" in volume or "emptyDir" in volume for volume in pod["volumes"])
+    assert all({"secret", "projected", "emptyDir"} & set(volume) for volume in pod["volumes"])
+    projected = [source for v in pod["volumes"] for source in v.get("projected", {}).get("sources", [])]
+    assert all(set(source) == {"secret"} for source in projected)
 
 
 def test_a_container_has_resources_and_a_locked_down_context(container: dict[str, Any]) -> None:
@@ -215,20 +217,33 @@ def test_the_outbox_is_swept_every_minute_and_never_twice_at_once() -> None:
     job = spec["jobTemplate"]["spec"]
     assert job["backoffLimit"] == 0
     # A sweep that begins its last batch in time may still wait for the broker, and has to start.
-    assert job["activeDeadlineSeconds"] > OUTBOX_TIMEOUT_S + 30
+    assert job["activeDeadlineSeconds"] > OUTBOX_TIMEOUT_S + NOTIFY_TIMEOUT_S + 30
     assert job["ttlSecondsAfterFinished"] > 0
     (container,) = job["template"]["spec"]["containers"]
     assert container["command"] == ["python3", "-m", "cronjobs", "outbox"]
 
 
-@pytest.mark.parametrize("name", ["cleanup-timeout-labs", "outbox"])
-def test_a_cronjob_sees_nothing_of_the_object_store(name: str) -> None:
-    (volume,) = PODS[f"CronJob/{name}"]["spec"]["volumes"]
+SERVERS = {"AMQP_URL": "AMQP_URL", "DATABASE_URL": "DATABASE_URL"}
+
+
+def paths_by_key(secret: dict[str, Any]) -> dict[str, str]:
+    return {item["key"]: item["path"] for item in secret["items"]}
+
+
+def test_the_cleanup_sees_nothing_of_the_object_store() -> None:
+    (volume,) = PODS["CronJob/cleanup-timeout-labs"]["spec"]["volumes"]
     assert volume["secret"]["secretName"] == "autolabs-jobs"
-    assert {item["key"]: item["path"] for item in volume["secret"]["items"]} == {
-        "AMQP_URL": "AMQP_URL",
-        "DATABASE_URL": "DATABASE_URL",
-    }
+    assert paths_by_key(volume["secret"]) == SERVERS
+
+
+def test_the_outbox_sees_nothing_of_the_object_store_and_the_webhook_if_there_is_one() -> None:
+    (volume,) = PODS["CronJob/outbox"]["spec"]["volumes"]
+    needed, webhook = (source["secret"] for source in volume["projected"]["sources"])
+    assert {needed["name"], webhook["name"]} == {"autolabs-jobs"}
+    assert ("optional" in needed, webhook["optional"]) == (False, True)
+    assert paths_by_key(needed) == SERVERS
+    names = ("NOTIFY_WEBHOOK_URL", "NOTIFY_WEBHOOK_SECRET")
+    assert paths_by_key(webhook) == {name: name for name in names}
 
 
 def test_the_quota_is_that_of_1000_labs_of_the_default_size() -> None:
