@@ -21,6 +21,8 @@ from jobs.retry import through_blips
 FIELD_MANAGER = "autolabs-jobs"
 #: Seconds of patience with 429, 5xx and lost connections before the task goes back to the broker.
 BLIP_S = 8.0
+#: A manifest with an unknown field, or one of a wrong type, gets a 500 from a server-side apply.
+_NO_SUCH_FIELD = "failed to create typed patch object"
 #: Times that a list in pages may begin anew.
 _LISTS_ANEW = 3
 #: Bytes of an error that are read.
@@ -217,9 +219,10 @@ class Cluster:
         if response.status < 400:
             return response
         status = _status(response)
-        if response.status == 429 or response.status >= 500:
-            raise ApiUnavailable(f"{method} {path}: {response.status} {status.get('message')}")
-        raise ApiError(response.status, status.get("reason", ""), status.get("message", ""))
+        message = str(status.get("message") or "")
+        if response.status == 429 or (response.status >= 500 and not message.startswith(_NO_SUCH_FIELD)):
+            raise ApiUnavailable(f"{method} {path}: {response.status} {message}")
+        raise ApiError(response.status, status.get("reason", ""), message)
 
 
 def _status(response: urllib3.BaseHTTPResponse) -> Manifest:

@@ -233,7 +233,8 @@ class LabStore:
                 " celery_task_id = coalesce(celery_task_id, %s) WHERE id = %s AND status = 'PENDING'",
                 (sentence, record.task_id, record.lab_instance_id),
             )
-            return cursor.rowcount == 1, Ending("revoked", error_message=sentence)
+            ending = Ending("revoked", error_message=sentence, cause=Failure.CANCELLED.cause)
+            return cursor.rowcount == 1, ending
 
         return self._end(record, change)
 

@@ -55,6 +55,16 @@ def test_an_api_server_that_stays_away_is_unavailable(serve: Serve, answer: Answ
     assert len(server.requests) > 1
 
 
+def test_a_manifest_with_an_unknown_field_is_refused_although_the_server_says_500(serve: Serve) -> None:
+    said = (
+        "failed to create typed patch object (labs/p; /v1, Kind=Pod): .spec.x: field not declared in schema"
+    )
+    cluster, server = serve(scripted(Answer(500, {"kind": "Status", "message": said})))
+    with pytest.raises(ApiError, match="field not declared"):
+        cluster.apply("/p", POD)
+    assert len(server.requests) == 1
+
+
 def test_nobody_listening_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.3)
     with pytest.raises(ApiUnavailable, match="GET /p"):
