@@ -200,7 +200,8 @@ class Dispatcher:
     def cancel(self, task_id: str) -> TaskStatus:
         """Ask that a task is not begun any more; REVOKED in the answer means that it will not be.
 
-        STARTED: a container is at it already (delete the lab instead). SUCCESS, FAILURE: it is over.
+        STARTED: a container is at it already; a create leaves off at its next step. SUCCESS, FAILURE: it
+        is over.
         """
         return self.results.cancel(str(task_id))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dispatcher.results import ResultStore
 
 _TOO_LATE = {
-    TaskState.STARTED: "a container is at it already; only a further attempt will not be begun",
+    TaskState.STARTED: "a container is at it already; a create leaves off at its next step, all else is finished",
     TaskState.SUCCESS: "it was over already",
     TaskState.FAILURE: "it was over already",
 }
@@ -35,10 +35,10 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def cancel(arguments: argparse.Namespace) -> int:
-    """Ask that a task is not begun any more.
+    """Ask that a task is not begun any more, or left off if it is a create.
 
     A lab that waits for its start becomes STOPPED once a container meets the cancelled task. 0: it will
-    not be begun. 1: too late, it was begun or over already. Settings: DATABASE_URL.
+    not be begun. 1: it was begun already, and may be finished, or over. Settings: DATABASE_URL.
     """
     with closing(_store()) as results:
         found = results.cancel(arguments.task_id)
