@@ -97,12 +97,18 @@ def _restrict_to_lab(by_kind: dict[str, Manifest], payload: CreateLabPod) -> Non
             policy["egress"] = [*policy.get("egress", []), PUBLIC_EGRESS]
     except (KeyError, TypeError) as exc:
         raise template_error(POD_TEMPLATE, f"or the policy lacks a spec ({exc!r})") from exc
+    service = by_kind["Service"]["spec"]
+    if service.get("type") == "ExternalName" or service.get("clusterIP") == "None":
+        raise template_error(POD_TEMPLATE, "gives a Service without an address")
 
 
 def _identify(document: Manifest, name: str, namespace: str, payload: CreateLabPod) -> None:
     metadata = document.setdefault("metadata", {})
     if not isinstance(metadata, dict):
         raise template_error(POD_TEMPLATE, "or the policy has a metadata that is no mapping")
+    for key in ("labels", "annotations"):
+        if not isinstance(metadata.get(key) or {}, dict):
+            raise template_error(POD_TEMPLATE, f"or the policy has {key} that are no mapping")
     labels = naming.lab_labels(payload.lab_instance_id, payload.lab_id, payload.student_id)
     metadata["name"] = name
     metadata["namespace"] = namespace

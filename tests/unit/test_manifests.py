@@ -106,6 +106,13 @@ def test_the_hash_is_stable_and_changes_with_the_spec() -> None:
         (templates.POD_AND_SERVICE, b"kind: NetworkPolicy\nspec: ${password}", "unknown ${password}"),
         (templates.POD_AND_SERVICE + b"  x: 2026-01-01\n", templates.NETWORK_POLICY, "cannot be JSON"),
         (b"kind: Pod\nmetadata: x\n---\nkind: Service\nspec: {}", templates.NETWORK_POLICY, "metadata"),
+        (templates.POD_AND_SERVICE.replace(b"{tier: lab}", b"tier"), templates.NETWORK_POLICY, "labels that"),
+        (
+            templates.POD_AND_SERVICE + b"  type: ExternalName\n",
+            templates.NETWORK_POLICY,
+            "Service without an address",
+        ),
+        (templates.POD_AND_SERVICE + b"  clusterIP: None\n", templates.NETWORK_POLICY, "without an address"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_the_administrators_to_correct(
