@@ -110,10 +110,12 @@ class Consumer:
 
         A connection that breaks meanwhile does not stop the work; settling reports it.
         """
-        while not done.is_set() and not stop.is_set():
-            try:
+        try:
+            while not done.is_set() and not stop.is_set():
                 self._connection.process_data_events(time_limit=_TICK_S)
-            except AMQPError:
+        except AMQPError:
+            # Not asked again: pika has closed its loop, which would raise a ValueError.
+            while not done.is_set() and not stop.is_set():
                 done.wait(_TICK_S)
 
     def wake(self) -> None:
