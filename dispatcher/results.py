@@ -90,9 +90,9 @@ class ResultStore:
     def cancel(self, task_id: str) -> TaskStatus:
         """Ask that a task is not begun any more, and tell by its state whether that came in time.
 
-        REVOKED: it will not be begun. STARTED: a container is at it; a create leaves off
-        at its next step unless its lab is RUNNING by then, all else is finished. SUCCESS or FAILURE: it was over already. Cancelling twice is the same as
-        once. The message stays in its queue until a container takes it and records the REVOKED.
+        REVOKED: it will not be begun. STARTED: a container is at it; a create leaves off at its next step
+        unless its lab is RUNNING by then, all else is finished. SUCCESS or FAILURE: it was over already.
+        Cancelling twice is the same as once. The message stays in its queue until a container takes it and records the REVOKED.
 
         Raises:
             InvalidTask: no task can have this id.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dispatcher.results import ResultStore
 
 _TOO_LATE = {
-    TaskState.STARTED: "a container is at it already; a create leaves off at its next step, all else is finished",
+    TaskState.STARTED: "a container is at it; a create leaves off at its next step, all else is finished",
     TaskState.SUCCESS: "it was over already",
     TaskState.FAILURE: "it was over already",
 }
