@@ -19,6 +19,8 @@ def seen_lines(run: Run) -> list[str]:
     """Return what was seen; nothing if the run left nothing."""
     seen = _mapping(run.details.get("seen"))
     lines = [*_pod(seen), *_conditions(seen), *_containers(seen), *_events(seen), *_log(seen)]
+    if note := _text(seen, "note"):
+        lines.append(note)
     evidence = run.details.get("evidence")
     if isinstance(evidence, str):
         lines += [f"evidence: {line}" for line in printable_lines(evidence, _MAX_EVIDENCE_LINES)]
@@ -41,7 +43,9 @@ def _conditions(seen: Mapping[str, Any]) -> Iterator[str]:
 def _containers(seen: Mapping[str, Any]) -> Iterator[str]:
     for container in _mappings(seen.get("containers"))[:_MAX_CONTAINERS]:
         code, restarts = container.get("exit_code"), container.get("restarts")
+        last = _text(_mapping(container.get("last")), "reason")
         more = [
+            *([f"ended before: {last}"] if last else []),
             *([f"exit code {code}"] if isinstance(code, int) else []),
             *([f"restarts {restarts}"] if isinstance(restarts, int) and restarts else []),
         ]

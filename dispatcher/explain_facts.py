@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher import tasks
+from dispatcher.ladder import MAX_DELAY_S
 
 #: Seconds. No container lives longer: the longest active_deadline_s of keda.profiles.
 CONTAINER_DEADLINE_S = 1200
@@ -64,7 +65,7 @@ class Run:
     outcome: str
     error_category: str | None = None
     error_message: str | None = None
-    #: steps, cause, evidence, seen, retry_delay_s; anybody may have written them, in any form.
+    #: steps, cause, evidence, seen, retry_delay_s, objects_kept_s; anybody may have written them, anyhow.
     details: dict[str, Any]
 
     @property
@@ -76,8 +77,17 @@ class Run:
     @property
     def retry_delay_s(self) -> float | None:
         """Seconds after which the task comes again, or None where the ledger does not say."""
-        delay_s = self.details.get("retry_delay_s")
-        return float(delay_s) if isinstance(delay_s, (int, float)) else None
+        return self._number("retry_delay_s")
+
+    @property
+    def objects_kept_s(self) -> float:
+        """Seconds for which a lab that failed stays in the cluster, to be looked at."""
+        return self._number("objects_kept_s") or 0.0
+
+    def _number(self, key: str) -> float | None:
+        value = self.details.get(key)
+        # No delay is longer than the ladder, whatever the row says.
+        return min(max(float(value), 0.0), MAX_DELAY_S) if isinstance(value, (int, float)) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

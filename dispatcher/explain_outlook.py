@@ -118,7 +118,8 @@ def _never_seen(facts: LabFacts, lab: LabRow) -> Outlook:
     else:
         text = (
             f"no trace of its task: it waits in {queue_of(Operation.CREATE)}, or the backend died"
-            f" between commit and publish{sight(facts)}. If the queue is empty, {later}: {again}"
+            f" between commit and publish{sight(facts)}. If the queue is empty, nothing more happens by"
+            f" itself, {later}: {again}"
         )
     return Outlook("no_trace", Actor.BACKEND, text, (SCALEDJOBS, DEAD_LETTERS))
 
@@ -186,7 +187,12 @@ def _failed(facts: LabFacts, lab: LabRow) -> Outlook:
     kept = _dead_letter(run) if run and run.outcome == "dead_lettered" else ()
     situation = "expired" if run and run.cause == "expired" else "failed"
     text = f"nothing more happens by itself, a lab that FAILED is not tried again: {first}"
-    return Outlook(situation, who, text, (*logs_of(facts, run), *kept))
+    look: tuple[str, ...] = ()
+    left_s = run.objects_kept_s - facts.age_s(run.finished_at or run.claimed_at) if run else 0
+    if left_s > 0:
+        text += f"; its Pod can be looked at for another {duration(left_s)}"
+        look = (f"kubectl describe pod -n labs -l lab_instance_id={lab.id}",)
+    return Outlook(situation, who, text, (*look, *logs_of(facts, run), *kept))
 
 
 def _stopped(facts: LabFacts, lab: LabRow) -> Outlook:

@@ -187,7 +187,7 @@ def _lost(facts: LabFacts, run: Run) -> Outlook:
 def _retried(facts: LabFacts, found: Progress, run: Run) -> Outlook:
     ended = run.finished_at or run.claimed_at
     delay_s = run.retry_delay_s if run.retry_delay_s is not None else COMES_BACK_S
-    due = ended + timedelta(seconds=min(max(delay_s, 0), 10**9))
+    due = ended + timedelta(seconds=delay_s)
     late_s = facts.age_s(due)
     if late_s < 0:
         if facts.is_cancelled(found.operation):

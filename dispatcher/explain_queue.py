@@ -12,6 +12,7 @@ from dispatcher.settings import BrokerSettings
 
 #: Seconds for the connection and for the answer: an operator waits.
 TIMEOUT_S = 3.0
+_MAX_CHARS = 200
 
 
 def look_at_queue(settings: BrokerSettings, queue: str) -> QueueSight:
@@ -20,9 +21,12 @@ def look_at_queue(settings: BrokerSettings, queue: str) -> QueueSight:
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     try:
         connection = connect(settings, name="autolabs-explain", timeout_s=TIMEOUT_S)
-        with answers_within(connection, TIMEOUT_S):
-            found = connection.channel().queue_declare(queue, passive=True).method
-            connection.close()
+        try:
+            with answers_within(connection, TIMEOUT_S):
+                found = connection.channel().queue_declare(queue, passive=True).method
+        finally:
+            if connection.is_open:
+                connection.close()
     except AMQPError as exc:
-        return QueueSight(queue=queue, problem=f"{type(exc).__name__} {exc}".strip()[:200])
+        return QueueSight(queue=queue, problem=f"{exc!r}"[:_MAX_CHARS])
     return QueueSight(queue=queue, messages=found.message_count, consumers=found.consumer_count)

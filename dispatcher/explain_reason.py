@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from dispatcher.categories import Audience, Category
 from dispatcher.explain_facts import LabFacts, NotificationRow, Operation, Run
-from dispatcher.explain_progress import Actor
-from dispatcher.explain_words import ago, printable
+from dispatcher.explain_progress import SWEPT_S, Actor
+from dispatcher.explain_words import ago, duration, printable
 
 #: Causes (jobs.failures) that only who sends the task can mend, whoever is told.
 BACKEND_CAUSES = frozenset({"request_invalid", "follow_up_unsupported", "message_unreadable", "lab_unknown"})
@@ -102,6 +102,8 @@ def _notification(facts: LabFacts, row: NotificationRow) -> str:
     if row.failures:
         error = printable(row.last_error or "no reason is known", 200)
         text += f"; failed {row.failures} times: {error}; again {ago(facts.now, row.next_attempt_at)}"
+    elif facts.age_s(row.created_at) > SWEPT_S:
+        text += f" for {duration(facts.age_s(row.created_at))}: does the CronJob outbox run?"
     return text
 
 

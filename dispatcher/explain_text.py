@@ -33,7 +33,7 @@ def make_page(facts: LabFacts, found: Explanation) -> str:
     lines += _section("seen last", found.seen)
     lines += _section("who must act", [_ACTORS[found.who]])
     lines += _section("told", found.told)
-    lines += _section("next", [found.next[:1].upper() + found.next[1:] + "."])
+    lines += _section("next", [_sentence(found.next)])
     lines += _section("run", found.commands, wrap=False)
     return "\n".join(lines)
 
@@ -50,6 +50,10 @@ def _timeline(facts: LabFacts, found: Explanation) -> Iterator[str]:
             yield f".. {entry.text}"
         else:
             yield f"{clock(facts.now, entry.at)} ({ago(facts.now, entry.at)})  {entry.text}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith("?") else ".")
 
 
 def _section(label: str, texts: Iterable[str], *, wrap: bool = True) -> Iterator[str]:

@@ -55,7 +55,7 @@ _MAX_ROWS = 20
 _MAX_CHARS = 4000
 _MAX_ID = 2**63 - 1
 _POD = re.compile(r"lab-instance-([0-9]{1,19})(?:-.*)?")
-_DETAILS = ("steps", "cause", "evidence", "seen", "retry_delay_s")
+_DETAILS = ("steps", "cause", "evidence", "seen", "retry_delay_s", "objects_kept_s")
 #: Columns that quote whoever said something.
 _FREE_TEXTS = ("connection_url", "error_message", "message", "last_error", "details_evidence", "details_seen")
 #: Bytes of JSON; a larger part is left out, since nothing of ours writes it.
@@ -100,7 +100,7 @@ def _read(connection: Connection, given: str) -> LabFacts:
             return facts
         if match or not _task_rows(connection, given, present):
             raise UnknownLab(f"lab {int(number)} is not in the database, and no task was ever about it")
-    if match or not is_short_text(given):
+    if match or not given or not is_short_text(given):
         raise UnknownLab("this is no lab, no task and no lab's pod: give 17, a task id or lab-instance-17-…")
     return _facts(connection, _lab_of_task(connection, given, present), present)
 

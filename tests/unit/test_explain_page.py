@@ -32,7 +32,16 @@ SEEN = {
         {"type": "PodScheduled", "status": "True"},
         {"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "not ready: [lab]"},
     ],
-    "containers": [{"name": "lab", "state": "terminated", "reason": "Error", "exit_code": 1, "restarts": 2}],
+    "containers": [
+        {
+            "name": "lab",
+            "state": "terminated",
+            "reason": "Error",
+            "exit_code": 1,
+            "restarts": 2,
+            "last": {"reason": "OOMKilled"},
+        }
+    ],
     "events": [
         {
             "at": "2026-11-21T09:00:57Z",
@@ -42,6 +51,7 @@ SEEN = {
             "count": 3,
         }
     ],
+    "note": "not all could be read",
     "log": {"container": "lab", "previous": True, "lines": ["starting", "no such file: /app"]},
 }
 FAILED_RUN = failed_run(
@@ -69,11 +79,12 @@ why:           The image is wrong.
                [PERMANENT_IMAGE_ERROR, program_ends]
 seen last:     pod lab-instance-17-demo on node-1: Pending
                not Ready: ContainersNotReady: not ready: [lab]
-               container lab: terminated, Error, exit code 1, restarts 2
+               container lab: terminated, Error, ended before: OOMKilled, exit code 1, restarts 2
                event 09:00:57: Warning, BackOff, 3 times: back-off
                last lines of container lab before its restart:
                  | starting
                  | no such file: /app
+               not all could be read
                evidence: terminated: exit code 1
 who must act:  the teacher
 told:          teacher (image_not_loadable): event published 4 minutes ago, webhook done (or none is set)
@@ -239,6 +250,12 @@ def test_an_object_has_facts_and_findings_with_stable_keys() -> None:
 )  # fmt: skip
 def test_durations_are_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_question_ends_as_one() -> None:
+    forgotten = make_lab("RUNNING", stop_requested_at=at(9000))
+    assert "since: does it run?" in " ".join(page(make_facts(forgotten)).split())
+    assert "?." not in page(make_facts(forgotten))
 
 
 def test_moments_are_told_from_now() -> None:

@@ -254,6 +254,15 @@ CASES = {
     "failed, the request was wrong": Case(
         make_facts(FAILED, failed_run("request_invalid", INVALID)), "failed", "backend", "a valid request"
     ),
+    "failed, and kept to be looked at": Case(
+        make_facts(FAILED, failed_run("no_room", ROOM, ago_s=245, details={"objects_kept_s": 600})),
+        "failed", "administrator", "; its Pod can be looked at for another 6 minutes",
+        "kubectl describe pod -n labs -l lab_instance_id=17",
+    ),
+    "failed, its Pod was kept and is gone": Case(
+        make_facts(FAILED, failed_run("no_room", ROOM, ago_s=245, details={"objects_kept_s": 60})),
+        "failed", "administrator", "start a new lab", "kubectl logs",
+    ),
     "failed, nothing but the row is known": Case(make_facts(FAILED), "failed", "teacher", "nothing more"),
     "expired": Case(
         make_facts(FAILED, failed_run("expired", ROOM, "revoked")), "expired", "nobody", "start a new lab"
@@ -340,14 +349,15 @@ def test_the_headline_says_the_status_in_a_sentence(facts: LabFacts, headline: s
     ("changes", "told"),
     [
         ({"published_at": at(200), "webhook_at": at(199)}, "event published 3 minutes ago, webhook done"),
-        ({}, "event waits, webhook waits"),
+        ({"created_at": at(9)}, "event waits, webhook waits"),
+        ({}, "event waits, webhook waits for 4 minutes: does the CronJob outbox run?"),
         (
             {"failures": 2, "last_error": "503\x07", "next_attempt_at": at(-20), "published_at": at(9)},
             r"event published 9.0 s ago, webhook waits; failed 2 times: 503\x07; again in 20 s",
         ),
         ({"told": "nobody", "cause": "expired"}, "nobody (expired): nobody has to be told"),
     ],
-    ids=["told", "waits", "fails", "nobody"],
+    ids=["told", "waits", "nobody sweeps", "fails", "nobody"],
 )
 def test_whether_they_were_told_is_said(changes: dict[str, object], told: str) -> None:
     (line,) = explain(make_facts(FAILED, notifications=(make_notification(**changes),))).told

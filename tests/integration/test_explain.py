@@ -1,0 +1,315 @@
+"""`autolabs explain` on rows that stores, relays and containers wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from dispatcher.__main__ import main
+from dispatcher.explain_facts import LabFacts
+from dispatcher.explanation import Explanation, awaited, explain
+from dispatcher.lab_facts import MAX_RUNS, UnknownLab, read_lab_facts
+from dispatcher.publisher import Publisher
+from dispatcher.results import ResultStore
+from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD
+from jobs.cleanup_labs import cleanup_expired
+from jobs.failures import Failure
+from jobs.labs import Ending, LabStore
+from tests.support.container import Containers
+from tests.support.factories import create_kwargs, make_record
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+
+ROOT = Path(__file__).parents[2]
+IMAGE = Failure.IMAGE_NOT_LOADABLE.error(image="x:1", evidence="ErrImagePull: postgresql://u:hidden@h/d")
+NO_ROOM = Failure.NO_ROOM.error(evidence="0/3 nodes are available")
+
+Read = Callable[[Any], Explanation]
+
+
+@pytest.fixture
+def read(engine: Engine) -> Read:
+    return lambda given: explain(read_lab_facts(engine, str(given)))
+
+
+def run_command(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run `autolabs explain` as an operator does."""
+    return subprocess.run(
+        [sys.executable, "-m", "dispatcher", "explain", *map(str, arguments)],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def add_outbox_row(database: Database, lab: int, task_id: str = "t") -> None:
+    kwargs = json.dumps(create_kwargs(lab_instance_id=lab))
+    statement = "INSERT INTO task_outbox (task_id, task_name, kwargs) VALUES (%s, %s, %s)"
+    database.rows(statement, task_id, "celery_workers.create_lab_pod", kwargs)
+
+
+def test_a_lab_is_found_by_its_id_its_tasks_and_its_pod(
+    read: Read, database: Database, labs: LabStore
+) -> None:
+    lab = database.add_lab(celery_task_id="4711")
+    record = make_record(lab, task_id="later")
+    labs.begin(record)
+    assert read(lab).situation == "at_work"
+    labs.mark_running(record, lab, pod_name=f"lab-instance-{lab}-demo", connection_url="http://x/")
+    found = read(lab)
+    assert found.situation == "running"
+    assert "RUNNING at http://x/" in [entry.text for entry in found.timeline]
+    for given in ("4711", "later", f"lab-instance-{lab}-demo", f"lab-instance-{lab}"):
+        assert read(given).commands == (f"kubectl get pod -n labs lab-instance-{lab}-demo",)
+
+
+def test_a_task_is_found_while_it_waits_in_the_outbox(read: Read, database: Database, lab: int) -> None:
+    add_outbox_row(database, lab, "waiting")
+    assert (read("waiting").situation, read(lab).situation) == ("outbox_waiting", "outbox_waiting")
+
+
+def test_a_failed_lab_says_why_and_what_was_seen(
+    read: Read, database: Database, labs: LabStore, lab: int
+) -> None:
+    record = make_record(lab)
+    labs.begin(record)
+    log = {"container": "lab", "lines": ["password=hidden", "no such file"]}
+    record.details["seen"] = {"log": log, "pod": {"name": "p"}}
+    labs.mark_failed(record, IMAGE, outcome="failed")
+    failing = "UPDATE notifications SET failures = 1, last_error = %s"
+    database.rows(failing, "https://u:hidden@hook/ answered 503")
+    found = read(lab)
+    assert (found.situation, found.who.value) == ("failed", "teacher")
+    assert found.why is not None
+    assert (found.why.cause, found.why.category) == ("image_not_loadable", "PERMANENT_IMAGE_ERROR")
+    assert found.why.sentence.startswith('The image "x:1" of this lab cannot be loaded.')
+    assert found.seen[-2:] == ("  | no such file", "evidence: ErrImagePull: postgresql://u:***@h/d")
+    assert "answered 503" in found.told[0]
+    assert "hidden" not in repr(found)
+
+
+def test_attempts_are_told_one_by_one(read: Read, labs: LabStore, lab: int) -> None:
+    first = make_record(lab, task_id="t")
+    labs.begin(first)
+    first.details["retry_delay_s"] = 5.5
+    labs.record(first, Ending.of_error("retried", NO_ROOM))
+    assert (read(lab).situation, read(lab).who.value) == ("retry_waits", "nobody")
+    labs.begin(make_record(lab, task_id="t", attempt=2))
+    found = read(lab)
+    assert found.situation == "at_work"
+    assert found.why is not None
+    assert found.why.cause == "no_room"
+    assert "again after 5.5 s: There is no free place" in found.timeline[1].text
+
+
+def test_a_killed_container_and_the_one_that_took_over_are_told_apart(
+    read: Read, containers: Containers, broker: Broker, database: Database, lab: int
+) -> None:
+    broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab))
+    code, _ = containers.run(module="tests.support.faulty_job", TEST_FAULT="kill:begun")
+    assert code == -9
+    assert read(lab).situation == "at_work"  # nobody can know yet
+    containers.run(JOB_NAME="job-2")
+    found = read(lab)
+    assert (found.situation, found.who.value) == ("failed", "administrator")
+    killed, last = (entry.text for entry in found.timeline[1:3])
+    assert "its container was killed, the message came again" in killed
+    assert "delivered again (Job job-2" in last
+    assert found.commands[0] == "kubectl logs -n platform job/job-2"
+
+
+def test_a_dead_letter_that_was_put_back_names_who_did_it(
+    read: Read, database: Database, labs: LabStore, lab: int
+) -> None:
+    record = make_record(lab, task_id="d", task_name=DELETE_LAB_POD)
+    labs.request_stop(lab)
+    labs.record(record, Ending.of_error("dead_lettered", NO_ROOM))
+    assert "autolabs dlq show d" in read(lab).commands
+    database.rows(
+        "INSERT INTO dead_letter_actions (actor, action, message_key, task_id, task_name, lab_instance_id,"
+        " routing_key, body_bytes) VALUES ('anna@console', 'requeued', 'k', 'd', %s, %s, 'lab.delete', 9)",
+        DELETE_LAB_POD,
+        lab,
+    )
+    for given in (lab, "d"):
+        assert read(given).situation == "requeued"
+        assert "by anna@console" in read(given).next
+
+
+def test_a_cancelled_start_is_told_before_and_after(
+    read: Read, engine: Engine, database: Database, labs: LabStore
+) -> None:
+    lab = database.add_lab(celery_task_id="t")
+    ResultStore(engine).cancel("t")
+    assert read(lab).situation == "cancelled"
+    record = make_record(lab, task_id="t")
+    assert labs.begin(record) is False
+    labs.mark_cancelled(record, "The start of this lab was cancelled.")
+    found = read(lab)
+    assert found.situation == "start_cancelled"
+    assert found.headline.endswith("because its start was cancelled.")
+
+
+def test_a_stop_by_the_cleanup_is_told_from_one_by_somebody(
+    read: Read, database: Database, labs: LabStore, publisher: Publisher, broker: Broker
+) -> None:
+    lab, other = database.add_lab(status="RUNNING"), database.add_lab(status="RUNNING")
+    database.expire(lab)
+    assert read(lab).situation == "running_past_end"
+    assert cleanup_expired(labs, publisher) == 1
+    assert read(lab).situation == "stop_asked"
+    task_id = broker.take("celery.lab_operations.high").headers["id"]
+    labs.mark_stopped(make_record(lab, task_id=task_id, task_name=DELETE_LAB_POD), lab, deleted=3)
+    labs.mark_stopped(make_record(other, task_name=DELETE_LAB_POD), other, deleted=3)
+    assert read(lab).headline.endswith("by the cleanup, because its time was over.")
+    assert "by the delete task " in read(other).headline
+
+
+def test_a_lab_without_a_row_is_told_by_what_is_about_it(read: Read, labs: LabStore) -> None:
+    record = make_record(4711, task_id="early")
+    labs.record(record, Ending.of_error("retried", Failure.LAB_UNKNOWN.error(lab_instance_id=4711)))
+    assert (read(4711).situation, read("early").who.value) == ("no_row", "backend")
+
+
+def test_a_task_that_could_not_be_read_is_found_by_its_id(
+    read: Read, database: Database, labs: LabStore
+) -> None:
+    lab = database.add_lab(celery_task_id="t")
+    unreadable = make_record(None, task_id="t", task_name="")
+    labs.record(
+        unreadable, Ending.of_error("dead_lettered", Failure.MESSAGE_UNREADABLE.error(problem="no JSON"))
+    )
+    for given in (lab, "t"):
+        assert (read(given).situation, read(given).who.value) == ("dead_lettered", "backend")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("9", "lab 9 is not in the database, and no task was ever about it"),
+        ("0", "no lab, task or pod '0' is known"),
+        ("lab-instance-9-demo", "lab 9 is not in the database"),
+        ("lab-instance-99999999999999999999-x", "no lab, task or pod"),
+        ("99999999999999999999", "no lab, task or pod '99999999999999999999' is known"),
+        ("nowhere", "no lab, task or pod 'nowhere' is known"),
+        ("cleanup", "task cleanup is about no lab; see: autolabs task status cleanup"),
+        ("a\x00b", "this is no lab, no task and no lab's pod"),
+        ("", "this is no lab, no task and no lab's pod"),
+        ("\x1b[31m", "this is no lab, no task and no lab's pod"),
+    ],
+)
+def test_what_is_not_known_is_said(engine: Engine, labs: LabStore, given: str, said: str) -> None:
+    labs.record(make_record(task_id="cleanup", task_name=CLEANUP_TIMEOUT_LABS), Ending("succeeded"))
+    with pytest.raises(UnknownLab, match="^" + said[:40].replace("(", r"\(")) as caught:
+        read_lab_facts(engine, given)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_database_of_before_notifications_is_read_all_the_same(
+    read: Read, database: Database, labs: LabStore, lab: int
+) -> None:
+    labs.mark_failed(make_record(lab, task_id="t"), IMAGE, outcome="failed")
+    database.rows("DROP TABLE notifications, dead_letter_actions")
+    assert (read(lab).situation, read("t").who.value) == ("failed", "teacher")
+
+
+def test_odd_rows_are_read_within_bounds(engine: Engine, database: Database, labs: LabStore) -> None:
+    lab = database.add_lab(status="RUNNING", expires_at="infinity")
+    for _ in range(MAX_RUNS + 3):
+        labs.record(make_record(lab), Ending("noop"))
+    huge = {
+        "evidence": "x" * 100_000,
+        "cause": "huge",
+        "seen": {"log": {"lines": ["y" * 9000]}},
+        "other": "z",
+    }
+    database.rows("UPDATE task_ledger SET details = %s", json.dumps(huge))
+    facts = read_lab_facts(engine, str(lab))
+    assert (len(facts.runs), facts.earlier_runs) == (MAX_RUNS, 3)
+    assert facts.runs[0].id < facts.runs[-1].id
+    assert set(facts.runs[-1].details) == {"cause", "seen"}
+    assert len(json.dumps(facts.runs[-1].details)) < 5000
+    assert "9999-01-01" in explain(facts).next
+
+
+def awaited_queue(facts: LabFacts) -> str | None:
+    operation = awaited(facts)
+    return operation.value if operation else None
+
+
+def test_only_a_lab_that_waits_has_its_queue_looked_at(engine: Engine, database: Database) -> None:
+    given = [{"status": status} for status in ("PENDING", "RUNNING", "FAILED", "STOPPED")]
+    given += [{"status": "RUNNING", "stop_requested_at": "now"}]
+    waits = [awaited_queue(read_lab_facts(engine, str(database.add_lab(**columns)))) for columns in given]
+    assert waits == ["create", None, None, None, "delete"]
+
+
+def test_the_command_is_a_page_for_people_and_an_object_for_programs(
+    database: Database, broker: Broker, lab: int
+) -> None:
+    database.rows("UPDATE lab_instances SET created_at = now() - interval '5 minutes'")
+    environ = {"DATABASE_URL": database.url, "AMQP_URL": broker.url}
+    done = run_command(lab, **environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Lab {lab} (lab 7 of student 42) has been PENDING for 5 minutes." in done.stdout
+    assert "No task was published: did the backend die between commit and publish?" in " ".join(
+        done.stdout.split()
+    )
+    broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab))
+    found = json.loads(run_command(lab, "--json", **environ).stdout)
+    assert found["findings"]["situation"] == "in_queue"
+    assert found["facts"]["queue"] == {
+        "queue": "celery.lab_operations", "messages": 1, "consumers": 0, "problem": None,
+    }  # fmt: skip
+    assert (found["facts"]["lab"]["id"], found["facts"]["runs"]) == (lab, [])
+
+
+def test_an_outbox_that_cannot_be_published_is_told_with_the_brokers_words(
+    database: Database, bare_broker: Broker, lab: int, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    add_outbox_row(database, lab)
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    monkeypatch.setenv("AMQP_URL", bare_broker.url)
+    assert main(["outbox", "relay", "--once"]) == 1
+    capsys.readouterr()
+    assert main(["explain", str(lab)]) == 0
+    page = capsys.readouterr().out
+    assert "The task could not be published: " in page
+    assert "not published in one try: " in page
+
+
+@pytest.mark.parametrize("amqp_url", ["amqp://u:hidden@127.0.0.1:1/", "{without queues}"])
+def test_a_broker_that_does_not_tell_is_no_failure(
+    database: Database, bare_broker: Broker, lab: int, amqp_url: str
+) -> None:
+    url = bare_broker.url if amqp_url.startswith("{") else amqp_url
+    done = run_command(lab, DATABASE_URL=database.url, AMQP_URL=url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "celery.lab_operations was not looked at: " in " ".join(done.stdout.split())
+    assert "hidden" not in done.stdout
+
+
+def test_what_goes_wrong_is_one_sentence(database: Database) -> None:
+    away = run_command(1, DATABASE_URL="postgresql://u:hidden@127.0.0.1:1/db")
+    assert away.returncode == 1
+    assert away.stderr.startswith("autolabs: the database did not tell about the lab: ")
+    assert "hidden" not in away.stderr
+    unknown = run_command(1, DATABASE_URL=database.url)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr == "autolabs: lab 1 is not in the database, and no task was ever about it\n"
+    wrong = run_command(1, DATABASE_URL=database.url, AMQP_URL="http://x")
+    assert wrong.returncode == 1
+    assert "AMQP_URL: must look like" in wrong.stderr
