@@ -92,7 +92,8 @@ class ResultStore:
 
         REVOKED: it will not be begun. STARTED: a container is at it; a create leaves off at its next step
         unless its lab is RUNNING by then, all else is finished. SUCCESS or FAILURE: it was over already.
-        Cancelling twice is the same as once. The message stays in its queue until a container takes it and records the REVOKED.
+        Cancelling twice is the same as once. The message stays in its queue until a container takes it and
+        records the REVOKED.
 
         Raises:
             InvalidTask: no task can have this id.
