@@ -6,6 +6,7 @@ One snapshot, a bounded number of rows, and of the details of a run only what ex
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import InstrumentedAttribute
 
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError
@@ -39,6 +41,7 @@ from dispatcher.explain_facts import (
 )
 from dispatcher.message import is_short_text
 from dispatcher.models import (
+    Base,
     DeadLetterAction,
     LabInstance,
     Notification,
@@ -135,7 +138,7 @@ def _task_rows(connection: Connection, task_id: str, present: set[str]) -> list[
 def _facts(connection: Connection, lab_instance_id: int, present: set[str]) -> LabFacts:
     lab = _lab(connection, lab_instance_id)
     runs, earlier = _runs(connection, lab_instance_id, lab.celery_task_id if lab else None)
-    outbox = [WaitingRow(**row) for row in _rows(connection, _outbox(lab_instance_id))]
+    outbox = _outbox(connection, lab_instance_id)
     known = {run.task_id for run in runs} | {row.task_id for row in outbox}
     if lab and lab.celery_task_id:
         known.add(lab.celery_task_id)
@@ -153,76 +156,24 @@ def _facts(connection: Connection, lab_instance_id: int, present: set[str]) -> L
 
 
 def _lab(connection: Connection, lab_instance_id: int) -> LabRow | None:
-    statement = select(
-        LabInstance.id,
-        LabInstance.lab_id,
-        LabInstance.student_id,
-        LabInstance.status,
-        LabInstance.k8s_pod_name,
-        LabInstance.connection_url,
-        LabInstance.celery_task_id,
-        LabInstance.error_category,
-        LabInstance.error_message,
-        LabInstance.failed_at,
-        LabInstance.started_at,
-        LabInstance.stopped_at,
-        LabInstance.stop_requested_at,
-        # infinity is a way of a backend to say never, and more than Python's datetime can hold.
-        func.least(LabInstance.expires_at, text("timestamptz '9999-01-01Z'")).label("expires_at"),
-        LabInstance.created_at,
-    ).where(LabInstance.id == lab_instance_id)
+    # infinity is a way of a backend to say never, and more than Python's datetime can hold.
+    expires_at = func.least(LabInstance.expires_at, text("timestamptz '9999-01-01Z'")).label("expires_at")
+    columns = [*_columns(LabInstance, LabRow, but="expires_at"), expires_at]
+    statement = select(*columns).where(LabInstance.id == lab_instance_id)
     return next((LabRow(**row) for row in _rows(connection, statement)), None)
-
-
-def _outbox(lab_instance_id: int) -> Executable:
-    return (
-        select(
-            OutboxTask.id,
-            OutboxTask.task_id,
-            OutboxTask.task_name,
-            OutboxTask.created_at,
-            OutboxTask.next_attempt_at,
-            OutboxTask.failures,
-            OutboxTask.last_error,
-        )
-        .where(OutboxTask.lab_instance_id == lab_instance_id)
-        .order_by(OutboxTask.id)
-        .limit(_MAX_ROWS)
-    )
 
 
 def _runs(connection: Connection, lab_instance_id: int, task_id: str | None) -> tuple[list[Run], int]:
     """Return the newest runs, the oldest of them first, and how many there were before."""
     about = or_(TaskRun.lab_instance_id == lab_instance_id, TaskRun.task_id == task_id)
-    parts = [
+    details = [
         case((func.octet_length(cast(part, Text)) <= _MAX_DETAIL_BYTES, part)).label(f"details_{key}")
         for key, part in ((key, TaskRun.details[key]) for key in _DETAILS)
     ]
-    statement = (
-        select(
-            TaskRun.id,
-            TaskRun.task_id,
-            TaskRun.task_name,
-            TaskRun.attempt,
-            TaskRun.redelivered,
-            TaskRun.queue,
-            TaskRun.job_name,
-            TaskRun.pod_name,
-            TaskRun.published_at,
-            TaskRun.claimed_at,
-            TaskRun.finished_at,
-            TaskRun.outcome,
-            TaskRun.error_category,
-            TaskRun.error_message,
-            *parts,
-        )
-        .where(about)
-        .order_by(TaskRun.id.desc())
-        .limit(MAX_RUNS)
-    )
-    rows = _rows(connection, statement)
+    statement = select(*_columns(TaskRun, Run, but="details"), *details).where(about)
+    rows = _newest(connection, statement, TaskRun.id, MAX_RUNS)
     total = connection.execute(select(func.count()).select_from(TaskRun).where(about)).scalar_one()
-    return [_run(row) for row in reversed(rows)], total - len(rows)
+    return [_run(row) for row in rows], total - len(rows)
 
 
 def _run(row: dict[str, Any]) -> Run:
@@ -230,9 +181,19 @@ def _run(row: dict[str, Any]) -> Run:
     return Run(**row, details={key: value for key, value in details.items() if value is not None})
 
 
+def _outbox(connection: Connection, lab_instance_id: int) -> list[WaitingRow]:
+    statement = (
+        select(*_columns(OutboxTask, WaitingRow))
+        .where(OutboxTask.lab_instance_id == lab_instance_id)
+        .order_by(OutboxTask.id)
+        .limit(_MAX_ROWS)
+    )
+    return [WaitingRow(**row) for row in _rows(connection, statement)]
+
+
 def _cancellations(connection: Connection, task_ids: set[str]) -> list[Cancellation]:
     statement = (
-        select(TaskCancellation.task_id, TaskCancellation.requested_at)
+        select(*_columns(TaskCancellation, Cancellation))
         .where(TaskCancellation.task_id.in_(sorted(task_ids)))
         .order_by(TaskCancellation.requested_at)
     )
@@ -242,24 +203,9 @@ def _cancellations(connection: Connection, task_ids: set[str]) -> list[Cancellat
 def _notifications(connection: Connection, lab_instance_id: int, present: set[str]) -> list[NotificationRow]:
     if Notification.__tablename__ not in present:
         return []
-    statement = (
-        select(
-            Notification.cause,
-            Notification.told,
-            Notification.error_category,
-            Notification.message,
-            Notification.created_at,
-            Notification.published_at,
-            Notification.webhook_at,
-            Notification.failures,
-            Notification.next_attempt_at,
-            Notification.last_error,
-        )
-        .where(Notification.lab_instance_id == lab_instance_id)
-        .order_by(Notification.id.desc())
-        .limit(_MAX_ROWS)
-    )
-    return [NotificationRow(**row) for row in reversed(_rows(connection, statement))]
+    about = Notification.lab_instance_id == lab_instance_id
+    statement = select(*_columns(Notification, NotificationRow)).where(about)
+    return [NotificationRow(**row) for row in _newest(connection, statement, Notification.id, _MAX_ROWS)]
 
 
 def _actions(
@@ -267,23 +213,23 @@ def _actions(
 ) -> list[ActionRow]:
     if DeadLetterAction.__tablename__ not in present:
         return []
-    # One that could not be read has its task id alone; the lab's id is not indexed.
+    # The message of one that could not be read has its task id alone.
     about = or_(
         DeadLetterAction.lab_instance_id == lab_instance_id, DeadLetterAction.task_id.in_(sorted(task_ids))
     )
-    statement = (
-        select(
-            DeadLetterAction.acted_at,
-            DeadLetterAction.actor,
-            DeadLetterAction.action,
-            DeadLetterAction.task_id,
-            DeadLetterAction.task_name,
-        )
-        .where(about)
-        .order_by(DeadLetterAction.id.desc())
-        .limit(_MAX_ROWS)
-    )
-    return [ActionRow(**row) for row in reversed(_rows(connection, statement))]
+    statement = select(*_columns(DeadLetterAction, ActionRow)).where(about)
+    return [ActionRow(**row) for row in _newest(connection, statement, DeadLetterAction.id, _MAX_ROWS)]
+
+
+def _columns(model: type[Base], kind: type[Any], *, but: str | None = None) -> list[Any]:
+    """Return the columns that have the names of a dataclass's fields."""
+    return [getattr(model, field.name) for field in fields(kind) if field.name != but]
+
+
+def _newest(
+    connection: Connection, statement: Select[Any], number: InstrumentedAttribute[int], limit: int
+) -> list[dict[str, Any]]:
+    return _rows(connection, statement.order_by(number.desc()).limit(limit))[::-1]
 
 
 def _rows(connection: Connection, statement: Executable) -> list[dict[str, Any]]:
