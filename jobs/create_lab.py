@@ -98,15 +98,17 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
     mark(context.record, "rendered")
     # A lack of room is often over once a node was added: later attempts wait longer.
     timeout_s = min(settings.ready_timeout_s * context.record.attempt, MAX_READY_TIMEOUT_S)
-    pod, service = context.lab_objects.ensure(payload.lab_instance_id, manifests)
-    mark(context.record, "applied")
+
+    def check_wanted() -> None:
+        _check_wanted(context, payload.lab_instance_id)
+
     try:
-        context.lab_objects.wait_ready(
-            pod,
-            payload.docker_image,
-            timeout_s=timeout_s,
-            meanwhile=lambda: _check_wanted(context, payload.lab_instance_id),
+        # What another create of this lab made RUNNING meanwhile is not ours to replace.
+        pod, service = context.lab_objects.ensure(
+            payload.lab_instance_id, manifests, before_replacing=check_wanted
         )
+        mark(context.record, "applied")
+        context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s, meanwhile=check_wanted)
     except LabGone:
         _give_up(context, payload, manifests, "its pod was deleted while it started")
         return

@@ -46,18 +46,28 @@ class LabObjects:
         self._cluster = cluster
         self._collections = collections(namespace)
 
-    def ensure(self, lab_instance_id: int, manifests: LabManifests) -> tuple[Manifest, Manifest]:
-        """Apply the three objects, the Pod first, and return the Pod and the Service as they are."""
+    def ensure(
+        self, lab_instance_id: int, manifests: LabManifests, *, before_replacing: Callable[[], None]
+    ) -> tuple[Manifest, Manifest]:
+        """Apply the three objects, the Pod first, and return the Pod and the Service as they are.
+
+        `before_replacing` is called before an object of the lab that is another than the one asked for
+        is deleted, and may raise.
+        """
         deadline = time.monotonic() + GONE_TIMEOUT_S
-        pod = self._ensure_one(lab_instance_id, manifests.pod, deadline)
+
+        def ensure_one(manifest: Manifest) -> Manifest:
+            return self._ensure_one(lab_instance_id, manifest, deadline, before_replacing)
+
+        pod = ensure_one(manifests.pod)
         owner = {
             "apiVersion": "v1",
             "kind": "Pod",
             "name": pod["metadata"]["name"],
             "uid": pod["metadata"]["uid"],
         }
-        service = self._ensure_one(lab_instance_id, _owned(manifests.service, owner), deadline)
-        self._ensure_one(lab_instance_id, _owned(manifests.network_policy, owner), deadline)
+        service = ensure_one(_owned(manifests.service, owner))
+        ensure_one(_owned(manifests.network_policy, owner))
         return pod, service
 
     def wait_ready(
@@ -118,7 +128,13 @@ class LabObjects:
                 continue
             raise Failure.SLOW_STOP.error(evidence=f"still there: {item['kind']} {item['metadata']['name']}")
 
-    def _ensure_one(self, lab_instance_id: int, manifest: Manifest, deadline: float) -> Manifest:
+    def _ensure_one(
+        self,
+        lab_instance_id: int,
+        manifest: Manifest,
+        deadline: float,
+        before_replacing: Callable[[], None],
+    ) -> Manifest:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         while existing := self._get(kind, name):
             if not naming.belongs_to_lab(existing, lab_instance_id):
@@ -128,7 +144,8 @@ class LabObjects:
             if _same(existing, manifest) and not _is_over(existing):
                 logger.info("%s adopted", kind, extra={"action": "object_adopted", "object": name})
                 return existing
-            # Ours, but over, or of an earlier attempt that rendered another template.
+            # Ours, but over, or of an attempt that rendered another template or asked for another tag.
+            before_replacing()
             self._delete(existing, grace_s=0)
             self.wait_gone([existing], timeout_s=deadline - time.monotonic())
         with _job_errors():

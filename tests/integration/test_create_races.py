@@ -26,7 +26,7 @@ from tests.support.creates import (
     set_lab,
     when_applied,
 )
-from tests.support.factories import make_payload, make_record
+from tests.support.factories import IMAGE, make_payload, make_record
 from tests.support.fake_cluster import READY, FakeCluster
 from tests.support.postgres import Database
 
@@ -168,6 +168,28 @@ def test_a_create_that_lost_to_itself_deletes_nothing(
     assert cluster.deleted == []
     assert len(cluster.objects) == 3
     assert database.outcomes() == ["noop"]
+
+
+def test_a_create_of_another_tag_leaves_the_pod_of_a_lab_that_runs_by_now(
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    lab: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = name_of(lab)
+    path = add_pod(cluster, lab, name)
+
+    def other_create_wins(step: str) -> None:
+        if step == "rendered":
+            set_lab(database, lab, "RUNNING", name)
+
+    monkeypatch.setattr("jobs.steps.observers", [other_create_wins])
+    payload = make_payload(lab_instance_id=lab, docker_image=f"{IMAGE}-2")
+    assert name_of(lab, payload.docker_image) == name
+    create_lab(context_of(connections, lab), payload)
+    assert (cluster.deleted, list(cluster.objects)) == ([], [path])
+    assert database.lab(lab)["status"] == "RUNNING"
 
 
 def test_a_create_whose_lab_was_stopped_meanwhile_takes_everything_down(

@@ -179,7 +179,7 @@ def test_absent_objects_are_applied_pod_first_and_owned_by_it(serve: Serve) -> N
         return MISSING if request.method == "GET" else Answer(content=request.json())
 
     labs, server = serve(api)
-    labs.ensure(7, MANIFESTS)
+    labs.ensure(7, MANIFESTS, before_replacing=lambda: None)
     applied = [request.json() for request in server.requests if request.method == "PATCH"]
     assert [item["kind"] for item in applied] == ["Pod", "Service", "NetworkPolicy"]
     owners = [item["metadata"].get("ownerReferences") for item in applied]
@@ -196,7 +196,7 @@ def test_objects_of_the_same_lab_and_spec_are_adopted(serve: Serve) -> None:
         return Answer(content=make_object(ownerReferences=owner))
 
     labs, server = serve(api)
-    labs.ensure(7, MANIFESTS)
+    labs.ensure(7, MANIFESTS, before_replacing=lambda: None)
     assert methods(server) == ["GET", "GET", "GET"]
 
 
@@ -208,7 +208,7 @@ def test_objects_of_the_same_lab_and_spec_are_adopted(serve: Serve) -> None:
 def test_an_object_that_is_not_the_labs_is_left_alone(serve: Serve, labels: dict[str, str]) -> None:
     labs, server = serve(lambda _request: Answer(content=make_object(labels=labels)))
     with pytest.raises(PermanentError, match="taken by something else"):
-        labs.ensure(7, MANIFESTS)
+        labs.ensure(7, MANIFESTS, before_replacing=lambda: None)
     assert methods(server) == ["GET"]
 
 
@@ -240,7 +240,7 @@ def test_an_object_of_an_earlier_attempt_is_replaced(
         return Answer(content=request.json())
 
     labs, server = serve(api)
-    pod, _ = labs.ensure(7, MANIFESTS)
+    pod, _ = labs.ensure(7, MANIFESTS, before_replacing=lambda: None)
     assert deleted == ["old"]
     assert pod["metadata"]["uid"] == "u1"
     assert methods(server).count("PATCH") == 3
@@ -253,7 +253,7 @@ def test_an_old_object_that_stays_is_not_waited_for_without_end(
     old = make_object(uid="old", deletionTimestamp="2026-01-01T00:00:00Z")
     labs, server = serve(lambda request: Answer(content=[] if "watch=1" in request.path else old))
     with pytest.raises(TransientError) as caught:
-        labs.ensure(7, MANIFESTS)
+        labs.ensure(7, MANIFESTS, before_replacing=lambda: None)
     assert caught.value.evidence == "still there: Pod lab"
     assert "PATCH" not in methods(server)
 
