@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 
+from dispatcher.__main__ import make_parser
 from dispatcher.categories import Audience
 from dispatcher.expiry import cleanup_task_id
 from dispatcher.explain_facts import CONTAINER_DEADLINE_S, LabFacts
@@ -298,6 +300,11 @@ def test_every_state_has_who_acts_what_comes_next_and_what_to_run(case: Case) ->
     found = explain(case.facts)
     assert (found.situation, found.who.value) == (case.situation, case.who)
     assert case.next in found.next
+    for command in found.commands:
+        program, *arguments = shlex.split(command)
+        assert program in ("autolabs", "kubectl")
+        if program == "autolabs":
+            assert make_parser().parse_args(arguments).run
     if case.command:
         assert any(case.command in command for command in found.commands), found.commands
 
