@@ -1,0 +1,114 @@
+"""Every way to fail, for real: what the row, the ledger, the dead letters and the cluster have afterwards.
+
+The cases are played several at a time, and each test looks at its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from dispatcher.categories import Audience, Category
+from jobs.failures import Failure
+from tests.support.failing import AWAY_S, Case, Seen, Stage
+from tests.support.failing_labs import LABS, MOST_CPU, MOST_MEMORY
+from tests.support.failing_tasks import TASKS
+from tests.support.own_platform import OwnPlatform
+from tests.support.registry import Registries
+
+CASES = LABS | TASKS
+#: Tasks that fail at the same time.
+AT_ONCE = 5
+#: Seconds from the claim within which an image that cannot be loaded has failed its lab.
+IMAGE_ERROR_S = 15
+
+
+def _make_room(platform: OwnPlatform) -> None:
+    """Let no quota and no Pod Security come before what a case is about."""
+    name = platform.namespace.name
+    platform.namespace.kubectl(
+        "label", "--overwrite", f"namespace/{name}", "pod-security.kubernetes.io/enforce=baseline"
+    )
+    most = {"cpu": MOST_CPU, "memory": MOST_MEMORY}
+    limits = [{"type": "Container", "default": {"cpu": "500m", "memory": "512Mi"}, "max": most}]
+    for kind, spec in (
+        ("limitrange", {"limits": limits}),
+        ("resourcequota", {"hard": {"requests.cpu": "9k", "limits.cpu": "9k"}}),
+    ):
+        platform.namespace.kubectl("patch", kind, "labs", f"--patch={json.dumps({'spec': spec})}")
+
+
+@pytest.fixture(scope="module")
+def played(request: pytest.FixtureRequest, own_platform: OwnPlatform) -> Iterator[dict[str, Future[Seen]]]:
+    """What each case that is asked for left; begun all together."""
+    names = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.path == request.path and hasattr(item, "callspec")
+    ]
+    _make_room(own_platform)
+    with Registries() as registries, ThreadPoolExecutor(AT_ONCE) as pool:
+        stage = Stage(own_platform, registries)
+        yield {name: pool.submit(stage.play, CASES[name]) for name in CASES if name in names}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", CASES)
+def test_a_failure_is_told_as_its_row_says(
+    played: dict[str, Future[Seen]], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, seen = CASES[name], played[name].result()
+    print(f"{name}: {case.failure.cause}, {seen.end}")  # for the report of a failure
+    assert seen.exit_code == 0
+    assert seen.end["cause"] == case.failure.cause
+    assert seen.end["error_category"] == case.failure.category
+    if case.recorded:
+        _check_ledger(case, seen)
+        _check_lab(case, seen)
+    if case.failure.retry:
+        assert seen.dead_letter is None
+    else:
+        assert seen.objects == []
+        _check_dead_letter(case, seen)
+    if case.failure.category is Category.PERMANENT_IMAGE_ERROR:
+        assert seen.took_s <= IMAGE_ERROR_S, f"{seen.took_s:.1f} s from the claim"
+        with capsys.disabled():
+            print(f"\n{name}: FAILED {seen.took_s:.1f} s after the claim")
+
+
+def _check_ledger(case: Case, seen: Seen) -> None:
+    run = seen.run
+    assert run is not None
+    assert run["outcome"] == (case.outcome or ("retried" if case.failure.retry else "failed"))
+    assert run["details"]["cause"] == case.failure.cause
+    assert run["error_category"] == (None if case.failure is Failure.CANCELLED else case.failure.category)
+    assert case.says in run["details"].get("evidence", "")
+    assert run["error_message"] == case.sentence(seen.scene)
+    assert run["details"].get("retry_delay_s") == (AWAY_S if case.failure.retry else None)
+
+
+def _check_lab(case: Case, seen: Seen) -> None:
+    assert seen.lab["status"] == (case.status or ("PENDING" if case.failure.retry else "FAILED"))
+    failed = seen.lab["status"] == "FAILED"
+    assert [(row["cause"], row["told"], row["message"]) for row in seen.told] == [
+        (case.failure.cause, case.failure.told, case.sentence(seen.scene))
+    ] * (failed and case.failure.told is not Audience.NOBODY)
+    if failed:
+        assert seen.lab["error_category"] == case.failure.category
+        assert seen.lab["error_message"] == case.sentence(seen.scene)
+        assert "{" not in seen.lab["error_message"]
+    if case.failure.category is Category.PERMANENT_IMAGE_ERROR:
+        assert f'"{seen.scene.image}"' in seen.lab["error_message"]
+
+
+def _check_dead_letter(case: Case, seen: Seen) -> None:
+    assert (seen.dead_letter is not None) == case.kept
+    if seen.dead_letter and "x-autolabs-cause" in seen.dead_letter:
+        assert seen.dead_letter["x-autolabs-cause"] == case.failure.cause
+        assert seen.dead_letter["x-autolabs-category"] == case.failure.category
+        assert case.sentence(seen.scene) in seen.dead_letter["x-autolabs-reason"]
+        assert case.says in seen.dead_letter["x-autolabs-reason"]
