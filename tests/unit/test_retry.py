@@ -76,6 +76,7 @@ class RecordingPublisher(Publisher):
         properties: dict[str, object],
         *,
         timeout_s: float | None = None,
+        mandatory: bool = True,
     ) -> None:
         self.published.append((exchange, routing_key, properties))
 
