@@ -3,9 +3,10 @@
 One process at a time looks: messages that one holds are invisible to another, which would take them for
 gone. Whatever ends the process, the broker has every message again that was not taken.
 
-A consumer rather than basic.get, which makes the broker return messages in an order of its own
-(RabbitMQ 4.0), and takes fifteen times as long. No more than a few bodies are in memory: callbacks get
-them as they are read from the socket, and the broker waits for the reader.
+A body is in memory only while it is looked at. The broker is spared too: it loads every body that a
+consumer may get, so a consumer holds a few messages and then another takes its place. The broker returns
+the messages of one consumer in their order, which as many basic.get do not get, and those of several
+consumers in the order of the returns, as long as few of them are under way.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from dispatcher.topology import DEAD_LETTER_QUEUE
 
 #: An exclusive queue: the broker takes it away with the connection of whoever looks.
 LOCK_QUEUE = "autolabs.dlq.lock"
-#: Seconds to wait for another process that looks; ten thousand messages take half a second.
+#: Seconds to wait for another process that looks; a thousand messages take one.
 LOCK_TIMEOUT_S = 60.0
 #: Seconds without the next message: somebody purged the queue.
 IDLE_TIMEOUT_S = 20.0
+#: Messages that one consumer holds: at most 80 MiB in the broker, whose messages have 16 MiB at most.
+MAX_IN_FLIGHT = 5
+#: Returns under way: from 32 commands on rabbit_fifo_client holds them back and mixes the consumers.
+MAX_RETURNS = 16
 #: Seconds for the broker to count as ready what was returned.
-_RETURN_TIMEOUT_S = 10.0
-_POLL_S = 0.05
+RETURN_TIMEOUT_S = 10.0
+_POLL_S = 0.005
+_LOCK_POLL_S = 0.05
 _LOCKED, _REFUSED, _MISSING = 405, 403, 404
-#: What a prefetch can say; 0 is any number.
-_MAX_PREFETCH = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Found:
 def look_through(
     settings: BrokerSettings, look: Callable[[Found], bool], *, lock_timeout_s: float = LOCK_TIMEOUT_S
 ) -> int:
-    """Show `look` every message that is there at the beginning; return how many that were.
+    """Show `look` every message that is there at the beginning; return how many those were.
 
     A message is taken out of the queue when `look` returns True, before the next one is shown. All
     others are returned in their order, also when `look` raises, and are ready again on return.
@@ -65,7 +69,7 @@ def look_through(
         with tolerant_tables(), _connection(settings) as connection:
             channel = _lock(connection, time.monotonic() + lock_timeout_s)
             found = _ready(channel)
-            return _show(channel, found, look) if found else 0
+            return _Look(channel, found, look).run() if found else 0
     except ChannelClosedByBroker as exc:
         raise DispatcherError(f"the dead-letter queue cannot be read: {_hint(exc)}") from exc
     except KeyboardInterrupt as exc:
@@ -100,47 +104,85 @@ def _lock(connection: pika.BlockingConnection, deadline: float) -> BlockingChann
                 raise DispatcherError(
                     "somebody else looks through the dead-letter queue; try again later"
                 ) from exc
-        connection.sleep(_POLL_S)
+        connection.sleep(_LOCK_POLL_S)
 
 
 def _ready(channel: BlockingChannel) -> int:
     return int(channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method.message_count)
 
 
-def _show(channel: BlockingChannel, found: int, look: Callable[[Found], bool]) -> int:
-    shown = taken = 0
-    last_at = time.monotonic()
+class _Look:
+    """One pass through the queue."""
 
-    def on_message(
-        _: object, method: pika.spec.Basic.Deliver, sent: pika.BasicProperties, body: bytes
+    def __init__(self, channel: BlockingChannel, found: int, look: Callable[[Found], bool]) -> None:
+        self._channel = channel
+        self._found = found
+        self._look = look
+        self._last_at = time.monotonic()
+        self._shown = 0
+        #: Of each consumer: the last delivery tag that is held, and how many are.
+        self._held: list[tuple[int, int]] = []
+        self._failure: BaseException | None = None
+
+    def run(self) -> int:
+        """Show every message, then give back what was not taken; return how many were shown."""
+        self._channel.basic_qos(prefetch_count=MAX_IN_FLIGHT)
+        try:
+            while self._shown < self._found and self._is_moving():
+                self._consume()
+        finally:
+            if self._channel.is_open:
+                self._give_back()
+        if self._failure is not None:
+            raise self._failure
+        return self._shown
+
+    def _is_moving(self) -> bool:
+        return time.monotonic() < self._last_at + IDLE_TIMEOUT_S
+
+    def _consume(self) -> None:
+        """Take messages until as many are held as one consumer may hold."""
+        self._held.append((0, 0))
+        tag = self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)
+        try:
+            while self._held[-1][1] < MAX_IN_FLIGHT and self._shown < self._found and self._is_moving():
+                self._channel.connection.process_data_events(time_limit=1)
+        finally:
+            if self._channel.is_open:
+                self._channel.basic_cancel(tag)
+
+    def _on_message(
+        self, _: object, method: pika.spec.Basic.Deliver, sent: pika.BasicProperties, body: bytes
     ) -> None:
-        nonlocal shown, taken, last_at
-        if shown >= found:  # it came after the beginning
+        before = self._held[-1]
+        self._held[-1] = (method.delivery_tag, before[1] + 1)
+        if self._shown >= self._found:  # it came after the beginning, and is only returned
             return
-        shown += 1
-        if look(Found(read_letter(body, sent, method.routing_key), body, sent)):
-            channel.basic_ack(method.delivery_tag)
-            taken += 1
-        last_at = time.monotonic()
+        self._shown += 1
+        try:
+            if self._look(Found(read_letter(body, sent, method.routing_key), body, sent)):
+                self._channel.basic_ack(method.delivery_tag)
+                self._held[-1] = before
+        except BaseException as exc:
+            # Raised by `run`: through here it would make pika return what is behind this message first.
+            self._failure = exc
+            self._found = self._shown
+        self._last_at = time.monotonic()
 
-    channel.basic_qos(prefetch_count=found if found <= _MAX_PREFETCH else 0)
-    tag = channel.basic_consume(DEAD_LETTER_QUEUE, on_message)
-    try:
-        while shown < found and time.monotonic() < last_at + IDLE_TIMEOUT_S:
-            channel.connection.process_data_events(time_limit=1)
-    finally:
-        if channel.is_open:
-            _give_back(channel, tag, found - taken)
-    return shown
+    def _give_back(self) -> None:
+        """Return what is held in its order, and wait until others can see it."""
+        ready = _ready(self._channel)
+        returns = [(tag, count) for tag, count in self._held if count]
+        for number, (tag, count) in enumerate(returns, start=1):
+            self._channel.basic_nack(tag, multiple=True, requeue=True)
+            ready += count
+            if number % MAX_RETURNS == 0 or number == len(returns):
+                self._wait_for(ready)
 
-
-def _give_back(channel: BlockingChannel, tag: str, count: int) -> None:
-    """Return what was not taken, and wait until others can see it."""
-    channel.basic_cancel(tag)
-    channel.basic_nack(0, multiple=True, requeue=True)
-    deadline = time.monotonic() + _RETURN_TIMEOUT_S
-    while _ready(channel) < count and time.monotonic() < deadline:
-        channel.connection.sleep(_POLL_S)
+    def _wait_for(self, ready: int) -> None:
+        deadline = time.monotonic() + RETURN_TIMEOUT_S
+        while _ready(self._channel) < ready and time.monotonic() < deadline:
+            self._channel.connection.sleep(_POLL_S)
 
 
 def _hint(closed: ChannelClosedByBroker) -> str:

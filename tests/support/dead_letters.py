@@ -1,0 +1,144 @@
+"""Dead letters as containers and the broker make them, and `autolabs dlq` as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pika
+
+from dispatcher import topology
+from dispatcher.message import TaskMessage, encode
+from dispatcher.tasks import DELETE_LAB_POD
+from tests.support.factories import make_task
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+from tests.support.waiting import eventually_equal
+
+ROOT = Path(__file__).parents[2]
+DLQ = topology.DEAD_LETTER_QUEUE
+
+
+def make_delete(lab_instance_id: int = 7, **changes: Any) -> TaskMessage:
+    """Return a task that can be requeued at any time."""
+    return make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab_instance_id}, **changes)
+
+
+def why(task: TaskMessage, **changes: Any) -> dict[str, Any]:
+    """Return the headers that a container adds."""
+    story = {
+        "reason": "The lab takes longer than usual to stop. It was tried 4 times.",
+        "category": "TEMPORARY_RESOURCE_ERROR",
+        "cause": "slow_stop",
+        "task-id": task.id,
+        "task": task.name,
+        "lab-instance-id": task.kwargs.get("lab_instance_id"),
+        "attempts": 4,
+        "first-error": "The cluster does not answer at the moment; it is tried again by itself.",
+        "last-error": "The lab takes longer than usual to stop. It was tried 4 times.",
+        "dead-at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "queue": topology.QUEUE_HIGH,
+        "routing-key": "lab.delete",
+        "job": "job-1",
+        "pod": "pod-1",
+    }
+    return {f"x-autolabs-{name}": value for name, value in {**story, **changes}.items()}
+
+
+def bury(broker: Broker, *dead: TaskMessage, **changes: Any) -> list[str]:
+    """Put tasks into the dead-letter queue as containers do, confirmed; return their ids."""
+    channel = broker.channel()
+    channel.confirm_delivery()
+    for task in dead:
+        body, sent = encode(task)
+        sent["headers"] |= why(task, **changes)
+        sent.pop("expiration", None)
+        key = sent["headers"]["x-autolabs-routing-key"]
+        channel.basic_publish(topology.DEAD_LETTER_EXCHANGE, key, body, pika.BasicProperties(**sent))
+    channel.connection.close()
+    return [task.id for task in dead]
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+def peak_mib(popen: subprocess.Popen[str]) -> float:
+    """Wait for a process that prints little; return the most memory it had."""
+    _, status, usage = os.wait4(popen.pid, 0)
+    popen.returncode = os.waitstatus_to_exitcode(status)
+    out, err = popen.communicate()
+    if popen.returncode != 0:
+        raise AssertionError(f"{popen.args}: {popen.returncode}\n{out}\n{err}")
+    return usage.ru_maxrss / 1024
+
+
+@dataclass
+class Dlq:
+    """`autolabs dlq …` against a test's servers."""
+
+    broker: Broker
+    database: Database
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, *words: str, module: str = "dispatcher", **environ: str) -> Answer:
+        """Run a command to its end."""
+        popen = self.start(*words, module=module, **environ)
+        out, err = popen.communicate(timeout=60)
+        return Answer(popen.returncode, out, err)
+
+    def start(
+        self, *words: str, module: str = "dispatcher", stdin: int = subprocess.DEVNULL, **environ: str
+    ) -> subprocess.Popen[str]:
+        ours = {
+            "PATH": os.environ["PATH"],
+            "AMQP_URL": self.broker.url,
+            "DATABASE_URL": self.database.url,
+            "PYTHONIOENCODING": "utf-8",
+            **self.environ,
+            **environ,
+        }
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", *module.split(), "dlq", *words],
+            cwd=ROOT,
+            env=ours,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def killed(self, step: str, *words: str) -> None:
+        """Run a command that kills itself at a step of tests.integration.dlq_victim."""
+        answer = self(*words, module="tests.integration.dlq_victim", TEST_STEP=step)
+        if answer.code != -signal.SIGKILL:
+            raise AssertionError(f"{step} was not reached: {answer}")
+
+    def actions(self) -> list[dict[str, Any]]:
+        return self.database.rows("SELECT * FROM dead_letter_actions ORDER BY id")
+
+    def ids(self, queue: str = DLQ) -> list[str]:
+        """Return the task ids of a queue in its order, and leave it as it is."""
+        if not (expected := self.broker.depth(queue)):
+            return []
+        connection = pika.BlockingConnection(pika.URLParameters(self.broker.url))
+        channel = connection.channel()
+        found: list[str] = []
+        for _, sent, _ in channel.consume(queue, inactivity_timeout=5):
+            if sent is None:
+                break
+            found.append(str((sent.headers or {}).get("id")))
+            if len(found) == expected:
+                break
+        connection.close()  # returns them in their order, as they were one consumer's
+        eventually_equal(lambda: self.broker.depth(queue), expected)
+        return found
