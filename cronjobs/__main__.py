@@ -94,8 +94,8 @@ def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
     try:
         if dry_run:
             for found in notifications.waiting(labs):
-                extra = {"action": "would_notify", "notification": found.id, "told": found.told}
-                logger.info("%s is not told yet, for %.0f s", found.told, found.age_s, extra=extra)
+                named = {"action": "would_notify", "notification": found.id, "told": found.told}
+                logger.info("%s is not told yet, for %.0f s", found.told, found.age_s, extra=named)
             return
         courier = Courier(publisher, webhook)
         delivered, failed = notifications.sweep(labs, courier, timeout_s=NOTIFY_TIMEOUT_S)

@@ -31,7 +31,7 @@ from jobs.pod_facts import (
 PATIENCE_S = 2.0
 _ANSWER_S = 1.0
 #: Bytes that are read at most.
-_POD_LIMIT, _EVENTS_LIMIT, _LOG_LIMIT = 1 << 20, 1 << 19, 1 << 16
+_POD_LIMIT, _EVENTS_LIMIT, _LOG_LIMIT = 1 << 22, 1 << 19, 1 << 16
 
 #: What an answer that is away, refused, cut off or not as it should be is met with.
 _TROUBLE = (ApiError, ApiUnavailable, JobError, ValueError, KeyError, TypeError, AttributeError)

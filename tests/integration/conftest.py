@@ -21,7 +21,6 @@ from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
 from jobs.configs import upload_defaults
 from jobs.context import Connections
-from jobs.lab_objects import LabObjects
 from jobs.labs import LabStore
 from jobs.settings import JobSettings
 from tests.support.celery_versions import VERSIONS, CeleryVersion
@@ -192,7 +191,7 @@ def connections(
     with ScriptedServer(cluster) as server:
         cluster.serve_at(server.url)
         opened = Connections(settings)
-        opened.lab_objects = LabObjects(Cluster(ClusterAccess(server.url, ca_pem="")), "labs")
+        opened.cluster = Cluster(ClusterAccess(server.url, ca_pem=""))
         yield opened
         opened.labs.close()
         opened.publisher.close()

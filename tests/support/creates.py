@@ -23,6 +23,20 @@ NO_SUCH_IMAGE = {
     "phase": "Pending",
     "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull", "message": "x: not found"}}}],
 }
+#: A container in a crash loop.
+CRASHED: dict[str, Any] = {
+    "phase": "Running",
+    "conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}],
+    "containerStatuses": [
+        {
+            "name": "lab",
+            "restartCount": 2,
+            "ready": False,
+            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s"}},
+            "lastState": {"terminated": {"exitCode": 3, "reason": "Error", "message": "bye"}},
+        }
+    ],
+}
 NO_ROOM = {"phase": "Failed", "reason": "Evicted", "message": "disk"}
 ERROR = PermanentError(Failure.IMAGE_NOT_LOADABLE, "The image is wrong.")
 LAST_TRY = RetrySettings(max_retries=0, jitter=False)

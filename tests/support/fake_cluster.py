@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,6 +25,10 @@ class FakeCluster:
         #: True: the server answers 503 to deletions.
         self.refuses_deletes = False
         self.deleted: list[str] = []
+        #: Events of Pods, those that are posted too.
+        self.events: list[Manifest] = []
+        #: Called with the query of a request for a container's log.
+        self.log: Callable[[dict[str, str]], Answer] = lambda _query: Answer(content=b"")
         #: The port that Services get and that their address answers on.
         self.port = 0
 
@@ -32,11 +37,15 @@ class FakeCluster:
         if request.method == "PATCH":
             return self._apply(path, request.json())
         if request.method == "DELETE":
-            return self._delete(path)
+            return self._delete(path, request.json().get("preconditions", {}).get("uid"))
+        if path.endswith("/events"):
+            return self._events(request, query)
+        if path.endswith("/log"):
+            return self.log({name: value for name, (value,) in parse_qs(query).items()})
         if "watch=1" in query:
             return Answer(content=[])
         if path.endswith(("/pods", "/services", "/networkpolicies")):
-            return self._list(path, parse_qs(query)["labelSelector"][0])
+            return self._list(path, {name: values[0] for name, values in parse_qs(query).items()})
         found = self.objects.get(path)
         return Answer(content=found) if found else Answer(404, status_object(404, "NotFound", path))
 
@@ -49,7 +58,9 @@ class FakeCluster:
 
     def add(self, path: str, manifest: Manifest) -> None:
         version = str(len(self.objects) + 1)
-        metadata = {"uid": f"uid-{path}", **manifest["metadata"], "resourceVersion": version}
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+        made = {"uid": f"uid-{path}", "creationTimestamp": created}
+        metadata = {**made, **manifest["metadata"], "resourceVersion": version}
         self.objects[path] = {**manifest, "metadata": metadata}
 
     def _apply(self, path: str, manifest: Manifest) -> Answer:
@@ -61,19 +72,40 @@ class FakeCluster:
         self.on_apply(path)
         return Answer(content=self.objects.get(path, manifest))
 
-    def _delete(self, path: str) -> Answer:
+    def _delete(self, path: str, uid: str | None) -> Answer:
         if self.refuses_deletes:
             return Answer(503, status_object(503, "ServiceUnavailable", "not now"))
+        if uid and path in self.objects and self.objects[path]["metadata"]["uid"] != uid:
+            return Answer(409, status_object(409, "Conflict", "the UID in the precondition differs"))
         self.on_delete(path)
         self.deleted.append(path)
         self.objects.pop(path, None)
         return Answer(content={})
 
-    def _list(self, path: str, selector: str) -> Answer:
-        wanted = dict(part.split("=") for part in selector.split(","))
+    def add_event(self, pod: Manifest, **fields: Any) -> None:
+        of = {"name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+        name = f"event-{len(self.events)}"
+        self.events.append({"metadata": {"name": name}, "involvedObject": of, "type": "Warning", **fields})
+
+    def _events(self, request: Request, query: str) -> Answer:
+        if request.method == "POST":
+            event = request.json()
+            if event["metadata"]["name"] in {known["metadata"]["name"] for known in self.events}:
+                return Answer(409, status_object(409, "AlreadyExists", "it is there"))
+            self.events.append(event)
+            return Answer(201, event)
+        field, _, wanted = parse_qs(query)["fieldSelector"][0].partition("=")
+        key = field.removeprefix("involvedObject.")
+        return Answer(content={"items": [e for e in self.events if e["involvedObject"].get(key) == wanted]})
+
+    def _list(self, path: str, query: dict[str, str]) -> Answer:
+        wanted = dict(part.split("=") for part in query["labelSelector"].split(","))
         items = [
             item
             for key, item in self.objects.items()
             if key.startswith(f"{path}/") and wanted.items() <= item["metadata"]["labels"].items()
         ]
-        return Answer(content={"metadata": {"resourceVersion": "1"}, "items": items})
+        first = int(query.get("continue", 0))
+        after = first + int(query.get("limit", len(items)))
+        more = {"continue": str(after)} if after < len(items) else {}
+        return Answer(content={"metadata": {"resourceVersion": "1", **more}, "items": items[first:after]})
