@@ -12,7 +12,7 @@ import pytest
 
 from dispatcher import topology
 from tests.integration.dlq_victim import STEPS
-from tests.support.dead_letters import DLQ, Dlq, bury, make_delete, peak_mib
+from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 from tests.support.waiting import eventually, eventually_equal
@@ -126,7 +126,7 @@ def test_a_thousand_letters_keep_their_order_and_are_requeued(dlq: Dlq, broker: 
 
 def test_bodies_of_ten_megabytes_are_not_kept_in_memory(dlq: Dlq, broker: Broker) -> None:
     bury(broker, make_delete(1))
-    small_mib = peak_mib(dlq.start("list"))
+    small_mib = dlq.peak_mib("list")
     channel = broker.channel()
     channel.confirm_delivery()
     # Few, because the broker has to keep them too.
@@ -135,10 +135,10 @@ def test_bodies_of_ten_megabytes_are_not_kept_in_memory(dlq: Dlq, broker: Broker
         sent = pika.BasicProperties(headers={"id": f"big-{number}"}, delivery_mode=2)
         channel.basic_publish("", DLQ, bytes([number]) * 10_000_000, sent)
     began = time.monotonic()
-    large_mib = peak_mib(dlq.start("list"))
+    large_mib = dlq.peak_mib("list")
     print(
         f"{count} bodies of 10 MB: list {time.monotonic() - began:.1f} s,"
-        f" {large_mib:.0f} MiB at most ({small_mib:.0f} without them)"
+        f" {large_mib} MiB at most ({small_mib} without them)"
     )
     assert large_mib - small_mib < 35
     assert dlq("discard", "--all", "--yes").code == 0

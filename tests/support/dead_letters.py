@@ -72,16 +72,6 @@ class Answer:
     err: str
 
 
-def peak_mib(popen: subprocess.Popen[str]) -> float:
-    """Wait for a process that prints little; return the most memory it had."""
-    _, status, usage = os.wait4(popen.pid, 0)
-    popen.returncode = os.waitstatus_to_exitcode(status)
-    out, err = popen.communicate()
-    if popen.returncode != 0:
-        raise AssertionError(f"{popen.args}: {popen.returncode}\n{out}\n{err}")
-    return usage.ru_maxrss / 1024
-
-
 @dataclass
 class Dlq:
     """`autolabs dlq …` against a test's servers."""
@@ -116,6 +106,13 @@ class Dlq:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def peak_mib(self, *words: str) -> int:
+        """Run a command that succeeds; return the most memory it had."""
+        answer = self(*words, module="tests.support.peak_memory")
+        if answer.code != 0:
+            raise AssertionError(answer)
+        return int(answer.err.splitlines()[-1])
 
     def killed(self, step: str, *words: str) -> None:
         """Run a command that kills itself at a step of tests.integration.dlq_victim."""
