@@ -1,0 +1,403 @@
+"""Who is told of a failed lab, once; what a container could not deliver, the sweep does."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from cronjobs.__main__ import main as cron
+from dispatcher import topology
+from dispatcher.publisher import Publisher
+from jobs.consumer import Verdict
+from jobs.context import Connections
+from jobs.courier import Courier
+from jobs.labs import LabStore
+from jobs.notifications import deliver_one, sweep, waiting
+from jobs.settings import WebhookSettings
+from jobs.worker import run_task
+from tests.support.container import Containers
+from tests.support.creates import CRASHED, delivery_of
+from tests.support.factories import IMAGE, create_kwargs, make_task
+from tests.support.fake_cluster import FakeCluster
+from tests.support.http_server import Answer
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+from tests.support.webhook import SECRET, Receiver, receiver
+
+#: Fails before the cluster is asked for anything.
+NOT_ALLOWED = {"docker_image": "registry.example/other:1"}
+EVENTS = "test-events"
+
+
+@dataclass
+class Platform:
+    """What the tests look at."""
+
+    broker: Broker
+    database: Database
+    webhook: Receiver
+
+    def bind_events(self, routing_key: str = "lab.#") -> None:
+        channel = self.broker.channel()
+        channel.queue_declare(EVENTS, durable=True)
+        channel.queue_bind(EVENTS, topology.EVENTS_EXCHANGE, routing_key)
+
+    def row(self) -> dict[str, Any]:
+        (row,) = self.database.rows("SELECT * FROM notifications")
+        return row
+
+    def is_done(self) -> bool:
+        row = self.row()
+        return row["published_at"] is not None and row["webhook_at"] is not None
+
+    def make_due(self) -> None:
+        self.database.rows("UPDATE notifications SET next_attempt_at = now()")
+
+    def add_notification(self, lab: int, cause: str = "program_ends") -> None:
+        self.database.rows(
+            "INSERT INTO notifications (lab_instance_id, cause, told, error_category, message, task_id)"
+            " VALUES (%s, %s, 'teacher', 'PERMANENT_IMAGE_ERROR', 'It ends.', 't-1')",
+            lab,
+            cause,
+        )
+
+
+@pytest.fixture
+def webhook() -> Iterator[Receiver]:
+    with receiver() as found:
+        yield found
+
+
+@pytest.fixture
+def platform(broker: Broker, database: Database, webhook: Receiver) -> Platform:
+    return Platform(broker, database, webhook)
+
+
+@pytest.fixture
+def courier(publisher: Publisher, webhook: Receiver) -> Courier:
+    return Courier(publisher, WebhookSettings(webhook.url, (b"secret of the tests, 32 bytes ok",)))
+
+
+@pytest.fixture
+def sweeper(
+    platform: Platform, containers: Containers, monkeypatch: pytest.MonkeyPatch
+) -> pytest.MonkeyPatch:
+    """The environment of `python -m cronjobs outbox` in this process."""
+    for name, value in {**containers.environ, **webhook_environ(platform.webhook)}.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def webhook_environ(webhook: Receiver) -> dict[str, str]:
+    return {"NOTIFY_WEBHOOK_URL": webhook.url, "NOTIFY_WEBHOOK_SECRET": SECRET}
+
+
+def publish_failing(broker: Broker, lab: int, **changes: Any) -> str:
+    return broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab, **NOT_ALLOWED), **changes)
+
+
+def test_a_container_tells_after_the_acknowledgement(
+    platform: Platform, containers: Containers, bucket: object, lab: int
+) -> None:
+    platform.bind_events("lab.failed.teacher")
+    task_id = publish_failing(platform.broker, lab)
+    code, container = containers.run(**webhook_environ(platform.webhook))
+    assert code == 0
+    event = platform.broker.take(EVENTS)
+    body = json.loads(event.body)
+    occurred_at = body.pop("occurred_at")
+    assert body == {
+        "id": f"lab-failed-{lab}-image_not_allowed",
+        "type": "lab.failed",
+        "lab_instance_id": lab,
+        "lab_id": 7,
+        "student_id": 42,
+        "cause": "image_not_allowed",
+        "category": "PERMANENT_IMAGE_ERROR",
+        "told": "teacher",
+        "message": platform.database.lab(lab)["error_message"],
+        "task_id": task_id,
+    }
+    assert event.routing_key == "lab.failed.teacher"
+    assert (event.properties.delivery_mode, event.properties.content_type) == (2, "application/json")
+    assert platform.webhook.bodies() == [{**body, "occurred_at": occurred_at}]
+    assert platform.webhook.calls[0].headers["webhook-id"] == body["id"]
+    row = platform.row()
+    assert platform.is_done()
+    assert (row["failures"], row["last_error"]) == (0, None)
+    log = container.log.read_text()
+    assert "notified" in container.actions()
+    assert "hidden-in-url" not in log
+    assert SECRET not in log
+
+
+def test_nobody_bound_and_no_webhook_is_delivered_too(
+    platform: Platform, containers: Containers, bucket: object, lab: int
+) -> None:
+    publish_failing(platform.broker, lab)
+    assert containers.run()[0] == 0
+    assert platform.is_done()
+    assert platform.webhook.calls == []
+
+
+@pytest.mark.parametrize("step", ["settling", "acknowledged"])
+def test_the_sweep_tells_what_a_killed_container_could_not(
+    platform: Platform,
+    containers: Containers,
+    bucket: object,
+    lab: int,
+    sweeper: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    platform.bind_events()
+    publish_failing(platform.broker, lab)
+    environ = webhook_environ(platform.webhook)
+    killed = containers.run(module="tests.support.faulty_job", TEST_FAULT=f"kill:{step}", **environ)
+    assert killed[0] == -9
+    assert platform.database.lab(lab)["status"] == "FAILED"
+    assert platform.webhook.calls == [], "never before the acknowledgement"
+    assert cron(["outbox"]) == 0
+    assert cron(["outbox"]) == 0
+    assert len(platform.webhook.bodies()) == 1
+    assert platform.broker.depth(EVENTS) == 1
+    assert platform.is_done()
+    # What was not acknowledged comes again, and tells nobody twice.
+    assert containers.run(CLAIM_WAIT_S=1, **environ)[0] == 0
+    assert (len(platform.webhook.calls), platform.broker.depth(EVENTS)) == (1, 1)
+
+
+def test_duplicates_of_the_task_tell_once(
+    platform: Platform, connections: Connections, cluster: FakeCluster, lab: int
+) -> None:
+    cluster.pod_status = CRASHED
+    for _ in range(3):
+        task = make_task(kwargs=create_kwargs(lab_instance_id=lab))
+        assert run_task(connections, delivery_of(task), {}) is Verdict.SETTLED
+    assert platform.row()["cause"] == "program_ends"
+    assert connections.notifications == [platform.row()["id"]]
+
+
+@pytest.mark.parametrize("how", ["expired", "running", "stopped"])
+def test_nobody_is_told_of_what_nobody_has_to_mend(
+    platform: Platform, connections: Connections, lab: int, how: str
+) -> None:
+    changes: dict[str, Any] = {"kwargs": create_kwargs(lab_instance_id=lab, **NOT_ALLOWED)}
+    if how == "expired":
+        task = make_task(**changes, expires=datetime(2026, 1, 1, tzinfo=timezone.utc))
+    else:
+        task = make_task(**changes)
+        column = "status = 'RUNNING'" if how == "running" else "stop_requested_at = now()"
+        platform.database.rows(f"UPDATE lab_instances SET {column}")
+    run_task(connections, delivery_of(task), {})
+    assert platform.database.rows("SELECT * FROM notifications") == []
+
+
+def test_the_event_in_the_cluster_is_posted_once_before_the_objects_go(
+    platform: Platform, connections: Connections, cluster: FakeCluster, lab: int
+) -> None:
+    cluster.pod_status = CRASHED
+    there: list[int] = []
+    cluster.on_delete = lambda _path: there.append(len(cluster.events))
+    task = make_task(kwargs=create_kwargs(lab_instance_id=lab))
+    run_task(connections, delivery_of(task), {})
+    assert there[0] == 1
+    (event,) = cluster.events
+    name = f"lab-instance-{lab}-demo"
+    assert event["metadata"] == {"namespace": "labs", "name": f"{name}.program-ends"}
+    assert event["involvedObject"] == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "namespace": "labs",
+        "name": name,
+        "uid": f"uid-/api/v1/namespaces/labs/pods/{name}",
+    }
+    assert (event["reason"], event["type"]) == ("LabProgramEnds", "Warning")
+    assert event["message"] == platform.database.lab(lab)["error_message"]
+    assert event["reportingComponent"] == "autolabs-jobs"
+
+
+def test_a_lab_without_a_pod_has_its_event_by_the_name_the_pod_would_have(
+    platform: Platform, connections: Connections, cluster: FakeCluster, lab: int
+) -> None:
+    task = make_task(kwargs=create_kwargs(lab_instance_id=lab, **NOT_ALLOWED))
+    run_task(connections, delivery_of(task), {})
+    (event,) = cluster.events
+    assert event["involvedObject"]["name"] == f"lab-instance-{lab}-other"
+    assert "uid" not in event["involvedObject"]
+    assert event["reason"] == "LabImageNotAllowed"
+
+
+PROBLEMS = {
+    "500": lambda _request: Answer(500, {"error": "password=hunter2"}),
+    "redirect": lambda _request: Answer(302, {}),
+}
+
+
+@pytest.mark.parametrize("problem", ["500", "redirect"])
+def test_what_the_webhook_refuses_waits_and_the_event_is_not_published_again(
+    platform: Platform, courier: Courier, labs: LabStore, lab: int, problem: str
+) -> None:
+    platform.bind_events()
+    platform.add_notification(lab)
+    platform.webhook.answer = PROBLEMS[problem]
+    assert deliver_one(labs, courier) is False
+    row = platform.row()
+    assert (row["published_at"] is not None, row["webhook_at"], row["failures"]) == (True, None, 1)
+    assert row["last_error"].startswith("webhook: 127.0.0.1 answered ")
+    assert "hunter2" not in row["last_error"]
+    assert deliver_one(labs, courier) is None, "it is not due yet"
+    platform.webhook.answer = lambda _request: Answer(200, {})
+    platform.make_due()
+    assert deliver_one(labs, courier) is True
+    assert platform.broker.depth(EVENTS) == 1
+    first, second = platform.webhook.bodies()
+    assert first == second
+    assert platform.row()["last_error"] is None
+
+
+def test_a_webhook_that_hangs_costs_three_seconds_and_then_no_more(
+    platform: Platform, courier: Courier, labs: LabStore, database: Database
+) -> None:
+    for _ in range(6):
+        platform.add_notification(database.add_lab())
+    released = threading.Event()
+
+    def hang(_request: object) -> Answer:
+        released.wait(30)
+        return Answer(200, {})
+
+    platform.webhook.answer = hang
+    started = time.monotonic()
+    assert sweep(labs, courier, timeout_s=60) == (0, 6)
+    took_s = time.monotonic() - started
+    released.set()
+    assert 8 < took_s < 16
+    assert len(platform.webhook.calls) == 3
+    rows = database.rows("SELECT * FROM notifications ORDER BY id")
+    assert all(row["published_at"] for row in rows)
+    assert rows[0]["last_error"] == "webhook: no answer within 3 s"
+    assert rows[-1]["last_error"] == "webhook: not tried, it failed 3 times in a row"
+
+
+def test_nobody_at_the_webhook_is_said_without_its_url(
+    platform: Platform, publisher: Publisher, labs: LabStore, lab: int
+) -> None:
+    platform.add_notification(lab)
+    webhook = WebhookSettings("http://user:hunter2@127.0.0.1:9/hunter2?x=hunter2", (b"x" * 24,))
+    assert deliver_one(labs, Courier(publisher, webhook)) is False
+    error = platform.row()["last_error"]
+    assert error.startswith("webhook: 127.0.0.1 cannot be reached")
+    assert "hunter2" not in error
+
+
+def test_a_password_in_the_url_is_sent_as_such(
+    platform: Platform, publisher: Publisher, labs: LabStore, lab: int
+) -> None:
+    platform.add_notification(lab)
+    url = platform.webhook.url.replace("http://", "http://user:pass@")
+    assert deliver_one(labs, Courier(publisher, WebhookSettings(url, (b"x" * 24,)))) is True
+    (call,) = platform.webhook.calls
+    assert call.headers["authorization"] == "Basic dXNlcjpwYXNz"
+
+
+def test_a_receiver_may_change_its_secret(
+    platform: Platform, publisher: Publisher, labs: LabStore, lab: int
+) -> None:
+    platform.add_notification(lab)
+    secrets = (b"another secret of 24 byte", b"secret of the tests, 32 bytes ok")
+    assert deliver_one(labs, Courier(publisher, WebhookSettings(platform.webhook.url, secrets))) is True
+    assert len(platform.webhook.bodies()) == 1
+
+
+def test_a_broker_that_is_away_leaves_the_event_and_not_the_webhook(
+    platform: Platform, publisher: Publisher, labs: LabStore, lab: int
+) -> None:
+    platform.add_notification(lab)
+    platform.broker.channel().exchange_delete(topology.EVENTS_EXCHANGE)
+    webhook = WebhookSettings(platform.webhook.url, (b"secret of the tests, 32 bytes ok",))
+    assert deliver_one(labs, Courier(publisher, webhook)) is False
+    row = platform.row()
+    assert (row["published_at"], row["webhook_at"] is not None) == (None, True)
+    assert row["last_error"].startswith("broker: ")
+    platform.broker.declare()
+    platform.make_due()
+    assert deliver_one(labs, Courier(publisher, webhook)) is True
+    assert len(platform.webhook.calls) == 1
+
+
+def test_it_is_tried_ever_less_often_and_for_a_day(
+    platform: Platform, courier: Courier, labs: LabStore, lab: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    platform.add_notification(lab)
+    platform.webhook.answer = PROBLEMS["500"]
+    waits = []
+    for _ in range(3):
+        platform.make_due()
+        deliver_one(labs, courier)
+        left = platform.database.rows("SELECT next_attempt_at - now() AS left FROM notifications")
+        waits.append(left[0]["left"].total_seconds())
+    assert 9 < waits[0] <= 20 < waits[1] + 1 <= 41
+    assert 39 < waits[2] <= 80
+    platform.make_due()
+    platform.database.rows("UPDATE notifications SET created_at = now() - interval '1 day'")
+    assert deliver_one(labs, courier) is False
+    assert platform.row()["next_attempt_at"].year == 9999
+    assert waiting(labs) == []
+    assert caplog.records[-1].levelname == "ERROR"
+    assert getattr(caplog.records[-1], "action", "") == "notification_given_up"
+
+
+def test_two_sweeps_at_once_deliver_each_once(
+    platform: Platform, containers: Containers, database: Database
+) -> None:
+    platform.bind_events()
+    labs = [database.add_lab() for _ in range(40)]
+    for lab in labs:
+        platform.add_notification(lab)
+    environ = webhook_environ(platform.webhook)
+    both = [containers.start(module="cronjobs outbox", **environ) for _ in range(2)]
+    assert [process.wait(40) for process in both] == [0, 0]
+    told = sorted(body["lab_instance_id"] for body in platform.webhook.bodies())
+    assert told == labs
+    assert platform.broker.depth(EVENTS) == 40
+
+
+def test_a_dry_run_says_who_waits_and_tells_nobody(
+    platform: Platform, lab: int, sweeper: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platform.add_notification(lab)
+    assert cron(["outbox", "--dry-run"]) == 0
+    assert f"lab-failed-{lab}-program_ends" in capsys.readouterr().out
+    assert not platform.is_done()
+    assert platform.webhook.calls == []
+
+
+def test_a_sweep_that_can_tell_nobody_has_swept_the_outbox_all_the_same(
+    platform: Platform, lab: int, sweeper: pytest.MonkeyPatch
+) -> None:
+    platform.add_notification(lab)
+    platform.webhook.answer = PROBLEMS["500"]
+    kwargs = json.dumps(create_kwargs(lab_instance_id=lab, docker_image=IMAGE))
+    platform.database.rows(
+        "INSERT INTO task_outbox (task_name, kwargs) VALUES ('celery_workers.create_lab_pod', %s)", kwargs
+    )
+    assert cron(["outbox"]) == 0
+    assert platform.broker.depth(topology.QUEUE_NORMAL) == 1
+    assert platform.row()["failures"] == 1
+
+
+def test_a_lost_row_of_the_lab_leaves_its_ids_out(
+    platform: Platform, courier: Courier, labs: LabStore, lab: int
+) -> None:
+    platform.add_notification(lab)
+    platform.database.rows("DELETE FROM lab_instances")
+    assert deliver_one(labs, courier) is True
+    (body,) = platform.webhook.bodies()
+    assert (body["lab_instance_id"], body["lab_id"], body["student_id"]) == (lab, None, None)
