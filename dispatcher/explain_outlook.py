@@ -59,9 +59,7 @@ def lab_outlook(facts: LabFacts) -> tuple[Operation | None, Outlook]:
 
 
 def is_stopping(facts: LabFacts, lab: LabRow) -> bool:
-    """Tell whether the lab is to be stopped and is not yet, or its stop was refused."""
-    if lab.status == "STOPPED":
-        return False
+    """Tell whether a lab that is not STOPPED is to be, or its stop was refused."""
     found = progress(facts, Operation.DELETE)
     if outlook(facts, found):
         return True

@@ -26,7 +26,8 @@ class Entry:
 
 def make_timeline(facts: LabFacts) -> list[Entry]:
     """Return what happened, the oldest first; the middle of a long story is left out and counted."""
-    entries = sorted(_entries(facts), key=_moment)
+    told = sorted(_moments(facts), key=lambda moment: moment[0])
+    entries = [Entry(at, text) for at, text in told]
     hidden = len(entries) - MAX_ENTRIES
     if hidden > 0:
         left_out = Entry(None, f"{hidden} more (--json has them)")
@@ -36,35 +37,29 @@ def make_timeline(facts: LabFacts) -> list[Entry]:
     return entries
 
 
-def _moment(entry: Entry) -> datetime:
-    if entry.at is None:
-        raise ValueError(entry.text)
-    return entry.at
-
-
-def _entries(facts: LabFacts) -> Iterator[Entry]:
+def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
     lab = facts.lab
     if lab:
         task = f", its task is {printable(lab.celery_task_id)}" if lab.celery_task_id else ""
-        yield Entry(lab.created_at, f"asked for{task}")
+        yield (lab.created_at, f"asked for{task}")
         if lab.started_at:
             url = f" at {printable(lab.connection_url)}" if lab.connection_url else ""
-            yield Entry(lab.started_at, f"RUNNING{url}")
+            yield (lab.started_at, f"RUNNING{url}")
         if lab.failed_at:
-            yield Entry(lab.failed_at, "FAILED")
+            yield (lab.failed_at, "FAILED")
         if lab.stop_requested_at:
-            yield Entry(lab.stop_requested_at, "its stop was asked for")
+            yield (lab.stop_requested_at, "its stop was asked for")
         if lab.stopped_at:
-            yield Entry(lab.stopped_at, "STOPPED")
+            yield (lab.stopped_at, "STOPPED")
     for row in facts.outbox:
-        yield Entry(row.created_at, _waiting(facts, row))
+        yield (row.created_at, _waiting(facts, row))
     for run in facts.runs:
-        yield Entry(run.claimed_at, _run(facts, run))
+        yield (run.claimed_at, _run(facts, run))
     for cancelled in facts.cancellations:
-        yield Entry(cancelled.requested_at, f"task {printable(cancelled.task_id)} was cancelled")
+        yield (cancelled.requested_at, f"task {printable(cancelled.task_id)} was cancelled")
     for action in facts.actions:
         task = printable(action.task_name or "message without a name").removeprefix("celery_workers.")
-        yield Entry(
+        yield (
             action.acted_at,
             f"{task} in celery.dlq was {printable(action.action)} by {printable(action.actor)}",
         )

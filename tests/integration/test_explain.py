@@ -6,19 +6,25 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 from sqlalchemy import Engine
 
+from dispatcher import explain_queue
 from dispatcher.__main__ import main
-from dispatcher.explain_facts import LabFacts
+from dispatcher.connection import connect
+from dispatcher.explain_facts import LabFacts, QueueSight
+from dispatcher.explain_queue import look_at_queue
 from dispatcher.explanation import Explanation, awaited, explain
 from dispatcher.lab_facts import MAX_RUNS, UnknownLab, read_lab_facts
 from dispatcher.publisher import Publisher
 from dispatcher.results import ResultStore
+from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD
 from jobs.cleanup_labs import cleanup_expired
 from jobs.failures import Failure
@@ -27,6 +33,7 @@ from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_record
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
+from tests.support.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).parents[2]
 IMAGE = Failure.IMAGE_NOT_LOADABLE.error(image="x:1", evidence="ErrImagePull: postgresql://u:hidden@h/d")
@@ -300,6 +307,49 @@ def test_a_broker_that_does_not_tell_is_no_failure(
     assert (done.returncode, done.stderr) == (0, "")
     assert "celery.lab_operations was not looked at: " in " ".join(done.stdout.split())
     assert "hidden" not in done.stdout
+
+
+def test_a_look_at_a_queue_counts_what_waits_and_who_takes_it(broker: Broker) -> None:
+    broker.publish_task()
+    assert look_at_queue(broker.settings, "celery.lab_operations") == QueueSight(
+        queue="celery.lab_operations", messages=1, consumers=0
+    )
+    assert broker.depth("celery.lab_operations") == 1
+    broker.channel().basic_consume("celery.cleanup", lambda *_delivery: None)
+    assert look_at_queue(broker.settings, "celery.cleanup") == QueueSight(
+        queue="celery.cleanup", messages=0, consumers=1
+    )
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_broker_that_says_nothing_is_not_waited_for(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    monkeypatch.setattr(explain_queue, "TIMEOUT_S", 1)
+    with TcpProxy.to(broker.url) as proxy:
+
+        def freeze_around(settings: BrokerSettings, **options: Any) -> pika.BlockingConnection:
+            if connected:
+                opened = connect(settings, **options)
+                proxy.freeze()
+                return opened
+            proxy.freeze()
+            return connect(settings, **options)
+
+        monkeypatch.setattr(explain_queue, "connect", freeze_around)
+        began = time.monotonic()
+        found = look_at_queue(BrokerSettings(proxy.through(broker.url)), "celery.cleanup")
+    assert time.monotonic() - began < 6
+    assert (found.messages, bool(found.problem)) == (None, True)
+
+
+def test_without_a_broker_no_queue_is_looked_at(
+    database: Database, lab: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    monkeypatch.delenv("AMQP_URL", raising=False)
+    assert main(["explain", str(lab), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["queue"] is None
 
 
 def test_what_goes_wrong_is_one_sentence(database: Database) -> None:

@@ -129,6 +129,9 @@ CASES = {
     "waits for its retry": Case(
         make_facts(PENDING, RETRIED), "retry_waits", "nobody", "tried again in about 12 s", "kubectl logs"
     ),
+    "waits for its retry, its row in the outbox not yet deleted": Case(
+        make_facts(PENDING, RETRIED, outbox=(make_row(),)), "retry_waits", "nobody", "in about 12 s"
+    ),
     "comes back, the ledger does not say when": Case(
         make_facts(PENDING, replace(RETRIED, details={})), "retry_waits", "nobody", "in about 72 s"
     ),
@@ -159,6 +162,10 @@ CASES = {
     "requeued and taken": Case(
         make_facts(PENDING, make_run("started"), actions=(make_action("requeued", ago_s=60),)),
         "at_work", "nobody", "a container has been at it",
+    ),
+    "requeued, while a stop was discarded": Case(
+        make_facts(PENDING, actions=(make_action("requeued"), make_action("discarded", delete=True))),
+        "requeued", "nobody", "put back from celery.dlq",
     ),
     "discarded": Case(
         make_facts(PENDING, actions=(make_action("discarded"),)),
