@@ -1,0 +1,148 @@
+"""Failures that pass, that stay, and rights that are taken away, one after the other in one namespace."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from dispatcher import topology
+from jobs.failures import Failure
+from tests.support.factories import create_kwargs
+from tests.support.own_platform import OwnPlatform
+from tests.support.waiting import eventually
+
+#: Seconds before the first retry; the next waits twice as long.
+DELAY_S = 1
+QUOTA_SAYS = "is forbidden: exceeded quota: places, requested: pods=1, used: pods="
+
+
+@pytest.fixture
+def full(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
+    """A namespace in which all places are taken."""
+    hard = {"spec": {"hard": {"pods": "0"}}, "metadata": {"name": "places"}}
+    own_platform.namespace.kubectl(
+        "create", "--filename=-", stdin={"apiVersion": "v1", "kind": "ResourceQuota", **hard}
+    )
+    # The API server refuses Pods before the quota's controller has counted, and says something else.
+    eventually(lambda: _quota(own_platform).get("hard") == {"pods": "0"}, 30, what="the quota counts")
+    yield own_platform
+    own_platform.namespace.kubectl("delete", "resourcequota", "places", "--ignore-not-found")
+
+
+def _quota(platform: OwnPlatform) -> dict[str, Any]:
+    found = json.loads(platform.namespace.kubectl("get", "resourcequota", "places", "--output=json"))
+    return dict(found.get("status", {}))
+
+
+def _publish(platform: OwnPlatform) -> tuple[int, str]:
+    lab = platform.database.add_lab()
+    kwargs = create_kwargs(lab_instance_id=lab, docker_image=os.environ["LAB_IMAGE"])
+    return lab, platform.broker.publish_task(kwargs=kwargs)
+
+
+def _attempt(platform: OwnPlatform, *, max_retries: int) -> None:
+    """Run the next attempt, which may have to come down the ladder first."""
+    eventually(lambda: platform.broker.depth(topology.QUEUE_NORMAL), 15, what="the next attempt")
+    container = platform.containers.start(
+        CELERY_TASK_MAX_RETRIES=max_retries, CELERY_TASK_RETRY_DELAY=DELAY_S, CELERY_TASK_RETRY_BACKOFF=2
+    )
+    assert container.wait(120) == 0
+
+
+def _runs(platform: OwnPlatform, task_id: str) -> list[dict[str, Any]]:
+    return platform.database.rows("SELECT * FROM task_ledger WHERE task_id = %s ORDER BY attempt", task_id)
+
+
+def test_a_full_quota_is_waited_for_with_growing_delays(
+    full: OwnPlatform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab, task_id = _publish(full)
+    for _ in range(3):
+        _attempt(full, max_retries=5)
+        assert full.database.lab(lab)["status"] == "PENDING"
+    full.namespace.kubectl("delete", "resourcequota", "places")
+    _attempt(full, max_retries=5)
+    runs = _runs(full, task_id)
+    assert [(run["attempt"], run["outcome"]) for run in runs] == [
+        *[(attempt, "retried") for attempt in (1, 2, 3)],
+        (4, "succeeded"),
+    ]
+    assert [run["details"]["retry_delay_s"] for run in runs[:3]] == [1, 2, 4]
+    waited = [(b["claimed_at"] - a["finished_at"]).total_seconds() for a, b in pairwise(runs)]
+    assert all(waited_s >= delay_s for waited_s, delay_s in zip(waited, (1, 2, 4), strict=True)), waited
+    for run in runs[:3]:
+        assert run["details"]["cause"] == Failure.QUOTA_EXCEEDED.cause
+        assert run["error_category"] == "TEMPORARY_RESOURCE_ERROR"
+        assert QUOTA_SAYS in run["details"]["evidence"]
+        assert run["error_message"] == (
+            "All places for labs are taken at the moment; it is tried again by itself."
+        )
+    assert full.database.lab(lab)["status"] == "RUNNING"
+    assert full.database.rows("SELECT FROM notifications WHERE lab_instance_id = %s", lab) == []
+    with capsys.disabled():
+        print(f"\na full quota: attempts {waited} s apart, then RUNNING")
+
+
+def test_a_quota_that_stays_full_fails_the_lab_and_keeps_its_message(full: OwnPlatform) -> None:
+    lab, task_id = _publish(full)
+    for _ in range(2):
+        _attempt(full, max_retries=1)
+    assert [run["outcome"] for run in _runs(full, task_id)] == ["retried", "dead_lettered"]
+    row = full.database.lab(lab)
+    assert (row["status"], row["error_category"]) == ("FAILED", "TEMPORARY_RESOURCE_ERROR")
+    assert row["error_message"] == (
+        "All places for labs are taken at the moment. It was tried 2 times. Please start it again later;"
+        " the administrator must look at it."
+    )
+    (notification,) = full.database.rows("SELECT * FROM notifications WHERE lab_instance_id = %s", lab)
+    assert (notification["cause"], notification["told"]) == ("quota_exceeded", "admin")
+    dead = full.broker.take(topology.DEAD_LETTER_QUEUE).headers
+    assert dead["x-autolabs-task-id"] == task_id
+    assert (dead["x-autolabs-cause"], dead["x-autolabs-attempts"]) == ("quota_exceeded", 2)
+    assert dead["x-autolabs-first-error"].startswith("All places for labs are taken at the moment; it is")
+    assert QUOTA_SAYS in dead["x-autolabs-first-error"]
+    assert dead["x-autolabs-last-error"].startswith(row["error_message"])
+    assert QUOTA_SAYS in dead["x-autolabs-last-error"]
+    assert full.namespace.names_of(lab) == []
+    assert full.broker.is_empty()
+    assert full.broker.delayed() == 0
+
+
+def test_a_right_that_is_taken_away_is_the_administrators_to_give_back(own_platform: OwnPlatform) -> None:
+    lab, task_id = _publish(own_platform)
+    binding = own_platform.namespace.kubectl("get", "rolebinding", "celery-workers-binding", "--output=json")
+    own_platform.namespace.kubectl("delete", "rolebinding", "celery-workers-binding")
+    _attempt(own_platform, max_retries=3)
+    (run,) = _runs(own_platform, task_id)
+    assert run["details"]["cause"] == Failure.CLUSTER_REFUSES_ACCESS.cause
+    assert 'celery-workers-sa" cannot get resource "pods"' in run["details"]["evidence"]
+    row = own_platform.database.lab(lab)
+    assert (row["status"], row["error_category"]) == ("FAILED", "PERMANENT_PERMISSION_ERROR")
+    # Nobody could look for its objects.
+    assert own_platform.broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-task-id"] == task_id
+    kept = {key: value for key, value in json.loads(binding).items() if key != "metadata"}
+    name = {"metadata": {"name": "celery-workers-binding"}}
+    own_platform.namespace.kubectl("create", "--filename=-", stdin={**kept, **name})
+    lab, _ = _publish(own_platform)
+    _attempt(own_platform, max_retries=3)
+    assert own_platform.database.lab(lab)["status"] == "RUNNING"
+
+
+def test_a_token_whose_account_is_gone_is_no_access(own_platform: OwnPlatform) -> None:
+    own_platform.namespace.kubectl("delete", "serviceaccount", "celery-workers-sa")
+
+    def refused() -> bool:
+        _, task_id = _publish(own_platform)
+        _attempt(own_platform, max_retries=3)
+        (run,) = _runs(own_platform, task_id)
+        return run["details"].get("cause") == Failure.CLUSTER_REFUSES_ACCESS.cause and (
+            "401 Unauthorized" in run["details"]["evidence"]
+        )
+
+    # The API server believes a token for some seconds after it last checked it.
+    eventually(refused, 60, what="401")

@@ -1,0 +1,82 @@
+"""Every row of the classification table is provoked by a test, and made in no other place."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from jobs.failures import Failure
+from tests.support.failing_labs import LABS
+from tests.support.failing_tasks import TASKS
+
+ROOT = Path(__file__).parents[2]
+
+#: Rows that tests/e2e/test_failure_causes.py provokes, each in a container on the real servers.
+REAL = {case.failure for case in (LABS | TASKS).values()}
+#: Rows that other tests on the real servers provoke.
+_RETRIES = "tests/e2e/test_failure_retries.py::"
+ALSO_REAL = {
+    Failure.QUOTA_EXCEEDED: f"{_RETRIES}test_a_full_quota_is_waited_for_with_growing_delays",
+}
+#: Rows that only tests with a scripted API server provoke, and why.
+_VERIFY = "tests/integration/test_verify.py::"
+SCRIPTED = {
+    Failure.REQUEST_LOST: (
+        f"{_VERIFY}test_repairs_leave_a_clean_platform",
+        "no task fails so: `autolabs verify` finds the lab, in a state that the tests write into real"
+        " PostgreSQL and RabbitMQ",
+    ),
+    Failure.POD_GONE: (
+        f"{_VERIFY}test_repairs_leave_a_clean_platform",
+        "as the row before",
+    ),
+    Failure.OBJECT_GONE: (
+        f"{_VERIFY}test_repairs_leave_a_clean_platform",
+        "as the row before",
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", Failure, ids=lambda failure: failure.cause)
+def test_every_row_is_provoked_by_a_test(failure: Failure) -> None:
+    named = [failure in REAL, failure in ALSO_REAL, failure in SCRIPTED]
+    assert sum(named) == 1, "a row needs a case in tests/support/failing_*.py, or a test and a reason here"
+
+
+@pytest.mark.parametrize(
+    ("failure", "test"),
+    [*ALSO_REAL.items(), *((failure, test) for failure, (test, _) in SCRIPTED.items())],
+    ids=lambda value: value.cause if isinstance(value, Failure) else "",
+)
+def test_a_test_that_is_named_speaks_of_its_row(failure: Failure, test: str) -> None:
+    path, _, name = test.partition("::")
+    source = (ROOT / path).read_text()
+    functions = [
+        ast.get_source_segment(source, node) or ""
+        for node in ast.walk(_tree(ROOT / path))
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    assert len(functions) == 1, f"{test} is not there"
+    assert failure.cause in functions[0] or f"Failure.{failure.name}" in functions[0]
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def test_errors_are_made_by_the_table_alone() -> None:
+    makers = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for package in ("dispatcher", "jobs", "cronjobs")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Call)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""))
+        in ("JobError", "PermanentError", "TransientError")
+    ]
+    assert [maker for maker in makers if not maker.startswith("jobs/failures.py:")] == []
+    assert len(makers) == 3, "what is looked for must be found where it may be"
