@@ -155,3 +155,31 @@ def test_a_watch_that_cannot_start_is_an_error(serve: Serve, status: int, error:
     cluster, _ = serve(scripted(Answer(status, status_object(status, "Expired", "too old"))))
     with pytest.raises(error):
         list(watch(cluster))
+
+
+def test_of_a_text_no_more_than_the_limit_is_read_and_the_connection_is_of_use_after_it(serve: Serve) -> None:
+    cluster, _ = serve(scripted(Answer(content=b"x" * 5_000_000), Answer(content=POD)))
+    assert cluster.read_text("/log", limit=100, timeout_s=5, tailLines="20") == "x" * 100
+    assert cluster.get("/p") == POD
+
+
+def test_a_text_is_asked_for_once_and_without_patience(serve: Serve) -> None:
+    cluster, server = serve(scripted(Answer(503, status_object(503, "Busy", "later"))))
+    with pytest.raises(ApiUnavailable, match="later"):
+        cluster.read_text("/log", limit=100, timeout_s=5)
+    assert len(server.requests) == 1
+
+
+def test_a_huge_error_is_not_read_to_its_end(serve: Serve) -> None:
+    cluster, _ = serve(scripted(Answer(403, b"x" * 5_000_000), Answer(content=POD)))
+    with pytest.raises(ApiError) as caught:
+        cluster.get("/p")
+    assert len(caught.value.message) == 300
+    assert cluster.get("/p") == POD
+
+
+def test_an_object_that_is_there_is_not_created_again(serve: Serve) -> None:
+    conflict = Answer(409, status_object(409, "AlreadyExists", "it is there"))
+    cluster, server = serve(scripted(Answer(201, POD), conflict))
+    assert [cluster.create("/pods", POD, timeout_s=5) for _ in range(2)] == [True, False]
+    assert [(request.method, request.json()) for request in server.requests] == [("POST", POD)] * 2

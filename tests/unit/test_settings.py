@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -161,4 +162,36 @@ def test_results_go_nowhere_unless_a_backend_is_named() -> None:
 def test_a_backend_that_is_no_redis_is_a_problem(url: str) -> None:
     problems = problems_of({**VALID, "CELERY_RESULT_BACKEND": url, "CELERY_RESULT_EXPIRES": "-1"})
     assert [p.partition(":")[0] for p in problems] == ["CELERY_RESULT_EXPIRES", "CELERY_RESULT_BACKEND"]
+    assert "secret" not in str(problems)
+
+
+WEBHOOK = {"NOTIFY_WEBHOOK_URL": "https://user:url-secret@host/hook?key=url-secret"}
+
+
+def test_nobody_is_called_unless_a_webhook_is_named() -> None:
+    assert read_job().webhook is None
+    assert read_job(NOTIFY_WEBHOOK_SECRET="x").webhook is None
+
+
+@pytest.mark.parametrize("prefix", ["", "whsec_"])
+def test_the_secrets_of_a_webhook_are_bytes_in_base64(prefix: str) -> None:
+    old, new = b"o" * 24, b"n" * 64
+    given = " ".join(prefix + base64.b64encode(secret).decode() for secret in (new, old))
+    settings = read_job(**WEBHOOK, NOTIFY_WEBHOOK_SECRET=given)
+    assert settings.webhook is not None
+    assert settings.webhook.secrets == (new, old)
+    assert "secret" not in repr(settings.webhook).replace("secrets", "")
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "not base64!", "c2hvcnQ=", "A" * 88 + "AAAA"])
+def test_a_webhook_without_a_good_secret_is_a_problem(secret: str) -> None:
+    problems = problems_of({**VALID, **WEBHOOK, "NOTIFY_WEBHOOK_SECRET": secret})
+    assert [p.partition(":")[0] for p in problems] == ["NOTIFY_WEBHOOK_SECRET"]
+    assert secret not in str(problems) or secret in ("", "whsec_")
+
+
+def test_a_webhook_that_is_no_url_is_a_problem() -> None:
+    wrong = {"NOTIFY_WEBHOOK_URL": "ftp://url-secret@host", "NOTIFY_WEBHOOK_SECRET": "A" * 32}
+    problems = problems_of({**VALID, **wrong})
+    assert [p.partition(":")[0] for p in problems] == ["NOTIFY_WEBHOOK_URL"]
     assert "secret" not in str(problems)
