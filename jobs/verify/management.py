@@ -36,5 +36,5 @@ def _unacked(api_url: str, path: str) -> int:
             found = json.load(answer)
     except (OSError, HTTPException, ValueError) as exc:
         raise ManagementAway(f"{path}: {exc}") from exc
-    # A queue that is new has no figures yet.
-    return int(found.get("messages_unacknowledged", 0))
+    # A queue that is new has no figures yet, and an empty object comes as an empty list.
+    return int(found["messages_unacknowledged"]) if found else 0

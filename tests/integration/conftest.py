@@ -32,6 +32,7 @@ from tests.support.outbox import Arrivals
 from tests.support.postgres import Database, Server
 from tests.support.rabbitmq import Broker
 from tests.support.store import Bucket
+from tests.support.verifying import api_server, api_url, before_repairs, between_looks, verify  # noqa: F401
 
 
 @pytest.fixture

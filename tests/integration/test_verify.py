@@ -1,0 +1,307 @@
+"""`autolabs verify` against a real database and a real broker; the cluster is scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+import jobs.cluster
+import jobs.verify.access
+import jobs.verify.look
+import jobs.verify.objects
+import jobs.verify.rows
+from dispatcher import topology
+from dispatcher.publisher import Publisher
+from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
+from jobs.naming import lab_labels
+from tests.support.factories import create_kwargs, make_task
+from tests.support.fake_cluster import FakeCluster
+from tests.support.http_server import ScriptedServer
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+from tests.support.verifying import Verify, add_objects, age, path_of, pod_name, quick
+from tests.support.waiting import eventually
+
+
+def running(database: Database, cluster: FakeCluster, **columns: object) -> int:
+    lab = database.add_lab(status="RUNNING", connection_url="http://10.0.0.1/", **columns)
+    database.rows("UPDATE lab_instances SET k8s_pod_name = %s WHERE id = %s", pod_name(lab), lab)
+    add_objects(cluster, lab)
+    return lab
+
+
+def publish(broker: Broker, name: str, lab: int, **changes: object) -> str:
+    kwargs = create_kwargs(lab_instance_id=lab) if name == CREATE_LAB_POD else {"lab_instance_id": lab}
+    old = datetime.now(timezone.utc) - timedelta(hours=1)
+    return broker.publish_task(name=name, kwargs=kwargs, published_at=old, **changes)
+
+
+def test_a_platform_in_order_is_clean(
+    verify: Verify, database: Database, broker: Broker, cluster: FakeCluster
+) -> None:
+    for _ in range(3):
+        running(database, cluster)
+    pending = database.add_lab()
+    stopping = running(database, cluster, stop_requested_at=datetime.now(timezone.utc))
+    failed = database.add_lab(status="FAILED")
+    database.add_lab(status="STOPPED")
+    age(database)
+    for name, lab in ((CREATE_LAB_POD, pending), (DELETE_LAB_POD, stopping), (DELETE_LAB_POD, failed)):
+        publish(broker, name, lab)
+    broker.publish(topology.QUEUE_LOW, b"no task")
+    found = verify()
+    assert (found.code, found.report["clean"], found.report["differences"]) == (0, True, [])
+    assert found.report["checked"] == {"rows": 6, "objects": 12, "messages": 4}
+    assert found.report["information"] == [
+        "what consumers hold was not counted: RABBITMQ_API_URL is not set",
+        "1 message in the queues are about no lab",
+    ]
+    assert broker.depth(topology.QUEUE_HIGH) == 2
+    code, text, _ = verify.text()
+    assert code == 0
+    assert text.splitlines()[-1].startswith("checked 6 rows, 12 objects, 4 messages in ")
+    assert text.endswith("s: nothing differs\n")
+
+
+def test_what_differs_is_said_and_nothing_is_touched(
+    verify: Verify, database: Database, broker: Broker, cluster: FakeCluster
+) -> None:
+    lost = database.add_lab()
+    gone = running(database, cluster)
+    cluster.objects.pop(path_of("Pod", pod_name(gone)))
+    orphan = database.add_lab(status="STOPPED", stopped_at=datetime.now(timezone.utc))
+    add_objects(cluster, orphan, "Pod")
+    age(database)
+    objects = set(cluster.objects)
+    for words in ((), ("--dry-run",), ("--repair", "--dry-run")):
+        found = verify(*quick(*words))
+        assert found.code == 1
+        assert found.said() == [(lost, "request_lost"), (gone, "pod_gone"), (orphan, "orphan")]
+    code, text, _ = verify.text(*quick())
+    assert code == 1
+    heading, first, second, third, note, summary = text.splitlines()
+    assert heading.split() == ["LAB", "WHAT", "DIFFERS", "SINCE", "--repair", "WOULD"]
+    assert f"{lost}" in first
+    assert "the lab is PENDING, and no message or run is there to start it" in first
+    assert "60 min   make the lab FAILED: its request was lost" in first
+    assert f"Pod {pod_name(gone)}: the lab is RUNNING without its Pod" in second
+    assert third.endswith("delete it")
+    assert note.startswith("note: ")
+    assert summary.endswith("s: 3 differences")
+    assert set(cluster.objects) == objects
+    assert database.ledger() == []
+
+
+def test_repairs_leave_a_clean_platform(
+    verify: Verify, database: Database, broker: Broker, cluster: FakeCluster
+) -> None:
+    fine = running(database, cluster)
+    lost, gone, bare = database.add_lab(), running(database, cluster), running(database, cluster)
+    cluster.objects.pop(path_of("Pod", pod_name(gone)))
+    cluster.objects.pop(path_of("NetworkPolicy", pod_name(bare)))
+    cluster.objects.pop(path_of("Service", pod_name(bare)))
+    add_objects(cluster, lost, "Pod")
+    stopping = running(database, cluster, stop_requested_at=datetime.now(timezone.utc))
+    stopped = database.add_lab(status="STOPPED", stopped_at=datetime.now(timezone.utc))
+    add_objects(cluster, 999)
+    add_objects(cluster, fine, "Pod", name=f"lab-instance-{fine}-second")
+    age(database)
+    message = publish(broker, CREATE_LAB_POD, stopped)
+    found = verify(*quick("--repair"))
+    assert found.code == 0, found.report
+    assert found.report["clean"]
+    rows = {lab: database.lab(lab) for lab in (fine, lost, gone, bare, stopping)}
+    assert {lab: row["status"] for lab, row in rows.items()} == {
+        fine: "RUNNING",
+        lost: "FAILED",
+        gone: "FAILED",
+        bare: "FAILED",
+        stopping: "RUNNING",
+    }
+    assert rows[lost]["error_message"] == "The request for this lab was lost. Please start it again."
+    assert rows[gone]["connection_url"] is None
+    assert cluster.names() == {pod_name(fine), pod_name(stopping)}
+    notified = database.rows("SELECT lab_instance_id, cause, told FROM notifications ORDER BY id")
+    assert {(row["lab_instance_id"], row["cause"], row["told"]) for row in notified} == {
+        (lost, "request_lost", "admin"),
+        (gone, "pod_gone", "admin"),
+        (bare, "object_gone", "admin"),
+    }
+    delete = broker.take(topology.QUEUE_HIGH)
+    assert delete.headers["task"] == DELETE_LAB_POD
+    assert broker.is_empty()
+    ledger = {row["details"]["object"]: row for row in database.ledger()}
+    assert {(row["task_name"], row["outcome"]) for row in ledger.values()} == {
+        ("autolabs.verify", "succeeded")
+    }
+    assert ledger[f"message {message}"]["details"]["task_name"] == CREATE_LAB_POD
+    assert ledger[f"Pod {pod_name(gone)}"]["details"]["cause"] == "pod_gone"
+    assert len({row["task_id"] for row in ledger.values()}) == len(ledger)
+    # Our own test took the delete.
+    database.rows("DELETE FROM lab_instances WHERE id = %s", stopping)
+    again = verify(*quick("--repair"))
+    assert again.said() == [(stopping, "orphan")] * 3
+    assert verify(*quick()).code == 0
+
+
+def test_nothing_of_somebody_else_is_touched_or_told(
+    verify: Verify, database: Database, cluster: FakeCluster
+) -> None:
+    path = path_of("Pod", "theirs")
+    foreign = lab_labels(77, 7, 42) | {"app.kubernetes.io/managed-by": "helm"}
+    cluster.add(path, {"metadata": {"name": "theirs", "labels": foreign}})
+    cluster.add(f"{path}-too", {"metadata": {"name": "theirs-too", "labels": {"lab_instance_id": "77"}}})
+    found = verify(*quick("--repair", "--grace", "0"))
+    assert (found.code, found.report["checked"]["objects"]) == (0, 0)
+    assert cluster.names() == {"theirs", "theirs-too"}
+
+
+def test_what_heals_between_the_looks_is_no_difference(
+    verify: Verify,
+    database: Database,
+    broker: Broker,
+    cluster: FakeCluster,
+    between_looks: list[Callable[[], object]],
+) -> None:
+    late, lost = database.add_lab(), database.add_lab()
+    gone = running(database, cluster)
+    cluster.objects.pop(path_of("Service", pod_name(gone)))
+    age(database)
+    between_looks += [
+        lambda: publish(broker, CREATE_LAB_POD, late),
+        lambda: add_objects(cluster, gone, "Service"),
+    ]
+    found = verify("--repair")
+    assert found.said() == [(lost, "request_lost")]
+    assert database.lab(late)["status"] == "PENDING"
+    assert database.lab(gone)["status"] == "RUNNING"
+
+
+def test_a_lab_that_changed_since_the_look_is_left_alone(
+    verify: Verify,
+    database: Database,
+    cluster: FakeCluster,
+    before_repairs: list[Callable[[], object]],
+) -> None:
+    back, claimed, stopped, queued = running(database, cluster), *(database.add_lab() for _ in range(3))
+    cluster.objects.pop(path_of("Pod", pod_name(back)))
+    age(database)
+    claim = (
+        "INSERT INTO task_ledger (task_id, task_name, lab_instance_id, attempt, redelivered, queue,"
+        " claimed_at, outcome) VALUES ('x', %s, %s, 1, false, 'q', now(), 'started')"
+    )
+    add = "INSERT INTO task_outbox (task_name, kwargs) VALUES (%s, jsonb_build_object('lab_instance_id', %s))"
+    before_repairs += [
+        lambda: add_objects(cluster, back, "Pod"),
+        lambda: database.rows(claim, CREATE_LAB_POD, claimed),
+        lambda: database.rows("UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s", stopped),
+        lambda: database.rows(add, CREATE_LAB_POD, queued),
+    ]
+    found = verify(*quick("--repair"))
+    assert found.code == 1
+    assert [one["done"] for one in found.report["differences"]] == 4 * [
+        "left alone: it has changed meanwhile"
+    ]
+    statuses = [database.lab(lab)["status"] for lab in (back, claimed, stopped, queued)]
+    assert statuses == ["RUNNING", "PENDING", "PENDING", "PENDING"]
+
+
+def test_an_object_that_has_taken_an_orphans_name_stays(
+    verify: Verify, cluster: FakeCluster, before_repairs: list[Callable[[], object]]
+) -> None:
+    add_objects(cluster, 999, "Pod")
+    before_repairs.append(lambda: add_objects(cluster, 999, "Pod", uid="another"))
+    verify(*quick("--repair"))
+    assert cluster.names() == {pod_name(999)}
+    assert cluster.deleted == []
+
+
+def test_a_repair_that_fails_is_told_and_the_others_go_on(
+    verify: Verify, database: Database, cluster: FakeCluster
+) -> None:
+    add_objects(cluster, 999, "Pod")
+    lost = database.add_lab()
+    age(database)
+    cluster.refuses_deletes = True
+    found = verify(*quick("--repair"))
+    assert found.code == 1
+    assert found.done()[f"Pod {pod_name(999)}"].startswith("not repaired: DELETE ")
+    assert database.lab(lost)["status"] == "FAILED"
+
+
+def test_much_is_not_repaired_at_once(verify: Verify, database: Database, cluster: FakeCluster) -> None:
+    labs = [database.add_lab() for _ in range(11)]
+    age(database)
+    found = verify(*quick("--repair"))
+    assert (found.code, len(found.said())) == (1, 11)
+    assert found.report["refused"] == "11 labs would be repaired; at most 10 of 11 live ones are at a time"
+    assert {database.lab(lab)["status"] for lab in labs} == {"PENDING"}
+    code, text, _ = verify.text(*quick("--repair"))
+    assert code == 1
+    assert "nothing was repaired: 11 labs would be repaired" in text
+    assert verify(*quick("--repair", "--force")).code == 0
+    assert {database.lab(lab)["status"] for lab in labs} == {"FAILED"}
+
+
+def test_another_cluster_fails_nobody(verify: Verify, database: Database, cluster: FakeCluster) -> None:
+    labs = [running(database, cluster) for _ in range(3)]
+    cluster.objects.clear()
+    found = verify(*quick("--repair"))
+    assert found.code == 1
+    assert "none of the 3 RUNNING labs has a Pod" in found.report["refused"]
+    assert {database.lab(lab)["status"] for lab in labs} == {"RUNNING"}
+
+
+def test_another_database_deletes_nothing(verify: Verify, cluster: FakeCluster) -> None:
+    for lab in (1, 2, 3):
+        add_objects(cluster, lab)
+    found = verify(*quick("--repair"))
+    assert found.code == 1
+    assert "none of the 3 labs with objects has a row" in found.report["refused"]
+    assert len(cluster.objects) == 9
+
+
+def test_lists_and_rows_come_in_pages(
+    verify: Verify,
+    database: Database,
+    cluster: FakeCluster,
+    api_server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs.verify.objects, "PAGE", 2)
+    monkeypatch.setattr(jobs.verify.rows, "PAGE", 2)
+    for _ in range(5):
+        running(database, cluster)
+    found = verify(*quick())
+    assert (found.code, found.report["checked"]) == (0, {"rows": 5, "objects": 15, "messages": 0})
+    lists = [request.path for request in api_server.requests]
+    assert len(lists) == 9
+    assert all("limit=2" in path for path in lists)
+
+
+def test_messages_that_consumers_hold_without_a_run_are_told(
+    verify: Verify, database: Database, broker: Broker, api_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_API_URL", api_url)
+    lab = database.add_lab()
+    publish(broker, CREATE_LAB_POD, lab)
+    channel = broker.channel()
+    method, _, _ = channel.basic_get(topology.QUEUE_NORMAL)
+    assert method is not None
+    monkeypatch.setattr(jobs.verify.look, "HELD_SETTLE_S", 0.1)
+    found = eventually(lambda: (seen := verify(*quick())).code and seen, 20, what="held messages")
+    assert found.report["differences"][0]["is"] == "consumers hold 1 messages, and 0 runs are under way"
+    assert (None, "held_messages") in found.said()
+
+
+def test_a_task_for_later_is_not_lost(verify: Verify, database: Database, publisher: Publisher) -> None:
+    lab = database.add_lab()
+    age(database)
+    eta = datetime.now(timezone.utc) + timedelta(hours=1)
+    publisher.publish_task(make_task(kwargs=create_kwargs(lab_instance_id=lab), eta=eta))
+    found = verify(*quick("--repair"))
+    assert (found.code, found.report["waiting"]["delayed"]) == (0, 1)
+    assert "1 message wait on the delay ladder, not looked into" in found.report["information"]
+    assert database.lab(lab)["status"] == "PENDING"

@@ -1,0 +1,67 @@
+"""`autolabs verify` as a command: options, settings, servers that are away, exit codes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.fake_cluster import FakeCluster
+from tests.support.http_server import ScriptedServer
+from tests.support.postgres import Database
+from tests.support.verifying import Verify, add_objects, age, quick
+
+
+def test_the_broker_can_be_left_out(
+    verify: Verify, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.add_lab()
+    age(database)
+    monkeypatch.delenv("AMQP_URL")
+    found = verify("--no-queues")
+    assert found.code == 0
+    assert found.report["information"] == ["messages were not looked at (--no-queues)"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "server"),
+    [
+        ("DATABASE_URL", "postgresql://u:p@127.0.0.1:1/x", "the database: "),
+        ("AMQP_URL", "amqp://u:p@127.0.0.1:1/", "the broker: "),
+        ("RABBITMQ_API_URL", "http://u:p@127.0.0.1:1", "the broker's management API: "),
+    ],
+)
+def test_a_server_that_is_away_is_named(
+    verify: Verify, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, server: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    code, out, errors = verify.text(*quick())
+    assert (code, out) == (3, "")
+    assert f"autolabs: could not look at {server}" in errors
+    assert "u:p" not in errors
+
+
+def test_a_cluster_that_is_away_is_named(verify: Verify, api_server: ScriptedServer) -> None:
+    api_server.__exit__(None, None, None)
+    code, _, errors = verify.text(*quick())
+    assert code == 3
+    assert "could not look at the cluster: GET " in errors
+
+
+def test_wrong_settings_and_options_are_named(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "mysql://x")
+    monkeypatch.delenv("AMQP_URL")
+    code, _, errors = verify.text()
+    assert code == 2
+    assert "DATABASE_URL: must look like" in errors
+    assert "AMQP_URL: not set" in errors
+    with pytest.raises(SystemExit, match="2"):
+        verify.text("--settle", "-1")
+
+
+def test_long_work_says_where_it_is(
+    verify: Verify, database: Database, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.verify_command.PROGRESS_S", 0.0)
+    add_objects(cluster, database.add_lab())
+    _, out, errors = verify.text(*quick())
+    assert "... 3 objects\n... 1 rows" in errors
+    assert "..." not in out
