@@ -84,10 +84,10 @@ def progress(facts: LabFacts, operation: Operation) -> Progress:
     for run in reversed(runs):
         if _is_open(facts, run) and facts.age_s(run.claimed_at) < CONTAINER_DEADLINE_S:
             return Progress(operation, Stage.AT_WORK, run=run)
-    begun = {run.task_id for run in runs}
     for row in facts.outbox:
-        # A row whose task was begun was published; only its deletion is missing.
-        if facts.operation_of(row.task_name, row.task_id) is operation and row.task_id not in begun:
+        # A row whose task was begun since was published; only its deletion is missing.
+        begun = any(run.task_id == row.task_id and run.claimed_at >= row.created_at for run in runs)
+        if facts.operation_of(row.task_name, row.task_id) is operation and not begun:
             return Progress(operation, Stage.OUTBOX, row=row)
     last = runs[-1] if runs else None
     for action in reversed(facts.actions):

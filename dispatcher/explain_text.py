@@ -60,14 +60,15 @@ def _section(label: str, texts: Iterable[str], *, wrap: bool = True) -> Iterator
     """Return the lines of a section, the label in front of the first; nothing for no texts."""
     head = f"{label}:"
     for text in texts:
-        parts = (
-            textwrap.wrap(text, WIDTH - _LABEL, subsequent_indent="  ", drop_whitespace=True)
-            if wrap
-            else [text]
-        )
+        parts = _wrap(text) if wrap else [text]
         for part in parts or [""]:
             yield f"{head:{_LABEL}}{part}".rstrip()
             head = ""
+
+
+def _wrap(text: str) -> list[str]:
+    # A name that is broken at a hyphen cannot be copied.
+    return textwrap.wrap(text, WIDTH - _LABEL, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _plain(value: Any) -> Any:

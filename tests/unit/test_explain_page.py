@@ -252,6 +252,11 @@ def test_durations_are_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+def test_no_name_is_broken_at_a_hyphen() -> None:
+    url = "http://" + "-".join(["long"] * 18)
+    assert url in page(make_facts(make_lab("RUNNING", connection_url=url)))
+
+
 def test_a_question_ends_as_one() -> None:
     forgotten = make_lab("RUNNING", stop_requested_at=at(9000))
     assert "since: does it run?" in " ".join(page(make_facts(forgotten)).split())

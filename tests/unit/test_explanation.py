@@ -130,7 +130,14 @@ CASES = {
         make_facts(PENDING, RETRIED), "retry_waits", "nobody", "tried again in about 12 s", "kubectl logs"
     ),
     "waits for its retry, its row in the outbox not yet deleted": Case(
-        make_facts(PENDING, RETRIED, outbox=(make_row(),)), "retry_waits", "nobody", "in about 12 s"
+        make_facts(PENDING, RETRIED, outbox=(make_row(20),)), "retry_waits", "nobody", "in about 12 s"
+    ),
+    "published again under its id": Case(
+        make_facts(PENDING, DEAD_CREATE, outbox=(make_row(),)), "outbox_waiting", "nobody", "within a minute"
+    ),
+    "requeued, and tried again since": Case(
+        make_facts(PENDING, RETRIED, actions=(make_action("requeued", ago_s=60),)),
+        "retry_waits", "nobody", "in about 12 s",
     ),
     "comes back, the ledger does not say when": Case(
         make_facts(PENDING, replace(RETRIED, details={})), "retry_waits", "nobody", "in about 72 s"

@@ -120,6 +120,7 @@ def test_a_backend_that_publishes_pays_for_pika_alone() -> None:
         "sys.exit(main(['outbox', 'discard', '1']))",
         "Dispatcher('amqp://host/', database='postgresql://host/x').relay_outbox()",
         "sys.exit(main(['outbox', 'list']))",
+        "sys.exit(main(['explain', '1']))",
         "sys.exit(main(['db', 'upgrade']))",
     ],
 )
