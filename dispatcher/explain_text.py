@@ -67,8 +67,10 @@ def _section(label: str, texts: Iterable[str], *, wrap: bool = True) -> Iterator
 
 
 def _wrap(text: str) -> list[str]:
-    # A name that is broken at a hyphen cannot be copied.
-    return textwrap.wrap(text, WIDTH - _LABEL, subsequent_indent="  ", break_on_hyphens=False)
+    # A name that is broken cannot be copied; `printable` bounds it.
+    return textwrap.wrap(
+        text, WIDTH - _LABEL, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -252,7 +252,7 @@ def test_durations_are_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_no_name_is_broken_at_a_hyphen() -> None:
+def test_no_name_is_broken() -> None:
     url = "http://" + "-".join(["long"] * 18)
     assert url in page(make_facts(make_lab("RUNNING", connection_url=url)))
 
