@@ -32,6 +32,10 @@ _PULL_IS_HOPELESS = (
 )
 #: Images, tags, addresses and hosts, whose names may well contain such words.
 _NAMES = re.compile(r'"[^"]*"|\[[^]]*\]|\S*/\S*|\S*\.\S+')
+#: How the kubelet says that it ended a Pod for the Pod's own use of disk (pkg/kubelet/eviction/helpers.go).
+_OWN_DISK = re.compile(
+    r"Usage of EmptyDir volume|Pod ephemeral local storage usage exceeds|Container \S+ exceeded its local"
+)
 #: How the kubelet says that a template takes a variable from what is not there.
 _LACKS_OBJECT = re.compile(r'(configmap|secret) "[^"]*" not found|couldn\'t find key')
 #: Admission (Pod Security, policies, limits) answers 403 too, and repeats what it objects to.
@@ -56,6 +60,8 @@ def pod_failure(pod: dict[str, Any], image: str) -> JobError | None:
     if status.get("phase") not in ("Failed", "Succeeded"):
         return None
     evidence = f"phase {status['phase']} {status.get('reason', '')} {status.get('message', '')}"
+    if _OWN_DISK.match(status.get("message", "")):
+        return Failure.OUT_OF_DISK.error(image=image, evidence=evidence)
     if status.get("reason"):  # Evicted, OutOfcpu, NodeShutdown: the node's doing, not the program's
         return Failure.NODE_ENDED_IT.error(evidence=evidence)
     return _ended(container_statuses(pod)).error(image=image, evidence=evidence)

@@ -86,6 +86,11 @@ class Failure(enum.Enum):
         'The program in the image "{image}" of this lab needs more memory than the lab may use. The'
         " teacher must give the lab more memory or correct the image.",
     )  # fmt: skip
+    OUT_OF_DISK = _Row(
+        _IMAGE, False, _TEACHER,
+        'The program in the image "{image}" of this lab writes more data than the lab may keep. The teacher'
+        " must give the lab more storage or correct the image.",
+    )  # fmt: skip
     DOES_NOT_ANSWER = _Row(
         _IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab runs but does not answer. The teacher must'

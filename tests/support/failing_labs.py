@@ -100,6 +100,12 @@ LABS: dict[str, Case] = {
         queue=topology.QUEUE_HIGH,
         says="still there: Pod lab-instance-",
     ),
+    "a program that fills its disk": Case(
+        failure=Failure.OUT_OF_DISK,
+        pod=_shell("/bin/busybox dd if=/dev/zero of=/tmp/x bs=1M count=100; exec /bin/busybox sleep 600"),
+        settings={"ready_timeout_s": 120},
+        says='Usage of EmptyDir volume "tmp" exceeds the limit "64Mi"',
+    ),
     # Image.
     "an image that is not in the registry": Case(
         failure=Failure.IMAGE_NOT_LOADABLE,

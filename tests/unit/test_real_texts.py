@@ -139,6 +139,27 @@ def test_what_a_kubelet_says_of_a_container(container: dict[str, Any], failure: 
 
 
 @pytest.mark.parametrize(
+    ("reason", "said", "failure"),
+    [
+        ("Evicted", 'Usage of EmptyDir volume "tmp" exceeds the limit "64Mi". ', Failure.OUT_OF_DISK),
+        (
+            "Evicted",
+            "Pod ephemeral local storage usage exceeds the total limit of containers 64Mi. ",
+            Failure.OUT_OF_DISK,
+        ),
+        ("Evicted", 'Container lab exceeded its local ephemeral storage limit "64Mi". ', Failure.OUT_OF_DISK),
+        ("Evicted", "The node was low on resource: ephemeral-storage. ", Failure.NODE_ENDED_IT),
+        ("OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu", Failure.NODE_ENDED_IT),
+        ("Terminated", "Pod was terminated in response to imminent node shutdown.", Failure.NODE_ENDED_IT),
+        ("", "", Failure.PROGRAM_ENDS),
+    ],
+)
+def test_what_a_kubelet_says_of_a_pod_that_is_over(reason: str, said: str, failure: Failure) -> None:
+    ended = {"state": {"terminated": {"reason": "Error", "exitCode": 137}}}
+    assert _failure_of(_pod(ended, phase="Failed", reason=reason, message=said)) is failure
+
+
+@pytest.mark.parametrize(
     ("said", "failure"),
     [
         ("0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available", Failure.NO_ROOM),
