@@ -59,6 +59,8 @@ def container_facts(container: Manifest) -> dict[str, Any]:
     ended = what if "exitCode" in what else last
     if "exitCode" in ended:
         facts["exit_code"] = int(ended["exitCode"])
+    if state == "running":
+        facts["ready"] = bool(container.get("ready"))
     return {**facts, "restarts": int(container.get("restartCount", 0))}
 
 
@@ -135,7 +137,8 @@ def _container_summary(container: dict[str, Any]) -> str:
     reasons = [container.get("reason"), container.get("last", {}).get("reason")]
     words = ["container", container.get("name", ""), container["state"], "/".join(filter(None, reasons))]
     ended = f", exit code {container['exit_code']}" if "exit_code" in container else ""
-    return " ".join(filter(None, words)) + ended
+    silent = ", not ready" if container.get("ready") is False else ""
+    return " ".join(filter(None, words)) + silent + ended
 
 
 def _event_time(event: Manifest) -> str:
