@@ -15,13 +15,13 @@ import pika
 import pytest
 from sqlalchemy import Engine
 
-from dispatcher import explain_queue
 from dispatcher.__main__ import main
 from dispatcher.connection import connect
-from dispatcher.explain_facts import LabFacts, QueueSight
-from dispatcher.explain_queue import look_at_queue
-from dispatcher.explanation import Explanation, awaited, explain
-from dispatcher.lab_facts import MAX_RUNS, UnknownLab, read_lab_facts
+from dispatcher.explain import queue as explain_queue
+from dispatcher.explain.explanation import Explanation, awaited, explain
+from dispatcher.explain.facts import LabFacts, QueueSight
+from dispatcher.explain.queue import look_at_queue
+from dispatcher.explain.reading import MAX_RUNS, UnknownLab, read_lab_facts
 from dispatcher.publisher import Publisher
 from dispatcher.results import ResultStore
 from dispatcher.settings import BrokerSettings

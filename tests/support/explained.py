@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from dispatcher.explain_facts import (
+from dispatcher.explain.facts import (
     ActionRow,
     Cancellation,
     LabFacts,

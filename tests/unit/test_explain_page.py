@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from dispatcher.explain_evidence import seen_lines
-from dispatcher.explain_facts import LabFacts, Run
-from dispatcher.explain_text import WIDTH, make_object, make_page
-from dispatcher.explain_timeline import MAX_ENTRIES, make_timeline
-from dispatcher.explain_words import ago, clock, duration, printable
-from dispatcher.explanation import explain
+from dispatcher.explain.evidence import seen_lines
+from dispatcher.explain.explanation import explain
+from dispatcher.explain.facts import LabFacts, Run
+from dispatcher.explain.text import WIDTH, make_object, make_page
+from dispatcher.explain.timeline import MAX_ENTRIES, make_timeline
+from dispatcher.explain.words import ago, clock, duration, printable
 from tests.support.explained import (
     NOW,
     at,

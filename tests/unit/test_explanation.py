@@ -11,10 +11,10 @@ import pytest
 from dispatcher.__main__ import make_parser
 from dispatcher.categories import Audience
 from dispatcher.expiry import cleanup_task_id
-from dispatcher.explain_facts import CONTAINER_DEADLINE_S, LabFacts
-from dispatcher.explain_progress import COMES_BACK_S, LOG_KEPT_S
-from dispatcher.explain_reason import BACKEND_CAUSES
-from dispatcher.explanation import explain
+from dispatcher.explain.explanation import explain
+from dispatcher.explain.facts import CONTAINER_DEADLINE_S, LabFacts
+from dispatcher.explain.progress import COMES_BACK_S, LOG_KEPT_S
+from dispatcher.explain.reason import BACKEND_CAUSES
 from jobs.failed_task import COME_BACK_S
 from jobs.failures import Failure
 from keda.profiles import PROFILES

@@ -28,7 +28,7 @@ OWNERS = {
         "dispatcher/models.py",
         "dispatcher/database.py",
         "dispatcher/engine.py",
-        "dispatcher/lab_facts.py",
+        "dispatcher/explain/reading.py",
         "dispatcher/outbox.py",
         "dispatcher/outbox_listener.py",
         "dispatcher/outbox_relay.py",

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.explain_facts import CONTAINER_DEADLINE_S, LabFacts, Run, WaitingRow
-from dispatcher.explain_words import duration, printable
+from dispatcher.explain.facts import CONTAINER_DEADLINE_S, LabFacts, Run, WaitingRow
+from dispatcher.explain.words import duration, printable
 
 #: Entries shown; the oldest and the newest say most.
 MAX_ENTRIES = 12

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 
-from dispatcher.explain_facts import (
+from dispatcher.explain.facts import (
     CONTAINER_DEADLINE_S,
     ActionRow,
     LabFacts,
@@ -15,7 +15,7 @@ from dispatcher.explain_facts import (
     Run,
     WaitingRow,
 )
-from dispatcher.explain_words import ago, duration, printable
+from dispatcher.explain.words import ago, duration, printable
 from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
 
 #: Seconds within which a healthy platform has done the next thing; the outbox is swept once a minute.

@@ -7,7 +7,7 @@ import logging
 from pika.exceptions import AMQPError
 
 from dispatcher.connection import answers_within, connect
-from dispatcher.explain_facts import QueueSight
+from dispatcher.explain.facts import QueueSight
 from dispatcher.settings import BrokerSettings
 
 #: Seconds for the connection and for the answer: an operator waits.

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dispatcher.explain_facts import Run
-from dispatcher.explain_words import printable, printable_lines
+from dispatcher.explain.facts import Run
+from dispatcher.explain.words import printable, printable_lines
 
 _MAX_CONDITIONS, _MAX_CONTAINERS, _MAX_EVENTS, _MAX_LOG_LINES, _MAX_EVIDENCE_LINES = 3, 3, 4, 6, 4
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
-from dispatcher.explain_facts import LabFacts, LabRow, Operation, Run
-from dispatcher.explain_progress import (
+from dispatcher.explain.facts import LabFacts, LabRow, Operation, Run
+from dispatcher.explain.progress import (
     DEAD_LETTERS,
     SCALEDJOBS,
     YOUNG_S,
@@ -20,8 +20,8 @@ from dispatcher.explain_progress import (
     queue_of,
     sight,
 )
-from dispatcher.explain_reason import failed_run, last_stop, was_cancelled, who_acts
-from dispatcher.explain_words import ago, clock, duration, printable
+from dispatcher.explain.reason import failed_run, last_stop, was_cancelled, who_acts
+from dispatcher.explain.words import ago, clock, duration, printable
 
 #: Seconds before its end at which a lab is about to be stopped.
 NEAR_END_S = 600

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.expiry import cleanup_task_id
-from dispatcher.explain_evidence import seen_lines
-from dispatcher.explain_facts import LabFacts, LabRow, Operation
-from dispatcher.explain_outlook import awaited, lab_outlook
-from dispatcher.explain_progress import Actor
-from dispatcher.explain_reason import Why, failed_run, find_why, last_stop, told_lines, was_cancelled
-from dispatcher.explain_timeline import Entry, make_timeline
-from dispatcher.explain_words import ago, duration, printable
+from dispatcher.explain.evidence import seen_lines
+from dispatcher.explain.facts import LabFacts, LabRow, Operation
+from dispatcher.explain.outlook import awaited, lab_outlook
+from dispatcher.explain.progress import Actor
+from dispatcher.explain.reason import Why, failed_run, find_why, last_stop, told_lines, was_cancelled
+from dispatcher.explain.timeline import Entry, make_timeline
+from dispatcher.explain.words import ago, duration, printable
 
 __all__ = ["Actor", "Explanation", "awaited", "explain"]
 

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from dispatcher.explain_facts import LabFacts
-from dispatcher.explain_words import ago, clock
-from dispatcher.explanation import Actor, Explanation
+from dispatcher.explain.explanation import Actor, Explanation
+from dispatcher.explain.facts import LabFacts
+from dispatcher.explain.words import ago, clock
 
 WIDTH = 110
 _LABEL = 15

@@ -30,7 +30,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError
-from dispatcher.explain_facts import (
+from dispatcher.explain.facts import (
     ActionRow,
     Cancellation,
     LabFacts,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.categories import Audience, Category
-from dispatcher.explain_facts import LabFacts, NotificationRow, Operation, Run
-from dispatcher.explain_progress import SWEPT_S, Actor
-from dispatcher.explain_words import ago, duration, printable
+from dispatcher.explain.facts import LabFacts, NotificationRow, Operation, Run
+from dispatcher.explain.progress import SWEPT_S, Actor
+from dispatcher.explain.words import ago, duration, printable
 
 #: Causes (jobs.failures) that only who sends the task can mend, whoever is told.
 BACKEND_CAUSES = frozenset({"request_invalid", "follow_up_unsupported", "message_unreadable", "lab_unknown"})

@@ -1,0 +1,1 @@
+"""What happened to a lab, who must act and what follows: `autolabs explain`."""
