@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shlex
 import subprocess
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from dispatcher import topology
 from dispatcher.message import decode, encode
 from dispatcher.results import ResultStore
 from dispatcher.tasks import CREATE_LAB_POD, SYNC_LAB_STATUS
-from tests.support.dead_letters import DLQ, Answer, Dlq, bury, make_delete, why
+from tests.support.dead_letters import DLQ, ROOT, Answer, Dlq, bury, make_delete, why
 from tests.support.factories import create_kwargs, make_task
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
@@ -317,7 +318,24 @@ def test_a_missing_queue_is_a_sentence(bare_broker: Broker, database: Database) 
     assert "`autolabs topology declare` makes it" in answer.err
 
 
+def test_the_commands_of_the_reference_do_what_it_says(dlq: Dlq, broker: Broker) -> None:
+    page = (ROOT / "docs" / "reference.md").read_text().partition("## The dead-letter queue")[2]
+    (block,) = re.findall(r"```console\n(.*?)```", page.partition("\n## ")[0], flags=re.DOTALL)
+    (one,) = bury(broker, make_delete(1))
+    others = bury(broker, make_delete(2), make_delete(3), cause="cluster_away")
+    key = json.loads(dlq("list", "--json").out)["messages"][0]["key"]
+    commands = [
+        shlex.split(line, comments=True) for line in block.replace("3f8e5ab27c10", key[:12]).splitlines()
+    ]
+    assert [command[:2] for command in commands] == [["autolabs", "dlq"]] * 5
+    answers = [dlq(*command[2:]) for command in commands]
+    assert [(answer.code, answer.err) for answer in answers] == [(0, "")] * 5
+    assert one in answers[1].out
+    assert dlq.ids(topology.QUEUE_HIGH) == others
+    assert [row["action"] for row in dlq.actions()] == ["requeued", "requeued", "discarded"]
+
+
 def test_the_headers_of_a_dead_letter_are_what_settlement_writes() -> None:
     # tests.support.dead_letters.why is only as good as this.
-    source = (Path(__file__).parents[2] / "jobs" / "settlement.py").read_text()
+    source = (ROOT / "jobs" / "settlement.py").read_text()
     assert [name for name in why(make_delete()) if f'"{name}"' not in source] == []

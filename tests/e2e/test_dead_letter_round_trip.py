@@ -1,0 +1,50 @@
+"""A dead letter from its making by real containers to its success: list, mend, requeue, executed."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from dispatcher import topology
+from dispatcher.results import ResultStore, TaskState
+from tests.support.dead_letters import DLQ, Dlq
+from tests.support.factories import create_kwargs
+from tests.support.own_platform import OwnPlatform
+
+LAB = 4711
+
+
+def test_a_dead_letter_is_performed_once_its_cause_is_mended(own_platform: OwnPlatform) -> None:
+    broker, database, containers = own_platform.broker, own_platform.database, own_platform.containers
+    dlq = Dlq(broker, database)
+    kwargs = create_kwargs(lab_instance_id=LAB, docker_image=os.environ["LAB_IMAGE"])
+    task_id = broker.publish_task(kwargs=kwargs)
+    # The backend's row is missing. Two containers try it.
+    retries = {"CELERY_TASK_MAX_RETRIES": 1, "CELERY_TASK_RETRY_DELAY": 0.1, "CLAIM_WAIT_S": 20}
+    for _ in range(2):
+        assert containers.run(queue=topology.QUEUE_NORMAL, **retries)[0] == 0
+    assert database.outcomes() == ["retried", "dead_lettered"]
+
+    assert "lab_unknown" in dlq("list").out
+    (letter,) = json.loads(dlq("list", "--json").out)["messages"]
+    assert (letter["task_id"], letter["lab_instance_id"], letter["attempts"]) == (task_id, LAB, 2)
+    assert letter["first_error"].startswith(f"Lab {LAB} is not in the database; it is tried again")
+    assert "It was tried 2 times" in letter["last_error"]
+    assert letter["reason"] == letter["last_error"]
+    refused = dlq("requeue", task_id)
+    assert (refused.code, f"lab {LAB} is not in the database" in refused.err) == (1, True)
+
+    database.add_lab(id=LAB)
+    assert dlq("requeue", task_id, "--actor", "ann").code == 0
+    assert ResultStore(database.url).status(task_id).state is TaskState.FAILURE
+    assert containers.run(queue=topology.QUEUE_NORMAL, **retries)[0] == 0
+    assert database.lab(LAB)["status"] == "RUNNING", own_platform.evidence()
+    assert ResultStore(database.url).status(task_id).state is TaskState.SUCCESS
+    assert [(run["attempt"], run["outcome"]) for run in database.ledger()] == [
+        (1, "retried"),
+        (2, "dead_lettered"),
+        (1, "succeeded"),
+    ]
+    assert broker.is_empty(DLQ, *topology.BINDINGS)
+    again = dlq("requeue", task_id)
+    assert (again.code, "requeued by ann" in again.out) == (0, True)
