@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class FailedLab:
         """Put what is seen of the lab into the ledger's details, before anything is taken down."""
         if error.failure in _NO_POD:
             return
-        context = self._context
+        context, started = self._context, time.monotonic()
         sight = evidence.collect(
             lambda: context.cluster,
             context.settings.namespace,
@@ -57,7 +58,8 @@ class FailedLab:
         )
         self._pod, self._answered = sight.pod, sight.answered
         context.record.details["seen"] = sight.seen
-        extra = {"action": "evidence", "cause": error.failure.cause}
+        took_s = round(time.monotonic() - started, 3)
+        extra = {"action": "evidence", "cause": error.failure.cause, "took_s": took_s}
         logger.log(
             logging.ERROR if final else logging.WARNING,
             "seen of the lab: %s",
