@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from dispatcher import topology
 from dispatcher.results import ResultStore, TaskState
@@ -20,7 +21,11 @@ def test_a_dead_letter_is_performed_once_its_cause_is_mended(own_platform: OwnPl
     kwargs = create_kwargs(lab_instance_id=LAB, docker_image=os.environ["LAB_IMAGE"])
     task_id = broker.publish_task(kwargs=kwargs)
     # The backend's row is missing. Two containers try it.
-    retries = {"CELERY_TASK_MAX_RETRIES": 1, "CELERY_TASK_RETRY_DELAY": 0.1, "CLAIM_WAIT_S": 20}
+    retries: dict[str, Any] = {
+        "CELERY_TASK_MAX_RETRIES": 1,
+        "CELERY_TASK_RETRY_DELAY": 0.1,
+        "CLAIM_WAIT_S": 20,
+    }
     for _ in range(2):
         assert containers.run(queue=topology.QUEUE_NORMAL, **retries)[0] == 0
     assert database.outcomes() == ["retried", "dead_lettered"]

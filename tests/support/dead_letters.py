@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -82,12 +83,16 @@ class Dlq:
 
     def __call__(self, *words: str, module: str = "dispatcher", **environ: str) -> Answer:
         """Run a command to its end."""
-        popen = self.start(*words, module=module, **environ)
+        popen = self.start(*words, module=module, environ=environ)
         out, err = popen.communicate(timeout=60)
         return Answer(popen.returncode, out, err)
 
     def start(
-        self, *words: str, module: str = "dispatcher", stdin: int = subprocess.DEVNULL, **environ: str
+        self,
+        *words: str,
+        module: str = "dispatcher",
+        stdin: int = subprocess.DEVNULL,
+        environ: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         ours = {
             "PATH": os.environ["PATH"],
@@ -95,7 +100,7 @@ class Dlq:
             "DATABASE_URL": self.database.url,
             "PYTHONIOENCODING": "utf-8",
             **self.environ,
-            **environ,
+            **(environ or {}),
         }
         return subprocess.Popen(
             [sys.executable, "-W", "error", "-m", *module.split(), "dlq", *words],

@@ -118,6 +118,7 @@ def test_a_backend_that_publishes_pays_for_pika_alone() -> None:
         "sys.exit(main(['outbox', 'relay']))",
         "sys.exit(main(['outbox', 'relay', '--once']))",
         "sys.exit(main(['outbox', 'discard', '1']))",
+        "sys.exit(main(['dlq', 'requeue', 'x']))",
         "Dispatcher('amqp://host/', database='postgresql://host/x').relay_outbox()",
         "sys.exit(main(['outbox', 'list']))",
         "sys.exit(main(['explain', '1']))",
