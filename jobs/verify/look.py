@@ -6,9 +6,9 @@ met again further ahead and never overlooked.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import sleep
 
 from dispatcher import ladder, topology
 from dispatcher.settings import BrokerSettings
@@ -70,7 +70,7 @@ def find_differences(
     kinds = {difference.kind for difference in found}
     held = Kind.HELD_MESSAGES in kinds
     progress(f"{len(found)} differences at first sight, looking again")
-    time.sleep(max(settle_s, HELD_SETTLE_S) if held else settle_s)
+    sleep(max(settle_s, HELD_SETTLE_S) if held else settle_s)
     queues = held or bool(kinds & _BY_MESSAGES)
     second = take_inventory(sources, grace_s=grace_s, queues=queues, progress=progress)
     before = {difference.identity for difference in found}

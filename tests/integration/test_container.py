@@ -213,3 +213,21 @@ def test_a_database_that_refuses_the_ledger_sends_the_message_to_the_dead_letter
     assert dead.headers["x-autolabs-category"] == "PERMANENT_PERMISSION_ERROR"
     assert "task_ledger" in dead.headers["x-autolabs-reason"]
     assert "ledger_missed" in container.actions()
+
+
+def test_of_more_containers_than_spares_those_too_many_leave(containers: Containers, broker: Broker) -> None:
+    def start() -> None:
+        containers.start(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=300, SPARES=2)
+
+    def left() -> list[int]:
+        return [code for process in containers.started if (code := process.popen.poll()) is not None]
+
+    for _ in range(4):
+        start()
+    eventually(lambda: broker.consumers(topology.QUEUE_LOW) == 4)
+    eventually(lambda: len(left()) == 2, 40, what="two of four have left")
+    # Those that stayed look again meanwhile.
+    start()
+    eventually(lambda: len(left()) == 3, 40, what="one of three has left")
+    assert left() == [0, 0, 0]
+    assert broker.consumers(topology.QUEUE_LOW) == 2

@@ -101,6 +101,22 @@ def test_a_failure_deletes_nothing_of_a_lab_that_another_container_started(
     assert database.outcomes() == ["failed"]
 
 
+@pytest.mark.parametrize("ends", ["fails", "is redelivered"])
+def test_a_create_of_another_image_than_the_running_one_takes_its_own_objects_down(
+    connections: Connections, cluster: FakeCluster, database: Database, lab: int, ends: str
+) -> None:
+    running = name_of(lab, "registry/other:1")
+    kept = add_pod(cluster, lab, running)
+    add_pod(cluster, lab, name_of(lab))
+    set_lab(database, lab, "RUNNING", running)
+    if ends == "fails":
+        fail_create(context_of(connections, lab), ERROR, outcome="failed")
+    else:
+        create_lab(context_of(connections, lab), make_payload(lab_instance_id=lab))
+    assert [*cluster.objects] == [kept]
+    assert database.lab(lab)["status"] == "RUNNING"
+
+
 def test_a_failure_of_a_lab_without_a_row_deletes_nothing(
     connections: Connections, cluster: FakeCluster, database: Database
 ) -> None:

@@ -291,7 +291,7 @@ def test_messages_that_consumers_hold_without_a_run_are_told(
     method, _, _ = channel.basic_get(topology.QUEUE_NORMAL)
     assert method is not None
     monkeypatch.setattr(jobs.verify.look, "HELD_SETTLE_S", 0.1)
-    found = eventually(lambda: (seen := verify(*quick())).code and seen, 20, what="held messages")
+    found = eventually(lambda: seen if (seen := verify(*quick())).code else None, 20, what="held messages")
     assert found.report["differences"][0]["is"] == "consumers hold 1 messages, and 0 runs are under way"
     assert (None, "held_messages") in found.said()
 

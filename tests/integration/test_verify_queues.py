@@ -83,10 +83,15 @@ def test_large_messages_are_taken_one_by_one(
     broker: Broker, walk: Walk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queues, "BATCH_BYTES", 10)
-    held: list[int] = []
+    left: list[int] = []
     ids = publish(broker, 4)
-    walk(discard=lambda _seen: bool(held.append(broker.depth(NORMAL))))
-    assert held == [3, 3, 3, 3]
+
+    def look(_seen: Message) -> bool:
+        left.append(broker.depth(NORMAL))
+        return False
+
+    walk(discard=look)
+    assert left == [3, 3, 3, 3]
     assert drain(broker) == ids
 
 

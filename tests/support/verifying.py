@@ -140,7 +140,7 @@ def verify(
 def between_looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     """What happens between the looks, instead of a pause."""
     actions: list[Callable[[], object]] = []
-    monkeypatch.setattr(jobs.verify.look.time, "sleep", lambda _seconds: [act() for act in actions])
+    monkeypatch.setattr("jobs.verify.look.sleep", lambda _seconds: [act() for act in actions])
     return actions
 
 

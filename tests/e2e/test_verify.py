@@ -1,0 +1,251 @@
+"""`autolabs verify` on the real cluster: clean after labs come and go, and every drift by hand is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from dispatcher import Dispatcher, topology
+from tests.support.container import ROOT
+from tests.support.own_platform import OwnPlatform
+from tests.support.verifying import age
+from tests.support.waiting import eventually, eventually_equal
+
+#: What is a second old counts, so that nothing has to be waited for.
+GRACE = ("--grace", "1", "--settle", "1")
+
+
+@dataclass(frozen=True)
+class Verified:
+    code: int
+    report: dict[str, Any]
+    errors: str
+
+    @property
+    def said(self) -> set[tuple[int | None, str, str]]:
+        return {
+            (one["lab_instance_id"], one["kind"], one["object"].partition(" ")[0])
+            for one in self.report["differences"]
+        }
+
+
+@dataclass(frozen=True)
+class Own:
+    """What the tests of this module do with their platform."""
+
+    platform: OwnPlatform
+    dispatcher: Dispatcher
+
+    def verify(self, *words: str, **environ: str) -> Verified:
+        done = subprocess.run(
+            [sys.executable, "-m", "dispatcher", "verify", "--json", *GRACE, *words],
+            cwd=ROOT,
+            env=self.platform.containers.environ | environ,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        return Verified(done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr)
+
+    def create(self) -> int:
+        """Return a RUNNING lab."""
+        lab = self.platform.database.add_lab()
+        self.dispatcher.create_lab(
+            lab_instance_id=lab, lab_id=7, student_id=42, docker_image=os.environ["LAB_IMAGE"]
+        )
+        self.serve(topology.QUEUE_NORMAL)
+        row = self.platform.database.lab(lab)
+        assert row["status"] == "RUNNING", row
+        return lab
+
+    def delete(self, lab: int) -> None:
+        self.dispatcher.delete_lab(lab_instance_id=lab, force=True)
+        self.serve(topology.QUEUE_HIGH)
+        assert self.status(lab) == "STOPPED"
+
+    def serve(self, queue: str) -> None:
+        code, _ = self.platform.containers.run(queue=queue)
+        assert code == 0
+
+    def status(self, lab: int) -> str:
+        return str(self.platform.database.lab(lab)["status"])
+
+    def name(self, lab: int) -> str:
+        return str(self.platform.database.lab(lab)["k8s_pod_name"])
+
+    def kubectl(self, *words: str, stdin: object = None) -> str:
+        return self.platform.namespace.kubectl(*words, stdin=stdin)
+
+    def gone(self, lab: int) -> None:
+        """Wait until nothing of a lab is in the cluster."""
+        eventually_equal(lambda: self.platform.namespace.names_of(lab), [], 60)
+
+    def repaired(self, *expected: tuple[int | None, str, str]) -> dict[str, Any]:
+        """Let one look find these, another repair them, a third find nothing; return the second's report."""
+        looked = eventually(lambda: self._finds(expected), 40, what=f"{expected} found")
+        assert looked.code == 1
+        repaired = self.verify("--repair")
+        assert (repaired.code, repaired.said) == (0, set(expected)), repaired
+        eventually(lambda: self.verify().code == 0, 60, what="a clean platform")
+        return repaired.report
+
+    def _finds(self, expected: tuple[tuple[int | None, str, str], ...]) -> Verified | None:
+        seen = self.verify()
+        return seen if seen.said == set(expected) else None
+
+
+@pytest.fixture
+def own(own_platform: OwnPlatform) -> Iterator[Own]:
+    with Dispatcher(own_platform.broker.url) as dispatcher:
+        yield Own(own_platform, dispatcher)
+
+
+@pytest.fixture(autouse=True)
+def clean(own: Own) -> None:
+    """Each test begins, and the last ended, on a platform in order."""
+    seen = own.verify()
+    assert (seen.code, seen.report.get("differences")) == (0, []), seen
+
+
+def test_labs_that_come_and_go_leave_it_clean(own: Own) -> None:
+    first, second = own.create(), own.create()
+    seen = own.verify()
+    assert (seen.code, seen.report["checked"]) == (0, {"rows": 2, "objects": 6, "messages": 0})
+    own.delete(first)
+    own.delete(second)
+    assert own.verify().code == 0
+    assert own.platform.namespace.names_of(first) == []
+
+
+def test_an_operators_kubeconfig_serves_as_well(own: Own) -> None:
+    lab = own.create()
+    seen = own.verify(KUBECONFIG=os.environ["KUBECONFIG"])
+    assert (seen.code, seen.report["checked"]["objects"]) == (0, 3)
+    own.delete(lab)
+
+
+def test_a_deleted_pod(own: Own) -> None:
+    lab = own.create()
+    own.kubectl("delete", "pod", own.name(lab), "--grace-period=1")
+    own.repaired((lab, "pod_gone", "Pod"))
+    assert own.status(lab) == "FAILED"
+    own.gone(lab)
+    (notification,) = own.platform.database.rows(
+        "SELECT cause, told FROM notifications WHERE lab_instance_id = %s", lab
+    )
+    assert notification == {"cause": "pod_gone", "told": "admin"}
+
+
+@pytest.mark.parametrize("kind", ["Service", "NetworkPolicy"])
+def test_a_deleted_object_beside_the_pod(own: Own, kind: str) -> None:
+    lab = own.create()
+    own.kubectl("delete", kind.lower(), own.name(lab))
+    own.repaired((lab, "object_gone", kind))
+    assert own.status(lab) == "FAILED"
+    own.gone(lab)
+
+
+def test_a_pod_that_its_node_ended(own: Own) -> None:
+    lab = own.create()
+    own.kubectl("patch", "pod", own.name(lab), "--patch", json.dumps({"spec": {"activeDeadlineSeconds": 1}}))
+    report = own.repaired((lab, "pod_ended", "Pod"))
+    assert "is over: Failed DeadlineExceeded" in report["differences"][0]["is"]
+    assert own.status(lab) == "FAILED"
+    own.gone(lab)
+
+
+THREE = ("Pod", "Service", "NetworkPolicy")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM lab_instances WHERE id = %s",
+        "UPDATE lab_instances SET status = 'STOPPED', stopped_at = now() - interval '1 hour' WHERE id = %s",
+        "UPDATE lab_instances SET status = 'FAILED', failed_at = now() - interval '1 hour' WHERE id = %s",
+    ],
+    ids=["deleted", "STOPPED", "FAILED"],
+)
+def test_a_row_changed_by_hand(own: Own, change: str) -> None:
+    lab = own.create()
+    own.platform.database.rows(change, lab)
+    own.repaired(*((lab, "orphan", kind) for kind in THREE))
+    own.gone(lab)
+
+
+def test_a_stray_pod_with_the_labels_of_a_lab_and_one_of_somebody_else(own: Own) -> None:
+    lab = own.create()
+    pod = json.loads(own.kubectl("get", "pod", own.name(lab), "--output=json"))
+    labels = pod["metadata"]["labels"]
+
+    def stray(name: str, labels: dict[str, str]) -> None:
+        metadata = {"name": name, "labels": labels}
+        spec = {
+            "automountServiceAccountToken": False,
+            "securityContext": pod["spec"]["securityContext"],
+            "containers": [
+                {
+                    "name": "lab",
+                    "image": os.environ["LAB_IMAGE"],
+                    "securityContext": pod["spec"]["containers"][0]["securityContext"],
+                }
+            ],
+        }
+        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        own.kubectl("create", "--filename=-", stdin=manifest)
+
+    stray(f"lab-instance-{lab}-stray", labels)
+    stray("lab-instance-999999-stray", labels | {"lab_instance_id": "999999"})
+    stray("theirs", labels | {"app.kubernetes.io/managed-by": "helm", "lab_instance_id": "999998"})
+    own.repaired((lab, "second_object", "Pod"), (999999, "orphan", "Pod"))
+    own.gone(999999)
+    assert own.platform.namespace.names_of(999998) == ["Pod/theirs"]
+    assert own.status(lab) == "RUNNING"
+    own.kubectl("delete", "pod", "theirs", "--grace-period=1")
+    own.delete(lab)
+
+
+def test_a_message_for_a_stopped_lab_that_nobody_consumes(own: Own) -> None:
+    lab = own.create()
+    own.delete(lab)
+    task_id = own.dispatcher.delete_lab(lab_instance_id=lab)
+    age(own.platform.database)
+    report = own.repaired((lab, "useless_message", "message"))
+    assert report["differences"][0]["object"] == f"message {task_id}"
+    assert own.platform.broker.is_empty()
+
+
+def test_a_request_and_a_stop_whose_messages_are_gone(own: Own) -> None:
+    lab, waiting = own.create(), own.platform.database.add_lab()
+    own.platform.database.rows("UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s", lab)
+    age(own.platform.database)
+    seen = own.verify()
+    assert seen.said == {(lab, "stop_lost", "row"), (waiting, "request_lost", "row")}
+    assert own.verify("--repair").code == 0
+    assert own.status(waiting) == "FAILED"
+    own.serve(topology.QUEUE_HIGH)
+    assert own.status(lab) == "STOPPED"
+
+
+def test_the_cluster_of_somebody_else_is_left_alone(own: Own) -> None:
+    labs = [own.create() for _ in range(3)]
+    seen = own.verify("--repair", LAB_NAMESPACE="labs", KUBECONFIG=os.environ["KUBECONFIG"])
+    assert seen.code == 1
+    assert seen.report["refused"]
+    assert [own.status(lab) for lab in labs] == ["RUNNING"] * 3
+    for lab in labs:
+        own.delete(lab)
+
+
+def test_a_cluster_that_gives_no_access_is_named(own: Own) -> None:
+    seen = own.verify(LAB_NAMESPACE="kube-system")
+    assert seen.code == 3
+    assert "could not look at the cluster: 403 Forbidden" in seen.errors
