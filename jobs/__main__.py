@@ -112,7 +112,7 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
         try:
             # Behind one message that is no task there are often more.
             delivery = (put_aside and consumer.claim_next()) or consumer.claim(
-                wait_s=left_s, stop=stop, on_waiting=warm_up.start
+                wait_s=left_s, stop=stop, on_waiting=warm_up.start, spares=settings.spares
             )
         except (AMQPError, OSError) as exc:
             return _unavailable(exc)

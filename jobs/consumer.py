@@ -6,6 +6,7 @@ task another may be taken.
 from __future__ import annotations
 
 import enum
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ _TICK_S = 0.5
 SETTLE_TIMEOUT_S = 5.0
 #: Seconds within which a message that is already queued arrives; after that this is a spare.
 _FIRST_LOOK_S = 0.1
+#: Seconds between looks at how many others wait. At random: those that came together must not leave together.
+_SURPLUS_LOOK_S = (5.0, 15.0)
 
 
 class Verdict(enum.Enum):
@@ -79,11 +82,13 @@ class Consumer:
         return Delivery(body, properties, routing_key, method.redelivered, method.delivery_tag)
 
     def claim(
-        self, *, wait_s: float, stop: threading.Event, on_waiting: Callable[[], None]
+        self, *, wait_s: float, stop: threading.Event, on_waiting: Callable[[], None], spares: int = 0
     ) -> Delivery | None:
         """Wait for a message and return it, or None after `wait_s` seconds or a stop.
 
-        `on_waiting` is called once if no message is there at once.
+        `on_waiting` is called once if no message is there at once. Of more than `spares` containers that
+        wait, those too many get None sooner: after a burst they would take the labs' place on the nodes.
+        0: all wait.
         """
         claimed: list[Delivery] = []
         tag = self._channel.basic_consume(
@@ -98,12 +103,21 @@ class Consumer:
         self._connection.process_data_events(time_limit=_FIRST_LOOK_S)
         if not claimed:
             on_waiting()
+        look_at = time.monotonic() + random.uniform(*_SURPLUS_LOOK_S)
         while not claimed and not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
             self._connection.process_data_events(time_limit=min(_TICK_S, left_s))
+            if spares and not claimed and time.monotonic() >= look_at:
+                if self._waiting() > spares:
+                    break
+                look_at = time.monotonic() + random.uniform(*_SURPLUS_LOOK_S)
         # Cancelled before the ack, or the broker would push a second message after it.
         # pika returns to the queue what arrives while the cancel is under way.
         self._channel.basic_cancel(tag)
         return claimed[0] if claimed else None
+
+    def _waiting(self) -> int:
+        # A container cancels its consumer before it works.
+        return int(self._channel.queue_declare(self._queue, passive=True).method.consumer_count)
 
     def serve_until(self, done: threading.Event, stop: threading.Event) -> None:
         """Answer heartbeats until the work is done or a stop is asked for.

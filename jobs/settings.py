@@ -128,6 +128,8 @@ class JobSettings:
     pod_name: str | None
     job_name: str | None
     log_level: str
+    #: Containers that may wait for a message for all of `claim_wait_s`; 0: any number.
+    spares: int = 0
     results: ResultSettings | None = None
     webhook: WebhookSettings | None = None
 
@@ -153,6 +155,7 @@ class JobSettings:
             pod_name=env.find("POD_NAME"),
             job_name=env.find("JOB_NAME"),
             log_level=level,
+            spares=env.count("SPARES", 0, minimum=0, maximum=10_000),
             results=ResultSettings.from_environment(env),
             webhook=WebhookSettings.from_environment(env),
         )

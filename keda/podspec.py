@@ -117,6 +117,7 @@ def _make_env(profile: Profile, env: Mapping[str, str]) -> list[dict[str, Any]]:
     values = {
         "AUTOLABS_QUEUE": profile.queue,
         "CLAIM_WAIT_S": str(profile.claim_wait_s),
+        "SPARES": str(profile.spares),
         "READY_PORT": str(READY_PORT),
         **env,
     }

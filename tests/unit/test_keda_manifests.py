@@ -162,7 +162,7 @@ def test_the_container_has_what_the_contract_gives_it(
     scaled_job: dict[str, Any], container: dict[str, Any]
 ) -> None:
     # Not those for which the code has a default.
-    assert env_of(scaled_job).keys() == {"AUTOLABS_QUEUE", "CLAIM_WAIT_S", "READY_PORT"}
+    assert env_of(scaled_job).keys() == {"AUTOLABS_QUEUE", "CLAIM_WAIT_S", "SPARES", "READY_PORT"}
     fields = {
         e["name"]: e["valueFrom"]["fieldRef"]["fieldPath"] for e in container["env"] if "valueFrom" in e
     }
