@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 
 from dispatcher.tasks import CreateLabPod
+from jobs import naming
 from jobs.context import TaskContext
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import LabGone
-from jobs.labs import Ending, lab_result
+from jobs.labs import Ending, Lab, lab_result
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.reachability import wait_answers
 from jobs.steps import mark, reached
@@ -34,9 +35,10 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
             evidence="the message may be ahead of the backend's commit",
         )
     if not lab.wants_start:
-        if lab.status != "RUNNING":
+        own_name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
+        if lab.status != "RUNNING" or lab.k8s_pod_name != own_name:
             # An attempt of ours may have died between making objects and finding this out.
-            context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
+            _take_down_but_running(context, payload.lab_instance_id, lab)
         result = lab_result(payload.lab_instance_id, lab)
         context.labs.record(context.record, Ending("noop", result=result))
         state = "stop requested" if lab.stop_requested else lab.status
@@ -48,7 +50,7 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
 def fail_create(
     context: TaskContext, error: JobError, *, outcome: str, when_failed: Callable[[], bool] = lambda: True
 ) -> None:
-    """Make the lab FAILED, then take its objects down, unless another container made it RUNNING.
+    """Make the lab FAILED, then take its objects down, but those with which another made it RUNNING.
 
     `when_failed` is called once this made the lab FAILED; False: its objects stay.
 
@@ -68,7 +70,7 @@ def fail_create(
 def cancel_create(context: TaskContext, lab_instance_id: int) -> None:
     """Make a lab that is not to be started STOPPED, then take down what an earlier attempt made.
 
-    Nothing is done to a lab that another container made RUNNING.
+    A lab that another container made RUNNING keeps what it consists of.
 
     Raises:
         JobError: the cancellation is not recorded, or the objects are still there.
@@ -78,11 +80,17 @@ def cancel_create(context: TaskContext, lab_instance_id: int) -> None:
 
 
 def _take_down_unless_running(context: TaskContext, lab_instance_id: int, *, surely: bool) -> None:
-    if not surely:
-        lab = context.labs.find(lab_instance_id)
-        if lab is None or lab.status == "RUNNING":
-            return
-    context.lab_objects.delete_lab(lab_instance_id, grace_s=0)
+    lab = None if surely else context.labs.find(lab_instance_id)
+    if surely or lab is not None:
+        _take_down_but_running(context, lab_instance_id, lab)
+
+
+def _take_down_but_running(context: TaskContext, lab_instance_id: int, lab: Lab | None) -> None:
+    """Take a lab's objects down, but those that it is RUNNING with: another create, of another image, won."""
+    if lab is None or lab.status != "RUNNING":
+        context.lab_objects.delete_lab(lab_instance_id, grace_s=0)
+    elif lab.k8s_pod_name is not None:
+        context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.k8s_pod_name)
 
 
 def _start(context: TaskContext, payload: CreateLabPod) -> None:
@@ -160,11 +168,8 @@ def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifest
         if context.labs.is_cancelled(context.record.task_id):
             raise Failure.CANCELLED.error(evidence="cancelled while it started")
         raise Failure.REMOVED_MEANWHILE.error(evidence=why)
-    if lab is None or lab.status != "RUNNING":
-        context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0)
-    elif lab.k8s_pod_name != _name(manifests):
-        # Another create of this lab won, with another image: its objects have another name.
-        context.lab_objects.delete_lab(payload.lab_instance_id, grace_s=0, name=_name(manifests))
+    if lab is None or lab.status != "RUNNING" or lab.k8s_pod_name != _name(manifests):
+        _take_down_but_running(context, payload.lab_instance_id, lab)
     result = lab_result(payload.lab_instance_id, lab) if lab else None
     context.labs.record(context.record, Ending("noop", result=result))
     logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})

@@ -109,10 +109,10 @@ class LabObjects:
         return self._get("Pod", name)
 
     def delete_lab(
-        self, lab_instance_id: int, *, grace_s: int | None = None, name: str | None = None
+        self, lab_instance_id: int, *, grace_s: int | None = None, keep: str | None = None
     ) -> list[Manifest]:
-        """Start the deletion of a lab's objects, or of those called `name`, and return them."""
-        found = [item for item in self.find(lab_instance_id) if name in (None, item["metadata"]["name"])]
+        """Start the deletion of a lab's objects, but of those called `keep`, and return them."""
+        found = [item for item in self.find(lab_instance_id) if item["metadata"]["name"] != keep]
         for item in found:
             self._delete(item, grace_s=grace_s if item["kind"] == "Pod" else None)
         return found

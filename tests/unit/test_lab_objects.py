@@ -272,7 +272,7 @@ def test_deleting_a_lab_takes_only_what_the_selector_finds(serve: Serve) -> None
     assert deletes[0].json()["gracePeriodSeconds"] == 0
 
 
-def test_deleting_by_name_spares_the_labs_other_objects(serve: Serve) -> None:
+def test_what_is_to_be_kept_is_spared(serve: Serve) -> None:
     ours, winners = make_object(), make_object(uid="u2", name="winner")
 
     def api(request: Request) -> Answer:
@@ -282,7 +282,7 @@ def test_deleting_by_name_spares_the_labs_other_objects(serve: Serve) -> None:
         return Answer(content={"metadata": {"resourceVersion": "1"}, "items": items})
 
     labs, server = serve(api)
-    found = labs.delete_lab(7, grace_s=0, name="lab")
+    found = labs.delete_lab(7, grace_s=0, keep="winner")
     assert [(item["kind"], item["metadata"]["name"]) for item in found] == [
         ("Pod", "lab"),
         ("Service", "lab"),
