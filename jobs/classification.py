@@ -30,17 +30,18 @@ _PULL_IS_HOPELESS = (
     *("not found", "manifest unknown", "does not exist", "no such host"),
     *("denied", "unauthorized", "forbidden", "signature validation failed"),
 )
+# Patterns are compiled where they are used: a lab that starts needs none of them.
 #: Images, tags, addresses and hosts, whose names may well contain such words.
-_NAMES = re.compile(r'"[^"]*"|\[[^]]*\]|\S*/\S*|\S*\.\S+')
+_NAMES = r'"[^"]*"|\[[^]]*\]|\S*/\S*|\S*\.\S+'
 #: How the kubelet says that it ended a Pod for the Pod's own use of disk (pkg/kubelet/eviction/helpers.go).
-_OWN_DISK = re.compile(
+_OWN_DISK = (
     r"Usage of EmptyDir volume|Pod ephemeral local storage usage exceeds|Container \S+ exceeded its local"
 )
 #: How the kubelet says that a template takes a variable from what is not there.
-_LACKS_OBJECT = re.compile(r'(configmap|secret) "[^"]*" not found|couldn\'t find key')
+_LACKS_OBJECT = r'(configmap|secret) "[^"]*" not found|couldn\'t find key'
 #: Admission (Pod Security, policies, limits) answers 403 too, and repeats what it objects to.
-_RBAC_SAYS_NO = re.compile(r'[^"]*("[^"]*" )?is forbidden: User "[^"]*" cannot \w+ (resource|path)')
-_QUOTA_SAYS_NO = re.compile(r'[^"]*("[^"]*" )?is forbidden: exceeded quota')
+_RBAC_SAYS_NO = r'[^"]*("[^"]*" )?is forbidden: User "[^"]*" cannot \w+ (resource|path)'
+_QUOTA_SAYS_NO = r'[^"]*("[^"]*" )?is forbidden: exceeded quota'
 #: What the scheduler writes about each node that lacks cpu, memory, storage or places for pods.
 _LACKS_ROOM = ("insufficient", "too many pods")
 
@@ -60,7 +61,7 @@ def pod_failure(pod: dict[str, Any], image: str) -> JobError | None:
     if status.get("phase") not in ("Failed", "Succeeded"):
         return None
     evidence = f"phase {status['phase']} {status.get('reason', '')} {status.get('message', '')}"
-    if _OWN_DISK.match(status.get("message", "")):
+    if re.match(_OWN_DISK, status.get("message", "")):
         return Failure.OUT_OF_DISK.error(image=image, evidence=evidence)
     if status.get("reason"):  # Evicted, OutOfcpu, NodeShutdown: the node's doing, not the program's
         return Failure.NODE_ENDED_IT.error(evidence=evidence)
@@ -83,7 +84,7 @@ def _container_failure(container: dict[str, Any], image: str) -> JobError | None
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     evidence = f"{reason}: {message}"
     if reason in ("ErrImagePull", "ImagePullBackOff"):
-        said = _NAMES.sub("", message).lower()
+        said = re.sub(_NAMES, "", message).lower()
         if any(words in said for words in _PULL_IS_HOPELESS):
             return Failure.IMAGE_NOT_LOADABLE.error(image=image, evidence=evidence)
         if reason == "ErrImagePull":
@@ -94,7 +95,7 @@ def _container_failure(container: dict[str, Any], image: str) -> JobError | None
     failure = FATAL_WAITING[reason]
     if failure is Failure.PROGRAM_ENDS:
         failure = _ended([container])
-    elif failure is Failure.CONTAINER_NOT_ALLOWED and _LACKS_OBJECT.search(message):
+    elif failure is Failure.CONTAINER_NOT_ALLOWED and re.search(_LACKS_OBJECT, message):
         failure = Failure.TEMPLATE_INVALID
     return failure.error(image=image, evidence=evidence)
 
@@ -129,10 +130,10 @@ def api_failure(error: ApiError | ApiUnavailable) -> JobError:
 def _api_failure(error: ApiError | ApiUnavailable) -> Failure:
     if isinstance(error, ApiUnavailable):
         return Failure.CLUSTER_AWAY
-    if error.status == 403 and _QUOTA_SAYS_NO.match(error.message):
+    if error.status == 403 and re.match(_QUOTA_SAYS_NO, error.message):
         return Failure.QUOTA_EXCEEDED
     if error.status == 409:
         return Failure.CHANGED_MEANWHILE
-    if error.status == 401 or (error.status == 403 and _RBAC_SAYS_NO.match(error.message)):
+    if error.status == 401 or (error.status == 403 and re.match(_RBAC_SAYS_NO, error.message)):
         return Failure.CLUSTER_REFUSES_ACCESS
     return Failure.CLUSTER_REFUSES_LAB
