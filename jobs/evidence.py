@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.bounded import TookTooLong, within
-from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
-from jobs.errors import JobError
+from jobs.bounded import within
+from jobs.cluster import ApiError, Cluster, Manifest
 from jobs.lab_event import COMPONENT
 from jobs.naming import belongs_to_lab, lab_selector
 from jobs.pod_facts import (
@@ -32,9 +31,6 @@ PATIENCE_S = 2.0
 _ANSWER_S = 1.0
 #: Bytes that are read at most.
 _POD_LIMIT, _EVENTS_LIMIT, _LOG_LIMIT = 1 << 22, 1 << 19, 1 << 16
-
-#: What an answer that is away, refused, cut off or not as it should be is met with.
-_TROUBLE = (ApiError, ApiUnavailable, JobError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ def collect(
     note = ""
     try:
         within(PATIENCE_S, look)
-    except (*_TROUBLE, TookTooLong) as exc:
+    except Exception as exc:  # no trouble here may become the task's
         note = f"not all could be read: {short(exc)}"
     if not lookers:
         return Sight({"note": note})
@@ -101,7 +97,7 @@ class _Look:
         try:
             if found := read():
                 self.seen[part] = found
-        except _TROUBLE as exc:
+        except Exception as exc:  # such as an answer that was cut off
             earlier = f"{self.seen['note']}; " if "note" in self.seen else ""
             self.seen["note"] = f"{earlier}no {part}: {short(exc)}"
 

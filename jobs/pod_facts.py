@@ -104,13 +104,14 @@ def most_telling_container(pod: Manifest) -> Manifest | None:
 
 def bounded(seen: Seen) -> Seen:
     """Return a copy that fits MAX_BYTES: without the oldest lines and events, and at last without more."""
+    least_telling_first = ("conditions", "containers", "note", "pod")
     seen = json.loads(json.dumps(seen))
     while _size(seen) > MAX_BYTES:
         parts = (seen.get("log", {}).get("lines", []), seen.get("events", []))
         if longest := max(parts, key=_size):
             del longest[0]
-        elif not seen.pop("conditions", None):
-            del seen["containers"][-1]
+        elif not any(seen.pop(part, None) for part in least_telling_first):
+            break
     return seen
 
 

@@ -236,6 +236,24 @@ def test_a_log_that_is_refused_is_a_note_beside_the_rest(
     assert seen["containers"][0]["exit_code"] == 3
 
 
+@pytest.mark.parametrize("answer", [b"[" * 200_000, b"{}" * 10, b"[1]", b'{"items": [{}, 5, null]}', b"\xff"])
+def test_events_that_are_not_what_they_should_be_are_a_note(
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    lab: int,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes,
+) -> None:
+    cluster.pod_status = CRASHED
+    monkeypatch.setattr(cluster, "_events", lambda *_: Answer(content=answer))
+    assert fail(connections, lab) is Verdict.SETTLED
+    seen = seen_of(database)
+    assert "no events" in seen.get("note", "") or [e["reason"] for e in seen["events"]] == [""]
+    assert seen["containers"][0]["exit_code"] == 3
+    assert database.lab(lab)["status"] == "FAILED"
+
+
 def test_an_api_server_that_hangs_costs_two_seconds(
     connections: Connections, cluster: FakeCluster, database: Database, lab: int
 ) -> None:
