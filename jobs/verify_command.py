@@ -90,7 +90,9 @@ def _verify(arguments: argparse.Namespace, started: float) -> Report:
         findings = find_differences(
             sources, grace_s=arguments.grace, settle_s=arguments.settle, progress=_Progress()
         )
-        report = Report(findings.differences, findings.inventory, time.monotonic() - started)
+        report = Report(
+            findings.differences, findings.inventory, time.monotonic() - started, grace_s=arguments.grace
+        )
         if arguments.no_queues:
             report.left_out.append("messages were not looked at (--no-queues)")
         elif sources.management_url is None:

@@ -94,6 +94,12 @@ def compare(inventory: Inventory, *, grace_s: float = GRACE_S) -> list[Differenc
     return sorted(found, key=lambda one: (one.lab is None, one.lab or 0, one.kind.value, one.object))
 
 
+def undecided(inventory: Inventory, *, grace_s: float = GRACE_S) -> int:
+    """Return how many PENDING labs have nothing that will start them, unless it waits on the delay ladder."""
+    pending = _Comparison(inventory, timedelta(seconds=grace_s)).lost_labs(stopping=False)
+    return len(pending) if inventory.queues and len(pending) <= inventory.queues.unknown_delays else 0
+
+
 class _Comparison:
     def __init__(self, inventory: Inventory, grace: timedelta) -> None:
         self._all = inventory
@@ -167,11 +173,9 @@ class _Comparison:
     def waiting_labs(self) -> Iterator[Difference]:
         if self._all.queues is None or self._all.queues.gaps:
             return
-        lost = [row for row in self._all.unattended() if self._is_lost(row)]
-        pending = [row for row in lost if not row.stopping]
-        # The content of the delay ladder is not looked at: a task may wait there for its eta.
-        perhaps = max(0, self._all.queues.delayed - self._all.known_delays)
-        for row in lost:
+        pending = self.lost_labs(stopping=False)
+        perhaps = self._all.queues.unknown_delays
+        for row in [*self.lost_labs(stopping=True), *pending]:
             since = self._quiet_since(row)
             if row.stopping:
                 says = "its stop was asked for, and no message or run is there to do it"
@@ -188,6 +192,9 @@ class _Comparison:
                 yield Difference(
                     Kind.REQUEST_LOST, row.id, "row", says, "a create on its way", since, repair, row
                 )
+
+    def lost_labs(self, *, stopping: bool) -> list[LabRow]:
+        return [row for row in self._all.unattended() if row.stopping is stopping and self._is_lost(row)]
 
     def _is_lost(self, row: LabRow) -> bool:
         return self._old(self._quiet_since(row)) and not comes(row, self._all.going_on)

@@ -82,10 +82,17 @@ class QueueLook:
     #: Messages on the delay ladder and in the dead-letter queue, whose content nobody looked at.
     delayed: int = 0
     dead_letters: int = 0
+    #: Of `delayed`, at least those that the ledger says to wait for their next attempt.
+    known_delays: int = 0
     #: Queue -> messages that consumers hold, by the management API; None: it was not asked.
     unacked: dict[str, int] | None = None
     #: What could not be looked at, in plain words; nothing is proven lost then.
     gaps: list[str] = field(default_factory=list)
+
+    @property
+    def unknown_delays(self) -> int:
+        """Messages on the delay ladder that may be about any lab: of a task with an eta, for example."""
+        return max(0, self.delayed - self.known_delays)
 
 
 @dataclass(slots=True)
@@ -108,8 +115,6 @@ class Inventory:
     kept_until: dict[int, datetime] = field(default_factory=dict)
     #: Queue -> runs under way.
     under_way: dict[str, int] = field(default_factory=dict)
-    #: Tasks that the ledger knows to wait on the delay ladder.
-    known_delays: int = 0
 
     @property
     def live(self) -> Iterable[LabRow]:

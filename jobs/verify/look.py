@@ -19,6 +19,7 @@ from jobs.verify import management, objects, rows
 from jobs.verify.differences import GRACE_S, Difference, Kind, compare
 from jobs.verify.inventory import Inventory, QueueLook
 from jobs.verify.queues import BrokerAway, Queues
+from jobs.verify.turn import Busy, turn
 
 #: Seconds between the looks.
 SETTLE_S = 3.0
@@ -87,7 +88,11 @@ def take_inventory(
         inventory = Inventory(rows.database_now(sources.labs))
         if queues and sources.broker is not None:
             inventory.outbox = rows.outbox_tasks(sources.labs)
-            inventory.queues = _look_at_queues(sources.broker, sources.management_url, progress)
+            with turn(sources.labs):
+                inventory.queues = _look_at_queues(sources.labs, sources.broker, progress)
+            if sources.management_url is not None:
+                unacked = management.unacked(sources.management_url, sources.broker, topology.BINDINGS)
+                inventory.queues.unacked = unacked
         _look_at_objects(sources, inventory, progress)
         _read_rows(sources.labs, inventory, progress)
         if inventory.queues is not None:
@@ -98,17 +103,22 @@ def take_inventory(
         raise CouldNotLook(f"the cluster: {exc}") from exc
     except BrokerAway as exc:
         raise CouldNotLook(f"the broker: {exc}") from exc
+    except Busy as exc:
+        raise CouldNotLook(f"the queues: {exc}") from exc
     except management.ManagementAway as exc:
         raise CouldNotLook(f"the broker's management API: {exc}") from exc
     return inventory
 
 
-def _look_at_queues(broker: BrokerSettings, management_url: str | None, progress: Progress) -> QueueLook:
+def _look_at_queues(labs: LabStore, broker: BrokerSettings, progress: Progress) -> QueueLook:
     look = QueueLook()
     queues = Queues(broker)
     try:
-        # Before the queues: what leaves the ladder meanwhile is in them.
-        look.delayed = queues.count(LADDER)
+        # Before the queues, because what leaves the ladder meanwhile is in them; and the ledger before the
+        # ladder, because what it knows is still there a moment later.
+        if queues.count(LADDER):
+            look.known_delays = rows.known_delays(labs)
+            look.delayed = queues.count(LADDER)
         for queue in topology.BINDINGS:
             for message in queues.walk(queue, gap=look.gaps.append):
                 look.messages.append(message)
@@ -116,8 +126,6 @@ def _look_at_queues(broker: BrokerSettings, management_url: str | None, progress
         look.dead_letters = queues.count([topology.DEAD_LETTER_QUEUE])
     finally:
         queues.close()
-    if management_url is not None:
-        look.unacked = management.unacked(management_url, broker, topology.BINDINGS)
     return look
 
 
@@ -146,9 +154,5 @@ def _read_ledger(labs: LabStore, inventory: Inventory, grace_s: float) -> None:
     unattended = [row.id for row in inventory.unattended()]
     inventory.going_on = rows.going_on(labs, unattended, grace_s=grace_s)
     inventory.last_run_at = rows.last_runs(labs, unattended)
-    if inventory.queues is None:
-        return
-    if unattended and inventory.queues.delayed:
-        inventory.known_delays = rows.known_delays(labs)
-    if inventory.queues.unacked is not None:
+    if inventory.queues and inventory.queues.unacked is not None:
         inventory.under_way = rows.under_way(labs)

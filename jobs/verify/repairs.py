@@ -19,6 +19,7 @@ from jobs.verify.look import Sources
 from jobs.verify.objects import make_object
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.rows import some_rows
+from jobs.verify.turn import Busy, turn
 
 #: How the ledger calls it.
 TASK_NAME = "autolabs.verify"
@@ -192,9 +193,10 @@ class Repairs:
             return True
 
         try:
-            for _ in queues.walk(queue, gap=lambda _gap: None, discard=discard):
-                pass
-        except (BrokerAway, JobError) as exc:
+            with turn(self._sources.labs):
+                for _ in queues.walk(queue, gap=lambda _gap: None, discard=discard):
+                    pass
+        except (BrokerAway, Busy, JobError) as exc:
             yield from (
                 (one, *ended.get(one.message, (False, f"not repaired: {exc}"))) for one in differences
             )

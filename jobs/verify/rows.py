@@ -51,10 +51,12 @@ _UNDER_WAY = (
     "SELECT queue, count(*) FROM task_ledger WHERE outcome = 'started'"  # noqa: S608
     f" AND claimed_at > now() - make_interval(secs => {RUN_LIMIT_S}) GROUP BY queue"
 )
-_KNOWN_DELAYS = (
-    "SELECT count(DISTINCT task_id) FROM task_ledger WHERE outcome = 'retried'"  # noqa: S608
-    f" AND finished_at + {_DELAY} > now() + make_interval(secs => {SURE_S})"
-)
+_KNOWN_DELAYS = f"""
+SELECT count(DISTINCT task_id) FROM task_ledger
+WHERE finished_at + CASE WHEN outcome = 'retried' THEN {_DELAY}
+  ELSE make_interval(secs => CAST(details ->> 'objects_kept_s' AS float)) END
+ > now() + make_interval(secs => {SURE_S})
+"""  # noqa: S608
 
 
 def database_now(labs: LabStore) -> datetime:
@@ -153,7 +155,7 @@ def under_way(labs: LabStore) -> dict[str, int]:
 
 
 def known_delays(labs: LabStore) -> int:
-    """Return how many tasks surely wait on the delay ladder for their next attempt."""
+    """Return how many tasks surely wait on the delay ladder: to be tried again, or to take objects down."""
 
     def ask(cursor: Cursor) -> int:
         cursor.execute(_KNOWN_DELAYS)

@@ -16,7 +16,7 @@ from dispatcher import Dispatcher, topology
 from tests.support.container import ROOT
 from tests.support.own_platform import OwnPlatform
 from tests.support.verifying import age
-from tests.support.waiting import eventually, eventually_equal
+from tests.support.waiting import eventually
 
 #: What is a second old counts, so that nothing has to be waited for.
 GRACE = ("--grace", "1", "--settle", "1")
@@ -86,7 +86,7 @@ class Own:
 
     def gone(self, lab: int) -> None:
         """Wait until nothing of a lab is in the cluster."""
-        eventually_equal(lambda: self.platform.namespace.names_of(lab), [], 60)
+        eventually(lambda: not self.platform.namespace.names_of(lab), 60, what=f"objects of lab {lab} gone")
 
     def repaired(self, *expected: tuple[int | None, str, str]) -> dict[str, Any]:
         """Let one look find these, another repair them, a third find nothing; return the second's report."""

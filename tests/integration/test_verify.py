@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
-import jobs.cluster
-import jobs.verify.access
 import jobs.verify.look
 import jobs.verify.objects
 import jobs.verify.rows
 from dispatcher import topology
 from dispatcher.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
+from jobs.cluster import Cluster
+from jobs.cluster_access import ClusterAccess
+from jobs.labs import LabStore
 from jobs.naming import lab_labels
+from jobs.verify.look import Sources, take_inventory
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
@@ -56,7 +59,7 @@ def test_a_platform_in_order_is_clean(
     assert found.report["checked"] == {"rows": 6, "objects": 12, "messages": 4}
     assert found.report["information"] == [
         "what consumers hold was not counted: RABBITMQ_API_URL is not set",
-        "1 message in the queues are about no lab",
+        "in the queues, about no lab: 1 message",
     ]
     assert broker.depth(topology.QUEUE_HIGH) == 2
     code, text, _ = verify.text()
@@ -303,5 +306,26 @@ def test_a_task_for_later_is_not_lost(verify: Verify, database: Database, publis
     publisher.publish_task(make_task(kwargs=create_kwargs(lab_instance_id=lab), eta=eta))
     found = verify(*quick("--repair"))
     assert (found.code, found.report["waiting"]["delayed"]) == (0, 1)
-    assert "1 message wait on the delay ladder, not looked into" in found.report["information"]
+    assert found.report["information"][-2:] == [
+        "on the delay ladder: 1 message, not looked into",
+        "only from there can 1 PENDING lab be started, if at all",
+    ]
     assert database.lab(lab)["status"] == "PENDING"
+
+
+def test_two_looks_at_once_miss_no_message(
+    database: Database, broker: Broker, publisher: Publisher, api_server: ScriptedServer
+) -> None:
+    tasks = [make_task(kwargs=create_kwargs(lab_instance_id=database.add_lab())) for _ in range(200)]
+    assert publisher.publish_tasks(tasks) == [None] * len(tasks)
+
+    def look(number: int) -> int:
+        labs = LabStore(database.url, application_name=f"test-verify-{number}")
+        cluster = Cluster(ClusterAccess(api_server.url, ca_pem=""))
+        seen = take_inventory(Sources(labs, cluster, "labs", broker.settings), queues=True, progress=print)
+        labs.close()
+        return len(seen.queues.messages) if seen.queues else 0
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(look, range(3))) == [200, 200, 200]
+    assert broker.depth(topology.QUEUE_NORMAL) == 200

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.labs import LabStore
+from jobs.verify.turn import turn
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
 from tests.support.postgres import Database
@@ -44,6 +46,19 @@ def test_a_cluster_that_is_away_is_named(verify: Verify, api_server: ScriptedSer
     code, _, errors = verify.text(*quick())
     assert code == 3
     assert "could not look at the cluster: GET " in errors
+
+
+def test_somebody_else_who_looks_is_waited_for(
+    verify: Verify, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = LabStore(database.url, application_name="test-other")
+    with turn(other):
+        monkeypatch.setattr("jobs.verify.turn.PATIENCE_S", 0.6)
+        code, _, errors = verify.text(*quick())
+        assert code == 3
+        assert "could not look at the queues: somebody else has looked at them" in errors
+    assert verify(*quick()).code == 0
+    other.close()
 
 
 def test_wrong_settings_and_options_are_named(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:

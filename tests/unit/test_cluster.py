@@ -183,3 +183,37 @@ def test_an_object_that_is_there_is_not_created_again(serve: Serve) -> None:
     cluster, server = serve(scripted(Answer(201, POD), conflict))
     assert [cluster.create("/pods", POD, timeout_s=5) for _ in range(2)] == [True, False]
     assert [(request.method, request.json()) for request in server.requests] == [("POST", POD)] * 2
+
+
+def page(*names: str, after: str = "") -> Answer:
+    items = [{"metadata": {"name": name}} for name in names]
+    return Answer(content={"metadata": {"continue": after} if after else {}, "items": items})
+
+
+GONE = Answer(410, status_object(410, "Expired", "The provided continue parameter is too old"))
+
+
+def names_of(pages: Iterator[list[Any]]) -> list[list[str]]:
+    return [[item["metadata"]["name"] for item in items] for items in pages]
+
+
+def test_a_long_list_comes_in_pages(serve: Serve) -> None:
+    cluster, server = serve(scripted(page("a", "b", after="x/1"), page("c")))
+    assert names_of(cluster.list_pages("/pods", limit=2, labelSelector="k=v")) == [["a", "b"], ["c"]]
+    assert [request.path for request in server.requests] == [
+        "/pods?limit=2&labelSelector=k%3Dv",
+        "/pods?limit=2&continue=x%2F1&labelSelector=k%3Dv",
+    ]
+
+
+def test_a_list_that_took_too_long_begins_anew(serve: Serve) -> None:
+    cluster, _ = serve(scripted(page("a", after="x"), GONE, page("a", after="y"), page("b")))
+    assert names_of(cluster.list_pages("/pods", limit=1)) == [["a"], ["a"], ["b"]]
+
+
+def test_a_list_that_always_takes_too_long_ends(serve: Serve) -> None:
+    answers = [answer for _ in range(9) for answer in (page("a", after="x"), GONE)]
+    cluster, server = serve(scripted(*answers))
+    with pytest.raises(ApiError, match="410 Expired"):
+        list(cluster.list_pages("/pods", limit=1))
+    assert len(server.requests) == 8

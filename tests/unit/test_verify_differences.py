@@ -220,7 +220,7 @@ WRONG: dict[str, tuple[list[LabRow], dict[str, Any], tuple[Kind, str, Repair | N
     ),
     "a lost request beside known delays": (
         [row("PENDING")],
-        {"look": {"delayed": 3}, "known_delays": 3},
+        {"look": {"delayed": 3, "known_delays": 3}},
         (Kind.REQUEST_LOST, "row", Repair.FAIL_PENDING),
     ),
     "a lost stop": (

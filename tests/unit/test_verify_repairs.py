@@ -1,0 +1,111 @@
+"""How much is repaired at once, what is printed, and what constants elsewhere are relied on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from jobs import failed_task
+from jobs.verify import rows
+from jobs.verify.differences import Difference, Kind, Repair, compare
+from jobs.verify.inventory import Inventory, LabRow, QueueLook
+from jobs.verify.objects import make_object
+from jobs.verify.repairs import refusal
+from jobs.verify.report import Report
+from keda.profiles import PROFILES
+from tests.unit.test_verify_differences import NOW, ago, item, row
+
+
+def differences(count: int, **changes: Any) -> list[Difference]:
+    given = {"kind": Kind.REQUEST_LOST, "seen": "lost", "expected": "", "since": None, **changes}
+    given = {"object": "row", "repair": Repair.FAIL_PENDING, **given}
+    return [Difference(lab=lab, **given) for lab in range(1, count + 1)]
+
+
+def platform(live: int, **changes: Any) -> Inventory:
+    labs: list[LabRow] = [row("PENDING", lab) for lab in range(1, live + 1)]
+    return Inventory(NOW, {one.id: one for one in labs}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("affected", "live", "refused"),
+    [(10, 10, False), (11, 11, True), (11, 50, True), (20, 100, False), (21, 100, True), (1, 1, False)],
+)
+def test_a_fifth_of_the_labs_or_ten_are_repaired_at_once(affected: int, live: int, refused: bool) -> None:
+    assert bool(refusal(differences(affected), platform(live))) is refused
+
+
+def test_what_nobody_would_repair_is_not_counted() -> None:
+    assert refusal(differences(50, repair=None), platform(50)) is None
+
+
+def test_several_objects_of_one_lab_are_one_lab() -> None:
+    (one,) = differences(1)
+    assert refusal([one] * 50, platform(50)) is None
+
+
+@pytest.mark.parametrize(("running", "gone", "refused"), [(3, 3, True), (2, 2, False), (4, 3, False)])
+def test_labs_that_are_all_gone_are_in_another_cluster(running: int, gone: int, refused: bool) -> None:
+    labs = [row("RUNNING", lab) for lab in range(1, running + 1)]
+    inventory = Inventory(NOW, {one.id: one for one in labs})
+    found = differences(gone, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
+    assert bool(refusal(found, inventory)) is refused
+
+
+@pytest.mark.parametrize(("known", "refused"), [(0, True), (1, False)])
+def test_objects_that_are_all_unknown_are_in_another_database(known: int, refused: bool) -> None:
+    labs = [row("STOPPED", lab) for lab in range(1, known + 1)]
+    objects = [item(lab=lab) for lab in (1, 2, 3)]
+    inventory = Inventory(NOW, {one.id: one for one in labs}, objects)
+    assert bool(refusal(compare(inventory), inventory)) is refused
+
+
+def test_no_run_of_a_job_lasts_longer_than_one_is_believed_to_be_under_way() -> None:
+    assert max(profile.active_deadline_s for profile in PROFILES) <= rows.RUN_LIMIT_S
+    assert rows.UNNAMED_DELAY_S >= failed_task.COME_BACK_S
+
+
+@pytest.mark.parametrize("label", [None, "", "0", "007", "-1", "1.5", "x", "٣", "9" * 19])
+def test_a_label_that_we_never_write_names_no_lab(label: str | None) -> None:
+    labels = {} if label is None else {"lab_instance_id": label}
+    metadata = {"name": "x", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": labels}
+    assert make_object("Service", {"metadata": metadata}).lab is None
+
+
+def report(*found: Difference, **others: Any) -> Report:
+    return Report(found, platform(2, queues=QueueLook(dead_letters=1)), 1.0, **others)
+
+
+def test_a_table_says_what_a_repair_would_do_or_did() -> None:
+    first, second = differences(2, since=ago(7300))
+    lines = report(first, second).as_text().splitlines()
+    assert lines == [
+        "LAB  WHAT DIFFERS  SINCE  --repair WOULD",
+        "1    row: lost     2 h    make the lab FAILED: its request was lost",
+        "2    row: lost     2 h    make the lab FAILED: its request was lost",
+        "note: in celery.dlq: 1 dead letter (autolabs dlq list)",
+        "checked 2 rows, 0 objects, 0 messages in 1.0 s: 2 differences",
+    ]
+    done = report(first, second, repaired={0: (True, "did it"), 1: (False, "could not")})
+    assert done.left == 1
+    assert done.as_text().splitlines()[1].endswith("did it")
+    assert done.as_text().endswith("2 differences, 1 of them left")
+
+
+def test_a_difference_that_nobody_repairs_is_left_to_a_person() -> None:
+    (one,) = differences(1, repair=None)
+    assert report(one).as_text().splitlines()[1].endswith("unknown  do nothing: a person has to look")
+
+
+def test_text_of_others_cannot_reach_the_terminal() -> None:
+    (one,) = differences(1, seen="\x1b[2Jgone")
+    assert "\x1b" not in report(one).as_text()
+    assert json.loads(report(one).as_json())["differences"][0]["is"] == "\x1b[2Jgone"
+
+
+def test_what_could_not_be_looked_at_is_not_clean() -> None:
+    gap = Report([], platform(0, queues=QueueLook(gaps=["something"])), 1.0)
+    assert json.loads(gap.as_json())["clean"] is False
+    assert "not all could be looked at: something" in gap.as_text()
