@@ -236,6 +236,7 @@ class Notification(Base):
     #: When the webhook took it, or was found not to be set.
     webhook_at: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(server_default=text("0"))
+    #: 9999-01-01: nobody is told any more.
     next_attempt_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     last_error: Mapped[str | None]
 
