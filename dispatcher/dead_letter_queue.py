@@ -119,7 +119,7 @@ class _Look:
         self._found = found
         self._look = look
         self._last_at = time.monotonic()
-        self._shown = 0
+        self._seen = 0
         #: Of each consumer: the last delivery tag that is held, and how many are.
         self._held: list[tuple[int, int]] = []
         self._failure: BaseException | None = None
@@ -128,14 +128,14 @@ class _Look:
         """Show every message, then give back what was not taken; return how many were shown."""
         self._channel.basic_qos(prefetch_count=MAX_IN_FLIGHT)
         try:
-            while self._shown < self._found and self._is_moving():
+            while self._failure is None and self._seen < self._found and self._is_moving():
                 self._consume()
         finally:
             if self._channel.is_open:
                 self._give_back()
         if self._failure is not None:
             raise self._failure
-        return self._shown
+        return min(self._seen, self._found)
 
     def _is_moving(self) -> bool:
         return time.monotonic() < self._last_at + IDLE_TIMEOUT_S
@@ -145,7 +145,8 @@ class _Look:
         self._held.append((0, 0))
         tag = self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)
         try:
-            while self._held[-1][1] < MAX_IN_FLIGHT and self._shown < self._found and self._is_moving():
+            # After a failure too: what pika has and did not hand over yet it returns out of order.
+            while self._held[-1][1] < MAX_IN_FLIGHT and self._seen < self._found and self._is_moving():
                 self._channel.connection.process_data_events(time_limit=1)
         finally:
             if self._channel.is_open:
@@ -156,17 +157,16 @@ class _Look:
     ) -> None:
         before = self._held[-1]
         self._held[-1] = (method.delivery_tag, before[1] + 1)
-        if self._shown >= self._found:  # it came after the beginning, and is only returned
+        self._last_at = time.monotonic()
+        self._seen += 1
+        if self._failure is not None or self._seen > self._found:  # only to be returned
             return
-        self._shown += 1
         try:
             if self._look(Found(read_letter(body, sent, method.routing_key), body, sent)):
                 self._channel.basic_ack(method.delivery_tag)
                 self._held[-1] = before
         except BaseException as exc:
-            # Raised by `run`: through here it would make pika return what is behind this message first.
-            self._failure = exc
-            self._found = self._shown
+            self._failure = exc  # raised by `run`, once everything is returned
         self._last_at = time.monotonic()
 
     def _give_back(self) -> None:
