@@ -1,0 +1,442 @@
+"""Labs, containers and a cluster in this process, whose every move a history decides.
+
+The handlers are the real ones, on a real PostgreSQL; broker and cluster are simulated. Each container is a
+coroutine that pauses before each request, each transaction and at each of its steps, so that any two
+containers can meet anywhere, and each can die there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import psycopg2
+from greenlet import getcurrent, greenlet
+
+from dispatcher import topology
+from dispatcher.message import TaskMessage
+from dispatcher.results import ResultStore
+from dispatcher.settings import BrokerSettings
+from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
+from jobs.cluster import Manifest
+from jobs.consumer import Delivery, Verdict
+from jobs.context import Connections
+from jobs.failures import Failure
+from jobs.lab_objects import LabObjects
+from jobs.labs import LabStore
+from jobs.naming import lab_labels, lab_object_name
+from jobs.objectstore import StoredObject
+from jobs.settings import JobSettings, RetrySettings
+from jobs.worker import run_task
+from tests.support.factories import create_kwargs, make_task, store_settings
+from tests.support.simulated_broker import Message, SimulatedBroker
+from tests.support.simulated_cluster import PODS, Clock, SimulatedCluster, is_live, is_ready
+
+T = TypeVar("T")
+
+#: Containers at the same time.
+SLOTS = 3
+#: A lab of somebody else, which nothing may touch.
+FOREIGN = 2**40
+GOOD = "registry.gitlab.com/autolabs/labs/demo:1.0.0"
+#: Another name of the objects; the same names under another hash; an image that does not exist.
+OTHER = "registry.gitlab.com/autolabs/labs/other:1.0.0"
+NEWER = "registry.gitlab.com/autolabs/labs/demo:2.0.0"
+BROKEN = "registry.gitlab.com/autolabs/labs/demo:broken"
+
+_FORWARD = {
+    "PENDING": {"RUNNING", "FAILED", "STOPPED"},
+    "RUNNING": {"STOPPED"},
+    "FAILED": {"STOPPED"},
+    "STOPPED": set[str](),
+}
+
+
+class Violation(AssertionError):
+    """Raised when an invariant does not hold."""
+
+
+class Killed(BaseException):
+    """What a container dies of; nothing in it may catch this."""
+
+
+class Store:
+    """The object store, read without a request."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+
+    def read(self, key: str) -> StoredObject:
+        return StoredObject(self.objects[key], "1")
+
+
+class PausingLabStore(LabStore):
+    """The real store; each round trip is a point at which a history may go on elsewhere."""
+
+    world: World | None = None
+
+    def transaction(self, work: Callable[[Any], T]) -> T:
+        done = super().transaction(work)
+        if self.world is not None:
+            self.world.changed = True
+        return done
+
+    def _on_connection(self, work: Callable[[Any], Any]) -> Any:
+        if self.world is None:
+            return super()._on_connection(work)
+        self.world.pause("database")
+        fault, self.world.database_fault = self.world.database_fault, ""
+        if fault == "away":
+            raise Failure.DATABASE_AWAY.error(evidence="no answer")
+        done = super()._on_connection(work)
+        if fault == "answer lost":  # which jobs.retry repeats
+            done = super()._on_connection(work)
+        return done
+
+
+@dataclass
+class Bench:
+    """What all histories share: one database with its connections, and the object store."""
+
+    database_url: str
+    templates: dict[str, bytes]
+    looking: Any = field(init=False)
+    results: ResultStore = field(init=False)
+    stores: list[PausingLabStore] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.looking = psycopg2.connect(self.database_url)
+        self.looking.autocommit = True
+        self.results = ResultStore(self.database_url)
+        self.stores = [PausingLabStore(self.database_url, application_name="histories") for _ in range(SLOTS)]
+
+    def close(self) -> None:
+        self.results.close()
+        self.looking.close()
+        for store in self.stores:
+            store.close()
+
+    def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self.looking.cursor() as cursor:
+            cursor.execute(statement, values)
+            return list(cursor.fetchall()) if cursor.description else []
+
+
+@dataclass
+class LabView:
+    """What a history remembers of a lab."""
+
+    status: str = "PENDING"
+    stop_requested: bool = False
+    pod_name: str | None = None
+    images: set[str] = field(default_factory=set)
+    #: Somebody took its Pod away, or a create under the same names replaced it: what was Ready may be gone.
+    meddled: bool = False
+
+
+class Actor:
+    """One container with its message."""
+
+    def __init__(self, world: World, slot: int, message: Message) -> None:
+        self.message, self.slot = message, slot
+        self.task = _task_of(message)
+        self.lab = int(self.task.kwargs.get("lab_instance_id", 0)) if self.task else 0
+        self.name = self.task.name.rpartition(".")[2] if self.task else "poison"
+        #: The steps that it reached, and where it waits.
+        self.steps: list[str] = []
+        self.at = ""
+        #: Its message was given to another meanwhile; what it settles counts no more.
+        self.lost_channel = False
+        self.done = False
+        self._world = world
+        self._greenlet = greenlet(self._run)
+
+    def resume(self) -> None:
+        self._greenlet.switch()
+
+    def kill(self) -> None:
+        self._greenlet.throw(Killed)
+
+    @property
+    def is_current(self) -> bool:
+        return getcurrent() is self._greenlet
+
+    def _run(self) -> None:
+        world, message = self._world, self.message
+        delivery = Delivery(
+            message.body, message.properties, message.routing_key, message.redelivered, self.slot
+        )
+        try:
+            verdict = run_task(world.connections(self.slot), delivery, {})
+            world.pause("settling")
+            if self.lost_channel:
+                return
+            if verdict is Verdict.GIVE_BACK:
+                world.broker.return_message(message)
+                return
+            world.check_settled(self)
+        except Killed:
+            if not self.lost_channel:
+                world.broker.return_message(message)
+        finally:
+            self.done = True
+            world.ended(self)
+
+    def __str__(self) -> str:
+        return f"{self.name} of lab {self.lab} in {self.slot}, at {self.at}"
+
+
+def _task_of(message: Message) -> TaskMessage | None:
+    return message.task() if "task" in (message.properties.headers or {}) else None
+
+
+class World:
+    """One history: its labs, queues, cluster and containers, and the invariants on all of them."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.clock = Clock()
+        self.cluster = SimulatedCluster(self.pause, self.clock, self._on_delete)
+        self.broker = SimulatedBroker()
+        self.labs: dict[int, LabView] = {}
+        self.actors: list[Actor] = []
+        self.store = Store(dict(bench.templates))
+        #: "away" or "answer lost", for the next transaction.
+        self.database_fault = ""
+        #: How often each kind of race or trouble occurred, and how many operations there were.
+        self.seen: Counter[str] = Counter()
+        self._ends: dict[str, str] = {}
+        #: What happened, for the report of a violation.
+        self.played: list[str] = []
+        #: The database changed since the last look.
+        self.changed = True
+        self._scheduler = getcurrent()
+        self._foreign = self._add_foreign()
+        for slot in bench.stores:
+            slot.world = self
+
+    # Containers.
+
+    def pause(self, where: str) -> None:
+        """Let the history go on elsewhere; called in a container's code."""
+        if actor := self._current():
+            actor.at = where
+            self._scheduler.switch()
+
+    def reached(self, step: str) -> None:
+        if actor := self._current():
+            actor.steps.append(step)
+            self.played.append(f"    {actor.name} {actor.slot} reached {step}")
+            self.pause(step)
+
+    def _on_delete(self, pod: Manifest) -> None:
+        actor = self._current()
+        if actor and "rendered" in actor.steps and "applied" not in actor.steps and is_live(pod):
+            self.seen["a create replaces the Pod of another"] += 1
+            self.labs[actor.lab].meddled = True
+
+    def _current(self) -> Actor | None:
+        return next((actor for actor in self.actors if actor.is_current), None)
+
+    def connections(self, slot: int) -> Connections:
+        settings = JobSettings(
+            broker=BrokerSettings("amqp://nowhere"),
+            database_url=self.bench.database_url,
+            store=store_settings(),
+            retry=RetrySettings(max_retries=1, jitter=False),
+            queue=topology.QUEUE_NORMAL,
+            claim_wait_s=1,
+            ready_port=1,
+            namespace="labs",
+            kubeconfig_object="",
+            pod_name=f"pod-{slot}",
+            job_name="job",
+            log_level="INFO",
+        )
+        opened = Connections(settings)
+        given = {
+            "labs": self.bench.stores[slot],
+            "store": self.store,
+            "cluster": self.cluster,
+            "lab_objects": LabObjects(self.cluster, "labs"),  # type: ignore[arg-type]  # the same interface
+            "publisher": self.broker,
+        }
+        vars(opened).update(given)
+        return opened
+
+    def deliver(self, message: Message) -> Actor:
+        """Start a container with a waiting message."""
+        self.broker.ready.remove(message)
+        free = {*range(SLOTS)} - {actor.slot for actor in self.actors}
+        actor = Actor(self, min(free), message)
+        self._note_meeting(actor)
+        self.actors.append(actor)
+        self.resume(actor)
+        return actor
+
+    def _note_meeting(self, actor: Actor) -> None:
+        if actor.message.redelivered:
+            self.seen["a message is delivered again"] += 1
+        if "x-last-death-reason" in (actor.message.properties.headers or {}):
+            self.seen["a container fails what the broker gave up"] += 1
+        if actor.lab not in self.labs:
+            return
+        view = self.labs[actor.lab]
+        others = {other.name for other in self.actors if other.lab == actor.lab}
+        for other in others:
+            self.seen[f"{actor.name} while {other}"] += 1
+        if actor.name == "create_lab_pod" and (view.stop_requested or view.status in ("STOPPED", "FAILED")):
+            self.seen["create after the lab's end"] += 1
+
+    def resume(self, actor: Actor) -> None:
+        actor.resume()
+        self.check()
+
+    def kill(self, actor: Actor) -> None:
+        committed = {"running", "stopped"} & {*actor.steps} or actor.at == "settling"
+        self.seen["killed after the commit" if committed else "killed before the commit"] += 1
+        actor.kill()
+        self.check()
+
+    def lose_channel(self, actor: Actor) -> None:
+        """Give its message to another, while the container goes on."""
+        self.seen["a container without its message goes on"] += 1
+        actor.lost_channel = True
+        self.broker.return_message(actor.message)
+
+    def ended(self, actor: Actor) -> None:
+        self.actors.remove(actor)
+        self.played.append(f"    {actor.name} {actor.slot} ended")
+        if "committing" in actor.steps and not {"running", "stopped"} & {*actor.steps}:
+            self.seen[f"{actor.name} loses at its commit"] += 1
+
+    # Requests of a backend.
+
+    def add_lab(self, image: str) -> int:
+        ((lab,),) = self.bench.rows(
+            "INSERT INTO lab_instances (lab_id, student_id) VALUES (1, 2) RETURNING id"
+        )
+        self.labs[lab] = LabView()
+        self.create(lab, image)
+        return int(lab)
+
+    def create(self, lab: int, image: str) -> None:
+        self.labs[lab].images.add(image)
+        kwargs = create_kwargs(lab_instance_id=lab, docker_image=image)
+        self.broker.request(make_task(name=CREATE_LAB_POD, kwargs=kwargs))
+
+    def delete(self, lab: int) -> None:
+        self.broker.request(make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}))
+
+    def clean_up(self) -> None:
+        self.broker.request(make_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}))
+
+    def cancel(self, message: Message) -> None:
+        if task := _task_of(message):
+            self.bench.results.cancel(task.id)
+
+    # Invariants.
+
+    def check(self) -> None:
+        """Check what must hold at every moment."""
+        if self.changed:
+            self.changed = False
+            self._check_labs()
+        for lab, view in self.labs.items():
+            names = [item["metadata"]["name"] for item in self.cluster.of_lab(lab) if item["kind"] == "Pod"]
+            if {*names} - {lab_object_name(lab, image) for image in view.images}:
+                raise Violation(f"lab {lab} has {names}")
+        if self._foreign_objects() != self._foreign:
+            raise Violation("objects of another lab were touched")
+
+    def _check_labs(self) -> None:
+        statement = "SELECT id, status, stop_requested_at IS NOT NULL, k8s_pod_name FROM lab_instances"
+        for lab, status, stop, pod_name in self.bench.rows(f"{statement} WHERE id = ANY(%s)", [*self.labs]):
+            self._check_lab(lab, self.labs[lab], LabView(status, stop, pod_name))
+
+    def _check_lab(self, lab: int, was: LabView, now: LabView) -> None:
+        if now.status != was.status and now.status not in _FORWARD[was.status]:
+            raise Violation(f"lab {lab} went from {was.status} to {now.status}")
+        if was.stop_requested and not now.stop_requested:
+            raise Violation(f"the stop of lab {lab} was forgotten")
+        if now.status == "RUNNING" != was.status:
+            if was.stop_requested:
+                raise Violation(f"lab {lab} became RUNNING after its stop was requested")
+            if not was.meddled and not self._is_whole(lab, now.pod_name):
+                raise Violation(f"lab {lab} became RUNNING with {self._objects(lab)}")
+        was.status, was.stop_requested, was.pod_name = now.status, now.stop_requested, now.pod_name
+
+    def _is_whole(self, lab: int, pod_name: str | None) -> bool:
+        of_pod = [item for item in self.cluster.of_lab(lab) if item["metadata"]["name"] == pod_name]
+        kinds = sorted(item["kind"] for item in of_pod)
+        ready = all(is_ready(item) for item in of_pod if item["kind"] == "Pod")
+        return kinds == ["NetworkPolicy", "Pod", "Service"] and ready
+
+    def _objects(self, lab: int) -> list[str]:
+        return [
+            f"{item['kind']}/{item['metadata']['name']} {item.get('status', '')}"
+            for item in self.cluster.of_lab(lab)
+        ]
+
+    def check_settled(self, actor: Actor) -> None:
+        """Check that a message goes only when what became of it is written somewhere."""
+        if actor.task is None:
+            if actor.message.body not in [dead.body for dead in self.broker.dead]:
+                raise Violation("what is no task was acknowledged, but is not in the dead-letter queue")
+            return
+        statement = "SELECT run_id, outcome FROM task_ledger WHERE task_id = %s AND finished_at IS NOT NULL"
+        ends = dict(self.bench.rows(statement, actor.task.id))
+        self._check_ends(ends)
+        kept = [*self.broker.dead, *self.broker.delayed, *self.broker.ready]
+        if not ends and actor.task.id not in [task.id for one in kept if (task := _task_of(one))]:
+            raise Violation(f"task {actor} was acknowledged without a trace")
+
+    def check_end(self) -> None:
+        """Check what must hold once nothing is on its way any more."""
+        self.changed = True
+        self.check()
+        for lab, view in self.labs.items():
+            pods = [item for item in self.cluster.of_lab(lab) if item["kind"] == "Pod" and is_live(item)]
+            if len(pods) > 1:
+                raise Violation(f"lab {lab} has {len(pods)} Pods")
+            if view.status == "PENDING":
+                raise Violation(f"lab {lab} is still PENDING, stop requested: {view.stop_requested}")
+            if view.stop_requested and view.status not in ("STOPPED", "FAILED"):
+                raise Violation(f"lab {lab} is {view.status}, though its stop was requested")
+            if view.status != "RUNNING" and self.cluster.of_lab(lab):
+                raise Violation(f"lab {lab} is {view.status} with {self._objects(lab)}")
+            of_others = len(self.cluster.of_lab(lab)) != 3
+            if (
+                view.status == "RUNNING"
+                and not view.meddled
+                and (of_others or not self._is_whole(lab, view.pod_name))
+            ):
+                raise Violation(f"lab {lab} is RUNNING with {self._objects(lab)}")
+        statement = "SELECT run_id, outcome FROM task_ledger WHERE lab_instance_id = ANY(%s)"
+        runs = dict(self.bench.rows(statement, [*self.labs]))
+        self._check_ends(runs)
+        self.seen.update(f"ended: {outcome}" for outcome in runs.values())
+
+    def _check_ends(self, ends: dict[str, str]) -> None:
+        """Check that a run ends once: what its row said stays."""
+        changed = {run: was for run, was in self._ends.items() if run in ends and ends[run] != was}
+        if changed:
+            raise Violation(f"runs that ended otherwise before: {changed}")
+        self._ends |= ends
+
+    # A lab of somebody else.
+
+    def _add_foreign(self) -> list[Manifest]:
+        name = lab_object_name(FOREIGN, GOOD)
+        for kind, path in (("Pod", PODS), ("Service", PODS.replace("pods", "services"))):
+            metadata = {"name": name, "labels": lab_labels(FOREIGN, 1, 2)}
+            self.cluster.apply(
+                f"{path}/{name}", {"kind": kind, "metadata": metadata, "spec": {"containers": []}}
+            )
+        # Made by hand, with a lab's label but without ours.
+        return self._foreign_objects()
+
+    def _foreign_objects(self) -> list[Manifest]:
+        return self.cluster.of_lab(FOREIGN)
