@@ -106,8 +106,17 @@ def _waiting(pod: dict[str, Any]) -> Iterator[str]:
             yield f"{waiting.get('reason', '')}: {waiting.get('message', '')}"
 
 
-def not_ready(pod: dict[str, Any], image: str, waited_s: float) -> JobError:
-    """Return the error of a Pod that was not Ready in time, by what was seen last."""
+def all_run(pod: dict[str, Any]) -> bool:
+    """Tell whether all containers of a Pod run."""
+    found = pod.get("status", {}).get("containerStatuses", [])
+    return bool(found) and all("running" in container.get("state", {}) for container in found)
+
+
+def not_ready(pod: dict[str, Any], image: str, waited_s: float, *, began_late: bool = False) -> JobError:
+    """Return the error of a Pod that was not Ready in time, by what was seen last.
+
+    `began_late`: its program was not given the time to answer.
+    """
     conditions = {c["type"]: c for c in pod.get("status", {}).get("conditions", [])}
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
@@ -117,8 +126,9 @@ def not_ready(pod: dict[str, Any], image: str, waited_s: float) -> JobError:
         return failure.error(evidence=f"after {waited_s:.0f} s: {scheduled.get('reason')}: {said}")
     waiting = "; ".join(_waiting(pod))
     runs = any("running" in container.get("state", {}) for container in container_statuses(pod))
-    if waiting or not runs:
-        return Failure.SLOW_START.error(evidence=f"after {waited_s:.0f} s: {waiting or 'no container runs'}")
+    if waiting or not runs or began_late:
+        seen = waiting or ("began to run late" if runs else "no container runs")
+        return Failure.SLOW_START.error(evidence=f"after {waited_s:.0f} s: {seen}")
     return Failure.DOES_NOT_ANSWER.error(image=image, evidence=f"not Ready after {waited_s:.0f} s")
 
 

@@ -79,7 +79,8 @@ class LabObjects:
             LabGone: the Pod was deleted.
             JobError: it can never be Ready, or was not in time.
         """
-        newest, deadline = pod, time.monotonic() + timeout_s
+        began = time.monotonic()
+        newest, deadline, runs_since = pod, began + timeout_s, None
         while time.monotonic() < deadline:
             for seen in self._states(newest, min(deadline, time.monotonic() + _MEANWHILE_S)):
                 if _is_ready(seen):
@@ -89,8 +90,12 @@ class LabObjects:
                 if not going and (error := classification.pod_failure(seen, image)):
                     raise error
                 newest = seen
+                if runs_since is None and classification.all_run(seen):
+                    runs_since = time.monotonic()
             meanwhile()
-        raise classification.not_ready(newest, image, timeout_s)
+        # The wait may have been for room on a node, and the program's own start has only begun.
+        began_late = runs_since is not None and runs_since - began > timeout_s / 2
+        raise classification.not_ready(newest, image, timeout_s, began_late=began_late)
 
     def find(self, lab_instance_id: int) -> list[Manifest]:
         """Return everything in the cluster that carries the lab's labels."""

@@ -103,6 +103,22 @@ def test_a_watch_that_never_works_does_not_hammer_the_api_server(serve: Serve, w
     assert len(server.requests) <= 12
 
 
+def test_a_program_that_began_late_is_not_said_to_be_silent(serve: Serve) -> None:
+    creating, late = make_object(), make_object()
+    late["status"]["containerStatuses"] = [{"state": {"running": {}}}]
+    began = time.monotonic()
+
+    def answer(request: Request) -> Answer:
+        if "watch=1" in request.path:
+            return GONE
+        return Answer(content=late if time.monotonic() - began > 0.8 else creating)
+
+    labs, _ = serve(answer)
+    with pytest.raises(TransientError, match="longer than usual to start") as caught:
+        labs.wait_ready(make_object(), "image", timeout_s=1.2, meanwhile=lambda: None)
+    assert caught.value.evidence == "after 1 s: began to run late"
+
+
 @pytest.mark.parametrize(
     ("watch", "read"),
     [
