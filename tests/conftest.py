@@ -36,7 +36,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "e2e": (*SERVERS, "KUBECONFIG", "LAB_IMAGE"),
 }
 #: Fixture -> the variable that a test with it needs beside those of its level.
-FIXTURES = {"redis_url": "REDIS_URL"}
+FIXTURES = {"redis_url": "REDIS_URL", "job_image": "JOB_IMAGE"}
 LEFT_OUT = pytest.StashKey[Counter[tuple[str, str]]]()
 
 

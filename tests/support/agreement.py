@@ -1,4 +1,7 @@
-"""Whether database, cluster and broker agree, when nothing is on its way any more."""
+"""Whether database, cluster and broker agree, when nothing is on its way any more.
+
+It is told twice: by a comparison of its own, and by what `autolabs verify` finds.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections import defaultdict
 from typing import Any
 
 from dispatcher import topology
-from jobs.cluster import Manifest
+from jobs.cluster import Cluster, Manifest
+from jobs.labs import LabStore
+from jobs.verify.look import Sources, find_differences
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually_equal
 
@@ -31,6 +36,19 @@ def wait_until_all_agree(platform: OwnPlatform) -> None:
     """Wait a little, as deleted objects take a moment to go; fails with what still differs."""
     nothing: list[str] = []
     eventually_equal(lambda: disagreements(platform), nothing)
+    assert verified(platform) == []
+
+
+def verified(platform: OwnPlatform) -> list[str]:
+    """Return what `autolabs verify` says of the platform, looking with the rights of a job."""
+    labs = LabStore(platform.database.url, application_name="test-verify")
+    namespace = platform.namespace
+    try:
+        sources = Sources(labs, Cluster(namespace.access), namespace.name, platform.broker.settings)
+        found = find_differences(sources, grace_s=0, settle_s=0.5, progress=lambda _where: None)
+    finally:
+        labs.close()
+    return [f"{one.kind.value}: {one.object} {one.seen}" for one in found.differences]
 
 
 def _about_lab(row: dict[str, Any], objects: list[Manifest]) -> list[str]:
