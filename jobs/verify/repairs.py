@@ -225,7 +225,7 @@ class Repairs:
             details={
                 "difference": one.kind.value,
                 "object": one.object,
-                "seen": one.seen,
+                "found": one.seen,
                 "done": done,
                 **details,
             },
