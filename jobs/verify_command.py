@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from jobs.verify.look import CouldNotLook
 
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it tells of a broker that is away in fifty lines
     started = time.monotonic()
     try:
         report = _verify(arguments, started)
@@ -91,7 +93,7 @@ def _verify(arguments: argparse.Namespace, started: float) -> Report:
             sources, grace_s=arguments.grace, settle_s=arguments.settle, progress=_Progress()
         )
         report = Report(
-            findings.differences, findings.inventory, time.monotonic() - started, grace_s=arguments.grace
+            findings.differences, findings.inventory, time.monotonic() - started, undecided=findings.undecided
         )
         if arguments.no_queues:
             report.left_out.append("messages were not looked at (--no-queues)")

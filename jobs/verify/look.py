@@ -16,7 +16,7 @@ from jobs.cluster import ApiError, ApiUnavailable, Cluster
 from jobs.errors import JobError
 from jobs.labs import LabStore
 from jobs.verify import management, objects, rows
-from jobs.verify.differences import GRACE_S, Difference, Kind, compare
+from jobs.verify.differences import GRACE_S, Difference, Kind, compare, undecided
 from jobs.verify.inventory import Inventory, QueueLook
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.turn import Busy, turn
@@ -47,10 +47,12 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What two looks agree on, and the first one."""
+    """What two looks agree on, and the last one."""
 
     differences: list[Difference]
     inventory: Inventory
+    #: PENDING labs that nothing will start, unless it waits on the delay ladder.
+    undecided: int
 
 
 Progress = Callable[[str], None]
@@ -65,19 +67,23 @@ def find_differences(
         CouldNotLook: nothing is known then.
     """
     first = take_inventory(sources, grace_s=grace_s, queues=True, progress=progress)
-    found = compare(first, grace_s=grace_s)
+    found, waiting = compare(first, grace_s=grace_s), undecided(first, grace_s=grace_s)
     if not found:
-        return Findings([], first)
-    kinds = {difference.kind for difference in found}
+        return Findings([], first, waiting)
+    before = {difference.identity for difference in found}
+    kinds, queues_before = {difference.kind for difference in found}, first.queues
     held = Kind.HELD_MESSAGES in kinds
     progress(f"{len(found)} differences at first sight, looking again")
+    del first, found  # the next look needs the room
     sleep(max(settle_s, HELD_SETTLE_S) if held else settle_s)
     queues = held or bool(kinds & _BY_MESSAGES)
     second = take_inventory(sources, grace_s=grace_s, queues=queues, progress=progress)
-    before = {difference.identity for difference in found}
     stays = [one for one in compare(second, grace_s=grace_s) if one.identity in before]
-    second.queues = second.queues or first.queues
-    return Findings(stays, second)
+    if queues:
+        waiting = undecided(second, grace_s=grace_s)
+    else:
+        second.queues = queues_before
+    return Findings(stays, second, waiting)
 
 
 def take_inventory(

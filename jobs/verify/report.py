@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from jobs.verify.differences import GRACE_S, Difference, undecided
+from jobs.verify.differences import Difference
 from jobs.verify.inventory import Inventory
 
 
@@ -19,7 +19,8 @@ class Report:
     differences: Sequence[Difference]
     inventory: Inventory
     seconds: float
-    grace_s: float = GRACE_S
+    #: As in Findings.
+    undecided: int = 0
     #: Index of a difference -> whether it is repaired, and what was done or why not.
     repaired: dict[int, tuple[bool, str]] | None = None
     #: Why nothing was repaired although it was asked for.
@@ -53,8 +54,8 @@ class Report:
             lines.append(f"in the queues, about no lab: {_many(other, 'message')}")
         if queues.delayed:
             lines.append(f"on the delay ladder: {_many(queues.delayed, 'message')}, not looked into")
-        if count := undecided(self.inventory, grace_s=self.grace_s):
-            lines.append(f"only from there can {_many(count, 'PENDING lab')} be started, if at all")
+        if self.undecided:
+            lines.append(f"only from there can {_many(self.undecided, 'PENDING lab')} be started, if at all")
         if queues.dead_letters:
             lines.append(f"in celery.dlq: {_many(queues.dead_letters, 'dead letter')} (autolabs dlq list)")
         return lines + [f"not all could be looked at: {gap}" for gap in queues.gaps]

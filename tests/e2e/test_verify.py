@@ -72,8 +72,7 @@ class Own:
         assert self.status(lab) == "STOPPED"
 
     def serve(self, queue: str) -> None:
-        code, _ = self.platform.containers.run(queue=queue)
-        assert code == 0
+        assert self.platform.containers.start(queue=queue).wait(90) == 0
 
     def status(self, lab: int) -> str:
         return str(self.platform.database.lab(lab)["status"])

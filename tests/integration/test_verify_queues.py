@@ -207,6 +207,18 @@ def test_an_expiration_of_unknown_age_begins_anew_only_once(broker: Broker, walk
     assert int(broker.take(NORMAL).properties.expiration) <= 59_700
 
 
+def test_a_look_counts_deliveries_anew(broker: Broker, walk: Walk) -> None:
+    (task_id,) = publish(broker, 1)
+    channel = broker.channel()
+    channel.basic_get(NORMAL)
+    channel.connection.close()
+    eventually_equal(lambda: broker.depth(NORMAL), 1)
+    walk()
+    message = broker.take(NORMAL)
+    assert (message.headers["id"], message.redelivered) == (task_id, False)
+    assert "x-delivery-count" not in message.headers
+
+
 def test_what_is_discarded_is_gone(broker: Broker, walk: Walk) -> None:
     first, second, third = publish(broker, 3)
     assert len(walk(discard=lambda seen: seen.task_id == second)) == 3
