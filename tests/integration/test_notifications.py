@@ -374,18 +374,20 @@ def test_a_dry_run_says_who_waits_and_tells_nobody(
     assert platform.webhook.calls == []
 
 
+@pytest.mark.parametrize(("secret", "code", "failures"), [(SECRET, 0, 1), ("bad", 78, 0)])
 def test_a_sweep_that_can_tell_nobody_has_swept_the_outbox_all_the_same(
-    platform: Platform, lab: int, sweeper: pytest.MonkeyPatch
+    platform: Platform, lab: int, sweeper: pytest.MonkeyPatch, secret: str, code: int, failures: int
 ) -> None:
     platform.add_notification(lab)
     platform.webhook.answer = PROBLEMS["500"]
+    sweeper.setenv("NOTIFY_WEBHOOK_SECRET", secret)
     kwargs = json.dumps(create_kwargs(lab_instance_id=lab, docker_image=IMAGE))
     platform.database.rows(
         "INSERT INTO task_outbox (task_name, kwargs) VALUES ('celery_workers.create_lab_pod', %s)", kwargs
     )
-    assert cron(["outbox"]) == 0
+    assert cron(["outbox"]) == code
     assert platform.broker.depth(topology.QUEUE_NORMAL) == 1
-    assert platform.row()["failures"] == 1
+    assert platform.row()["failures"] == failures
 
 
 def test_a_lost_row_of_the_lab_leaves_its_ids_out(
