@@ -13,7 +13,7 @@ import pytest
 
 from dispatcher import Dispatcher, TaskState, topology
 from tests.support.agreement import wait_until_all_agree
-from tests.support.kill_matrix import MAIN_THREAD, Cell, Trials
+from tests.support.kill_matrix import BACK_S, MAIN_THREAD, Cell, Trials
 from tests.support.own_platform import OwnPlatform
 
 CREATE_STEPS = [
@@ -73,7 +73,7 @@ def serve_what_is_left(trials: Trials, cell: Cell, queue: str) -> None:
         return
     if cell.fault != "kill":
         assert trials.deliveries_counted(queue) == trials.cost_of_giving_back
-        assert cell.back_s < 2, "the message came back only after a timeout"
+        assert cell.back_s < BACK_S, "the message came back only after a timeout"
     trials.serve(queue)
 
 
