@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from dispatcher.categories import Category
-from jobs import configs
+from jobs import configs, objectstore
 from jobs.configs import Configs, main, upload_defaults
 from jobs.errors import PermanentError, TransientError
 from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
@@ -75,6 +76,18 @@ def test_a_wrong_key_is_a_permission_error_that_shows_no_secret(
         ObjectStore(replace(bucket.settings, **wrong)).read(POD_TEMPLATE)
     assert caught.value.category is Category.PERMANENT_PERMISSION_ERROR
     assert "wrong-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("hours", [1, -1, 24 * 400])
+def test_a_clock_that_is_wrong_keeps_nobody_from_reading(
+    bucket: Bucket, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    now = objectstore._now
+    monkeypatch.setattr(objectstore, "_now", lambda: now() + timedelta(hours=hours))
+    bucket.put("key", b"content")
+    assert [store.read("key").content for _ in range(2)] == [b"content"] * 2
+    with pytest.raises(PermanentError, match="missing"):
+        store.read("nope")
 
 
 @pytest.fixture
