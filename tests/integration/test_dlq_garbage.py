@@ -49,8 +49,8 @@ def raw_fields(monkeypatch: pytest.MonkeyPatch) -> None:
 #: What RabbitMQ takes and pika cannot read; the containers lost their connections over it.
 UNREADABLE = {
     "a time in the year 10^11": Raw(b"T" + struct.pack(">Q", 2**62)),
+    # 18,000 are possible, and take the broker two seconds at each look.
     "tables 2000 deep": nested(2000),
-    "tables 18000 deep": nested(18_000),
 }
 ODD: dict[str, tuple[bytes, dict[Any, Any] | None, dict[str, Any]]] = {
     "control characters everywhere": (

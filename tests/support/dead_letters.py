@@ -84,7 +84,12 @@ class Dlq:
     def __call__(self, *words: str, module: str = "dispatcher", **environ: str) -> Answer:
         """Run a command to its end."""
         popen = self.start(*words, module=module, environ=environ)
-        out, err = popen.communicate(timeout=60)
+        try:
+            out, err = popen.communicate(timeout=90)
+        except subprocess.TimeoutExpired as exc:
+            popen.kill()
+            out, err = popen.communicate()
+            raise AssertionError(f"dlq {' '.join(words)} did not end:\n{out}\n{err}") from exc
         return Answer(popen.returncode, out, err)
 
     def start(
