@@ -38,7 +38,7 @@ from tests.support.postgres import Server
 HISTORIES = int(os.environ.get("TEST_HISTORIES", "2000"))
 #: How many a flaw may take to be found.
 BUDGET = 2000
-CHOICES = st.binary(min_size=20, max_size=90)
+CHOICES = st.binary(min_size=20, max_size=70)
 #: Each must have occurred.
 KINDS = [
     "create_lab_pod while create_lab_pod",
@@ -147,7 +147,8 @@ def test_every_history_ends_as_it_should(bench: Bench, capsys: pytest.CaptureFix
     live_many(bench, HISTORIES, seen, shrink=True)
     with capsys.disabled():
         print(f"\n{seen['histories']} histories, {seen['moves']} moves, {time.monotonic() - began:.0f} s")
-        print("\n".join(f"{seen[kind]:>7} {kind}" for kind in KINDS))
+        known = sorted(kind for kind in seen if "another create replaced" in kind)
+        print("\n".join(f"{seen[kind]:>7} {kind}" for kind in [*KINDS, *known]))
     assert [kind for kind in KINDS if not seen[kind]] == []
     assert seen["histories"] >= HISTORIES
 

@@ -132,8 +132,10 @@ class LabView:
     stop_requested: bool = False
     pod_name: str | None = None
     images: set[str] = field(default_factory=set)
-    #: Somebody took its Pod away, or a create under the same names replaced it: what was Ready may be gone.
+    #: Somebody took its Pod away: what was Ready may be gone.
     meddled: bool = False
+    #: A create under the same names, but of another image or template, replaced the Pod of another one.
+    replaced: bool = False
 
 
 class Actor:
@@ -235,7 +237,7 @@ class World:
         actor = self._current()
         if actor and "rendered" in actor.steps and "applied" not in actor.steps and is_live(pod):
             self.seen["a create replaces the Pod of another"] += 1
-            self.labs[actor.lab].meddled = True
+            self.labs[actor.lab].replaced = True
 
     def _current(self) -> Actor | None:
         return next((actor for actor in self.actors if actor.is_current), None)
@@ -364,15 +366,20 @@ class World:
         if now.status == "RUNNING" != was.status:
             if was.stop_requested:
                 raise Violation(f"lab {lab} became RUNNING after its stop was requested")
-            if not was.meddled and not self._is_whole(lab, now.pod_name):
-                raise Violation(f"lab {lab} became RUNNING with {self._objects(lab)}")
+            self._check_whole(lab, was, now.pod_name, "RUNNING at its commit")
         was.status, was.stop_requested, was.pod_name = now.status, now.stop_requested, now.pod_name
 
-    def _is_whole(self, lab: int, pod_name: str | None) -> bool:
+    def _check_whole(self, lab: int, view: LabView, pod_name: str | None, when: str) -> None:
+        """Check that a lab has a Ready Pod and what belongs to it, unless others took that away."""
         of_pod = [item for item in self.cluster.of_lab(lab) if item["metadata"]["name"] == pod_name]
         kinds = sorted(item["kind"] for item in of_pod)
         ready = all(is_ready(item) for item in of_pod if item["kind"] == "Pod")
-        return kinds == ["NetworkPolicy", "Pod", "Service"] and ready
+        if view.meddled or (ready and kinds == ["NetworkPolicy", "Pod", "Service"]):
+            return
+        if not view.replaced:
+            raise Violation(f"lab {lab} is {when}, with {self._objects(lab)}")
+        # Two creates of one lab whose objects have one name, but not one spec: known, and rare.
+        self.seen[f"{when} without its Pod, which another create replaced"] += 1
 
     def _objects(self, lab: int) -> list[str]:
         return [
@@ -407,13 +414,10 @@ class World:
                 raise Violation(f"lab {lab} is {view.status}, though its stop was requested")
             if view.status != "RUNNING" and self.cluster.of_lab(lab):
                 raise Violation(f"lab {lab} is {view.status} with {self._objects(lab)}")
-            of_others = len(self.cluster.of_lab(lab)) != 3
-            if (
-                view.status == "RUNNING"
-                and not view.meddled
-                and (of_others or not self._is_whole(lab, view.pod_name))
-            ):
-                raise Violation(f"lab {lab} is RUNNING with {self._objects(lab)}")
+            if view.status == "RUNNING":
+                if {item["metadata"]["name"] for item in self.cluster.of_lab(lab)} - {view.pod_name}:
+                    raise Violation(f"lab {lab} is RUNNING as {view.pod_name} with {self._objects(lab)}")
+                self._check_whole(lab, view, view.pod_name, "RUNNING at the end")
         statement = "SELECT run_id, outcome FROM task_ledger WHERE lab_instance_id = ANY(%s)"
         runs = dict(self.bench.rows(statement, [*self.labs]))
         self._check_ends(runs)

@@ -53,7 +53,7 @@ def copy(manifest: Manifest) -> Manifest:
 class SimulatedCluster:
     """`pause` is called before each request takes effect, and while a watch has nothing to tell.
 
-    `on_delete` gets each Pod that a client is about to delete.
+    `on_delete` gets each Pod that a client is about to delete, or to give another image.
     """
 
     def __init__(
@@ -160,7 +160,8 @@ class SimulatedCluster:
         given, kept = copy(manifest), found["metadata"]
         if found["kind"] == "Pod" and _but_image(given) != _but_image(found):
             raise ApiError(422, "Invalid", f"{path}: pod updates may not change fields but the image")
-        if given["spec"] != {**found["spec"], "clusterIP": None} and found["kind"] == "Pod":
+        if found["kind"] == "Pod" and given["spec"] != found["spec"]:
+            self._on_delete(found)
             found["status"] = {"phase": "Running", "conditions": []}  # its container starts anew
         owners = {one["uid"]: one for item in (found, given) for one in _owners(item)}
         merged = {**given["metadata"], "uid": kept["uid"]}
