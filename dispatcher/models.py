@@ -222,6 +222,8 @@ class Notification(Base):
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    #: lab.failed, or lab.stop_failed.
+    event_type: Mapped[str] = mapped_column(server_default=text("'lab.failed'"))
     lab_instance_id: Mapped[int]
     #: As details.cause of the ledger.
     cause: Mapped[str]

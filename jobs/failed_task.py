@@ -120,10 +120,15 @@ def _record_failure(
     else:
         lab_instance_id = context.record.lab_instance_id
         crashed = error.failure is Failure.CONTAINER_CRASHED
-        if crashed and task.name == tasks.DELETE_LAB_POD and lab_instance_id is not None:
+        if task.name != tasks.DELETE_LAB_POD or lab_instance_id is None or revoked:
+            context.labs.record(context.record, Ending.of_error(outcome, error))
+            return
+        if crashed:
             # Its containers may have died before they wrote that; the cleanup asks again.
             context.labs.request_stop(lab_instance_id)
-        context.labs.record(context.record, Ending.of_error(outcome, error))
+        context.labs.record_failed_stop(context.record, error)
+        if context.record.notification_id is not None:
+            context.notify(context.record.notification_id)
 
 
 def _come_back(context: TaskContext, task: TaskMessage, why: TransientError) -> bool:

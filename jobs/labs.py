@@ -272,6 +272,16 @@ class LabStore:
         """End a run that changed no lab."""
         self._end(record, lambda _cursor: (True, ending))
 
+    def record_failed_stop(self, record: TaskRunRecord, error: JobError) -> None:
+        """End a delete that failed for good; whom to tell is committed with it."""
+        from jobs.notifications import add_notification
+
+        def change(cursor: Cursor) -> tuple[bool, Ending | None]:
+            record.notification_id = add_notification(cursor, record, error, event_type="lab.stop_failed")
+            return True, Ending.of_error("dead_lettered", error)
+
+        self._end(record, change)
+
     def _end(self, record: TaskRunRecord, change: Callable[[Cursor], tuple[bool, Ending | None]]) -> bool:
         """Change a lab and end the run in one transaction; without an ending the run goes on."""
 

@@ -1,4 +1,4 @@
-"""Whom to tell of a failed lab: one row per lab and cause, committed with the lab's own.
+"""Whom to tell of a failed lab, or of a stop that failed: one row per lab and cause, committed with it.
 
 The container that made it delivers it after its message is acknowledged; what it could not do, or was
 killed over, the sweep of the outbox does. At least once, hence the `id` of a notification is always the same.
@@ -34,12 +34,12 @@ DELIVERY_S = 8.0
 _MAX_ERROR = 500
 
 _ADD = """
-INSERT INTO notifications (lab_instance_id, cause, told, error_category, message, task_id)
-VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (lab_instance_id, cause) DO NOTHING RETURNING id
+INSERT INTO notifications (event_type, lab_instance_id, cause, told, error_category, message, task_id)
+VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (lab_instance_id, cause) DO NOTHING RETURNING id
 """
 _UNDELIVERED = "(published_at IS NULL OR webhook_at IS NULL)"
 _COLUMNS = """
-id, lab_instance_id,
+id, event_type, lab_instance_id,
 (SELECT lab_id FROM lab_instances AS lab WHERE lab.id = lab_instance_id),
 (SELECT student_id FROM lab_instances AS lab WHERE lab.id = lab_instance_id),
 cause, error_category, told, message, task_id, created_at,
@@ -74,6 +74,7 @@ class Notification:
     """A row of `notifications`, with the lab's ids; these are None once the lab's row is gone."""
 
     row_id: int
+    event_type: str
     lab_instance_id: int
     lab_id: int | None
     student_id: int | None
@@ -92,14 +93,15 @@ class Notification:
     @property
     def id(self) -> str:
         """What receivers know it by."""
-        return f"lab-failed-{self.lab_instance_id}-{self.cause}"
+        event = self.event_type.replace(".", "-").replace("_", "-")
+        return f"{event}-{self.lab_instance_id}-{self.cause}"
 
     def body(self) -> bytes:
         """Return the JSON that is published, and posted."""
         occurred_at = self.occurred_at.astimezone(timezone.utc).isoformat(timespec="milliseconds")
         event = {
             "id": self.id,
-            "type": "lab.failed",
+            "type": self.event_type,
             "occurred_at": occurred_at,
             "lab_instance_id": self.lab_instance_id,
             "lab_id": self.lab_id,
@@ -113,13 +115,15 @@ class Notification:
         return json.dumps(event).encode()
 
 
-def add_notification(cursor: Cursor, record: TaskRunRecord, error: JobError) -> int | None:
+def add_notification(
+    cursor: Cursor, record: TaskRunRecord, error: JobError, *, event_type: str = "lab.failed"
+) -> int | None:
     """Insert whom to tell, in the caller's transaction; None when nobody is, or already was, told."""
     failure = error.failure
     if failure.told is Audience.NOBODY:
         return None
     values = (failure.cause, failure.told.value, failure.category.value, error.sentence, record.task_id)
-    cursor.execute(_ADD, (record.lab_instance_id, *values))
+    cursor.execute(_ADD, (event_type, record.lab_instance_id, *values))
     row = cursor.fetchone()
     return row[0] if row else None
 
@@ -181,7 +185,7 @@ def _deliver(courier: Courier, found: Notification) -> list[str]:
     """Do what is not done yet, note what was, and return what went wrong."""
     problems = []
     if not found.published:
-        problem = courier.publish(f"lab.failed.{found.told}", found.id, found.body())
+        problem = courier.publish(f"{found.event_type}.{found.told}", found.id, found.body())
         found.published = problem is None
         problems += [problem] if problem else []
     if not found.called:
@@ -200,8 +204,8 @@ def _delay_s(found: Notification) -> float | None:
 def _log(found: Notification, problems: list[str], *, given_up: bool) -> None:
     extra = {"action": "notified", "notification": found.id, "cause": found.cause, "told": found.told}
     if not problems:
-        logger.info("%s is told of the failed lab", found.told, extra=extra)
+        logger.info("%s is told of the failure", found.told, extra=extra)
         return
     extra |= {"action": "notification_given_up" if given_up else "notification_waits"}
     level = logging.ERROR if given_up else logging.WARNING
-    logger.log(level, "%s is not told of the failed lab: %s", found.told, "; ".join(problems), extra=extra)
+    logger.log(level, "%s is not told of the failure: %s", found.told, "; ".join(problems), extra=extra)

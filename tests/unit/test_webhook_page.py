@@ -74,6 +74,7 @@ def test_the_body_on_the_page_is_that_of_an_event() -> None:
     shown = json.loads(block("json"))
     event = Notification(
         row_id=1,
+        event_type="lab.failed",
         lab_instance_id=12345,
         lab_id=456,
         student_id=789,

@@ -1,0 +1,61 @@
+"""A delete that fails for good: somebody is told, and the lab is not forgotten."""
+
+from __future__ import annotations
+
+import json
+
+from dispatcher import topology
+from dispatcher.tasks import DELETE_LAB_POD
+from jobs.consumer import Delivery, Verdict
+from jobs.context import Connections
+from jobs.courier import Courier
+from jobs.notifications import sweep
+from jobs.worker import run_task
+from tests.support.creates import add_pod, delivery_of, name_of
+from tests.support.factories import make_task
+from tests.support.fake_cluster import FakeCluster
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+
+EVENTS = "test.events"
+
+
+def bind_events(broker: Broker) -> None:
+    channel = broker.channel()
+    channel.queue_declare(EVENTS, durable=True, arguments={"x-queue-type": "quorum"})
+    channel.queue_bind(EVENTS, topology.EVENTS_EXCHANGE, "lab.stop_failed.#")
+
+
+def test_the_administrator_is_told_of_a_stop_that_failed_for_good(
+    connections: Connections, cluster: FakeCluster, database: Database, broker: Broker, lab: int
+) -> None:
+    bind_events(broker)
+    foreign = add_pod(cluster, lab + 1, name_of(lab + 1))
+    kwargs = {"lab_instance_id": lab, "k8s_pod_name": name_of(lab + 1)}
+    delete = make_task(name=DELETE_LAB_POD, kwargs=kwargs)
+    for _ in range(2):
+        assert run_task(connections, delivery_of(delete), {}) is Verdict.SETTLED
+    assert list(cluster.objects) == [foreign]
+    sweep(connections.labs, Courier(connections.publisher, None), timeout_s=20)
+    event = broker.take(EVENTS)
+    body = json.loads(event.body)
+    assert event.routing_key == "lab.stop_failed.admin"
+    assert (body["id"], body["type"]) == (f"lab-stop-failed-{lab}-wrong_pod", "lab.stop_failed")
+    assert (body["lab_instance_id"], body["task_id"]) == (lab, delete.id)
+    assert broker.is_empty(EVENTS)
+    assert database.outcomes() == ["dead_lettered", "dead_lettered"]
+    assert broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-cause"] == "wrong_pod"
+
+
+def test_a_stop_whose_containers_died_is_asked_for_again(
+    connections: Connections, cluster: FakeCluster, database: Database, broker: Broker, lab: int
+) -> None:
+    sent = delivery_of(make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}))
+    sent.properties.headers["x-last-death-reason"] = "delivery_limit"
+    copy = Delivery(sent.body, sent.properties, "lab.delete", redelivered=False, tag=1)
+    assert run_task(connections, copy, {}) is Verdict.SETTLED
+    assert database.lab(lab)["stop_requested_at"] is not None
+    (row,) = database.rows("SELECT event_type, cause, told FROM notifications")
+    assert row == {"event_type": "lab.stop_failed", "cause": "container_crashed", "told": "admin"}
+    # It is there already.
+    assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
