@@ -30,6 +30,8 @@ _PULL_IS_HOPELESS = (
     *("not found", "manifest unknown", "does not exist", "no such host"),
     *("denied", "unauthorized", "forbidden", "signature validation failed"),
 )
+#: Exit code of a program that was ended by SIGKILL.
+_KILLED = 137
 # Patterns are compiled where they are used: a lab that starts needs none of them.
 #: Images, tags, addresses and hosts, whose names may well contain such words.
 _NAMES = r'"[^"]*"|\[[^]]*\]|\S*/\S*|\S*\.\S+'
@@ -55,7 +57,7 @@ def container_statuses(pod: dict[str, Any]) -> list[dict[str, Any]]:
 def pod_failure(pod: dict[str, Any], image: str) -> JobError | None:
     """Return the error of a Pod that is not worth waiting for, or None while it still is."""
     for container in container_statuses(pod):
-        if error := _container_failure(container, image):
+        if error := _container_failure(container, image, _probed(pod)):
             return error
     status = pod.get("status", {})
     if status.get("phase") not in ("Failed", "Succeeded"):
@@ -65,19 +67,31 @@ def pod_failure(pod: dict[str, Any], image: str) -> JobError | None:
         return Failure.OUT_OF_DISK.error(image=image, evidence=evidence)
     if status.get("reason"):  # Evicted, OutOfcpu, NodeShutdown: the node's doing, not the program's
         return Failure.NODE_ENDED_IT.error(evidence=evidence)
-    return _ended(container_statuses(pod)).error(image=image, evidence=evidence)
+    return _ended(container_statuses(pod), _probed(pod)).error(image=image, evidence=evidence)
 
 
-def _ended(containers: list[dict[str, Any]]) -> Failure:
-    states = [container.get(key, {}) for container in containers for key in ("state", "lastState")]
-    reasons = {state.get("terminated", {}).get("reason") for state in states}
+def _probed(pod: dict[str, Any]) -> set[str]:
+    """Return the containers that the kubelet ends itself when a probe fails."""
+    containers = pod.get("spec", {}).get("containers", [])
+    return {c["name"] for c in containers if "livenessProbe" in c or "startupProbe" in c}
+
+
+def _ended(containers: list[dict[str, Any]], probed: set[str]) -> Failure:
+    reasons = set()
+    for container in containers:
+        for key in ("state", "lastState"):
+            ended = container.get(key, {}).get("terminated", {})
+            reasons.add(ended.get("reason"))
+            # On a busy node the kernel's word comes too late for the kubelet; nobody else kills.
+            if ended.get("exitCode") == _KILLED and container.get("name") not in probed:
+                return Failure.OUT_OF_MEMORY
     if "OOMKilled" in reasons:
         return Failure.OUT_OF_MEMORY
     # RunContainerError lasts a moment; what stays of it is a back-off like that of a program which ended.
     return Failure.PROGRAM_NOT_STARTED if "StartError" in reasons else Failure.PROGRAM_ENDS
 
 
-def _container_failure(container: dict[str, Any], image: str) -> JobError | None:
+def _container_failure(container: dict[str, Any], image: str, probed: set[str]) -> JobError | None:
     waiting = container.get("state", {}).get("waiting")
     if not waiting:
         return None
@@ -94,7 +108,7 @@ def _container_failure(container: dict[str, Any], image: str) -> JobError | None
         return None
     failure = FATAL_WAITING[reason]
     if failure is Failure.PROGRAM_ENDS:
-        failure = _ended([container])
+        failure = _ended([container], probed)
     elif failure is Failure.CONTAINER_NOT_ALLOWED and re.search(_LACKS_OBJECT, message):
         failure = Failure.TEMPLATE_INVALID
     return failure.error(image=image, evidence=evidence)

@@ -107,6 +107,19 @@ def test_a_program_that_the_kernel_ended_for_its_memory_is_told_so(status: dict[
     assert failure_of({"status": status}) is Failure.OUT_OF_MEMORY
 
 
+@pytest.mark.parametrize(
+    ("probe", "failure"),
+    [("readinessProbe", Failure.OUT_OF_MEMORY), ("livenessProbe", Failure.PROGRAM_ENDS)],
+)
+def test_a_program_that_was_killed_lacked_memory_unless_a_probe_killed_it(
+    probe: str, failure: Failure
+) -> None:
+    killed = {"terminated": {"reason": "Error", "exitCode": 137}}
+    waits = {"waiting": {"reason": "CrashLoopBackOff"}}
+    status = {"containerStatuses": [{"name": "lab", "state": waits, "lastState": killed}]}
+    assert failure_of({"spec": {"containers": [{"name": "lab", probe: {}}]}, "status": status}) is failure
+
+
 @pytest.mark.parametrize("reason", ["Evicted", "OutOfcpu", "NodeShutdown", "UnexpectedAdmissionError"])
 def test_a_pod_that_its_node_ended_is_tried_again(reason: str) -> None:
     pod = {"status": {"phase": "Failed", "reason": reason, "message": "disk"}}

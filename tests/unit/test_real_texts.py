@@ -155,7 +155,7 @@ def test_what_a_kubelet_says_of_a_container(container: dict[str, Any], failure: 
     ],
 )
 def test_what_a_kubelet_says_of_a_pod_that_is_over(reason: str, said: str, failure: Failure) -> None:
-    ended = {"state": {"terminated": {"reason": "Error", "exitCode": 137}}}
+    ended = {"state": {"terminated": {"reason": "Error", "exitCode": 1}}}
     assert _failure_of(_pod(ended, phase="Failed", reason=reason, message=said)) is failure
 
 
