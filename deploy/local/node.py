@@ -122,8 +122,10 @@ def kubelet_config(layout: Layout) -> dict[str, Any]:
         "imageMaximumGCAge": "0s",
         "serializeImagePulls": False,
         "registryPullQPS": 0,
-        # The default of 50 events a second delays what people read during a burst, not pods.
-        "eventRecordQPS": 0,
+        # The default of 50 events a second delays what people read during a burst, not pods. 0 would be
+        # client-go's default of 5.
+        "eventRecordQPS": 500,
+        "eventBurst": 1000,
         "containerLogMaxSize": "10Mi",
         "containerLogMaxFiles": 3,
         # kube-proxy runs in nftables mode: no rule of ours is to reach iptables.
