@@ -31,7 +31,8 @@ from jobs.lab_objects import LabObjects
 from jobs.labs import Ending, Lab, LabStore, lab_result
 from jobs.templates import parse_documents
 from tests.support import histories as histories_module
-from tests.support.histories import Bench, Violation, World
+from tests.support.histories import Violation, World
+from tests.support.history_bench import Bench
 from tests.support.history_moves import come_to_rest, play
 from tests.support.postgres import Server
 

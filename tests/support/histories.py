@@ -8,36 +8,26 @@ containers can meet anywhere, and each can die there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
-import psycopg2
 from greenlet import getcurrent, greenlet
 
 from dispatcher import topology
 from dispatcher.message import TaskMessage
-from dispatcher.results import ResultStore
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.cluster import Manifest
 from jobs.consumer import Delivery, Verdict
 from jobs.context import Connections
-from jobs.failures import Failure
 from jobs.lab_objects import LabObjects
-from jobs.labs import LabStore
 from jobs.naming import lab_labels, lab_object_name
-from jobs.objectstore import StoredObject
 from jobs.settings import JobSettings, RetrySettings
 from jobs.worker import run_task
 from tests.support.factories import create_kwargs, make_task, store_settings
+from tests.support.history_bench import SLOTS, Bench, Store
 from tests.support.simulated_broker import Message, SimulatedBroker
-from tests.support.simulated_cluster import PODS, Clock, SimulatedCluster, is_live, is_ready
+from tests.support.simulated_cluster import PODS, Clock, SimulatedCluster, copy, is_live, is_ready
 
-T = TypeVar("T")
-
-#: Containers at the same time.
-SLOTS = 3
 #: A lab of somebody else, which nothing may touch.
 FOREIGN = 2**40
 GOOD = "registry.gitlab.com/autolabs/labs/demo:1.0.0"
@@ -60,68 +50,6 @@ class Violation(AssertionError):
 
 class Killed(BaseException):
     """What a container dies of; nothing in it may catch this."""
-
-
-class Store:
-    """The object store, read without a request."""
-
-    def __init__(self, objects: dict[str, bytes]) -> None:
-        self.objects = objects
-
-    def read(self, key: str) -> StoredObject:
-        return StoredObject(self.objects[key], "1")
-
-
-class PausingLabStore(LabStore):
-    """The real store; each round trip is a point at which a history may go on elsewhere."""
-
-    world: World | None = None
-
-    def transaction(self, work: Callable[[Any], T]) -> T:
-        done = super().transaction(work)
-        if self.world is not None:
-            self.world.changed = True
-        return done
-
-    def _on_connection(self, work: Callable[[Any], Any]) -> Any:
-        if self.world is None:
-            return super()._on_connection(work)
-        self.world.pause("database")
-        fault, self.world.database_fault = self.world.database_fault, ""
-        if fault == "away":
-            raise Failure.DATABASE_AWAY.error(evidence="no answer")
-        done = super()._on_connection(work)
-        if fault == "answer lost":  # which jobs.retry repeats
-            done = super()._on_connection(work)
-        return done
-
-
-@dataclass
-class Bench:
-    """What all histories share: one database with its connections, and the object store."""
-
-    database_url: str
-    templates: dict[str, bytes]
-    looking: Any = field(init=False)
-    results: ResultStore = field(init=False)
-    stores: list[PausingLabStore] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.looking = psycopg2.connect(self.database_url)
-        self.looking.autocommit = True
-        self.results = ResultStore(self.database_url)
-        self.stores = [PausingLabStore(self.database_url, application_name="histories") for _ in range(SLOTS)]
-
-    def close(self) -> None:
-        self.results.close()
-        self.looking.close()
-        for store in self.stores:
-            store.close()
-
-    def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        with self.looking.cursor() as cursor:
-            cursor.execute(statement, values)
-            return list(cursor.fetchall()) if cursor.description else []
 
 
 @dataclass
@@ -439,8 +367,7 @@ class World:
             self.cluster.apply(
                 f"{path}/{name}", {"kind": kind, "metadata": metadata, "spec": {"containers": []}}
             )
-        # Made by hand, with a lab's label but without ours.
         return self._foreign_objects()
 
     def _foreign_objects(self) -> list[Manifest]:
-        return self.cluster.of_lab(FOREIGN)
+        return [copy(item) for item in self.cluster.of_lab(FOREIGN)]
