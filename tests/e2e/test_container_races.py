@@ -213,12 +213,13 @@ def test_a_create_that_kills_its_containers_fails_its_lab(trials: Trials, lab: i
     wait_until_all_agree(trials.platform)
 
 
-def test_a_delete_that_kills_its_containers_is_repeated_by_the_cleanup(trials: Trials) -> None:
+@pytest.mark.parametrize("step", ["claimed", "stop_requested"])
+def test_a_delete_that_kills_its_containers_is_repeated_by_the_cleanup(trials: Trials, step: str) -> None:
     lab = trials.running_lab()
     task_id = trials.publish_delete(lab)
-    kill_until_given_up(trials, HIGH, "stop_requested")
+    kill_until_given_up(trials, HIGH, step)
     trials.serve(LOW)
-    assert trials.outcomes(task_id) == ["started"] * 6 + ["failed"]
+    assert trials.outcomes(task_id) == ["started"] * (0 if step == "claimed" else 6) + ["dead_lettered"]
     assert trials.status(lab) == "RUNNING"
     dead = trials.platform.broker.take(topology.DEAD_LETTER_QUEUE)
     assert dead.headers["id"] == task_id

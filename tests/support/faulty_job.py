@@ -33,7 +33,8 @@ def _observe(fault: str, step: str) -> None:
     if fault == "meet":
         _meet(Path(os.environ["TEST_MEET_IN"]), int(os.environ["TEST_MEET"]))
         return
-    os.kill(os.getpid(), _SIGNALS[fault])
+    # To this very thread: another one's signal would let it go on for a moment, into a transaction.
+    signal.pthread_kill(threading.get_ident(), _SIGNALS[fault])
     if fault == "term" and threading.current_thread() is not threading.main_thread():
         threading.Event().wait()
 
