@@ -15,7 +15,8 @@ from dispatcher.errors import InvalidTask
 from dispatcher.expiry import STOP_PATIENCE_MINUTES, cleanup_task_id
 from dispatcher.ladder import MAX_DELAY_S
 from dispatcher.publisher import Publisher
-from jobs.labs import Cursor, LabStore
+from jobs.database import Cursor
+from jobs.labs import LabStore
 
 logger = logging.getLogger(__name__)
 

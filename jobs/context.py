@@ -9,7 +9,8 @@ from jobs.cluster import Cluster
 from jobs.cluster_access import kubeconfig_access, service_account_access
 from jobs.configs import Configs
 from jobs.lab_objects import LabObjects
-from jobs.labs import LabStore, TaskRunRecord
+from jobs.labs import LabStore
+from jobs.ledger import TaskRunRecord
 from jobs.objectstore import ObjectStore
 from jobs.results import ResultWriter
 from jobs.settings import JobSettings

@@ -11,7 +11,8 @@ from jobs.context import TaskContext
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import LabGone
-from jobs.labs import Ending, Lab, lab_result
+from jobs.labs import Lab, lab_result
+from jobs.ledger import Ending
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.reachability import wait_answers
 from jobs.steps import mark, reached

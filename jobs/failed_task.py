@@ -20,7 +20,7 @@ from jobs.context import TaskContext
 from jobs.create_lab import cancel_create, fail_create
 from jobs.errors import JobError, TransientError
 from jobs.failures import Failure, given_up
-from jobs.labs import Ending, TaskRunRecord
+from jobs.ledger import Ending, TaskRunRecord
 from jobs.settings import JobSettings
 from jobs.settlement import publish_dead_letter, publish_delayed, retry_delay_s
 

@@ -1,47 +1,21 @@
 """State of labs in PostgreSQL: compare-and-set transitions, each with its ledger row.
 
 A run has its ledger row from its beginning on. Every transition checks that the lab is still where the
-caller believes it to be and completes that row in the same transaction. Times are the database's. Plain
-SQL, because SQLAlchemy costs 110 ms and 13 MiB per lab; the tables are those of dispatcher.models.
+caller believes it to be and completes that row in the same transaction. Times are the database's; the
+tables are those of dispatcher.models.
 """
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-import psycopg2
-import psycopg2.errors
-import psycopg2.extensions
-
-from dispatcher.task_lock import lock_task
+from jobs.database import Cursor, Database
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.retry import through_blips
-from jobs.usage import usage
-
-T = TypeVar("T")
-Cursor = psycopg2.extensions.cursor
-
-#: Seconds of patience with a database that restarts, before the task goes back to the broker.
-BLIP_S = 8.0
-#: A new connection may help: also after a failover that made the old server read-only.
-_LOST = (
-    psycopg2.OperationalError,
-    psycopg2.InterfaceError,
-    psycopg2.errors.ReadOnlySqlTransaction,
-)
-#: Milliseconds.
-_OPTIONS = (
-    "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
-    # What dispatcher.task_lock needs, whatever the server's default is.
-    " -c default_transaction_isolation=read\\ committed"
-)
+from jobs.ledger import Ending, TaskRunRecord, insert_started, write_ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,73 +33,12 @@ class Lab:
         return self.status == "PENDING" and not self.stop_requested
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run ended, as the ledger and the result of the task say it."""
-
-    #: As dispatcher.models.Outcome.
-    outcome: str
-    error_category: str | None = None
-    error_message: str | None = None
-    #: As jobs.failures.Failure.cause.
-    cause: str | None = None
-    #: For operators.
-    evidence: str = ""
-    #: What a success gives to whoever waits for the task.
-    result: dict[str, Any] | None = None
-
-    @classmethod
-    def of_error(cls, outcome: str, error: JobError) -> Ending:
-        """Return the ending of a run that an error ended."""
-        return cls(
-            outcome, error.category.value, error.sentence, cause=error.failure.cause, evidence=error.evidence
-        )
-
-
-@dataclass(slots=True)
-class TaskRunRecord:
-    """What this container writes to the ledger about its task, and what it wrote last."""
-
-    task_id: str
-    task_name: str
-    attempt: int
-    redelivered: bool
-    queue: str
-    job_name: str | None
-    pod_name: str | None
-    published_at: datetime | None
-    lab_instance_id: int | None = None
-    claimed_monotonic: float = field(default_factory=time.monotonic)
-    details: dict[str, Any] = field(default_factory=dict)
-    #: Ours, so that a statement repeated after a lost answer writes no second row.
-    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    #: As it was committed last, or as it would be if the database had taken it.
-    ending: Ending | None = None
-    #: Of whom to tell of the failed lab (jobs.notifications).
-    notification_id: int | None = None
-
-
-class LabStore:
-    """One database connection, reopened when it was lost."""
-
-    def __init__(self, url: str, *, application_name: str) -> None:
-        self._url = url
-        self._application_name = application_name
-        self._connection: psycopg2.extensions.connection | None = None
-
-    def warm(self) -> None:
-        """Open the connection."""
-        self._open()
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+class LabStore(Database):
+    """The rows of labs."""
 
     def find(self, lab_instance_id: int) -> Lab | None:
         """Return the lab, or None when there is no such row."""
-        return self._at_once(lambda cursor: _select(cursor, lab_instance_id))
+        return self.at_once(lambda cursor: _select(cursor, lab_instance_id))
 
     def begin(self, record: TaskRunRecord) -> bool:
         """Write the run's ledger row, as started; False when its task was cancelled before that.
@@ -133,7 +46,7 @@ class LabStore:
         One round trip. Either this run sees the cancellation, or who cancels sees this run
         (dispatcher.task_lock).
         """
-        return self._at_once(lambda cursor: _insert_started(cursor, record))
+        return self.at_once(lambda cursor: insert_started(cursor, record))
 
     def is_cancelled(self, task_id: str) -> bool:
         """Tell whether a task is not to be performed any more. One round trip."""
@@ -142,7 +55,7 @@ class LabStore:
             cursor.execute("SELECT FROM task_cancellations WHERE task_id = %s", (task_id,))
             return cursor.rowcount == 1
 
-        return self._at_once(ask)
+        return self.at_once(ask)
 
     def mark_running(
         self, record: TaskRunRecord, lab_instance_id: int, *, pod_name: str, connection_url: str
@@ -288,73 +201,12 @@ class LabStore:
         def work(cursor: Cursor) -> tuple[bool, Ending | None]:
             changed, ending = change(cursor)
             if ending:
-                _write_ending(cursor, record, ending)
+                write_ending(cursor, record, ending)
             return changed, ending
 
         changed, ending = self.transaction(work)
         record.ending = ending or record.ending
         return changed
-
-    def transaction(self, work: Callable[[Cursor], T]) -> T:
-        """Run `work` in one transaction, again on a new connection if the old one was lost.
-
-        Three round trips and those of `work`, which must be safe to repeat: the answer to a commit can
-        be lost after it took effect.
-
-        Raises:
-            TransientError: the database did not come back within a few seconds.
-            PermanentError: it refuses the statement, for lack of a table or a right.
-        """
-
-        def in_transaction(connection: psycopg2.extensions.connection) -> T:
-            with connection, connection.cursor() as cursor:
-                return work(cursor)
-
-        return self._on_connection(in_transaction)
-
-    def _at_once(self, work: Callable[[Cursor], T]) -> T:
-        """Run `work`, one statement that is its own transaction: one round trip. Raises as `transaction`."""
-
-        def at_once(connection: psycopg2.extensions.connection) -> T:
-            with connection.cursor() as cursor:
-                return work(cursor)
-
-        return self._on_connection(at_once)
-
-    def _on_connection(self, work: Callable[[psycopg2.extensions.connection], T]) -> T:
-        def once() -> T:
-            try:
-                return work(self._open())
-            except _LOST:
-                self.close()
-                raise
-
-        try:
-            return through_blips(once, on=_LOST, within_s=BLIP_S, what="database transaction")
-        except _LOST as exc:
-            raise Failure.DATABASE_AWAY.error(evidence=str(exc).strip()) from exc
-        except psycopg2.Error as exc:
-            evidence = f"{type(exc).__name__}: {exc}".strip()
-            raise Failure.DATABASE_REFUSES.error(evidence=evidence) from exc
-
-    def _open(self) -> psycopg2.extensions.connection:
-        if self._connection is None or self._connection.closed:
-            # An argument replaces what the URL says: its search_path, or whatever else it sets, has to stay.
-            given = psycopg2.extensions.parse_dsn(self._url).get("options", "")
-            self._connection = psycopg2.connect(
-                self._url,
-                connect_timeout=5,
-                application_name=self._application_name,
-                # A server that vanished without a word is noticed within 25 s, not by the kernel's 15 min.
-                keepalives_idle=10,
-                keepalives_interval=5,
-                keepalives_count=3,
-                tcp_user_timeout=15_000,
-                options=f"{given} {_OPTIONS}".strip(),
-            )
-            # `with connection` begins a transaction all the same.
-            self._connection.autocommit = True
-        return self._connection
 
 
 def _select(cursor: Cursor, lab_instance_id: int) -> Lab | None:
@@ -374,68 +226,4 @@ def lab_result(lab_instance_id: int, lab: Lab) -> dict[str, Any]:
         "status": lab.status,
         "k8s_pod_name": lab.k8s_pod_name,
         "connection_url": lab.connection_url,
-    }
-
-
-_COLUMNS = (
-    "run_id, task_id, task_name, lab_instance_id, attempt, redelivered, queue, job_name, pod_name,"
-    " published_at, claimed_at"
-)
-_VALUES = (
-    "%(run_id)s, %(task_id)s, %(task_name)s, %(lab_instance_id)s, %(attempt)s, %(redelivered)s, %(queue)s,"
-    " %(job_name)s, %(pod_name)s, %(published_at)s, clock_timestamp() - make_interval(secs => %(age_s)s)"
-)
-# A repeated begin finds its own row and has begun, whatever was cancelled since.
-_BEGIN = f"""
-{lock_task("%(task_id)s")};
-INSERT INTO task_ledger ({_COLUMNS}, outcome, details) SELECT {_VALUES}, 'started', %(details)s
- WHERE NOT EXISTS (SELECT FROM task_cancellations WHERE task_id = %(task_id)s)
-    OR EXISTS (SELECT FROM task_ledger WHERE run_id = %(run_id)s)
-ON CONFLICT (run_id) DO UPDATE SET run_id = excluded.run_id
-"""  # noqa: S608  # constants of this module
-# The first ending stands: it was committed with the lab, and the second is a repetition.
-_END = f"""
-INSERT INTO task_ledger ({_COLUMNS}, finished_at, outcome, error_category, error_message, details)
-VALUES ({_VALUES}, clock_timestamp(), %(outcome)s, %(error_category)s, %(error_message)s, %(details)s)
-ON CONFLICT (run_id) DO UPDATE SET finished_at = excluded.finished_at, outcome = excluded.outcome,
- error_category = excluded.error_category, error_message = excluded.error_message,
- details = excluded.details WHERE task_ledger.outcome = 'started'
-"""  # noqa: S608
-
-
-def _insert_started(cursor: Cursor, record: TaskRunRecord) -> bool:
-    cursor.execute(_BEGIN, _run_values(record, record.details))
-    return cursor.rowcount == 1
-
-
-def _write_ending(cursor: Cursor, record: TaskRunRecord, ending: Ending) -> None:
-    details = record.details | {"usage": usage()}
-    if ending.cause:
-        details["cause"] = ending.cause
-    if ending.evidence:
-        details["evidence"] = ending.evidence
-    if ending.result is not None:
-        details["result"] = ending.result
-    values = {
-        "outcome": ending.outcome,
-        "error_category": ending.error_category,
-        "error_message": ending.error_message,
-    }
-    cursor.execute(_END, _run_values(record, details) | values)
-
-
-def _run_values(record: TaskRunRecord, details: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "run_id": record.run_id,
-        "task_id": record.task_id,
-        "task_name": record.task_name,
-        "lab_instance_id": record.lab_instance_id,
-        "attempt": record.attempt,
-        "redelivered": record.redelivered,
-        "queue": record.queue,
-        "job_name": record.job_name,
-        "pod_name": record.pod_name,
-        "published_at": record.published_at,
-        "age_s": time.monotonic() - record.claimed_monotonic,
-        "details": json.dumps(details),
     }

@@ -19,7 +19,9 @@ from jobs.courier import Courier
 from jobs.errors import JobError
 
 if TYPE_CHECKING:
-    from jobs.labs import Cursor, LabStore, TaskRunRecord
+    from jobs.database import Cursor
+    from jobs.labs import LabStore
+    from jobs.ledger import TaskRunRecord
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dispatcher.message import TaskMessage
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery
 from jobs.errors import JobError
-from jobs.labs import TaskRunRecord
+from jobs.ledger import TaskRunRecord
 from jobs.settings import JobSettings, RetrySettings
 
 #: Seconds; a lab that has no room yet is looked at this often at least.

@@ -24,7 +24,7 @@ from jobs.delete_lab import delete_lab
 from jobs.errors import JobError
 from jobs.failed_task import dead_letter, settle_failure
 from jobs.failures import Failure
-from jobs.labs import Ending, TaskRunRecord
+from jobs.ledger import Ending, TaskRunRecord
 from jobs.settlement import publish_delayed
 from jobs.steps import reached
 

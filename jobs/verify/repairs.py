@@ -12,7 +12,7 @@ from jobs.cluster import ApiError, ApiUnavailable
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects, collections
-from jobs.labs import Ending, TaskRunRecord
+from jobs.ledger import Ending, TaskRunRecord
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
 from jobs.verify.look import Sources

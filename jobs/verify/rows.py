@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from datetime import datetime
 
-from jobs.labs import Cursor, LabStore
+from jobs.database import Cursor
+from jobs.labs import LabStore
 from jobs.verify.inventory import LabRow
 
 #: Rows per statement.

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
 
-from jobs.labs import Cursor, LabStore
+from jobs.database import Cursor
+from jobs.labs import LabStore
 
 #: Seconds to wait for another walk, which takes a few for thousands of messages.
 PATIENCE_S = 120.0

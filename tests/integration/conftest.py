@@ -12,7 +12,7 @@ from celery import Celery
 from sqlalchemy import Engine
 
 import jobs.cluster
-import jobs.labs
+import jobs.database
 from dispatcher import celery_config, topology
 from dispatcher.database import upgrade
 from dispatcher.engine import make_engine
@@ -174,7 +174,7 @@ def connections(
 ) -> Iterator[Connections]:
     """A container's connections, for `run_task` in this process."""
     monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
-    monkeypatch.setattr(jobs.labs, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.database, "BLIP_S", 0.2)
     settings = JobSettings(
         broker=broker.settings,
         database_url=database.url,

@@ -26,7 +26,7 @@ from dispatcher.message import encode
 from dispatcher.results import ResultStore
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD
 from jobs import results as results_module
-from jobs.labs import Ending
+from jobs.ledger import Ending
 from jobs.results import ResultWriter
 from jobs.results import redis_url as adapted
 from jobs.settings import ResultSettings

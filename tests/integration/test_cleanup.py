@@ -12,7 +12,8 @@ from dispatcher.message import TaskMessage
 from dispatcher.publisher import Publisher
 from jobs import cleanup_labs
 from jobs.cleanup_labs import cleanup_expired, find_expired
-from jobs.labs import Ending, LabStore
+from jobs.labs import LabStore
+from jobs.ledger import Ending
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker, Message
@@ -239,7 +240,7 @@ def test_the_command_cleans_up(database: Database, broker: Broker) -> None:
 
 @pytest.mark.usefixtures("environ")
 def test_the_command_says_by_its_exit_code_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.labs.BLIP_S", 0.2)
+    monkeypatch.setattr("jobs.database.BLIP_S", 0.2)
     monkeypatch.setenv("DATABASE_URL", "postgresql://u@127.0.0.1:1/db")
     assert main(["cleanup"]) == 69
     monkeypatch.setenv("DATABASE_URL", "mysql://x")

@@ -35,7 +35,8 @@ from dispatcher.categories import Category
 from dispatcher.engine import make_engine
 from dispatcher.message import TaskMessage, decode
 from dispatcher.testing import InMemoryDispatcher
-from jobs.labs import Ending, LabStore, TaskRunRecord
+from jobs.labs import LabStore
+from jobs.ledger import Ending, TaskRunRecord
 from tests.support.factories import IMAGE, create_kwargs, make_record
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker

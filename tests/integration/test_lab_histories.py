@@ -28,7 +28,8 @@ from jobs import naming, steps
 from jobs.configs import DEFAULTS
 from jobs.consumer import Verdict
 from jobs.lab_objects import LabObjects
-from jobs.labs import Ending, Lab, LabStore, lab_result
+from jobs.labs import Lab, LabStore, lab_result
+from jobs.ledger import Ending
 from jobs.templates import parse_documents
 from tests.support import histories as histories_module
 from tests.support.histories import Violation, World

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-import jobs.labs
+import jobs.database
 from dispatcher.categories import Category
+from jobs.database import Cursor
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure
-from jobs.labs import Cursor, Ending, LabStore
+from jobs.labs import LabStore
+from jobs.ledger import Ending
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy
@@ -188,7 +190,7 @@ def test_a_server_that_became_read_only_is_left_for_one_that_is_not(
 def test_a_server_that_stays_read_only_is_transient(
     database: Database, labs: LabStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.labs, "BLIP_S", 0.3)
+    monkeypatch.setattr(jobs.database, "BLIP_S", 0.3)
     lab = database.add_lab()
     database.rows(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
     with pytest.raises(TransientError) as caught:
@@ -357,7 +359,7 @@ def test_what_the_url_sets_for_the_session_stays(database: Database) -> None:
 def test_a_database_that_stays_away_is_transient(
     database: Database, far_labs: LabStore, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.labs, "BLIP_S", 0.5)
+    monkeypatch.setattr(jobs.database, "BLIP_S", 0.5)
     lab = database.add_lab()
     far_labs.find(lab)
     proxy.close()

@@ -16,7 +16,8 @@ from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
 from dispatcher.results import ResultStore, TaskState, TaskStatus
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.labs import Ending, LabStore
+from jobs.labs import LabStore
+from jobs.ledger import Ending
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy

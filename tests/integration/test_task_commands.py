@@ -7,7 +7,8 @@ import pytest
 from dispatcher.__main__ import main
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.labs import Ending, LabStore
+from jobs.labs import LabStore
+from jobs.ledger import Ending
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 

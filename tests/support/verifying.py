@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import jobs.cluster
-import jobs.labs
+import jobs.database
 import jobs.verify.access
 import jobs.verify.look
 from jobs import verify_command
@@ -127,7 +127,7 @@ def verify(
     capsys: pytest.CaptureFixture[str],
 ) -> Verify:
     monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
-    monkeypatch.setattr(jobs.labs, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.database, "BLIP_S", 0.2)
     access = ClusterAccess(api_server.url, ca_pem="")
     monkeypatch.setattr(jobs.verify.access, "open_cluster", lambda _environ: Cluster(access))
     monkeypatch.setenv("AMQP_URL", broker.url)

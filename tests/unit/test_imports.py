@@ -37,7 +37,7 @@ OWNERS = {
     },
     "alembic": {"dispatcher/database.py", "dispatcher/migrations/"},
     "kubernetes": set(),
-    "psycopg2": {"jobs/labs.py"},
+    "psycopg2": {"jobs/database.py"},
     "redis": {"jobs/results.py"},
     "tenacity": {"jobs/retry.py"},
     "kombu": {"dispatcher/celery_config.py"},

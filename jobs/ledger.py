@@ -1,0 +1,125 @@
+"""Rows of the task ledger: one for each run, from its beginning on."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from dispatcher.task_lock import lock_task
+from jobs.database import Cursor
+from jobs.errors import JobError
+from jobs.usage import usage
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended, as the ledger and the result of the task say it."""
+
+    #: As dispatcher.models.Outcome.
+    outcome: str
+    error_category: str | None = None
+    error_message: str | None = None
+    #: As jobs.failures.Failure.cause.
+    cause: str | None = None
+    #: For operators.
+    evidence: str = ""
+    #: What a success gives to whoever waits for the task.
+    result: dict[str, Any] | None = None
+
+    @classmethod
+    def of_error(cls, outcome: str, error: JobError) -> Ending:
+        """Return the ending of a run that an error ended."""
+        return cls(
+            outcome, error.category.value, error.sentence, cause=error.failure.cause, evidence=error.evidence
+        )
+
+
+@dataclass(slots=True)
+class TaskRunRecord:
+    """What this container writes to the ledger about its task, and what it wrote last."""
+
+    task_id: str
+    task_name: str
+    attempt: int
+    redelivered: bool
+    queue: str
+    job_name: str | None
+    pod_name: str | None
+    published_at: datetime | None
+    lab_instance_id: int | None = None
+    claimed_monotonic: float = field(default_factory=time.monotonic)
+    details: dict[str, Any] = field(default_factory=dict)
+    #: Ours, so that a statement repeated after a lost answer writes no second row.
+    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    #: As it was committed last, or as it would be if the database had taken it.
+    ending: Ending | None = None
+    #: Of whom to tell of the failed lab (jobs.notifications).
+    notification_id: int | None = None
+
+
+_COLUMNS = (
+    "run_id, task_id, task_name, lab_instance_id, attempt, redelivered, queue, job_name, pod_name,"
+    " published_at, claimed_at"
+)
+_VALUES = (
+    "%(run_id)s, %(task_id)s, %(task_name)s, %(lab_instance_id)s, %(attempt)s, %(redelivered)s, %(queue)s,"
+    " %(job_name)s, %(pod_name)s, %(published_at)s, clock_timestamp() - make_interval(secs => %(age_s)s)"
+)
+# A repeated begin finds its own row and has begun, whatever was cancelled since.
+_BEGIN = f"""
+{lock_task("%(task_id)s")};
+INSERT INTO task_ledger ({_COLUMNS}, outcome, details) SELECT {_VALUES}, 'started', %(details)s
+ WHERE NOT EXISTS (SELECT FROM task_cancellations WHERE task_id = %(task_id)s)
+    OR EXISTS (SELECT FROM task_ledger WHERE run_id = %(run_id)s)
+ON CONFLICT (run_id) DO UPDATE SET run_id = excluded.run_id
+"""  # noqa: S608  # constants of this module
+# The first ending stands: it was committed with the lab, and the second is a repetition.
+_END = f"""
+INSERT INTO task_ledger ({_COLUMNS}, finished_at, outcome, error_category, error_message, details)
+VALUES ({_VALUES}, clock_timestamp(), %(outcome)s, %(error_category)s, %(error_message)s, %(details)s)
+ON CONFLICT (run_id) DO UPDATE SET finished_at = excluded.finished_at, outcome = excluded.outcome,
+ error_category = excluded.error_category, error_message = excluded.error_message,
+ details = excluded.details WHERE task_ledger.outcome = 'started'
+"""  # noqa: S608
+
+
+def insert_started(cursor: Cursor, record: TaskRunRecord) -> bool:
+    cursor.execute(_BEGIN, _run_values(record, record.details))
+    return cursor.rowcount == 1
+
+
+def write_ending(cursor: Cursor, record: TaskRunRecord, ending: Ending) -> None:
+    details = record.details | {"usage": usage()}
+    if ending.cause:
+        details["cause"] = ending.cause
+    if ending.evidence:
+        details["evidence"] = ending.evidence
+    if ending.result is not None:
+        details["result"] = ending.result
+    values = {
+        "outcome": ending.outcome,
+        "error_category": ending.error_category,
+        "error_message": ending.error_message,
+    }
+    cursor.execute(_END, _run_values(record, details) | values)
+
+
+def _run_values(record: TaskRunRecord, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run_id": record.run_id,
+        "task_id": record.task_id,
+        "task_name": record.task_name,
+        "lab_instance_id": record.lab_instance_id,
+        "attempt": record.attempt,
+        "redelivered": record.redelivered,
+        "queue": record.queue,
+        "job_name": record.job_name,
+        "pod_name": record.pod_name,
+        "published_at": record.published_at,
+        "age_s": time.monotonic() - record.claimed_monotonic,
+        "details": json.dumps(details),
+    }
