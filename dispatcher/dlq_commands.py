@@ -10,15 +10,15 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dispatcher import dlq_output
 from dispatcher.categories import Category
-from dispatcher.dead_letter_selection import Selector, names
-from dispatcher.dead_letters import DeadLetter
+from dispatcher.dlq import output
+from dispatcher.dlq.letters import DeadLetter
+from dispatcher.dlq.selection import Selector, names
 from dispatcher.settings import BrokerSettings, read_settings
 
 if TYPE_CHECKING:
-    from dispatcher.dead_letter_queue import Found
-    from dispatcher.dlq_run import Run
+    from dispatcher.dlq.queue import Found
+    from dispatcher.dlq.run import Run
 
 _WRONG = 2
 
@@ -29,11 +29,11 @@ def show_all(arguments: argparse.Namespace) -> int:
     KEY and TASK ID name a message to the other commands. Nothing is changed: every message is back in
     its place when the command ends. Settings: AMQP_URL.
     """
-    from dispatcher.dead_letter_queue import look_through
+    from dispatcher.dlq.queue import look_through
 
     selector = _selector(arguments)
     shown: list[DeadLetter] = []
-    causes: dlq_output.Causes = Counter()
+    causes: output.Causes = Counter()
 
     def look(found: Found) -> bool:
         letter = found.letter
@@ -45,13 +45,13 @@ def show_all(arguments: argparse.Namespace) -> int:
 
     total = look_through(read_settings(os.environ, BrokerSettings.from_environment), look)
     if arguments.json:
-        print(dlq_output.as_json(shown, causes, total))
+        print(output.as_json(shown, causes, total))
         return 0
     if shown:
-        print(dlq_output.table(shown), end="\n\n")
+        print(output.table(shown), end="\n\n")
     if (more := sum(causes.values()) - len(shown)) > 0:
         print(f"and {more} more; --limit shows them")
-    print(dlq_output.summary(causes, total))
+    print(output.summary(causes, total))
     return 0
 
 
@@ -61,7 +61,7 @@ def show(arguments: argparse.Namespace) -> int:
     Values under names such as password or token are hidden. 1: no such message is in celery.dlq; what was
     done with it earlier is said, if anything. Settings: AMQP_URL; DATABASE_URL for what is not there.
     """
-    from dispatcher.dlq_details import details, print_details
+    from dispatcher.dlq.details import details, print_details
 
     settings = read_settings(os.environ, BrokerSettings.from_environment)
     selector = Selector(ids=(arguments.id,))
@@ -173,11 +173,11 @@ def _act(arguments: argparse.Namespace, verb: str) -> int:
 
 
 def _agreed(chosen: list[DeadLetter], verb: str) -> bool:
-    what = f"{verb} {dlq_output.count(len(chosen))}"
+    what = f"{verb} {output.count(len(chosen))}"
     if not sys.stdin.isatty():
         print(f"autolabs: this would {what}; say --yes, or look with --dry-run", file=sys.stderr)
         return False
-    print(dlq_output.table(chosen))
+    print(output.table(chosen))
     try:
         answer = input(f"{what}? [y/N] ")
     except (EOFError, KeyboardInterrupt):
@@ -190,7 +190,7 @@ def _agreed(chosen: list[DeadLetter], verb: str) -> bool:
 
 
 def _run(arguments: argparse.Namespace, verb: str) -> Run:
-    from dispatcher.dlq_run import Run
+    from dispatcher.dlq.run import Run
     from dispatcher.settings import ServerSettings
 
     return Run(

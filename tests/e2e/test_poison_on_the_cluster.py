@@ -16,7 +16,7 @@ import pytest
 from deploy.demo.platform import PLATFORM, Platform, eventually
 from deploy.demo.timeline import JobWatch
 from dispatcher import topology
-from dispatcher.dead_letter_queue import Found, look_through
+from dispatcher.dlq.queue import Found, look_through
 from dispatcher.settings import BrokerSettings
 from jobs.__main__ import EXIT_GIVEN_BACK, EXIT_OK
 from keda.profiles import PROFILES

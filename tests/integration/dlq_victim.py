@@ -16,7 +16,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from sqlalchemy import Engine, event
 
 from dispatcher.__main__ import main
-from dispatcher.dead_letter_actions import DeadLetterActions
+from dispatcher.dlq.actions import DeadLetterActions
 from dispatcher.publisher import Publisher
 
 #: Every step of one message, in its order, for both verbs.

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher import ladder
-from dispatcher.dead_letter_selection import Selector
-from dispatcher.dead_letters import _BROKER_REASONS, DeadLetter, read_letter
+from dispatcher.dlq.letters import _BROKER_REASONS, DeadLetter, read_letter
+from dispatcher.dlq.selection import Selector
 from dispatcher.message import encode
 from dispatcher.plain import plain_json, plain_text, printable
 from jobs.failures import Failure

@@ -24,7 +24,7 @@ OWNERS = {
     "sqlalchemy": {
         "dispatcher/after_commit.py",  # types alone
         "dispatcher/client.py",  # types alone
-        "dispatcher/dead_letter_actions.py",
+        "dispatcher/dlq/actions.py",
         "dispatcher/models.py",
         "dispatcher/database.py",
         "dispatcher/engine.py",

@@ -1,0 +1,218 @@
+"""Read a message of the dead-letter queue: which task it is, why it is there, and whether it can run again.
+
+Anything may be in that queue, so nothing in a message is trusted and nothing makes reading it fail. What
+a container put there tells its story in x-autolabs-* headers (jobs.settlement), what the broker moved
+there in x-last-death-* and x-death (https://www.rabbitmq.com/docs/dlx#effects).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from dispatcher import ladder, topology
+from dispatcher.categories import Category
+from dispatcher.errors import InvalidTask, MalformedMessage
+from dispatcher.message import FIRST_ERROR, Properties, TaskMessage, decode, is_short_text
+from dispatcher.tasks import parse_payload
+
+#: Characters of a text that is kept; containers write at most this.
+MAX_CHARS = 1000
+#: Characters of a key that are shown.
+SHOWN_KEY = 12
+_MAX_ID = 2**63 - 1
+
+#: The broker's word -> cause and category as a container writes them for the lab, and the sentence.
+_BROKER_REASONS: dict[str, tuple[str, Category | None, str]] = {
+    "delivery_limit": (
+        "container_crashed",
+        Category.PERMANENT_INVALID_REQUEST,
+        f"no container settled it within {topology.DELIVERY_LIMIT + 1} deliveries:"
+        " containers crashed over it",
+    ),
+    "expired": (
+        "expired",
+        Category.TEMPORARY_RESOURCE_ERROR,
+        "it expired in its queue before a container took it",
+    ),
+    "rejected": ("rejected", None, "whoever took it from its queue rejected it without a reason"),
+    "maxlen": ("queue_full", None, "its queue was full"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """What is known of one message; texts are cut to MAX_CHARS and may quote anybody."""
+
+    #: SHA-256 of body, task id and time of death, in hexadecimal.
+    key: str
+    #: None: no readable one.
+    task_id: str | None
+    task_name: str | None
+    lab_instance_id: int | None
+    #: "container", "broker", or "unknown" for what somebody else put there.
+    made_by: str
+    reason: str
+    category: str | None
+    cause: str
+    #: How often a container tried it, as far as is known.
+    attempts: int | None
+    first_error: str | None
+    last_error: str | None
+    #: Where it was before.
+    queue: str | None
+    #: Without the delay of the ladder.
+    routing_key: str
+    died_at: datetime | None
+    job: str | None
+    pod: str | None
+    #: Bytes of the body.
+    size: int
+    eta: datetime | None
+    expires: datetime | None
+    #: Why no container would perform it, however often it came; None for a task.
+    problem: str | None
+
+
+class _Story(NamedTuple):
+    made_by: str
+    reason: str
+    category: str | None
+    cause: str
+    queue: str | None
+    died_at: datetime | None
+
+
+def read_letter(body: bytes, properties: Properties, routing_key: str | bytes) -> DeadLetter:
+    """Return what is known of a message of the dead-letter queue, whatever it is."""
+    headers = properties.headers or {}
+    task, problem = read_task(body, properties)
+    story = _story(headers)
+    task_id = headers.get("id")
+    reason = _text(headers.get("x-autolabs-reason")) if story.made_by == "container" else None
+    died = "" if story.died_at is None else story.died_at.isoformat()
+    return DeadLetter(
+        key=_key(body, task_id, died),
+        task_id=str(task_id) if task_id and is_short_text(task_id) else None,
+        task_name=_text(headers.get("task")) or _text(headers.get("x-autolabs-task")),
+        lab_instance_id=_lab_of(task) or _lab_id(headers.get("x-autolabs-lab-instance-id")),
+        made_by=story.made_by,
+        reason=reason or story.reason,
+        category=story.category,
+        cause=story.cause,
+        attempts=_attempts(headers),
+        first_error=_text(headers.get("x-autolabs-first-error")) or _text(headers.get(FIRST_ERROR)),
+        last_error=_text(headers.get("x-autolabs-last-error")) if reason else story.reason,
+        queue=story.queue,
+        routing_key=ladder.plain_routing_key(_text(routing_key) or ""),
+        died_at=story.died_at,
+        job=_text(headers.get("x-autolabs-job")),
+        pod=_text(headers.get("x-autolabs-pod")),
+        size=len(body),
+        eta=task.eta if task else None,
+        expires=task.expires if task else None,
+        problem=problem,
+    )
+
+
+def read_task(body: bytes, properties: Properties) -> tuple[TaskMessage | None, str | None]:
+    """Return the task in a message, if there is one, and why no container would perform it."""
+    try:
+        task = decode(body, properties)
+    except MalformedMessage as exc:
+        return None, str(exc)
+    if task.unsupported:
+        return task, f"it asks for {', '.join(task.unsupported)}, which is not supported"
+    try:
+        parse_payload(task.name, task.args, task.kwargs)
+    except InvalidTask as exc:
+        return task, str(exc)
+    return task, None
+
+
+def _story(headers: Mapping[Any, Any]) -> _Story:
+    # A container takes x-last-death-* away (jobs.settlement), so the broker came last where they are.
+    if "x-last-death-reason" in headers or "x-autolabs-reason" not in headers:
+        return _story_of_broker(headers)
+    return _Story(
+        "container",
+        "the container said nothing",
+        _text(headers.get("x-autolabs-category")),
+        _text(headers.get("x-autolabs-cause")) or "unknown",
+        _text(headers.get("x-autolabs-queue")),
+        _moment(headers.get("x-autolabs-dead-at")),
+    )
+
+
+def _story_of_broker(headers: Mapping[Any, Any]) -> _Story:
+    death = _last_death(headers)
+    word = _text(headers.get("x-last-death-reason")) or _text(death.get("reason"))
+    queue = _text(headers.get("x-last-death-queue")) or _text(death.get("queue"))
+    if word is None:
+        return _Story("unknown", "nothing says why it is here", None, "unknown", None, None)
+    cause, category, sentence = _BROKER_REASONS.get(word, (word, None, f"the broker moved it here: {word}"))
+    return _Story(
+        "broker", sentence, category.value if category else None, cause, queue, _moment(death.get("time"))
+    )
+
+
+def _last_death(headers: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the newest entry of x-death; the ladder leaves older ones."""
+    deaths = headers.get("x-death")
+    tables = [death for death in deaths if isinstance(death, Mapping)] if isinstance(deaths, list) else []
+    last = (headers.get("x-last-death-queue"), headers.get("x-last-death-reason"))
+    for death in tables:
+        if (death.get("queue"), death.get("reason")) == last:
+            return death
+    return tables[0] if tables else {}
+
+
+def _key(body: bytes, task_id: object, died: str) -> str:
+    digest = hashlib.sha256(body)
+    digest.update(f"\0{task_id!r:.600}\0{died}".encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def _attempts(headers: Mapping[Any, Any]) -> int | None:
+    attempts = _count(headers.get("x-autolabs-attempts"))
+    retries = _count(headers.get("retries"))
+    return attempts if attempts is not None else None if retries is None else retries + 1
+
+
+def _count(value: object) -> int | None:
+    # pika gives 64-bit integers as a subclass of int.
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_ID
+    return int(value) if is_count and isinstance(value, int) else None
+
+
+def _lab_id(value: object) -> int | None:
+    return _count(value) or None
+
+
+def _lab_of(task: TaskMessage | None) -> int | None:
+    if task is None:
+        return None
+    return _lab_id(task.kwargs.get("lab_instance_id", task.args[0] if task.args else None))
+
+
+def _text(value: object) -> str | None:
+    """Return any value as a text, None for nothing; pika gives what is not UTF-8 as bytes."""
+    if value is None or value == "" or isinstance(value, (dict, list)):
+        return None
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text[:MAX_CHARS]
+
+
+def _moment(value: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if not isinstance(moment, datetime):
+            return None
+        if moment.tzinfo is None:
+            return moment.replace(tzinfo=timezone.utc)
+        return moment.astimezone(timezone.utc)
+    except (ValueError, OverflowError):  # a time that nobody can have written in earnest
+        return None
