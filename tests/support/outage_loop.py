@@ -1,0 +1,273 @@
+"""A backend that starts and stops labs one after the other, whatever answers, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from deploy.local.shell import run
+from dispatcher import CreateLabPod, DeleteLabPod, Dispatcher, outbox
+from dispatcher.engine import make_engine
+from dispatcher.models import LabInstance
+from dispatcher.tasks import CREATE_LAB_POD
+from tests.support.container import ROOT
+from tests.support.postgres import Database, Server
+
+LABS = 8
+#: Seconds from one request to the next, and from the start of a lab to its stop.
+PACE_S, LIFE_S = 1.0, 4.0
+#: Seconds for which the backend asks again.
+PATIENCE_S = 90.0
+KINDS = ["NetworkPolicy", "Pod", "Service"]
+SMALL = {"cpu": "250m", "memory": "128Mi", "storage": "64Mi"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A platform, as its backend and an operator see it."""
+
+    amqp_url: str
+    database_url: str
+    namespace: str
+    image: str
+    #: For `autolabs verify`.
+    environ: Mapping[str, str] = field(repr=False)
+
+    @property
+    def database(self) -> Database:
+        name = self.database_url.rpartition("/")[2]
+        return Database(Server(self.database_url), name)
+
+
+class Loop:
+    """LABS labs of one student, every second of them stopped again."""
+
+    def __init__(self, place: Place, student_id: int) -> None:
+        self.place = place
+        self.student_id = student_id
+        self._engine = make_engine(place.database_url, application_name="backend", pool_size=2)
+        self._dispatcher = Dispatcher(place.amqp_url, database=self._engine)
+        self._thread = threading.Thread(target=self._run, name="backend")
+        self._problem: BaseException | None = None
+        #: How often the backend had to ask the database again.
+        self.asked_again = 0
+        self.requested = 0
+
+    @property
+    def to_be_stopped(self) -> set[int]:
+        """The lab_id of those that are stopped."""
+        return set(range(1, LABS + 1, 2))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def runs(self) -> bool:
+        return self._thread.is_alive()
+
+    def end(self) -> None:
+        """Wait until all is requested and published; raises what the backend could not get over."""
+        self._thread.join(2 * PATIENCE_S)
+        if self._problem is not None:
+            raise self._problem
+        if self._thread.is_alive():
+            raise AssertionError("the backend is still at it")
+
+    def close(self) -> None:
+        self._dispatcher.close()
+        self._engine.dispose()
+
+    def _run(self) -> None:
+        try:
+            self._request_all()
+        except BaseException as exc:
+            self._problem = exc
+
+    def _request_all(self) -> None:
+        began = time.monotonic()
+        todo = [(number * PACE_S, "start", number) for number in range(1, LABS + 1)]
+        todo += [(number * PACE_S + LIFE_S, "stop", number) for number in self.to_be_stopped]
+        for at_s, what, number in sorted(todo):
+            time.sleep(max(0.0, began + at_s - time.monotonic()))
+            self._persist(self._start if what == "start" else self._stop, number)
+            self._dispatcher.relay_outbox(timeout=2.0)
+            self.requested += 1
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._dispatcher.relay_outbox(timeout=2.0).complete:
+            if time.monotonic() > deadline:
+                raise AssertionError("the outbox is not empty")
+            time.sleep(0.2)
+
+    def _persist(self, request: Any, number: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with Session(self._engine) as session, session.begin():
+                    request(session, number)
+                return
+            except SQLAlchemyError:
+                if time.monotonic() > deadline:
+                    raise
+                self.asked_again += 1
+                time.sleep(0.2)
+
+    def _find(self, session: Session, number: int) -> LabInstance | None:
+        mine = select(LabInstance).where(
+            LabInstance.student_id == self.student_id, LabInstance.lab_id == number
+        )
+        return session.scalars(mine).one_or_none()
+
+    def _start(self, session: Session, number: int) -> None:
+        # The answer to the commit may have been lost: the first request stands then.
+        if self._find(session, number):
+            return
+        lab = LabInstance(lab_id=number, student_id=self.student_id)
+        session.add(lab)
+        session.flush()
+        create = CreateLabPod(
+            lab_instance_id=lab.id,
+            lab_id=number,
+            student_id=self.student_id,
+            docker_image=self.place.image,
+            resources=SMALL,
+        )
+        lab.celery_task_id = outbox.add(session, create)
+
+    def _stop(self, session: Session, number: int) -> None:
+        lab = self._find(session, number)
+        assert lab is not None
+        outbox.add(session, DeleteLabPod(lab_instance_id=lab.id, force=True))
+
+    def stop_all(self) -> None:
+        """Stop what still runs."""
+        for lab in self.rows():
+            if lab["status"] in ("RUNNING", "PENDING"):
+                self._dispatcher.delete_lab(lab_instance_id=lab["id"], force=True)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.place.database.rows(
+            "SELECT * FROM lab_instances WHERE student_id = %s ORDER BY id", self.student_id
+        )
+
+    def ledger(self) -> list[dict[str, Any]]:
+        ids = [row["id"] for row in self.rows()]
+        statement = "SELECT * FROM task_ledger WHERE lab_instance_id = ANY(%s) ORDER BY id"
+        return self.place.database.rows(statement, ids)
+
+    def objects(self) -> dict[int, list[dict[str, Any]]]:
+        """Return lab -> its objects in the cluster."""
+        words = ["kubectl", "get", "pods,services,networkpolicies", "--namespace", self.place.namespace]
+        listed = run([*words, f"--selector=student_id={self.student_id}", "--output=json"], timeout_s=30)
+        found: dict[int, list[dict[str, Any]]] = {}
+        for item in json.loads(listed)["items"]:
+            found.setdefault(int(item["metadata"]["labels"]["lab_instance_id"]), []).append(item)
+        return found
+
+
+@dataclass
+class Outcome:
+    """How the labs of a loop stand."""
+
+    running: int = 0
+    stopped: int = 0
+    failed: list[str] = field(default_factory=list)
+    #: What is not, or not yet, as it has to be, one sentence each.
+    wrong: list[str] = field(default_factory=list)
+    lost: int = 0
+    doubled: int = 0
+    retries: int = 0
+    redeliveries: int = 0
+
+
+def look(loop: Loop, causes: frozenset[str]) -> Outcome:
+    """Compare every lab with what was asked for; `causes` are those for which it may have FAILED."""
+    rows, ledger, objects = loop.rows(), loop.ledger(), loop.objects()
+    seen = Outcome(
+        retries=sum(run["outcome"] == "retried" for run in ledger),
+        redeliveries=sum(run["redelivered"] for run in ledger),
+    )
+    numbers = Counter(row["lab_id"] for row in rows)
+    for number in range(1, LABS + 1):
+        if numbers[number] != 1:
+            seen.wrong.append(f"request {number} has {numbers[number]} rows")
+    seen.lost = sum(numbers[number] == 0 for number in range(1, LABS + 1))
+    seen.doubled = sum(count - 1 for count in numbers.values())
+    for row in rows:
+        runs = [run for run in ledger if run["lab_instance_id"] == row["id"]]
+        _look_at_lab(seen, row, runs, objects.pop(row["id"], []), loop, causes)
+    seen.wrong += [f"lab {lab} has objects and no row" for lab in objects]
+    return seen
+
+
+def _look_at_lab(
+    seen: Outcome,
+    row: dict[str, Any],
+    runs: list[dict[str, Any]],
+    objects: list[dict[str, Any]],
+    loop: Loop,
+    causes: frozenset[str],
+) -> None:
+    lab, status = f"lab {row['id']}", row["status"]
+    kinds = sorted(item["kind"] for item in objects)
+    creates = [run for run in runs if run["task_name"] == CREATE_LAB_POD]
+    started = sum(run["outcome"] == "succeeded" for run in creates)
+    stop = row["lab_id"] in loop.to_be_stopped
+    seen.running += status == "RUNNING"
+    seen.stopped += status == "STOPPED"
+    seen.lost += status == "PENDING"
+    if started > 1 or len(kinds) > len(set(kinds)):
+        seen.doubled += 1
+        seen.wrong.append(f"{lab} was started {started} times, has {kinds}")
+    if row["error_category"]:
+        cause = next((run["details"]["cause"] for run in reversed(creates) if "cause" in run["details"]), "?")
+        seen.failed.append(cause)
+        if cause not in causes:
+            seen.wrong.append(f"{lab} FAILED: {row['error_message']} [{cause}]")
+    if status == "RUNNING" and not stop:
+        (pod,) = [item for item in objects if item["kind"] == "Pod"] or [{}]
+        if kinds != KINDS or not _is_ready(pod) or started != 1:
+            seen.wrong.append(f"{lab} is RUNNING with {kinds}, started {started} times")
+    elif (status == "STOPPED" and stop) or (status == "FAILED" and not stop):
+        if kinds:
+            seen.wrong.append(f"{lab} is {status} with {kinds}")
+    else:
+        shown = [(run["task_name"][15:], run["attempt"], run["outcome"]) for run in runs]
+        seen.wrong.append(f"{lab} is {status}, asked to {'stop' if stop else 'run'}: {shown}")
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def differences(loop: Loop) -> list[str]:
+    """Run `autolabs verify`; return what it says of the loop's labs, and of messages held by nobody."""
+    words = ["-m", "dispatcher", "verify", "--json", "--grace", "1", "--settle", "1"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=dict(loop.place.environ),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    if done.returncode not in (0, 1):
+        return [done.stderr]
+    ours = {row["id"] for row in loop.rows()}
+    return [
+        f"{one['kind']} of lab {one['lab_instance_id']}: {one['object']} is {one['is']}"
+        for one in json.loads(done.stdout)["differences"]
+        if one["lab_instance_id"] in ours or one["lab_instance_id"] is None
+    ]

@@ -1,0 +1,180 @@
+"""Take away one part of a running platform for a while; each returns when the part serves again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+
+from deploy.local import controlplane, daemons, node
+from deploy.local.paths import Layout
+from deploy.local.shell import run
+from tests.support.waiting import eventually
+
+#: Seconds for which a server does not answer.
+API_SERVER_S = 20.0
+STORE_S = 15.0
+#: Containers that are killed, and seconds between two.
+KILLS, KILL_PAUSE_S = 8, 0.8
+READY_S = 120.0
+
+
+def kubectl(*words: str) -> str:
+    return run(["kubectl", *words], timeout_s=60)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The one Pod of a Deployment."""
+
+    namespace: str
+    name: str
+
+    def pods(self) -> list[dict[str, Any]]:
+        selector = f"--selector=app.kubernetes.io/name={self.name}"
+        if self.name == "keda-operator":
+            selector = "--selector=app=keda-operator"
+        listed = kubectl("get", "pods", "--namespace", self.namespace, selector, "--output=json")
+        return list(json.loads(listed)["items"])
+
+    def delete_pod(self, *, force: bool) -> None:
+        """Delete the Pod and wait until another is Ready."""
+        (pod,) = self.pods()
+        options = ["--grace-period=0", "--force"] if force else []
+        name = pod["metadata"]["name"]
+        kubectl("delete", "pod", name, "--namespace", self.namespace, "--wait=false", *options)
+        self.wait_ready(other_than=pod["metadata"]["uid"])
+
+    def scale(self, replicas: int) -> None:
+        kubectl("scale", f"deployment/{self.name}", "--namespace", self.namespace, f"--replicas={replicas}")
+
+    def wait_gone(self) -> None:
+        eventually(lambda: not self.pods(), 60, what=f"no Pod of {self.name}")
+
+    def wait_ready(self, *, other_than: str = "") -> None:
+        def ready() -> bool:
+            return any(_is_ready(pod) for pod in self.pods() if pod["metadata"]["uid"] != other_than)
+
+        eventually(ready, READY_S, what=f"a Pod of {self.name} is Ready")
+
+    def restarts(self) -> int:
+        statuses = [one for pod in self.pods() for one in pod["status"].get("containerStatuses", [])]
+        return sum(one["restartCount"] for one in statuses)
+
+
+RABBITMQ = Workload("messaging", "rabbitmq")
+POSTGRESQL = Workload("infrastructure", "postgresql")
+MINIO = Workload("infrastructure", "minio")
+KEDA = Workload("keda", "keda-operator")
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return ready and "deletionTimestamp" not in pod["metadata"]
+
+
+def delete_broker() -> None:
+    RABBITMQ.delete_pod(force=True)
+    _wait_for_broker()
+
+
+def kill_broker() -> None:
+    """End the server with SIGKILL; its container is started again in the same Pod."""
+    before = RABBITMQ.restarts()
+    beam = "kill -9 $(cat /proc/[0-9]*/stat | awk '$2 == \"(beam.smp)\" {print $1}')"
+    kubectl("exec", "--namespace", RABBITMQ.namespace, "deployment/rabbitmq", "--", "sh", "-c", beam)
+    eventually(lambda: RABBITMQ.restarts() > before, 60, what="the broker was restarted")
+    RABBITMQ.wait_ready()
+    _wait_for_broker()
+
+
+def _wait_for_broker() -> None:
+    def answers() -> bool:
+        try:
+            pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"])).close()
+        except (pika.exceptions.AMQPError, OSError):
+            return False
+        return True
+
+    eventually(answers, READY_S, what="the broker takes connections")
+
+
+def restart_database() -> None:
+    POSTGRESQL.delete_pod(force=False)
+
+
+def freeze_api_server() -> None:
+    """Let the API server take connections and answer nothing."""
+    layout = Layout.from_env(os.environ)
+    pid = daemons.pid_of(layout, "kube-apiserver")
+    assert pid is not None, "the API server does not run"
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(API_SERVER_S)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    controlplane.wait_for_api(layout, timeout_s=60)
+
+
+def kill_api_server() -> None:
+    """End the API server with SIGKILL, and start it as `make up` does."""
+    layout = Layout.from_env(os.environ)
+    pid = daemons.pid_of(layout, "kube-apiserver")
+    assert pid is not None, "the API server does not run"
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not daemons.is_alive(layout, "kube-apiserver"), 10, what="the API server is gone")
+    controlplane.start_api(layout)
+
+
+def kill_operator() -> None:
+    KEDA.delete_pod(force=True)
+
+
+def stop_store() -> None:
+    MINIO.scale(0)
+    try:
+        MINIO.wait_gone()
+        time.sleep(STORE_S)
+    finally:
+        MINIO.scale(1)
+    MINIO.wait_ready()
+
+
+def kill_containers(more: Callable[[], bool]) -> int:
+    """Kill containers of jobs that hold a message, at random, from the node; return how many.
+
+    It ends after KILLS, or when `more` says that nothing is left to do for them.
+    """
+    layout, killed = Layout.from_env(os.environ), 0
+    while killed < KILLS and more():
+        if busy := _busy_containers():
+            killed += _kill_container(layout, random.choice(busy))
+            time.sleep(KILL_PAUSE_S)
+    return killed
+
+
+def _busy_containers() -> list[str]:
+    selector = "--selector=autolabs.io/queue"
+    pods = json.loads(kubectl("get", "pods", "--namespace=platform", selector, "--output=json"))["items"]
+    return [
+        one["containerID"].removeprefix("containerd://")
+        for pod in pods
+        for one in pod["status"].get("containerStatuses", [])
+        if one["ready"]
+    ]
+
+
+def _kill_container(layout: Layout, container_id: str) -> bool:
+    try:
+        node.ctr(layout, "tasks", "kill", "--signal", "SIGKILL", container_id)
+    except Exception:  # it ended by itself meanwhile
+        return False
+    return True
