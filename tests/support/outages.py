@@ -6,24 +6,35 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pika
 
-from deploy.local import controlplane, daemons, node
+from deploy.local import cgroups, controlplane, daemons
 from deploy.local.paths import Layout
 from deploy.local.shell import run
+from keda.podspec import READY_PORT
 from tests.support.waiting import eventually
 
 #: Seconds for which a server does not answer.
 API_SERVER_S = 20.0
 STORE_S = 15.0
-#: Containers that are killed, and seconds between two.
-KILLS, KILL_PAUSE_S = 8, 0.8
+#: Containers that are killed, and the most seconds that each had its message before.
+KILLS, LONGEST_S = 8, 1.2
+#: In /proc/net/tcp.
+_LISTENS = "0A"
 READY_S = 120.0
+_START_API = """
+import os
+from deploy.local import controlplane
+from deploy.local.paths import Layout
+controlplane.start_api(Layout.from_env(os.environ))
+"""
 
 
 def kubectl(*words: str) -> str:
@@ -131,7 +142,8 @@ def kill_api_server() -> None:
     assert pid is not None, "the API server does not run"
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not daemons.is_alive(layout, "kube-apiserver"), 10, what="the API server is gone")
-    controlplane.start_api(layout)
+    # By another process, so that it is no child of this one.
+    run([sys.executable, "-c", _START_API], cwd=layout.checkout)
 
 
 def kill_operator() -> None:
@@ -149,32 +161,30 @@ def stop_store() -> None:
 
 
 def kill_containers(more: Callable[[], bool]) -> int:
-    """Kill containers of jobs that hold a message, at random, from the node; return how many.
+    """Kill containers of jobs that hold a message, at any moment, from the node; return how many.
 
     It ends after KILLS, or when `more` says that nothing is left to do for them.
     """
-    layout, killed = Layout.from_env(os.environ), 0
+    killed = 0
     while killed < KILLS and more():
-        if busy := _busy_containers():
-            killed += _kill_container(layout, random.choice(busy))
-            time.sleep(KILL_PAUSE_S)
+        busy = [pid for pid in cgroups.members("kubepods") if _holds_a_message(pid)]
+        if busy:
+            pid = random.choice(busy)
+            time.sleep(random.uniform(0, LONGEST_S))
+            if _holds_a_message(pid):
+                daemons.end([pid], grace_s=0)
+                killed += 1
     return killed
 
 
-def _busy_containers() -> list[str]:
-    selector = "--selector=autolabs.io/queue"
-    pods = json.loads(kubectl("get", "pods", "--namespace=platform", selector, "--output=json"))["items"]
-    return [
-        one["containerID"].removeprefix("containerd://")
-        for pod in pods
-        for one in pod["status"].get("containerStatuses", [])
-        if one["ready"]
-    ]
-
-
-def _kill_container(layout: Layout, container_id: str) -> bool:
+def _holds_a_message(pid: int) -> bool:
+    """Tell whether a process is a job's, and listens as they do only while they have a message."""
+    folder = Path("/proc") / str(pid)
     try:
-        node.ctr(layout, "tasks", "kill", "--signal", "SIGKILL", container_id)
-    except Exception:  # it ended by itself meanwhile
+        if (folder / "cmdline").read_bytes() != b"python3\0-m\0jobs\0":
+            return False
+        tables = [(folder / "net" / name).read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    except OSError:  # it has ended
         return False
-    return True
+    sockets = [line.split() for table in tables for line in table]
+    return any(one[1].endswith(f":{READY_PORT:04X}") and one[3] == _LISTENS for one in sockets)
