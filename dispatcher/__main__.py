@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from dispatcher import dlq_commands, explain_commands, outbox_commands, task_commands
+from dispatcher import outbox_commands, task_commands
+from dispatcher.dlq import commands as dlq_commands
 from dispatcher.errors import DispatcherError
+from dispatcher.explain import commands as explain_commands
 from dispatcher.extras import needs_extra
 from dispatcher.settings import BrokerSettings, database_url, read_settings
 

@@ -83,6 +83,19 @@ def scrubbed(text: str) -> str:
     return _AWS_SECRET.sub(HIDDEN, _KNOWN.sub(HIDDEN, text))
 
 
+def scrubbed_values(value: Any) -> Any:
+    """Return a copy of anybody's JSON values in which whatever looks like a secret is hidden."""
+    return _scrubbed_texts(redacted(value))
+
+
+def _scrubbed_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return scrubbed(value)
+    if isinstance(value, Mapping):
+        return {_scrubbed_texts(key): _scrubbed_texts(inner) for key, inner in value.items()}
+    return [_scrubbed_texts(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def printable(text: str) -> str:
     """Return a text with control characters, and what PostgreSQL cannot store, as escapes."""
     if text.isprintable():

@@ -10,7 +10,7 @@ from dispatcher.dlq.letters import read_task
 from dispatcher.dlq.queue import Found, look_through
 from dispatcher.dlq.selection import Selector
 from dispatcher.plain import plain_json, plain_text
-from dispatcher.redaction import redacted
+from dispatcher.redaction import scrubbed_values
 from dispatcher.settings import BrokerSettings
 
 #: Messages under one id: a task may die more than once.
@@ -43,14 +43,16 @@ def print_details(known: list[dict[str, Any]], *, as_json: bool) -> None:
 def _details(found: Found) -> dict[str, Any]:
     task, _ = read_task(found.body, found.properties)
     if task is None:
-        # What is no task may be anything, so nothing is known of where a secret is in it.
-        content: dict[str, Any] = {"body": redacted(plain_text(found.body[:_MAX_BODY]))}
+        content: dict[str, Any] = {"body": scrubbed_values(plain_text(found.body[:_MAX_BODY]))}
     else:
-        content = {"args": redacted(plain_json(task.args)), "kwargs": redacted(plain_json(task.kwargs))}
+        content = {
+            "args": scrubbed_values(plain_json(task.args)),
+            "kwargs": scrubbed_values(plain_json(task.kwargs)),
+        }
     return {
         **output.fields(found.letter),
         **content,
         "content_type": plain_text(found.properties.content_type),
         "content_encoding": plain_text(found.properties.content_encoding),
-        "headers": redacted(plain_json(found.properties.headers or {})),
+        "headers": scrubbed_values(plain_json(found.properties.headers or {})),
     }

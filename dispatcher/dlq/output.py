@@ -11,11 +11,15 @@ from typing import Any
 
 from dispatcher.dlq.letters import SHOWN_KEY, DeadLetter
 from dispatcher.plain import printable
+from dispatcher.redaction import scrubbed
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
 #: Characters of the reason in a list; `show` has all of it.
 _REASON = 100
 _HEADINGS = ("KEY", "TASK ID", "TASK", "LAB", "TRIES", "AGE", "CAUSE", "REASON")
+
+#: What names a message to the commands is shown as it is.
+_NAMES = ("key", "task_id")
 
 #: Cause and category -> how many messages.
 Causes = Counter[tuple[str, str | None]]
@@ -36,7 +40,7 @@ def summary(causes: Causes, total: int) -> str:
     matching = sum(causes.values())
     lines = [f"{count(total)} in {DEAD_LETTER_QUEUE}" + (f", {matching} match" if matching != total else "")]
     lines += [
-        f"{number:7}  {printable(cause)}" + (f" ({printable(category)})" if category else "")
+        f"{number:7}  {safe(cause)}" + (f" ({safe(category)})" if category else "")
         for (cause, category), number in causes.most_common()
     ]
     return "\n".join(lines)
@@ -50,9 +54,13 @@ def count(number: int) -> str:
 def name(letter: DeadLetter) -> str:
     """Return one message in a few words."""
     lab = "" if letter.lab_instance_id is None else f" of lab {letter.lab_instance_id}"
-    return printable(
-        f"{letter.key[:SHOWN_KEY]} (task {letter.task_id or '-'}, {letter.task_name or 'no task'}{lab})"
-    )
+    task = scrubbed(letter.task_name or "no task")
+    return printable(f"{letter.key[:SHOWN_KEY]} (task {letter.task_id or '-'}, {task}{lab})")
+
+
+def safe(text: str) -> str:
+    """Return anybody's text in one line that a terminal can show, without what looks like a secret."""
+    return printable(scrubbed(text))
 
 
 def as_json(letters: Iterable[DeadLetter], causes: Causes, total: int) -> str:
@@ -60,7 +68,7 @@ def as_json(letters: Iterable[DeadLetter], causes: Causes, total: int) -> str:
     content = {
         "total": total,
         "by_cause": [
-            {"cause": cause, "category": category, "count": number}
+            {"cause": scrubbed(cause), "category": category and scrubbed(category), "count": number}
             for (cause, category), number in causes.most_common()
         ],
         "messages": [fields(letter) for letter in letters],
@@ -69,11 +77,14 @@ def as_json(letters: Iterable[DeadLetter], causes: Causes, total: int) -> str:
 
 
 def fields(letter: DeadLetter) -> dict[str, Any]:
-    """Return everything that is known of a message, in types of JSON."""
-    return {
-        key: value.isoformat() if isinstance(value, datetime) else value
-        for key, value in asdict(letter).items()
-    }
+    """Return everything that is known of a message, in types of JSON, without what looks like a secret."""
+    return {key: _shown(key, value) for key, value in asdict(letter).items()}
+
+
+def _shown(key: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return scrubbed(value) if isinstance(value, str) and key not in _NAMES else value
 
 
 def lines(values: Mapping[str, Any]) -> str:
@@ -88,15 +99,16 @@ def lines(values: Mapping[str, Any]) -> str:
 
 def _row(letter: DeadLetter, now: datetime) -> tuple[str, ...]:
     age = "" if letter.died_at is None else _age((now - letter.died_at).total_seconds())
-    reason = letter.reason if len(letter.reason) <= _REASON else letter.reason[: _REASON - 3] + "..."
+    reason = scrubbed(letter.reason)
+    reason = reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
     return (
         letter.key[:SHOWN_KEY],
         letter.task_id or "-",
-        letter.task_name or "-",
+        scrubbed(letter.task_name or "-"),
         "" if letter.lab_instance_id is None else str(letter.lab_instance_id),
         "" if letter.attempts is None else str(letter.attempts),
         age,
-        letter.cause,
+        scrubbed(letter.cause),
         reason,
     )
 

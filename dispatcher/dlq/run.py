@@ -17,6 +17,7 @@ from dispatcher.dlq.selection import Selector
 from dispatcher.extras import needs_extra
 from dispatcher.plain import printable
 from dispatcher.publisher import Publisher
+from dispatcher.redaction import scrubbed
 from dispatcher.settings import ServerSettings
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
@@ -76,7 +77,7 @@ class Run:
                 print(f"would be {_PAST[self._verb]}: {output.name(letter)}")
             except Refused as exc:
                 willing = False
-                _complain(f"would be refused: {output.name(letter)}: {exc}")
+                _complain(f"would be refused: {output.name(letter)}: {output.safe(str(exc))}")
         return willing
 
     def act(self, chosen: list[DeadLetter]) -> bool:
@@ -93,7 +94,7 @@ class Run:
             try:
                 done.append(self._act_on(found))
             except Refused as exc:
-                refused.append(f"{output.name(letter)}: {exc}")
+                refused.append(f"{output.name(letter)}: {output.safe(str(exc))}")
                 return False
             return True
 
@@ -133,9 +134,10 @@ class Run:
 
 def _told(row: DoneEarlier) -> str:
     lab = "" if row.lab_instance_id is None else f" of lab {row.lab_instance_id}"
+    task = scrubbed(row.task_name or "no task")
     return printable(
         f"{row.acted_at.isoformat(sep=' ', timespec='seconds')} {row.action} by {row.actor}:"
-        f" {row.message_key[:SHOWN_KEY]} (task {row.task_id or '-'}, {row.task_name or 'no task'}{lab}),"
+        f" {row.message_key[:SHOWN_KEY]} (task {row.task_id or '-'}, {task}{lab}),"
         f" dead_letter_actions.id {row.id}"
     )
 

@@ -58,7 +58,7 @@ def show_all(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     """Show everything that is known of a message, with its headers and arguments.
 
-    Values under names such as password or token are hidden. 1: no such message is in celery.dlq; what was
+    What looks like a secret is hidden. 1: no such message is in celery.dlq; what was
     done with it earlier is said, if anything. Settings: AMQP_URL; DATABASE_URL for what is not there.
     """
     from dispatcher.dlq.details import details, print_details
