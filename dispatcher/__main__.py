@@ -103,12 +103,15 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
 _COMMANDS: dict[str, Command] = {
     "explain": Command(explain_commands.explain, explain_commands.options),
 }
-#: Command -> its module with `run` and `options`, which imports what it needs when it runs.
-_PLATFORM_COMMANDS = {"verify": "jobs.verify_command"}
+#: Command -> its module with `run` and `options`, and its summary: only who names it has the module imported,
+#: which in a backend's process may be a package of the same name.
+_PLATFORM_COMMANDS = {
+    "verify": ("jobs.verify_command", "Prove that database, cluster and broker say the same."),
+}
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def make_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands; of the platform's only `command` has its options, if one is given."""
     parser = argparse.ArgumentParser(
         prog="autolabs", description="Prepare and look after the database and the broker of AutoLabs jobs."
     )
@@ -121,8 +124,11 @@ def make_parser() -> argparse.ArgumentParser:
             _add_command(verbs, verb, command)
     for name, command in _COMMANDS.items():
         _add_command(groups, name, command)
-    for name, module in _PLATFORM_COMMANDS.items():
-        _add_command(groups, name, _platform_command(name, module))
+    for name, (module, summary) in _PLATFORM_COMMANDS.items():
+        if command in (None, name):
+            _add_command(groups, name, _platform_command(name, module))
+        else:
+            groups.add_parser(name, help=summary)
     return parser
 
 
@@ -162,7 +168,8 @@ def _platform_command(name: str, module: str) -> Command:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = make_parser(words[0] if words else "").parse_args(words)
     try:
         return int(arguments.run(arguments))
     except DispatcherError as exc:
