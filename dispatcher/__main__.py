@@ -110,8 +110,8 @@ _PLATFORM_COMMANDS = {
 }
 
 
-def make_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of all commands; of the platform's only `command` has its options, if one is given."""
+def make_parser(named: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands; if one is named, the platform's others are without their options."""
     parser = argparse.ArgumentParser(
         prog="autolabs", description="Prepare and look after the database and the broker of AutoLabs jobs."
     )
@@ -125,7 +125,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     for name, command in _COMMANDS.items():
         _add_command(groups, name, command)
     for name, (module, summary) in _PLATFORM_COMMANDS.items():
-        if command in (None, name):
+        if named in (None, name):
             _add_command(groups, name, _platform_command(name, module))
         else:
             groups.add_parser(name, help=summary)
