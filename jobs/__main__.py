@@ -38,8 +38,11 @@ EXIT_GIVEN_BACK = 75
 EXIT_CONFIG = 78
 EXIT_SIGTERM = 143
 
-#: Messages that one container puts aside before another is to go on: its deadline is for one task.
-MAX_PUT_ASIDE = 500
+#: Messages that one container puts aside, and seconds for them, before another is to go on: its deadline
+#: is for one task.
+MAX_PUT_ASIDE, PUT_ASIDE_S = 500, 30.0
+#: Seconds after the acknowledgement to tell people; what is left then the sweep of the outbox does.
+NOTIFY_S = 8.0
 #: Seconds of patience with a broker that restarts; the queue's messages bring new containers anyway.
 BROKER_BLIP_S = 15.0
 
@@ -107,6 +110,7 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
         return _unavailable(exc)
     warm_up = WarmUp(settings)
     waiting_since = time.monotonic()
+    first_put_aside = 0.0
     for put_aside in range(MAX_PUT_ASIDE):
         left_s = waiting_since + settings.claim_wait_s - time.monotonic()
         try:
@@ -121,10 +125,15 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
             logs.set_task(task_id=None)
             extra = {"action": "idle", "waited_s": waited_s, "put_aside": put_aside}
             logger.info("no message", extra=extra)
-            return EXIT_OK
+            break
         code = _serve_one(consumer, delivery, warm_up, settings, stop, started_at, waited_s)
         if code is not None:
             return code
+        first_put_aside = first_put_aside or time.monotonic()
+        if time.monotonic() - first_put_aside > PUT_ASIDE_S:
+            break
+    if first_put_aside:
+        _notify(warm_up.connections(), stop)
     return EXIT_OK
 
 
@@ -191,8 +200,7 @@ def _work(
             reached("settling")
             consumer.acknowledge(delivery)
             reached("acknowledged")
-            if not stop.is_set():
-                _notify(warm_up.connections())
+            _notify(warm_up.connections(), stop)
             return EXIT_OK
         consumer.give_back(delivery, failed=done.is_set())
     except ChannelLost as exc:
@@ -205,7 +213,7 @@ def _work(
     return EXIT_GIVEN_BACK
 
 
-def _notify(connections: Any) -> None:
+def _notify(connections: Any, stop: threading.Event) -> None:
     """Tell whom the task has to tell of; what fails is left to the sweep of the outbox."""
     if not connections.notifications:
         return
@@ -214,7 +222,10 @@ def _notify(connections: Any) -> None:
         from jobs.notifications import deliver_one
 
         courier = Courier(connections.publisher, connections.settings.webhook)
+        deadline = time.monotonic() + NOTIFY_S
         for notification_id in connections.notifications:
+            if stop.is_set() or time.monotonic() > deadline:
+                break
             deliver_one(connections.labs, courier, notification_id)
     except Exception:
         logger.exception("notification is left to the sweep", extra={"action": "notification_left"})

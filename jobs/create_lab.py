@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dispatcher.tasks import CreateLabPod
 from jobs import naming
 from jobs.context import TaskContext
-from jobs.errors import JobError
+from jobs.errors import JobError, TransientError
 from jobs.failures import Failure
 from jobs.lab_objects import LabGone
 from jobs.labs import Lab, lab_result
@@ -39,6 +39,7 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
         own_name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
         if lab.status != "RUNNING" or lab.k8s_pod_name != own_name:
             # An attempt of ours may have died between making objects and finding this out.
+            context.only_objects_left = True
             _take_down_but_running(context, payload.lab_instance_id, lab)
         result = lab_result(payload.lab_instance_id, lab)
         context.labs.record(context.record, Ending("noop", result=result))
@@ -111,13 +112,21 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
     def check_wanted() -> None:
         _check_wanted(context, payload.lab_instance_id)
 
+    def meanwhile() -> None:
+        try:
+            check_wanted()
+        except TransientError as exc:
+            # Without an answer the lab is still wanted: a Pod that starts well must not be lost for it.
+            extra = {"action": "not_asked", "evidence": exc.evidence}
+            logger.warning("whether the lab is still wanted is not known", extra=extra)
+
     try:
         # What another create of this lab made RUNNING meanwhile is not ours to replace.
         pod, service = context.lab_objects.ensure(
             payload.lab_instance_id, manifests, before_replacing=check_wanted
         )
         mark(context.record, "applied")
-        context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s, meanwhile=check_wanted)
+        context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s, meanwhile=meanwhile)
     except LabGone:
         _give_up(context, payload, manifests, "its pod was deleted while it started")
         return
@@ -155,10 +164,10 @@ class _NotWanted(Exception):
 
 def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
     """Raise when nobody wants the lab any more: its delete may still wait in a queue."""
-    if context.labs.is_cancelled(context.record.task_id):
+    wanted, cancelled = context.labs.is_wanted(lab_instance_id, context.record.task_id)
+    if cancelled:
         raise Failure.CANCELLED.error(evidence="cancelled while it started")
-    lab = context.labs.find(lab_instance_id)
-    if lab is None or not lab.wants_start:
+    if not wanted:
         raise _NotWanted
 
 

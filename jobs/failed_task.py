@@ -19,7 +19,7 @@ from jobs.consumer import Delivery
 from jobs.context import TaskContext
 from jobs.create_lab import cancel_create, fail_create
 from jobs.errors import JobError, TransientError
-from jobs.failures import Failure, given_up
+from jobs.failures import Failure, as_recorded, given_up
 from jobs.ledger import Ending, TaskRunRecord
 from jobs.settings import JobSettings
 from jobs.settlement import publish_dead_letter, publish_delayed, retry_delay_s
@@ -44,6 +44,8 @@ def settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, 
     try:
         # A task without a routing key cannot come back.
         comes_back = task.name in tasks.ROUTING_KEYS
+        if context.only_objects_left and isinstance(error, TransientError):
+            return _come_back(context, task, error)
         again = comes_back and task.retries < context.settings.retry.max_retries
         again = again and isinstance(error, TransientError)
         lab = _failed_lab(context, task)
@@ -52,14 +54,14 @@ def settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, 
         if isinstance(error, TransientError):
             if again:
                 return _retry(context, task, error)
-            error = given_up(error, task.retries + 1)
+            error = given_up(error, task.retries + 1, stop=task.name == tasks.DELETE_LAB_POD)
         keep = _is_kept(task, error.failure)
         try:
             _record_failure(context, task, error, lab, keep=keep)
         except JobError as unsettled:
             recorded = context.record.ending is not None
             if isinstance(unsettled, TransientError) and comes_back:
-                # Once it is recorded only objects are left to do, and the next run finds nothing to keep.
+                # Once it is recorded only objects are left to do, which the next run keeps nothing of.
                 kept = not (recorded and keep) or _keep(context, delivery, task, error)
                 return kept and _come_back(context, task, unsettled)
             extra = {"action": "ledger_missed", "cause": unsettled.failure.cause}
@@ -134,8 +136,12 @@ def _record_failure(
 def _come_back(context: TaskContext, task: TaskMessage, why: TransientError) -> bool:
     """Publish a failed task again, as often as it takes: its lab must learn of the failure."""
     publish_delayed(context.publisher, replace(task, eta=None), random.uniform(0.5, 1.0) * COME_BACK_S)
-    # What is not recorded yet; after a failure that is, only the lab's objects are left to do.
-    context.record.ending = context.record.ending or Ending.of_error("retried", why)
+    if context.record.ending is None:
+        ending = Ending.of_error("retried", why)
+        try:
+            context.labs.record(context.record, ending)
+        except JobError:  # most often it is the database that is away
+            context.record.ending = ending
     extra = {"action": "comes_back", "cause": why.failure.cause, "evidence": why.evidence}
     logger.error("failure cannot be settled now, the task comes back: %s", why.sentence, extra=extra)
     return True
@@ -160,6 +166,24 @@ def _retry(context: TaskContext, task: TaskMessage, error: TransientError) -> bo
         context.record.ending = ending
         logger.warning("retry is not in the ledger: %s", exc, extra={"action": "ledger_missed"})
     return True
+
+
+def keep_again(context: TaskContext, delivery: Delivery, task: TaskMessage) -> bool:
+    """Dead-letter a create whose container died between recording that and doing it; False: not confirmed.
+
+    Of another task nothing is done: it fails again. A second dead letter, if the first was published,
+    does no harm.
+    """
+    if task.name != tasks.CREATE_LAB_POD:
+        return True
+    found = context.labs.find_dead_letter(task.id, context.record.attempt)
+    if found is None:
+        return True
+    try:
+        error = as_recorded(*found)
+    except KeyError:
+        error = Failure.INTERNAL_ERROR.error(evidence=" ".join(found))
+    return _keep(context, delivery, task, error)
 
 
 def _keep(context: TaskContext, delivery: Delivery, task: TaskMessage, error: JobError) -> bool:

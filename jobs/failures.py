@@ -234,9 +234,15 @@ class Failure(enum.Enum):
         return PermanentError(self, sentence, evidence=evidence)
 
 
-def given_up(error: TransientError, attempts: int) -> PermanentError:
-    """Return the error of a task that failed in its last attempt: nothing is tried again by itself."""
+def as_recorded(cause: str, sentence: str, evidence: str) -> JobError:
+    """Return the error of a failure that the ledger knows; raises KeyError for a cause of another release."""
+    return PermanentError(Failure[cause.upper()], sentence, evidence=evidence)
+
+
+def given_up(error: TransientError, attempts: int, *, stop: bool = False) -> PermanentError:
+    """Return the error of a task that failed in its last attempt; `stop`: it was to stop a lab."""
     times = "once" if attempts == 1 else f"{attempts} times"
-    ending = f". It was tried {times}. Please start it again later; the administrator must look at it."
+    later = "The stop is asked for again" if stop else "Please start it again later"
+    ending = f". It was tried {times}. {later}; the administrator must look at it."
     sentence = error.sentence.removesuffix(_AGAIN) + ending
     return PermanentError(error.failure, sentence, evidence=error.evidence)

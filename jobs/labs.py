@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jobs.database import Cursor, Database
+from jobs import ledger
+from jobs.database import Cursor, Database, optional
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.ledger import Ending, TaskRunRecord, insert_started, write_ending
@@ -47,6 +48,25 @@ class LabStore(Database):
         (dispatcher.task_lock).
         """
         return self.at_once(lambda cursor: insert_started(cursor, record))
+
+    def find_dead_letter(self, task_id: str, attempt: int) -> tuple[str, str, str] | None:
+        """Return cause, sentence and evidence of an attempt that the ledger calls dead-lettered."""
+        return self.at_once(lambda cursor: ledger.find_dead_letter(cursor, task_id, attempt))
+
+    def is_wanted(self, lab_instance_id: int, task_id: str) -> tuple[bool, bool]:
+        """Tell whether a lab waits for its start, and whether the task was cancelled. One round trip."""
+
+        def ask(cursor: Cursor) -> tuple[bool, bool]:
+            cursor.execute(
+                "SELECT EXISTS (SELECT FROM lab_instances WHERE id = %s AND status = 'PENDING'"
+                "               AND stop_requested_at IS NULL),"
+                " EXISTS (SELECT FROM task_cancellations WHERE task_id = %s)",
+                (lab_instance_id, task_id),
+            )
+            (found,) = cursor.fetchall()
+            return found[0], found[1]
+
+        return self.at_once(ask)
 
     def is_cancelled(self, task_id: str) -> bool:
         """Tell whether a task is not to be performed any more. One round trip."""
@@ -100,7 +120,8 @@ class LabStore(Database):
                 (error.category.value, error.sentence, record.task_id, record.lab_instance_id),
             )
             changed = cursor.rowcount == 1
-            record.notification_id = add_notification(cursor, record, error) if changed else None
+            if changed:
+                record.notification_id = optional(cursor, lambda: add_notification(cursor, record, error))
             return changed, Ending.of_error(outcome, error)
 
         return self._end(record, change)
@@ -128,7 +149,7 @@ class LabStore(Database):
             )
             if cursor.rowcount != 1:
                 return False, None
-            record.notification_id = add_notification(cursor, record, error)
+            record.notification_id = optional(cursor, lambda: add_notification(cursor, record, error))
             return True, Ending("succeeded", cause=error.failure.cause, evidence=error.evidence)
 
         return self._end(record, change)
@@ -190,7 +211,9 @@ class LabStore(Database):
         from jobs.notifications import add_notification
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            record.notification_id = add_notification(cursor, record, error, event_type="lab.stop_failed")
+            record.notification_id = optional(
+                cursor, lambda: add_notification(cursor, record, error, event_type="lab.stop_failed")
+            )
             return True, Ending.of_error("dead_lettered", error)
 
         self._end(record, change)

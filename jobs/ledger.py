@@ -77,6 +77,11 @@ INSERT INTO task_ledger ({_COLUMNS}, outcome, details) SELECT {_VALUES}, 'starte
     OR EXISTS (SELECT FROM task_ledger WHERE run_id = %(run_id)s)
 ON CONFLICT (run_id) DO UPDATE SET run_id = excluded.run_id
 """  # noqa: S608  # constants of this module
+_FIND_DEAD_LETTER = """
+SELECT details ->> 'cause', coalesce(error_message, ''), coalesce(details ->> 'evidence', '')
+  FROM task_ledger WHERE task_id = %s AND attempt = %s AND outcome = 'dead_lettered'
+   AND details ? 'cause' ORDER BY id DESC LIMIT 1
+"""
 # The first ending stands: it was committed with the lab, and the second is a repetition.
 _END = f"""
 INSERT INTO task_ledger ({_COLUMNS}, finished_at, outcome, error_category, error_message, details)
@@ -85,6 +90,13 @@ ON CONFLICT (run_id) DO UPDATE SET finished_at = excluded.finished_at, outcome =
  error_category = excluded.error_category, error_message = excluded.error_message,
  details = excluded.details WHERE task_ledger.outcome = 'started'
 """  # noqa: S608
+
+
+def find_dead_letter(cursor: Cursor, task_id: str, attempt: int) -> tuple[str, str, str] | None:
+    """Return cause, sentence and evidence of an attempt that ended, or was to end, in the dead letters."""
+    cursor.execute(_FIND_DEAD_LETTER, (task_id, attempt))
+    row = cursor.fetchone()
+    return (row[0], row[1], row[2]) if row else None
 
 
 def insert_started(cursor: Cursor, record: TaskRunRecord) -> bool:

@@ -75,7 +75,9 @@ class ObjectStore:
         evidence = f"GET {key}: {response.status} {response.data[:200].decode(errors='replace')}"
         if response.status in (403, 401):
             raise Failure.STORE_REFUSES_ACCESS.error(key=key, evidence=evidence)
-        raise Failure.CONFIGURATION_MISSING.error(key=key, evidence=evidence)
+        if response.status == 404:
+            raise Failure.CONFIGURATION_MISSING.error(key=key, evidence=evidence)
+        raise Failure.STORE_AWAY.error(evidence=evidence)
 
     def _get(self, path: str) -> urllib3.BaseHTTPResponse:
         url = self._settings.endpoint + path

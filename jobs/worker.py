@@ -22,7 +22,7 @@ from jobs.context import Connections, TaskContext
 from jobs.create_lab import create_lab
 from jobs.delete_lab import delete_lab
 from jobs.errors import JobError
-from jobs.failed_task import dead_letter, settle_failure
+from jobs.failed_task import dead_letter, keep_again, settle_failure
 from jobs.failures import Failure
 from jobs.ledger import Ending, TaskRunRecord
 from jobs.settlement import publish_delayed
@@ -70,6 +70,8 @@ def _run_and_settle(
     try:
         if _park_until_eta(context, task):
             return Verdict.SETTLED
+        if delivery.redelivered and not keep_again(context, delivery, task):
+            return Verdict.GIVE_BACK
         _run(connections, context, delivery, task)
     except JobError as exc:
         return _settle_failure(context, delivery, task, exc)
@@ -115,8 +117,11 @@ def _run(connections: Connections, context: TaskContext, delivery: Delivery, tas
     if not context.labs.begin(context.record):
         raise Failure.CANCELLED.error(evidence="cancelled before it began")
     reached("begun")
-    if delivery.broker_gave_up:
+    given_up = delivery.given_up(context.settings.queue)
+    if given_up == "delivery_limit":
         raise Failure.CONTAINER_CRASHED.error(evidence="delivery limit of the queue; it is in celery.dlq")
+    if given_up == "expired":
+        raise Failure.EXPIRED.error(evidence="expired in its queue")
     if task.expires and task.expires <= datetime.now(timezone.utc):
         raise Failure.EXPIRED.error(evidence=f"expires {task.expires.isoformat()}")
     if connections.results and not task.ignore_result:

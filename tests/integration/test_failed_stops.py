@@ -1,10 +1,12 @@
-"""A delete that fails for good: somebody is told, and the lab is not forgotten."""
+"""What the broker or a delete gave up: somebody is told, and the lab is not forgotten."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from dispatcher import topology
+from dispatcher.message import TaskMessage
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.consumer import Delivery, Verdict
 from jobs.context import Connections
@@ -12,7 +14,7 @@ from jobs.courier import Courier
 from jobs.notifications import sweep
 from jobs.worker import run_task
 from tests.support.creates import add_pod, delivery_of, name_of
-from tests.support.factories import make_task
+from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
@@ -24,6 +26,14 @@ def bind_events(broker: Broker) -> None:
     channel = broker.channel()
     channel.queue_declare(EVENTS, durable=True, arguments={"x-queue-type": "quorum"})
     channel.queue_bind(EVENTS, topology.EVENTS_EXCHANGE, "lab.stop_failed.#")
+
+
+def copy_of(task: TaskMessage, reason: str) -> Delivery:
+    """Return the copy that the broker sends to celery.cleanup."""
+    sent = delivery_of(task)
+    death = {"x-last-death-reason": reason, "x-last-death-queue": topology.QUEUE_NORMAL}
+    sent.properties.headers = {**(sent.properties.headers or {}), **death}
+    return sent
 
 
 def test_the_administrator_is_told_of_a_stop_that_failed_for_good(
@@ -50,12 +60,29 @@ def test_the_administrator_is_told_of_a_stop_that_failed_for_good(
 def test_a_stop_whose_containers_died_is_asked_for_again(
     connections: Connections, cluster: FakeCluster, database: Database, broker: Broker, lab: int
 ) -> None:
-    sent = delivery_of(make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}))
-    sent.properties.headers["x-last-death-reason"] = "delivery_limit"
-    copy = Delivery(sent.body, sent.properties, "lab.delete", redelivered=False, tag=1)
+    connections.settings = replace(connections.settings, queue=topology.QUEUE_LOW)
+    copy = copy_of(make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}), "delivery_limit")
     assert run_task(connections, copy, {}) is Verdict.SETTLED
     assert database.lab(lab)["stop_requested_at"] is not None
     (row,) = database.rows("SELECT event_type, cause, told FROM notifications")
     assert row == {"event_type": "lab.stop_failed", "cause": "container_crashed", "told": "admin"}
     # It is there already.
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
+
+
+def test_what_expired_in_its_queue_is_not_started_without_an_expires_of_its_own_either(
+    connections: Connections, cluster: FakeCluster, database: Database, lab: int
+) -> None:
+    connections.settings = replace(connections.settings, queue=topology.QUEUE_LOW)
+    create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
+    assert run_task(connections, copy_of(create, "expired"), {}) is Verdict.SETTLED
+    assert (database.lab(lab)["status"], cluster.objects) == ("FAILED", {})
+    assert database.outcomes() == ["revoked"]
+
+
+def test_a_dead_letter_that_was_moved_back_by_hand_is_performed(
+    connections: Connections, cluster: FakeCluster, database: Database, lab: int
+) -> None:
+    create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
+    assert run_task(connections, copy_of(create, "delivery_limit"), {}) is Verdict.SETTLED
+    assert database.lab(lab)["status"] == "RUNNING"
