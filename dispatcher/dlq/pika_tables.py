@@ -17,6 +17,12 @@ import pika.data
 _LENGTH = struct.Struct(">I")
 
 
+class Unreadable(str):
+    """What stands for a value that cannot be read, and so not be written again."""
+
+    __slots__ = ()
+
+
 @contextmanager
 def tolerant_tables() -> Iterator[None]:
     """Read what pika cannot as a text that says so, for every connection of this process meanwhile."""
@@ -29,12 +35,12 @@ def tolerant_tables() -> Iterator[None]:
         except (OverflowError, ValueError, OSError):
             if encoded[offset : offset + 1] != b"T":
                 raise
-            return "a time that cannot be read", offset + 9
+            return Unreadable("a time that cannot be read"), offset + 9
         except RecursionError:
             if encoded[offset : offset + 1] not in (b"F", b"A"):
                 raise
             (length,) = _LENGTH.unpack_from(encoded, offset + 1)
-            return "nested too deep to be read", offset + 1 + _LENGTH.size + length
+            return Unreadable("nested too deep to be read"), offset + 1 + _LENGTH.size + length
 
     pika.data.decode_value = decode_value
     try:

@@ -1,68 +1,64 @@
 """What waits in the task queues, found without losing, doubling or aging a message.
 
 AMQP has no way to look: a message has to be taken. To give it back counts as a delivery, of which a
-quorum queue allows five (nack does so up to RabbitMQ 4.2, reject always), so looking now and then would
-end as dead letters. Each message is published again instead, confirmed, and acknowledged after that: the
-queue turns round once, everything keeps its order. A crash in between leaves a duplicate, which every task
-survives. What a message loses is its count of deliveries, so a look gives one over which containers die a
-few more of them.
+quorum queue allows five (nack does so up to RabbitMQ 4.2, reject always, a closed connection too), so
+looking now and then would end as dead letters. Each message is published again instead, confirmed, and
+acknowledged after that: the queue turns round once. Nothing is taken before a publish has been confirmed,
+and the first message goes alone. A crash in between leaves a duplicate, which every task survives.
+
+The walk ends at the first copy of its own that comes back, because containers take messages meanwhile;
+that one is given back, at the head, where it was.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 import pika
 from pika.exceptions import AMQPError
 
-from dispatcher import ladder, topology
-from dispatcher.connection import connect
+from dispatcher import topology
+from dispatcher.connection import answers_within, connect
+from dispatcher.dlq.pika_tables import tolerant_tables
 from dispatcher.errors import MalformedMessage, NotConfirmed, PublishError
-from dispatcher.message import PUBLISHED_AT, TaskMessage, decode, is_short_text
+from dispatcher.message import TaskMessage, decode, is_short_text
 from dispatcher.outgoing import Outgoing
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
+from jobs.verify.copies import Taken, make_copy, make_dead_letter
+from jobs.verify.interruption import Interruption
 from jobs.verify.inventory import Message
+
+if TYPE_CHECKING:
+    from pika.adapters.blocking_connection import BlockingChannel
 
 #: Messages in our hands at a time: containers wait for them meanwhile, some 20 ms.
 BATCH = 50
 #: Bytes of bodies after which no further message is taken at the same time.
 BATCH_BYTES = 8 * 2**20
-#: Headers of a copy: the walk that made it, which knows by it where it began, and when.
-COPIED_BY, COPIED_AT = "x-autolabs-verify", "x-autolabs-verify-at"
-#: Copies in a row after which the queue has gone round. Up to RabbitMQ 4.2 two messages of high priority
-#: come for each other one, so a few say nothing.
-_ROUND = 10
 #: Priorities above this are high in a quorum queue (https://www.rabbitmq.com/docs/quorum-queues#priorities).
 _HIGH_PRIORITY = 4
+#: A routing key that binds no queue of ours.
+PROBE_KEY = "autolabs.verify"
+#: Seconds for a polite goodbye.
+CLOSE_TIMEOUT_S = 2.0
 
 
 class BrokerAway(Exception):
     """Raised when the broker does not answer, or takes no messages."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    tag: int
-    routing_key: str
-    properties: pika.BasicProperties
-    body: bytes
-
-    @property
-    def copied_by(self) -> object:
-        return (self.properties.headers or {}).get(COPIED_BY)
-
-
 class Queues:
     """Two connections to the broker: one takes and acknowledges, the other publishes."""
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, *, interruption: Interruption | None = None) -> None:
         """Connect. Raises BrokerAway."""
         self.publisher = Publisher(settings, name="autolabs-verify-publish")
+        self._interruption = interruption or Interruption()
         try:
             self._connection = connect(settings, name="autolabs-verify")
             self._channel = self._connection.channel()
@@ -73,8 +69,9 @@ class Queues:
         """Leave the broker; a message in our hands goes back to its queue."""
         self.publisher.close()
         try:
-            if self._connection.is_open:
-                self._connection.close()
+            with answers_within(self._connection, CLOSE_TIMEOUT_S):
+                if self._connection.is_open:
+                    self._connection.close()
         except AMQPError:
             return  # it is closed, that is what counts
 
@@ -100,77 +97,22 @@ class Queues:
         words, what could not be looked at.
 
         Raises:
-            BrokerAway: what is in our hands then goes back to the queue.
+            BrokerAway: nothing was taken, or what is in our hands then goes back to the queue.
+            Interrupted: somebody asked for it, and the queue did not go round in time.
         """
         try:
-            yield from self._walk(queue, gap, discard)
+            with tolerant_tables():
+                yield from _Walk(self, self._channel, queue, gap, discard, self._interruption).run()
         except AMQPError as exc:
             raise BrokerAway(repr(exc)) from exc
 
-    def _walk(
-        self, queue: str, gap: Callable[[str], None], discard: Callable[[Message], bool]
-    ) -> Iterator[Message]:
-        walk = uuid.uuid4().hex
-        waiting = left = self.count([queue])
-        stuck: list[int] = []
-        # The newest own copies that were met in a row.
-        met: deque[bool] = deque(maxlen=_ROUND)
-        takes_left = 3 * waiting + BATCH
-        while left > 0 and takes_left > 0 and len(met) < _ROUND and (taken := self._take(queue, left)):
-            takes_left -= len(taken)
-            fresh = [message for message in taken if message.copied_by != walk]
-            for message in taken:
-                if message.copied_by == walk:
-                    met.append((message.properties.priority or 0) <= _HIGH_PRIORITY)
-                else:
-                    met.clear()
-            left -= len(fresh)
-            seen = [(message, read(queue, message.properties, message.body)) for message in fresh]
-            gone = {message.tag for message, found in seen if discard(found)}
-            stuck += self._put_behind(queue, walk, [message for message in taken if message.tag not in gone])
-            for tag in gone:
-                self._channel.basic_ack(tag)
-            yield from (found for message, found in seen)
-        for tag in stuck:
-            self._channel.basic_nack(tag, requeue=True)
-        if stuck:
-            gap(f"{queue}: {len(stuck)} messages cannot be published again; they were given back")
-        if left > 0 and met and not any(met):
-            gap(f"{queue}: messages of high priority hide {left} others")
-
-    def _take(self, queue: str, most: int) -> list[_Taken]:
-        taken: list[_Taken] = []
-        size = 0
-        # One more than is left would be our own first copy.
-        while len(taken) < min(BATCH, most) and size < BATCH_BYTES:
-            method, properties, body = self._channel.basic_get(queue)
-            if method is None or properties is None or body is None:
-                break
-            key = method.routing_key
-            # pika gives what is not UTF-8 as bytes.
-            routing_key = key.decode(errors="surrogateescape") if isinstance(key, bytes) else key
-            taken.append(_Taken(method.delivery_tag, routing_key, properties, body))
-            size += len(body)
-        return taken
-
-    def _put_behind(self, queue: str, walk: str, taken: list[_Taken]) -> list[int]:
-        """Publish copies, acknowledge what is confirmed, return the tags of what nobody takes."""
-        now = datetime.now(timezone.utc)
-        errors = self.publisher.publish_all([make_copy(queue, message, walk, now) for message in taken])
-        stuck = []
-        for message, error in zip(taken, errors, strict=True):
-            if error is None:
-                self._channel.basic_ack(message.tag)
-            else:
-                stuck.append(message.tag)
-        if lost := next((error for error in errors if isinstance(error, NotConfirmed)), None):
-            self._give_back(stuck)
-            raise BrokerAway(str(lost)) from lost
-        return stuck
-
-    def _give_back(self, tags: list[int]) -> None:
-        for tag in tags:
-            self._channel.basic_nack(tag, requeue=True)
+    def prove_publishing(self) -> None:
+        """Raise BrokerAway unless the broker takes messages from this user."""
+        for exchange in (topology.TASKS_EXCHANGE, topology.GIVEN_UP_EXCHANGE):
+            try:
+                self.publisher.publish(exchange, PROBE_KEY, b"", {}, mandatory=False)
+            except PublishError as exc:
+                raise BrokerAway(f"nothing was taken, because nothing could be put back: {exc}") from exc
 
     def publish_task(self, task: TaskMessage) -> None:
         """Publish a task, confirmed. Raises BrokerAway."""
@@ -180,66 +122,126 @@ class Queues:
             raise BrokerAway(str(exc)) from exc
 
 
-def make_copy(queue: str, taken: _Taken, walk: str, now: datetime) -> Outgoing:
-    """Return the message as it is to be published: the same but for what the broker counts."""
-    properties = {
-        name: value for name in _COPIED if (value := getattr(taken.properties, name, None)) is not None
-    }
-    headers = {
-        **(taken.properties.headers or {}),
-        COPIED_BY: walk,
-        COPIED_AT: now.isoformat(timespec="milliseconds"),
-    }
-    # Of this delivery, by the queue.
-    headers.pop("x-delivery-count", None)
-    properties["headers"] = headers
-    if taken.properties.expiration is not None:
-        properties["expiration"] = _expiration_left(taken.properties, now)
-    exchange, routing_key = _way_back(queue, taken)
-    return Outgoing(exchange, routing_key, taken.body, properties)
+class _Walk:
+    """One turn of one queue."""
 
+    def __init__(
+        self,
+        queues: Queues,
+        channel: BlockingChannel,
+        queue: str,
+        gap: Callable[[str], None],
+        discard: Callable[[Message], bool],
+        interruption: Interruption,
+    ) -> None:
+        self._queues = queues
+        self._channel = channel
+        self._queue = queue
+        self._gap = gap
+        self._discard = discard
+        self._interruption = interruption
+        self._id = uuid.uuid4().hex
+        self._priorities: set[int] = set()
+        #: What nobody takes, and our own copy that came back: to be given back at the end, in this order.
+        self._stuck: list[Taken] = []
+        self._own: Taken | None = None
 
-#: Not user_id, which the broker compares with who publishes, and which no container reads.
-_COPIED = (
-    "content_type",
-    "content_encoding",
-    "delivery_mode",
-    "priority",
-    "correlation_id",
-    "reply_to",
-    "message_id",
-    "timestamp",
-    "type",
-    "app_id",
-    "cluster_id",
-)
+    def run(self) -> Iterator[Message]:
+        left = self._queues.count([self._queue])
+        if not left:
+            return
+        self._queues.prove_publishing()
+        most, goes_on = 1, True
+        while left > 0 and goes_on and self._own is None:
+            self._interruption.check_on_the_way()
+            taken = self._take(min(most, left))
+            if not taken:
+                break
+            left -= len(taken)
+            found, goes_on = self._turn(taken)
+            yield from found
+            most = BATCH
+        self._give_back()
+        self._tell(left, goes_on=goes_on)
 
+    def _take(self, most: int) -> list[Taken]:
+        """Take messages, but none behind our own first copy."""
+        taken: list[Taken] = []
+        size = 0
+        while len(taken) < most and size < BATCH_BYTES:
+            method, properties, body = self._channel.basic_get(self._queue)
+            if method is None or properties is None or body is None:
+                break
+            key = method.routing_key
+            # pika gives what is not UTF-8 as bytes.
+            routing_key = key.decode(errors="surrogateescape") if isinstance(key, bytes) else key
+            message = Taken(method.delivery_tag, routing_key, properties, body)
+            if message.copied_by == self._id:
+                self._own = message
+                break
+            taken.append(message)
+            size += len(body)
+            self._priorities.add(properties.priority or 0)
+        return taken
 
-def _way_back(queue: str, taken: _Taken) -> tuple[str, str]:
-    """Return exchange and routing key that lead to the queue, by what the job's own user may write to."""
-    plain = ladder.plain_routing_key(taken.routing_key)
-    if plain in topology.BINDINGS[queue]:
-        return topology.TASKS_EXCHANGE, plain
-    headers = taken.properties.headers or {}
-    from_queue, reason = headers.get("x-last-death-queue"), headers.get("x-last-death-reason")
-    given_up = from_queue in (topology.QUEUE_HIGH, topology.QUEUE_NORMAL)
-    if queue == topology.QUEUE_LOW and given_up and reason in ("expired", "delivery_limit"):
-        return topology.GIVEN_UP_EXCHANGE, taken.routing_key
-    return "", queue
+    def _turn(self, taken: list[Taken]) -> tuple[list[Message], bool]:
+        """Put messages behind the others; return what they are about, and whether that is possible at all."""
+        seen = [(one, read(self._queue, one.properties, one.body)) for one in taken]
+        gone = {one.tag for one, found in seen if self._discard(found)}
+        self._stuck += (one for one in taken if one.unreadable and one.tag not in gone)
+        to_publish = [one for one in taken if not one.unreadable and one.tag not in gone]
+        stuck = self._put_behind(to_publish)
+        self._stuck += stuck
+        for tag in gone:
+            self._channel.basic_ack(tag)
+        # What is worn out is a dead letter now; its copy for a container is met in another queue.
+        here = {one.tag for one in taken if not one.worn_out} | {one.tag for one in self._stuck}
+        return [found for one, found in seen if one.tag in here], not stuck or len(stuck) < len(to_publish)
 
+    def _put_behind(self, messages: list[Taken]) -> list[Taken]:
+        """Publish copies, acknowledge what is confirmed, return what nobody takes."""
+        now = datetime.now(timezone.utc)
+        copies = [
+            make_dead_letter(self._queue, one, now) if one.worn_out else copy
+            for one, copy in zip(messages, self._copies(messages), strict=True)
+        ]
+        stuck = self._publish(messages, copies) if messages else []
+        # Its bindings are gone, perhaps; a queue is always bound by its name.
+        if stuck:
+            by_name = [replace(copy, exchange="", routing_key=self._queue) for copy in self._copies(stuck)]
+            stuck = self._publish(stuck, by_name)
+        return stuck
 
-def _expiration_left(properties: pika.BasicProperties, now: datetime) -> str:
-    """Return the milliseconds that are left of an expiration, which otherwise would begin anew."""
-    headers = properties.headers or {}
-    given = properties.expiration
-    if not given.isdigit():
-        return str(given)
-    left_ms = int(given)
-    if expires := _time(headers.get("expires")):
-        left_ms = min(left_ms, int((expires - now).total_seconds() * 1000))
-    elif begun_at := _time(headers.get(COPIED_AT)) or _time(headers.get(PUBLISHED_AT)):
-        left_ms -= max(0, int((now - begun_at).total_seconds() * 1000))
-    return str(max(0, left_ms))
+    def _copies(self, messages: list[Taken]) -> list[Outgoing]:
+        now = datetime.now(timezone.utc)
+        return [make_copy(self._queue, one, self._id, now) for one in messages]
+
+    def _publish(self, messages: list[Taken], copies: list[Outgoing]) -> list[Taken]:
+        errors = self._queues.publisher.publish_all(copies)
+        stuck = []
+        for message, error in zip(messages, errors, strict=True):
+            if error is None:
+                self._channel.basic_ack(message.tag)
+            else:
+                stuck.append(message)
+        if lost := next((error for error in errors if isinstance(error, NotConfirmed)), None):
+            self._stuck += stuck
+            self._give_back()
+            raise BrokerAway(str(lost)) from lost
+        return stuck
+
+    def _give_back(self) -> None:
+        for message in [*self._stuck, *([self._own] if self._own else [])]:
+            self._channel.basic_nack(message.tag, requeue=True)
+
+    def _tell(self, left: int, *, goes_on: bool) -> None:
+        if count := len(self._stuck):
+            messages = "1 message" if count == 1 else f"{count} messages"
+            self._gap(f"{self._queue}: {messages} cannot be published again, and went back")
+        if not goes_on and left:
+            self._gap(f"{self._queue}: so the others, {left} at most, were not taken")
+        elif left > 0 and self._own and (len(self._priorities) > 1 or max(self._priorities) > _HIGH_PRIORITY):
+            self._gap(f"{self._queue}: priorities may hide other messages, {left} at most")
 
 
 def read(queue: str, properties: pika.BasicProperties, body: bytes) -> Message:
@@ -253,13 +255,3 @@ def read(queue: str, properties: pika.BasicProperties, body: bytes) -> Message:
     lab = task.kwargs.get("lab_instance_id", task.args[0] if task.args else None)
     valid = type(lab) is int and 0 < lab < 2**63
     return Message(queue, task.id, task.name, lab if valid else None, task.published_at)
-
-
-def _time(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

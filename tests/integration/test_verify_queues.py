@@ -18,7 +18,7 @@ from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.settlement import publish_delayed
-from jobs.verify import queues
+from jobs.verify import copies, queues
 from jobs.verify.inventory import Message
 from jobs.verify.queues import BrokerAway, Queues
 from tests.support.container import ROOT
@@ -114,7 +114,7 @@ def test_a_copy_is_the_message(broker: Broker, walk: Walk) -> None:
     broker.publish(NORMAL, body, **{**others, **without(sent)})
     walk()
     after = broker.take(NORMAL)
-    added = {queues.COPIED_BY, queues.COPIED_AT}
+    added = {copies.COPIED_BY, copies.COPIED_AT}
     assert after.body == before.body
     assert {k: v for k, v in after.headers.items() if k not in added} == before.headers
     names = vars(before.properties).keys() - {"headers"}
