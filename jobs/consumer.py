@@ -16,6 +16,7 @@ import pika
 from pika.exceptions import AMQPError
 
 from dispatcher.connection import answers_within
+from dispatcher.topology import QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
 from jobs.deliveries import worn_out
 
 #: Seconds between looks at the stop signal while waiting; deliveries wake the loop at once.
@@ -53,12 +54,18 @@ class Delivery:
     redelivered: bool
     tag: int
 
-    @property
-    def broker_gave_up(self) -> bool:
-        """True for the copy of a message that no container settled within the queue's delivery limit."""
+    def given_up(self, queue: str) -> str | None:
+        """Return why the broker took the message from its queue, if this is the copy by which its lab learns.
+
+        `queue` is where this container takes its messages: copies come to one queue alone, and anywhere else
+        the headers are somebody's own, or those of a dead letter that was moved back by hand.
+        """
+        # Since RabbitMQ 3.13 (https://www.rabbitmq.com/docs/dlx#effects).
         headers = self.properties.headers or {}
-        # The first since RabbitMQ 3.13 (https://www.rabbitmq.com/docs/dlx#effects).
-        return headers.get("x-last-death-reason") == "delivery_limit" or worn_out(headers)
+        if worn_out(headers):
+            return "delivery_limit"
+        copied = queue == QUEUE_LOW and headers.get("x-last-death-queue") in (QUEUE_HIGH, QUEUE_NORMAL)
+        return headers.get("x-last-death-reason") if copied else None
 
 
 def _as_text(routing_key: str | bytes) -> str:
@@ -110,6 +117,8 @@ class Consumer:
             self._connection.process_data_events(time_limit=min(_TICK_S, left_s))
             if spares and not claimed and time.monotonic() >= look_at:
                 if self._waiting() > spares:
+                    # What came with the answer is taken: the cancel would return it and cost a delivery.
+                    self._connection.process_data_events(time_limit=0)
                     break
                 look_at = time.monotonic() + random.uniform(*_SURPLUS_LOOK_S)
         # Cancelled before the ack, or the broker would push a second message after it.
