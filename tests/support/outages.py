@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pika
+import psycopg2
 
 from deploy.local import cgroups, controlplane, daemons
 from deploy.local.paths import Layout
@@ -120,6 +121,15 @@ def _wait_for_broker() -> None:
 
 def restart_database() -> None:
     POSTGRESQL.delete_pod(force=False)
+
+    def answers() -> bool:
+        try:
+            psycopg2.connect(os.environ["DATABASE_URL"], connect_timeout=5).close()
+        except psycopg2.OperationalError:  # it still starts, or still shuts down
+            return False
+        return True
+
+    eventually(answers, READY_S, what="the database takes connections")
 
 
 def freeze_api_server() -> None:
