@@ -10,8 +10,10 @@ from dispatcher.categories import Category
 from jobs import configs, objectstore
 from jobs.configs import Configs, main, upload_defaults
 from jobs.errors import PermanentError, TransientError
+from jobs.failures import Failure
 from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
 from jobs.objectstore import ObjectStore
+from tests.support.http_server import Answer, ScriptedServer
 from tests.support.store import Bucket
 from tests.support.tcp_proxy import TcpProxy
 
@@ -60,6 +62,18 @@ def test_a_missing_object_names_itself_and_the_administrator(store: ObjectStore)
         store.read("nope.yaml")
     assert caught.value.category is Category.PERMANENT_INVALID_REQUEST
     assert "NoSuchKey" in caught.value.evidence
+
+
+@pytest.mark.parametrize("status", [302, 400, 408, 429])
+def test_an_answer_that_says_nothing_of_the_object_is_no_missing_configuration(
+    bucket: Bucket, status: int
+) -> None:
+    with ScriptedServer(lambda _request: Answer(status, {})) as server:
+        store = ObjectStore(replace(bucket.settings, endpoint=server.url))
+        with pytest.raises(TransientError) as caught:
+            store.read("x.yaml")
+    assert caught.value.failure is Failure.STORE_AWAY
+    assert str(status) in caught.value.evidence
 
 
 def test_a_missing_bucket_is_missing_configuration(bare_bucket: Bucket) -> None:

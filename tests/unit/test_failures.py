@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import string
+import time
 
 import pytest
 
@@ -66,7 +67,29 @@ def test_what_is_given_up_no_longer_promises_another_attempt() -> None:
     assert "It was tried once." in given_up(error, 1).sentence
 
 
+def test_a_stop_that_is_given_up_asks_nobody_to_start_anything() -> None:
+    error = Failure.SLOW_STOP.error()
+    assert isinstance(error, TransientError)
+    sentence = given_up(error, 4, stop=True).sentence
+    assert "start" not in sentence
+    assert "asked for again" in sentence
+
+
 def test_the_evidence_is_bounded_and_storable() -> None:
     error = Failure.INTERNAL_ERROR.error(evidence="\x00\ud800" + "x" * 10_000)
     assert len(error.evidence) == 2000
     assert error.evidence.startswith("\\x00\\ud800")
+
+
+def test_a_sentence_has_no_password_and_keeps_the_names_of_images() -> None:
+    for image in ("https://teacher:hunter2@registry.example/lab:1", "teacher:hunter2@registry.example/lab"):
+        assert "hunter2" not in str(Failure.PROGRAM_ENDS.error(image=image))
+    assert (
+        '"registry.example/token:1"' in Failure.PROGRAM_ENDS.error(image="registry.example/token:1").sentence
+    )
+
+
+def test_what_is_too_long_is_cut_before_it_is_searched_for_secrets() -> None:
+    started = time.process_time()
+    Failure.INTERNAL_ERROR.error(evidence="(a:" * 3_000_000)
+    assert time.process_time() - started < 0.2
