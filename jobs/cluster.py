@@ -23,6 +23,8 @@ FIELD_MANAGER = "autolabs-jobs"
 BLIP_S = 8.0
 #: A manifest with an unknown field, or one of a wrong type, gets a 500 from a server-side apply.
 _NO_SUCH_FIELD = "failed to create typed patch object"
+#: How RBAC refuses. An API server that begins refuses everybody until it has read the roles, a second or two.
+_RBAC_REFUSES = 'is forbidden: User "'
 #: Times that a list in pages may begin anew.
 _LISTS_ANEW = 3
 #: Bytes of an error that are read.
@@ -39,6 +41,10 @@ class ApiError(Exception):
         self.status = status
         self.reason = reason
         self.message = message
+
+
+class _RefusedByRbac(ApiError):
+    """Raised when RBAC refuses; believed only when it does so again and again."""
 
 
 class ApiUnavailable(Exception):
@@ -62,6 +68,11 @@ class Cluster:
             retries=False,
             timeout=urllib3.Timeout(connect=3, read=15),
         )
+
+    @property
+    def server(self) -> str:
+        """The URL of the API server."""
+        return self._access.server
 
     def warm(self) -> None:
         """Open the connection; /version needs no rights."""
@@ -181,7 +192,12 @@ class Cluster:
         content_type: str = "application/json",
     ) -> Manifest:
         def once() -> Manifest:
-            response = self._open(method, path, body, content_type=content_type)
+            try:
+                response = self._open(method, path, body, content_type=content_type)
+            except ApiError as exc:
+                if exc.status == 403 and _RBAC_REFUSES in exc.message:
+                    raise _RefusedByRbac(exc.status, exc.reason, exc.message) from exc
+                raise
             try:
                 return dict(json.loads(response.read()))
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as exc:
@@ -190,7 +206,8 @@ class Cluster:
                 response.release_conn()
 
         # Every call is idempotent: apply and delete name their object, delete its uid too.
-        return through_blips(once, on=(ApiUnavailable,), within_s=BLIP_S, what=f"{method} {path}")
+        blips = (ApiUnavailable, _RefusedByRbac)
+        return through_blips(once, on=blips, within_s=BLIP_S, what=f"{method} {path}")
 
     def _open(
         self,

@@ -80,6 +80,27 @@ def test_a_refusal_is_not_repeated(serve: Serve, status: int) -> None:
     assert len(server.requests) == 1
 
 
+RBAC_SAYS_NO = (
+    'pods is forbidden: User "u" cannot list resource "pods" in API group "" in the namespace "labs"'
+)
+
+
+def test_an_api_server_that_has_not_read_the_roles_yet_is_asked_again(serve: Serve) -> None:
+    no = Answer(403, status_object(403, "Forbidden", RBAC_SAYS_NO))
+    cluster, server = serve(scripted(no, no, Answer(content=POD)))
+    assert cluster.apply("/p", POD) == POD
+    assert len(server.requests) == 3
+
+
+def test_a_lasting_refusal_of_rbac_is_believed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.5)
+    cluster, server = serve(scripted(Answer(403, status_object(403, "Forbidden", RBAC_SAYS_NO))))
+    with pytest.raises(ApiError) as caught:
+        cluster.get("/p")
+    assert (caught.value.status, caught.value.message) == (403, RBAC_SAYS_NO)
+    assert len(server.requests) > 1
+
+
 @pytest.mark.parametrize("body", [b"", b"[1]", b"\xff", b'"text"'])
 def test_a_refusal_without_a_status_object_is_still_one(serve: Serve, body: bytes) -> None:
     cluster, _ = serve(scripted(Answer(403, body)))
