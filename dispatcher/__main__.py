@@ -1,7 +1,8 @@
 """Command line: `autolabs` or `python -m dispatcher`.
 
-Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line is wrong; what else a
-command has is in its help.
+Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line or a setting is wrong, 130
+and 143 interrupted by SIGINT and SIGTERM, 141 nobody reads the output any more; what else a command has is in
+its help.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +20,10 @@ from pathlib import Path
 
 from dispatcher import outbox_commands, task_commands
 from dispatcher.dlq import commands as dlq_commands
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.explain import commands as explain_commands
 from dispatcher.extras import needs_extra
+from dispatcher.interrupts import Interrupted
 from dispatcher.settings import BrokerSettings, database_url, read_settings
 
 
@@ -171,10 +175,37 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     arguments = make_parser(words[0] if words else "").parse_args(words)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return _complain("interrupted", 128 + signal.SIGINT)
+    except Interrupted as exc:
+        return _complain(str(exc), exc.exit_code)
+    except InvalidSettings as exc:
+        return _complain(str(exc), 2)
     except DispatcherError as exc:
-        print(f"autolabs: {exc}", file=sys.stderr)
-        return 1
+        return _complain(str(exc), 1)
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"autolabs: {text}", file=sys.stderr)
+    return code
+
+
+def _nobody_reads() -> bool:
+    """Tell whether whoever read the output has gone, as in `dlq list | head`; the rest is dropped then."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    gone = any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))
+    if gone:
+        # Or the interpreter tries once more at its end, and tells of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 if __name__ == "__main__":

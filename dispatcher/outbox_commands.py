@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dispatcher.extras import needs_extra
 from dispatcher.settings import ServerSettings, database_url, read_settings
+from dispatcher.terminal import natural
 
 if TYPE_CHECKING:
     from dispatcher.outbox_relay import RelayReport, WaitingTask
@@ -68,7 +69,7 @@ def show_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `list`."""
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(
-        "--limit", type=int, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
+        "--limit", type=natural, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
     )
 
 

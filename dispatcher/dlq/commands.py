@@ -14,7 +14,11 @@ from dispatcher.categories import Category
 from dispatcher.dlq import output
 from dispatcher.dlq.letters import DeadLetter
 from dispatcher.dlq.selection import Selector, names
+from dispatcher.errors import DispatcherError
+from dispatcher.plain import printable
 from dispatcher.settings import BrokerSettings, read_settings
+from dispatcher.terminal import natural
+from dispatcher.topology import DEAD_LETTER_QUEUE
 
 if TYPE_CHECKING:
     from dispatcher.dlq.queue import Found
@@ -58,8 +62,8 @@ def show_all(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     """Show everything that is known of a message, with its headers and arguments.
 
-    What looks like a secret is hidden. 1: no such message is in celery.dlq; what was
-    done with it earlier is said, if anything. Settings: AMQP_URL; DATABASE_URL for what is not there.
+    What looks like a secret is hidden. 1: no such message is in celery.dlq; what was done with it earlier
+    is said, if anything. Settings: AMQP_URL; DATABASE_URL for what is not there.
     """
     from dispatcher.dlq.details import details, print_details
 
@@ -69,8 +73,12 @@ def show(arguments: argparse.Namespace) -> int:
     if found:
         print_details(found, as_json=arguments.json)
         return 0
-    with _run(arguments, "show") as run:
-        run.tell_of_missing(selector, arguments.id)
+    try:
+        with _run(arguments, "show") as run:
+            run.tell_of_missing(selector, arguments.id)
+    except DispatcherError as exc:
+        missing = f"nothing in {DEAD_LETTER_QUEUE} is {printable(arguments.id)}"
+        print(f"autolabs: {missing}; what was done with it earlier is not known: {exc}", file=sys.stderr)
     return 1
 
 
@@ -103,7 +111,7 @@ def show_all_options(parser: argparse.ArgumentParser) -> None:
     _add_filters(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
-        "--limit", type=int, default=100, metavar="N", help="show at most N messages (default: 100)"
+        "--limit", type=natural, default=100, metavar="N", help="show at most N messages (default: 100)"
     )
 
 

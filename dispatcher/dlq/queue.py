@@ -1,7 +1,8 @@
 """Look at the dead-letter queue message by message; what is not taken stays, in its order.
 
 One process at a time looks: messages that one holds are invisible to another, which would take them for
-gone. Whatever ends the process, the broker has every message again that was not taken.
+gone. Whatever ends the process, the broker has every message again that was not taken. A signal ends it
+between two messages; their order stays, unless the rest takes longer than FINISH_S seconds.
 
 A body is in memory only while it is looked at. The broker is spared too: it loads every body that a
 consumer may get, so a consumer holds a few messages and then another takes its place. The broker returns
@@ -24,6 +25,7 @@ from dispatcher.connection import connect
 from dispatcher.dlq.letters import DeadLetter, read_letter
 from dispatcher.dlq.pika_tables import tolerant_tables
 from dispatcher.errors import DispatcherError
+from dispatcher.interrupts import Stop, in_a_hurry, stop_on_signals
 from dispatcher.settings import BrokerSettings
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
@@ -33,15 +35,21 @@ LOCK_QUEUE = "autolabs.dlq.lock"
 LOCK_TIMEOUT_S = 60.0
 #: Seconds without the next message: somebody purged the queue.
 IDLE_TIMEOUT_S = 20.0
+#: The same after a failure or a signal.
+UNWANTED_IDLE_S = 2.0
 #: Messages that one consumer holds: at most 80 MiB in the broker, whose messages have 16 MiB at most.
 MAX_IN_FLIGHT = 5
 #: Returns under way: from 32 commands on rabbit_fifo_client holds them back and mixes the consumers.
 MAX_RETURNS = 16
 #: Seconds for the broker to count as ready what was returned.
 RETURN_TIMEOUT_S = 10.0
+#: Seconds to go on after a failure or a signal: what is returned goes behind what was never taken, since a
+#: quorum queue without a delivery limit has returns at its end. Ten thousand messages take that long.
+FINISH_S = 10.0
 _POLL_S = 0.005
 _LOCK_POLL_S = 0.05
 _LOCKED, _REFUSED, _MISSING = 405, 403, 404
+_INTERRUPTED = "interrupted; what was not taken is in the dead-letter queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +67,25 @@ def look_through(
     """Show `look` every message that is there at the beginning; return how many those were.
 
     A message is taken out of the queue when `look` returns True, before the next one is shown. All
-    others are returned in their order, also when `look` raises, and are ready again on return.
+    others are returned, in their order also when `look` raises, and are ready again on return.
 
     Raises:
+        Interrupted: SIGINT or SIGTERM came meanwhile.
         DispatcherError: the broker is not reachable, lacks the queue, refuses or breaks off; somebody
             else looked for longer than `lock_timeout_s` seconds.
     """
+    looking = False
     try:
-        with tolerant_tables(), _connection(settings) as connection:
-            channel = _lock(connection, time.monotonic() + lock_timeout_s)
+        with tolerant_tables(), stop_on_signals() as stop, _connection(settings) as connection:
+            channel = _lock(connection, stop, time.monotonic() + lock_timeout_s)
             found = _ready(channel)
-            return _Look(channel, found, look).run() if found else 0
+            looking = True
+            return _Look(channel, found, look, stop).run()
     except ChannelClosedByBroker as exc:
         raise DispatcherError(f"the dead-letter queue cannot be read: {_hint(exc)}") from exc
-    except KeyboardInterrupt as exc:
-        raise DispatcherError("interrupted; what was not taken is back in the dead-letter queue") from exc
     except AMQPError as exc:
-        raise DispatcherError(
-            f"the connection to the dead-letter queue failed: {exc!r}. What was not taken is back in it"
-        ) from exc
+        kept = ". What was not taken is back in it" if looking else ""
+        raise DispatcherError(f"the connection to the dead-letter queue failed: {exc!r}{kept}") from exc
 
 
 @contextmanager
@@ -86,12 +94,13 @@ def _connection(settings: BrokerSettings) -> Iterator[pika.BlockingConnection]:
     try:
         yield connection
     finally:
-        if connection.is_open:
+        if connection.is_open and not in_a_hurry():
             connection.close()
 
 
-def _lock(connection: pika.BlockingConnection, deadline: float) -> BlockingChannel:
+def _lock(connection: pika.BlockingConnection, stop: Stop, deadline: float) -> BlockingChannel:
     while True:
+        stop.check(_INTERRUPTED)
         channel = connection.channel()
         try:
             # Exclusive queues are classic; the default type of a vhost may be another.
@@ -114,31 +123,47 @@ def _ready(channel: BlockingChannel) -> int:
 class _Look:
     """One pass through the queue."""
 
-    def __init__(self, channel: BlockingChannel, found: int, look: Callable[[Found], bool]) -> None:
+    def __init__(
+        self, channel: BlockingChannel, found: int, look: Callable[[Found], bool], stop: Stop
+    ) -> None:
         self._channel = channel
         self._found = found
         self._look = look
+        self._stop = stop
         self._last_at = time.monotonic()
         self._seen = 0
         #: Of each consumer: the last delivery tag that is held, and how many are.
         self._held: list[tuple[int, int]] = []
         self._failure: BaseException | None = None
+        self._unwanted_since: float | None = None
 
     def run(self) -> int:
         """Show every message, then give back what was not taken; return how many were shown."""
         self._channel.basic_qos(prefetch_count=MAX_IN_FLIGHT)
         try:
-            while self._failure is None and self._seen < self._found and self._is_moving():
+            while self._may_go_on() and self._seen < self._found and self._is_moving():
                 self._consume()
         finally:
-            if self._channel.is_open:
+            if self._channel.is_open and not in_a_hurry():
                 self._give_back()
         if self._failure is not None:
             raise self._failure
+        self._stop.check(_INTERRUPTED)
         return min(self._seen, self._found)
 
+    def _is_wanted(self) -> bool:
+        return self._failure is None and self._stop.number is None
+
+    def _may_go_on(self) -> bool:
+        """Tell whether to take more; after a failure too, only to be returned in its turn."""
+        if self._is_wanted():
+            return True
+        self._unwanted_since = self._unwanted_since or time.monotonic()
+        return time.monotonic() < self._unwanted_since + FINISH_S
+
     def _is_moving(self) -> bool:
-        return time.monotonic() < self._last_at + IDLE_TIMEOUT_S
+        idle_s = IDLE_TIMEOUT_S if self._is_wanted() else UNWANTED_IDLE_S
+        return time.monotonic() < self._last_at + idle_s
 
     def _consume(self) -> None:
         """Take messages until as many are held as one consumer may hold."""
@@ -149,7 +174,7 @@ class _Look:
             while self._held[-1][1] < MAX_IN_FLIGHT and self._seen < self._found and self._is_moving():
                 self._channel.connection.process_data_events(time_limit=1)
         finally:
-            if self._channel.is_open:
+            if self._channel.is_open and not in_a_hurry():
                 self._channel.basic_cancel(tag)
 
     def _on_message(
@@ -159,7 +184,7 @@ class _Look:
         self._held[-1] = (method.delivery_tag, before[1] + 1)
         self._last_at = time.monotonic()
         self._seen += 1
-        if self._failure is not None or self._seen > self._found:  # only to be returned
+        if not self._is_wanted() or self._seen > self._found:  # only to be returned
             return
         try:
             if self._look(Found(read_letter(body, sent, method.routing_key), body, sent)):

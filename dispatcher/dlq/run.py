@@ -7,6 +7,7 @@ decides, and no body has to be kept: only what was chosen is acted upon, whateve
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from types import TracebackType
 
@@ -27,6 +28,8 @@ with needs_extra("db"):
 
 #: Seconds for a statement: of the audit table, and of looks at one lab.
 _STATEMENT_TIMEOUT_S = 10
+#: Seconds between lines of progress.
+PROGRESS_S = 2.0
 _PAST = {"requeue": "requeued", "discard": "discarded"}
 
 
@@ -85,11 +88,16 @@ class Run:
         left = Counter(letter.key for letter in chosen)
         done: list[str] = []
         refused: list[str] = []
+        told_at = time.monotonic()
 
         def look(found: Found) -> bool:
+            nonlocal told_at
             letter = found.letter
             if not left[letter.key]:
                 return False
+            if time.monotonic() >= told_at + PROGRESS_S:
+                told_at = time.monotonic()
+                _progress(f"{len(done)} of {output.count(len(chosen))} {_PAST[self._verb]}")
             left[letter.key] -= 1
             try:
                 done.append(self._act_on(found))
@@ -140,6 +148,10 @@ def _told(row: DoneEarlier) -> str:
         f" {row.message_key[:SHOWN_KEY]} (task {row.task_id or '-'}, {task}{lab}),"
         f" dead_letter_actions.id {row.id}"
     )
+
+
+def _progress(text: str) -> None:
+    print(f"... {text}", file=sys.stderr)
 
 
 def _complain(text: str) -> None:

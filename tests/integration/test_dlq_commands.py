@@ -305,11 +305,27 @@ def test_an_operator_needs_few_rights(dlq: Dlq, broker: Broker) -> None:
 def test_servers_that_are_away_are_a_sentence(dlq: Dlq, broker: Broker, variable: str, url: str) -> None:
     ids = bury(broker, make_delete(1))
     answer = dlq("requeue", *ids, **{variable: url})
-    assert (answer.code, answer.out.count("requeued: ")) == (1, 0)
+    assert (answer.code, answer.out.count("requeued: ")) == (1 if url else 2, 0)
+    # Nothing was looked at, so nothing has to be said of what was taken.
+    assert "What was not taken" not in answer.err
     assert answer.err.startswith("autolabs: ")
     assert "hidden" not in answer.err
     assert "Traceback" not in answer.err
     assert dlq.ids() == ids
+
+
+def test_a_message_that_is_not_there_is_said_without_a_database(dlq: Dlq) -> None:
+    for url in ("", "postgresql://u:hidden@127.0.0.1:1/d"):
+        answer = dlq("show", "no-such-id", DATABASE_URL=url)
+        assert (answer.code, answer.out) == (1, "")
+        assert answer.err.startswith("autolabs: nothing in celery.dlq is no-such-id; what was done with it")
+        assert "hidden" not in answer.err
+
+
+def test_a_limit_below_nothing_is_refused(dlq: Dlq) -> None:
+    answer = dlq("list", "--limit", "-3")
+    assert answer.code == 2
+    assert "-3 is less than 0" in answer.err
 
 
 def test_a_missing_queue_is_a_sentence(bare_broker: Broker, database: Database) -> None:

@@ -97,6 +97,7 @@ class Dlq:
         *words: str,
         module: str = "dispatcher",
         stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         ours = {
@@ -112,7 +113,7 @@ class Dlq:
             cwd=ROOT,
             env=ours,
             stdin=stdin,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )

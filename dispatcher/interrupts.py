@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM as something to look at between two messages.
+
+An exception in the middle of a call of pika leaves its connection in pieces: closing it may fail or hang, and
+what it holds goes back in another order.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from dispatcher.errors import DispatcherError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(DispatcherError):
+    """Raised between two messages, once a signal asked to stop; `exit_code` is that of a shell."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class Stop:
+    """Whether somebody asked to stop."""
+
+    def __init__(self) -> None:
+        #: Of the signal.
+        self.number: int | None = None
+
+    def check(self, message: str) -> None:
+        """Raise Interrupted with a sentence if somebody did."""
+        if self.number is not None:
+            raise Interrupted(self.number, message)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Note the first signal, for the block to look at; a second one raises KeyboardInterrupt at once.
+
+    Signals are the main thread's: in another one nothing is noted.
+    """
+    stop = Stop()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if stop.number is not None:
+            raise KeyboardInterrupt
+        stop.number = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def in_a_hurry() -> bool:
+    """Tell, in a `finally`, whether the block was left in the middle of something by KeyboardInterrupt."""
+    return isinstance(sys.exc_info()[1], KeyboardInterrupt)
