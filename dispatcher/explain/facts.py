@@ -147,6 +147,9 @@ class QueueSight:
     messages: int | None = None
     #: Containers that wait for a message; one that has its message counts no more.
     consumers: int | None = None
+    #: Those on the delay ladder and in celery.dlq, of whatever lab; None: not counted.
+    delayed: int | None = None
+    dead: int | None = None
     problem: str | None = None
 
 

@@ -20,7 +20,7 @@ from dispatcher.explain.progress import (
     queue_of,
     sight,
 )
-from dispatcher.explain.reason import failed_run, last_stop, was_cancelled, who_acts
+from dispatcher.explain.reason import failed_run, was_cancelled, who_acts
 from dispatcher.explain.words import ago, clock, duration, printable
 
 #: Seconds before its end at which a lab is about to be stopped.
@@ -106,20 +106,38 @@ def _never_seen(facts: LabFacts, lab: LabRow) -> Outlook:
         text = f"its task seems to wait in the queue{sight(facts)}; it begins when a container takes it"
         who = Actor.NOBODY if queue.consumers else Actor.ADMINISTRATOR
         return Outlook("in_queue", who, text, (SCALEDJOBS,))
+    who = Actor.ADMINISTRATOR if queue and queue.dead else Actor.BACKEND
+    commands = (SCALEDJOBS, f"{DEAD_LETTERS} --lab {lab.id}")
+    return Outlook("no_trace", who, _no_trace(facts), commands)
+
+
+def _no_trace(facts: LabFacts) -> str:
     again = "publish the task again (under the same id, if it has one), or ask for a new lab"
-    later = "unless it was published for a later time (eta)"
-    if queue and queue.problem is None:
-        text = (
-            "no task was published: did the backend die between commit and publish? Nothing more happens by"
-            f" itself, {later}: {again}"
+    queue, name = facts.queue, queue_of(Operation.CREATE)
+    if queue is None or queue.problem is not None:
+        return (
+            f"no trace of its task: it waits in {name}, on the delay ladder or in celery.dlq, or the backend"
+            f" died between commit and publish{sight(facts)}. If it is nowhere, nothing more happens by"
+            f" itself: {again}"
         )
-    else:
-        text = (
-            f"no trace of its task: it waits in {queue_of(Operation.CREATE)}, or the backend died"
-            f" between commit and publish{sight(facts)}. If the queue is empty, nothing more happens by"
-            f" itself, {later}: {again}"
+    if queue.delayed == queue.dead == 0:
+        return (
+            f"its task is not in {name}, on the delay ladder or in celery.dlq: a container holds it that"
+            " could not write to the ledger yet, or it was not published (did the backend die between commit"
+            f" and publish?). If it stays like this, nothing more happens by itself: {again}"
         )
-    return Outlook("no_trace", Actor.BACKEND, text, (SCALEDJOBS, DEAD_LETTERS))
+    places = (("on the delay ladder, for later", queue.delayed), ("in celery.dlq", queue.dead))
+    seen = ", ".join(f"{_messages(number)} {place}" for place, number in places if number != 0)
+    return (
+        f"no container began its task, and it is not in {name}; elsewhere {seen}, which may be of other labs."
+        f" If it is not among them, it was not published: {again}"
+    )
+
+
+def _messages(number: int | None) -> str:
+    if number is None:
+        return "an unknown number of messages is"
+    return "1 message is" if number == 1 else f"{number} messages are"
 
 
 def _stopping(facts: LabFacts, lab: LabRow) -> Outlook:
@@ -198,7 +216,7 @@ def _stopped(facts: LabFacts, lab: LabRow) -> Outlook:
     if was_cancelled(facts):
         situation = "start_cancelled"
     text = "nothing, a lab that was stopped is not started again: a new one is a new row"
-    return Outlook(situation, Actor.NOBODY, text, logs_of(facts, last_stop(facts)))
+    return Outlook(situation, Actor.NOBODY, text)
 
 
 def _no_row(facts: LabFacts) -> Outlook:

@@ -1,14 +1,18 @@
-"""Look at a queue without touching it: how many messages wait, and who takes them."""
+"""Look at queues without touching them: how many messages wait where a task may be, and who takes them."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
-from pika.exceptions import AMQPError
+import pika
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
+from dispatcher import ladder
 from dispatcher.connection import answers_within, connect
 from dispatcher.explain.facts import QueueSight
 from dispatcher.settings import BrokerSettings
+from dispatcher.topology import DEAD_LETTER_QUEUE
 
 #: Seconds for the connection and for the answer: an operator waits.
 TIMEOUT_S = 3.0
@@ -24,9 +28,27 @@ def look_at_queue(settings: BrokerSettings, queue: str) -> QueueSight:
         try:
             with answers_within(connection, TIMEOUT_S):
                 found = connection.channel().queue_declare(queue, passive=True).method
+                levels = [ladder.level_name(level) for level in range(ladder.LEVELS)]
+                delayed, dead = _count(connection, levels), _count(connection, [DEAD_LETTER_QUEUE])
         finally:
             if connection.is_open:
                 connection.close()
     except AMQPError as exc:
         return QueueSight(queue=queue, problem=f"{exc!r}"[:_MAX_CHARS])
-    return QueueSight(queue=queue, messages=found.message_count, consumers=found.consumer_count)
+    return QueueSight(
+        queue=queue,
+        messages=found.message_count,
+        consumers=found.consumer_count,
+        delayed=delayed,
+        dead=dead,
+    )
+
+
+def _count(connection: pika.BlockingConnection, queues: Iterable[str]) -> int | None:
+    """Return how many messages wait in some queues; None if one is missing or must not be asked."""
+    channel = connection.channel()
+    try:
+        found = [int(channel.queue_declare(queue, passive=True).method.message_count) for queue in queues]
+    except ChannelClosedByBroker:
+        return None
+    return sum(found)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.explain.facts import CONTAINER_DEADLINE_S, LabFacts, Run, WaitingRow
+from dispatcher.explain.facts import CONTAINER_DEADLINE_S, LabFacts, Operation, Run, WaitingRow
 from dispatcher.explain.words import duration, printable
 
 #: Entries shown; the oldest and the newest say most.
@@ -47,7 +47,7 @@ def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
             yield (lab.started_at, f"RUNNING{url}")
         if lab.failed_at:
             yield (lab.failed_at, "FAILED")
-        if lab.stop_requested_at:
+        if lab.stop_requested_at and not _is_of_a_stop(facts, lab.stop_requested_at):
             yield (lab.stop_requested_at, "its stop was asked for")
         if lab.stopped_at:
             yield (lab.stopped_at, "STOPPED")
@@ -63,6 +63,14 @@ def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
             action.acted_at,
             f"{task} in celery.dlq was {printable(action.action)} by {printable(action.actor)}",
         )
+
+
+def _is_of_a_stop(facts: LabFacts, requested_at: datetime) -> bool:
+    """Tell whether a stop asked for itself: its container sets the time where nobody else did."""
+    return any(
+        run.claimed_at <= requested_at <= (run.finished_at or facts.now)
+        for run in facts.runs_of(Operation.DELETE)
+    )
 
 
 def _waiting(facts: LabFacts, row: WaitingRow) -> str:

@@ -15,6 +15,7 @@ import pika
 import pytest
 from sqlalchemy import Engine
 
+from dispatcher import ladder
 from dispatcher.__main__ import main
 from dispatcher.connection import connect
 from dispatcher.explain import queue as explain_queue
@@ -272,14 +273,17 @@ def test_the_command_is_a_page_for_people_and_an_object_for_programs(
     done = run_command(lab, **environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Lab {lab} (lab 7 of student 42) has been PENDING for 5 minutes." in done.stdout
-    assert "No task was published: did the backend die between commit and publish?" in " ".join(
-        done.stdout.split()
-    )
+    page = " ".join(done.stdout.split())
+    assert "or it was not published (did the backend die between commit and publish?)" in page
+    broker.publish("celery.dlq", b"x")
+    page = " ".join(run_command(lab, **environ).stdout.split())
+    assert "it is not in celery.lab_operations; elsewhere 1 message is in celery.dlq" in page
     broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab))
     found = json.loads(run_command(lab, "--json", **environ).stdout)
     assert found["findings"]["situation"] == "in_queue"
     assert found["facts"]["queue"] == {
-        "queue": "celery.lab_operations", "messages": 1, "consumers": 0, "problem": None,
+        "queue": "celery.lab_operations", "messages": 1, "consumers": 0, "delayed": 0, "dead": 1,
+        "problem": None,
     }  # fmt: skip
     assert (found["facts"]["lab"]["id"], found["facts"]["runs"]) == (lab, [])
 
@@ -313,12 +317,16 @@ def test_a_broker_that_does_not_tell_is_no_failure(
 def test_a_look_at_a_queue_counts_what_waits_and_who_takes_it(broker: Broker) -> None:
     broker.publish_task()
     assert look_at_queue(broker.settings, "celery.lab_operations") == QueueSight(
-        queue="celery.lab_operations", messages=1, consumers=0
+        queue="celery.lab_operations", messages=1, consumers=0, delayed=0, dead=0
     )
     assert broker.depth("celery.lab_operations") == 1
-    broker.channel().basic_consume("celery.cleanup", lambda *_delivery: None)
+    channel = broker.channel()
+    channel.basic_consume("celery.cleanup", lambda *_delivery: None)
+    channel.confirm_delivery()
+    channel.basic_publish(ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(600, "lab.create"), b"x")
+    channel.queue_delete("celery.dlq")
     assert look_at_queue(broker.settings, "celery.cleanup") == QueueSight(
-        queue="celery.cleanup", messages=0, consumers=1
+        queue="celery.cleanup", messages=0, consumers=1, delayed=1, dead=None
     )
 
 
@@ -362,5 +370,5 @@ def test_what_goes_wrong_is_one_sentence(database: Database) -> None:
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "autolabs: lab 1 is not in the database, and no task was ever about it\n"
     wrong = run_command(1, DATABASE_URL=database.url, AMQP_URL="http://x")
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert "AMQP_URL: must look like" in wrong.stderr

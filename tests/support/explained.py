@@ -121,6 +121,8 @@ def sight(messages: int | None = 0, consumers: int = 0, **changes: Any) -> Queue
         "queue": "celery.lab_operations",
         "messages": messages,
         "consumers": consumers,
+        "delayed": 0,
+        "dead": 0,
     }
     return QueueSight(**{**valid, **changes})
 

@@ -146,6 +146,13 @@ def test_the_timeline_tells_who_did_what_in_order() -> None:
         assert text in told
 
 
+@pytest.mark.parametrize(("asked_ago_s", "told"), [(62, True), (9, False)], ids=["before", "by the delete"])
+def test_a_stop_that_a_delete_asked_for_itself_is_not_told_twice(asked_ago_s: float, told: bool) -> None:
+    lab = make_lab("STOPPED", stop_requested_at=at(asked_ago_s), stopped_at=at(8))
+    entries = make_timeline(make_facts(lab, make_run("succeeded", delete=True)))
+    assert ("its stop was asked for" in [entry.text for entry in entries]) is told
+
+
 @pytest.mark.parametrize(
     ("run", "text"),
     [
