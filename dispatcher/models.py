@@ -96,6 +96,7 @@ class LabInstance(Base):
             "expires_at",
             postgresql_where=text("status = 'RUNNING'"),
         ),
+        Index("lab_instances_live_id_idx", "id", postgresql_where=text("status IN ('PENDING', 'RUNNING')")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -133,6 +134,12 @@ class TaskRun(Base):
         UniqueConstraint("run_id", name="task_ledger_run_id_key"),
         Index("task_ledger_task_id_idx", "task_id"),
         Index("task_ledger_lab_instance_id_idx", "lab_instance_id"),
+        Index(
+            "task_ledger_started_claimed_at_idx", "claimed_at", postgresql_where=text("outcome = 'started'")
+        ),
+        Index(
+            "task_ledger_retried_finished_at_idx", "finished_at", postgresql_where=text("outcome = 'retried'")
+        ),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -250,7 +257,12 @@ class DeadLetterAction(Base):
     __table_args__ = (
         CheckConstraint(_one_of("action", DeadLetterVerb), name="dead_letter_actions_action_check"),
         Index("dead_letter_actions_task_id_idx", "task_id"),
-        Index("dead_letter_actions_message_key_idx", "message_key"),
+        Index(
+            "dead_letter_actions_message_key_idx",
+            "message_key",
+            postgresql_ops={"message_key": "text_pattern_ops"},
+        ),
+        Index("dead_letter_actions_lab_instance_id_idx", "lab_instance_id"),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
