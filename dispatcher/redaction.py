@@ -19,9 +19,13 @@ HIDDEN = "***"
 _SECRET_NAMES = (
     "passw", "pwd", "secret", "token", "apikey", "privatekey", "credential", "authorization", "cookie", "dsn",
 )  # fmt: skip
+# Each pattern looks at a character a fixed number of times, whatever the text: it may be of a lab, and while
+# `re` searches, all threads of the process wait. Hence each begins where a word does, and repeats without a
+# limit only what cannot be followed by more of the same.
 #: The password of scheme://user:password@host
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
-
+#: The same without a scheme; not the digest of name:tag@sha256:...
+_USER_PASSWORD = re.compile(r"(?<![\w./:@+-])([\w.+-]{1,64}):[^\s/@\"']{1,128}@(?!sha256:)(?=\w)")
 #: Also when the text begins or ends in the middle of the block.
 _KEY_BLOCK = re.compile(
     r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY.*?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)"
@@ -29,23 +33,27 @@ _KEY_BLOCK = re.compile(
     re.DOTALL,
 )
 #: A line of a PEM block whose head was cut off.
-_BASE64_LINE = re.compile(r"(?m)^\s{0,9}[A-Za-z0-9+/]{60,}={0,2}\s{0,9}$")
+_BASE64_LINE = re.compile(r"(?m)^[^\S\n]{0,9}[A-Za-z0-9+/]{60,}+={0,2}[^\S\n]{0,9}$")
 _HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\W{0,3}[:=])[^\n]+")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s{1,40}+[A-Za-z0-9._~+/=-]{6,}")
 _NAMED = re.compile(
     r"(?i)((?:passw|pwd|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|dsn)"
-    r"[\w.-]{0,40}\\?[\"']?(?:\s{0,3}(?:=>?|:)\s{0,3}|(?<=\w)\s+(?=\\?[\"'])))"
-    r"(?:\\?\"(?:[^\"\\\n]|\\.)*(?:\"|$)|'(?:[^'\\\n]|\\.)*(?:'|$)|\S+)"
+    r"[\w.-]{0,40}+\\?[\"']?(?:\s{0,3}(?:=>?|:)\s{0,3}|(?<=\w)\s{1,40}+(?=\\?[\"'])))"
+    r"(?:\\?\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?|\S+)"
 )
-_OPTION = re.compile(r"(?i)(--?[\w-]{0,30}(?:passw|pwd|secret|token|api-?key)[\w-]{0,30}\s+)[^\s-]\S*")
+_OPTION = re.compile(
+    r"(?i)(?<![\w-])(--?[\w-]{0,30}(?:passw|pwd|secret|token|api-?key)[\w-]{0,30}+\s{1,40}+)[^\s-]\S*"
+)
 #: Forms that say by themselves what they are: AWS, GitHub, GitLab, Slack, JWT, Standard Webhooks.
 _KNOWN = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{12,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
-    r"|xox[abeprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)?|whsec_[A-Za-z0-9+/=]{8,})"
+    r"|xox[abeprs]-[\w-]{10,}|whsec_[A-Za-z0-9+/=]{8,})"
+    r"|(?<![\w-])eyJ[\w-]{8,}+\.[\w-]{4,}(?:\.[\w-]*)?"
 )
 #: An AWS secret access key: 40 characters of base64, unlike a digest in hex.
 _AWS_SECRET = re.compile(
-    r"(?<![\w+/=])(?=[^\s]{0,39}[A-Z])(?=[^\s]{0,39}[a-z])(?=[^\s]{0,39}[0-9])[A-Za-z0-9+/]{40}(?![\w+/=])"
+    r"(?<![\w+/=])(?=[A-Za-z0-9+/]{40}(?![\w+/=]))"
+    r"(?=[^\s]{0,39}[A-Z])(?=[^\s]{0,39}[a-z])(?=[^\s]{0,39}[0-9])[A-Za-z0-9+/]{40}"
 )
 
 
@@ -73,14 +81,21 @@ def redacted(value: Any) -> Any:
 
 def scrubbed(text: str) -> str:
     """Return free text in which whatever looks like a secret is hidden."""
-    text = _KEY_BLOCK.sub(f"private key {HIDDEN}", text)
+    if "PRIVATE KEY" in text:
+        text = _KEY_BLOCK.sub(f"private key {HIDDEN}", text)
     text = _BASE64_LINE.sub(HIDDEN, text)
-    text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     text = _HEADER.sub(rf"\1\2 {HIDDEN}", text)
-    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
-    text = _NAMED.sub(rf"\1{HIDDEN}", text)
+    text = _NAMED.sub(rf"\1{HIDDEN}", without_passwords(text))
     text = _OPTION.sub(rf"\1{HIDDEN}", text)
-    return _AWS_SECRET.sub(HIDDEN, _KNOWN.sub(HIDDEN, text))
+    return _AWS_SECRET.sub(HIDDEN, text)
+
+
+def without_passwords(text: str) -> str:
+    """Return a sentence in which passwords and tokens are hidden; an image called token:1 stays."""
+    text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+    text = _USER_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    return _KNOWN.sub(HIDDEN, text)
 
 
 def scrubbed_values(value: Any) -> Any:

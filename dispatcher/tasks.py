@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeAlias
 
 from dispatcher.errors import InvalidTask
+from dispatcher.redaction import MAX_CHARACTERS, scrubbed
 
 CREATE_LAB_POD = "celery_workers.create_lab_pod"
 DELETE_LAB_POD = "celery_workers.delete_lab_pod"
@@ -54,7 +55,8 @@ _QUANTITIES = {
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    # It is told to whoever reads of a lab; an image may be named with the password of its registry.
+    text = scrubbed(repr(value)[:MAX_CHARACTERS])
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dispatcher.categories import Category
-from dispatcher.redaction import scrubbed
+from dispatcher.redaction import scrubbed, without_passwords
 
 if TYPE_CHECKING:
     from jobs.failures import Failure
 
-#: Characters of evidence that are kept.
+#: Characters of evidence, and of a sentence, that are kept.
 MAX_EVIDENCE = 2000
+#: Characters that are searched for secrets; a message of a kubelet or of a registry may be of any length.
+_SEARCHED = 4 * MAX_EVIDENCE
 
 
 def storable(text: str) -> str:
@@ -26,11 +28,12 @@ class JobError(Exception):
     """
 
     def __init__(self, failure: Failure, sentence: str, *, evidence: str = "") -> None:
-        sentence, evidence = storable(sentence), storable(scrubbed(evidence))
+        sentence = storable(without_passwords(sentence[:_SEARCHED]))[:MAX_EVIDENCE]
+        evidence = storable(scrubbed(evidence[:_SEARCHED]))[:MAX_EVIDENCE]
         super().__init__(f"{sentence} [{evidence}]" if evidence else sentence)
         self.failure = failure
         self.sentence = sentence
-        self.evidence = evidence[:MAX_EVIDENCE]
+        self.evidence = evidence
 
     @property
     def category(self) -> Category:

@@ -125,6 +125,13 @@ def test_an_unacceptable_delete_names_the_field_and_what_is_allowed(
     assert allowed in str(caught.value)
 
 
+@pytest.mark.parametrize("scheme", ["https://", "docker://", ""])
+def test_a_password_in_the_name_of_an_image_is_not_repeated(scheme: str) -> None:
+    with pytest.raises(InvalidTask, match=r"registry\.example") as raised:
+        make_payload(docker_image=f"{scheme}teacher:hunter2@registry.example/lab:1")
+    assert "hunter2" not in str(raised.value)
+
+
 def test_arguments_may_come_by_position() -> None:
     assert parse_payload(CREATE_LAB_POD, [12345, 7, 42, IMAGE]) == make_payload()
     assert parse_payload(DELETE_LAB_POD, [5, "pod", True]) == DeleteLabPod(
