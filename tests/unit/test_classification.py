@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ from jobs.failures import Failure
 IMAGE = "registry.example/lab:{1}"
 
 
-def waiting(reason: str, message: str = "", *, init: bool = False) -> dict[str, Any]:
-    states = [{"state": {"waiting": {"reason": reason, "message": message}}}]
-    return {"status": {"phase": "Pending", "initContainerStatuses" if init else "containerStatuses": states}}
+def waiting(
+    reason: str, message: str = "", *, init: bool = False, image: str | None = None, **container: Any
+) -> dict[str, Any]:
+    """Return a Pod with a container that waits; `image` and `container` are of its spec."""
+    states = [{"name": "c", "state": {"waiting": {"reason": reason, "message": message}}}]
+    status = {"phase": "Pending", "initContainerStatuses" if init else "containerStatuses": states}
+    spec = {"name": "c", "image": image or IMAGE, **container}
+    return {"spec": {"initContainers" if init else "containers": [spec]}, "status": status}
 
 
 def failure_of(pod: dict[str, Any]) -> Failure | None:
@@ -30,6 +36,86 @@ def test_every_fatal_reason_has_its_failure_and_names_the_image(reason: str, ini
     assert error.failure is FATAL_WAITING[reason]
     assert IMAGE in error.sentence
     assert error.evidence == f"{reason}: the kubelet's words"
+
+
+SIDECAR = "registry.example/platform/proxy:2"
+
+
+@pytest.mark.parametrize("init", [False, True], ids=["sidecar", "init container"])
+@pytest.mark.parametrize("reason", sorted(FATAL_WAITING))
+def test_a_container_of_the_template_that_fails_is_the_administrators(reason: str, init: bool) -> None:
+    error = classification.pod_failure(waiting(reason, "words", init=init, image=SIDECAR), IMAGE)
+    assert error is not None
+    assert error.failure is Failure.TEMPLATE_INVALID
+    assert error.evidence == f"container c of the template, image {SIDECAR}: {reason}: words"
+    assert IMAGE not in error.sentence
+
+
+def test_an_image_of_the_template_that_is_not_loaded_is_named_as_such() -> None:
+    gone = classification.pod_failure(waiting("ErrImagePull", "not found", image=SIDECAR), IMAGE)
+    away = classification.pod_failure(waiting("ImagePullBackOff", "i/o timeout", image=SIDECAR), IMAGE)
+    assert gone is not None
+    assert away is not None
+    assert (gone.failure, away.failure) == (Failure.TEMPLATE_INVALID, Failure.REGISTRY_AWAY)
+    assert SIDECAR in away.sentence
+
+
+def test_a_template_may_put_a_mirror_before_the_image() -> None:
+    assert failure_of(waiting("CrashLoopBackOff", image=f"mirror.example/{IMAGE}")) is Failure.PROGRAM_ENDS
+
+
+@pytest.mark.parametrize(
+    ("lab", "sidecar", "failure"),
+    [
+        (0, 1, Failure.TEMPLATE_INVALID),
+        (1, 143, Failure.PROGRAM_ENDS),
+        (None, 137, Failure.TEMPLATE_INVALID),
+        (0, 0, Failure.PROGRAM_ENDS),
+        (137, 1, Failure.OUT_OF_MEMORY),
+    ],
+)
+def test_a_pod_that_ended_failed_by_the_lab_before_its_sidecar(
+    lab: int | None, sidecar: int, failure: Failure
+) -> None:
+    specs = {
+        "initContainers": [{"name": "proxy", "image": SIDECAR}],
+        "containers": [{"name": "lab", "image": IMAGE}],
+    }
+    ended = {"name": "proxy", "state": {"terminated": {"exitCode": sidecar, "reason": "Error"}}}
+    state = {"waiting": {"reason": "PodInitializing"}} if lab is None else {"terminated": {"exitCode": lab}}
+    statuses = {
+        "initContainerStatuses": [ended],
+        "containerStatuses": [{"name": "lab", "state": state}],
+    }
+    error = classification.pod_failure({"spec": specs, "status": {"phase": "Failed", **statuses}}, IMAGE)
+    assert error is not None
+    assert error.failure is failure
+    if failure is Failure.TEMPLATE_INVALID:
+        assert error.evidence.endswith(
+            f"container proxy of the template, image {SIDECAR}: phase Failed  : Error, exit code {sidecar}"
+        )
+
+
+@pytest.mark.parametrize("unready", ["lab", "proxy"])
+def test_who_does_not_answer_is_blamed(unready: str) -> None:
+    images = {"lab": IMAGE, "proxy": SIDECAR}
+    statuses = [{"name": name, "ready": name != unready, "state": {"running": {}}} for name in images]
+    pod = {
+        "spec": {"containers": [{"name": name, "image": image} for name, image in images.items()]},
+        "status": {"phase": "Running", "containerStatuses": statuses},
+    }
+    expected = Failure.DOES_NOT_ANSWER if unready == "lab" else Failure.TEMPLATE_INVALID
+    assert classification.not_ready(pod, IMAGE, 60).failure is expected
+
+
+@pytest.mark.parametrize("piece", ["a", "[", '"', ".", "[a", "a b", '" [', "not found[", "\n", 'secret "'])
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError"])
+def test_a_long_message_of_the_kubelet_takes_no_time(reason: str, piece: str) -> None:
+    pod = waiting(reason, piece * (65_536 // len(piece)))
+    started = time.process_time()
+    classification.pod_failure(pod, IMAGE)
+    # Here 0.02 s; what is quadratic takes seconds.
+    assert time.process_time() - started < 0.25
 
 
 @pytest.mark.parametrize("reason", sorted(FATAL_WAITING))
@@ -107,17 +193,27 @@ def test_a_program_that_the_kernel_ended_for_its_memory_is_told_so(status: dict[
     assert failure_of({"status": status}) is Failure.OUT_OF_MEMORY
 
 
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
 @pytest.mark.parametrize(
-    ("probe", "failure"),
-    [("readinessProbe", Failure.OUT_OF_MEMORY), ("livenessProbe", Failure.PROGRAM_ENDS)],
+    ("spec", "failure"),
+    [
+        ({"readinessProbe": {}}, Failure.OUT_OF_MEMORY),
+        ({"lifecycle": {"preStop": {}}}, Failure.OUT_OF_MEMORY),
+        ({"livenessProbe": {}}, Failure.PROGRAM_ENDS),
+        ({"startupProbe": {}}, Failure.PROGRAM_ENDS),
+        ({"lifecycle": {"postStart": {}}}, Failure.PROGRAM_ENDS),
+    ],
+    ids=str,
 )
-def test_a_program_that_was_killed_lacked_memory_unless_a_probe_killed_it(
-    probe: str, failure: Failure
+def test_a_program_that_was_killed_lacked_memory_unless_the_kubelet_killed_it(
+    spec: dict[str, Any], failure: Failure, kind: str
 ) -> None:
-    killed = {"terminated": {"reason": "Error", "exitCode": 137}}
-    waits = {"waiting": {"reason": "CrashLoopBackOff"}}
-    status = {"containerStatuses": [{"name": "lab", "state": waits, "lastState": killed}]}
-    assert failure_of({"spec": {"containers": [{"name": "lab", probe: {}}]}, "status": status}) is failure
+    pod = waiting("CrashLoopBackOff", init=kind == "initContainers", **spec)
+    (statuses,) = (value for key, value in pod["status"].items() if key != "phase")
+    statuses[0]["lastState"] = {"terminated": {"reason": "Error", "exitCode": 137}}
+    assert failure_of(pod) is failure
+    statuses[0]["lastState"]["terminated"]["reason"] = "OOMKilled"
+    assert failure_of(pod) is Failure.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize("reason", ["Evicted", "OutOfcpu", "NodeShutdown", "UnexpectedAdmissionError"])
