@@ -129,7 +129,8 @@ class LabStore(Database):
     def mark_lost(
         self, record: TaskRunRecord, error: JobError, *, status: str, pod_name: str | None, as_of: datetime
     ) -> bool:
-        """Make a lab FAILED that is not what its row says; False when something happened to it since `as_of`.
+        """Make a lab FAILED that is not what its row says; False when something happened to it since `as_of`,
+        or a container is at it: no Job lives longer than 20 minutes.
 
         `status` and `pod_name` are those of the row as it was read then. The run has succeeded with it, and
         whom to tell is committed with the lab's row.
@@ -144,7 +145,8 @@ class LabStore(Database):
                 " AND stop_requested_at IS NULL"
                 " AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab_instances.id)"
                 " AND NOT EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab_instances.id"
-                "                 AND coalesce(finished_at, claimed_at) >= %s)",
+                "                 AND (coalesce(finished_at, claimed_at) >= %s OR outcome = 'started'"
+                "                      AND claimed_at > now() - interval '20 minutes'))",
                 (error.category.value, error.sentence, record.lab_instance_id, status, pod_name, as_of),
             )
             if cursor.rowcount != 1:

@@ -8,11 +8,13 @@ import os
 import sys
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 
 if TYPE_CHECKING:
+    from jobs.verify.interruption import Interruption
     from jobs.verify.look import Findings, Sources
     from jobs.verify.report import Report
 
@@ -20,6 +22,8 @@ EXIT_CLEAN = 0
 EXIT_DIFFERENT = 1
 EXIT_USAGE = 2
 EXIT_COULD_NOT_LOOK = 3
+#: As a shell says it of what Ctrl-C ended.
+EXIT_INTERRUPTED = 130
 
 #: Seconds between lines of progress.
 PROGRESS_S = 2.0
@@ -33,16 +37,29 @@ def run(arguments: argparse.Namespace) -> int:
     at it. What differs is looked at twice, because labs move meanwhile.
 
     0: nothing differs. 1: something does (with --repair: is left). 2: the command line or a setting is wrong.
-    3: a server is away, or not all messages could be looked at. Settings: DATABASE_URL, AMQP_URL,
-    LAB_NAMESPACE, RABBITMQ_API_URL (to count what consumers hold), and KUBECONFIG, a file with inline data;
-    without it KUBECONFIG_OBJECT in the bucket, or the container's ServiceAccount.
+    3: a server is away, or not all messages could be looked at. 130: interrupted. Settings: DATABASE_URL,
+    AMQP_URL, LAB_NAMESPACE, RABBITMQ_API_URL (to count what consumers hold), and KUBECONFIG, a file with
+    inline data; without it KUBECONFIG_OBJECT in the bucket, or the container's ServiceAccount.
     """
+    from jobs.verify.interruption import Interrupted, Interruption
     from jobs.verify.look import CouldNotLook
 
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it tells of a broker that is away in fifty lines
+    # Of what is away they tell in many lines, which end as one of ours.
+    for library in ("pika", "jobs", "dispatcher"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    for option in ("dry_run", "force"):
+        if getattr(arguments, option) and not arguments.repair:
+            print(f"autolabs: --{option.replace('_', '-')} changes nothing without --repair", file=sys.stderr)
     started = time.monotonic()
+    interruption = Interruption()
     try:
-        report = _verify(arguments, started)
+        with interruption.listen():
+            report = _verify(arguments, started, interruption)
+    except Interrupted:
+        print(
+            "autolabs: interrupted; what was repaired is in the ledger, no message is lost", file=sys.stderr
+        )
+        return EXIT_INTERRUPTED
     except InvalidSettings as exc:
         print(f"autolabs: {exc}", file=sys.stderr)
         return EXIT_USAGE
@@ -83,17 +100,23 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _verify(arguments: argparse.Namespace, started: float) -> Report:
+def _verify(arguments: argparse.Namespace, started: float, interruption: Interruption) -> Report:
+    from jobs.verify.differences import unneeded
     from jobs.verify.look import find_differences
     from jobs.verify.report import Report
 
-    sources = _sources(arguments)
+    sources = _sources(arguments, interruption)
     try:
         findings = find_differences(
             sources, grace_s=arguments.grace, settle_s=arguments.settle, progress=_Progress()
         )
         report = Report(
-            findings.differences, findings.inventory, time.monotonic() - started, undecided=findings.undecided
+            findings.differences,
+            findings.inventory,
+            time.monotonic() - started,
+            undecided=findings.undecided,
+            looked_at=sources.looked_at,
+            unneeded=unneeded(findings.inventory, grace_s=arguments.grace),
         )
         if arguments.no_queues:
             report.left_out.append("messages were not looked at (--no-queues)")
@@ -111,16 +134,30 @@ def _repair(sources: Sources, findings: Findings, report: Report, *, force: bool
     from jobs.verify.repairs import Repairs, refusal
 
     report.repaired = {}
-    report.refusal = None if force else refusal(findings.differences, findings.inventory)
+    report.refusal = _read_only(sources)
+    if report.refusal is None and not force:
+        report.refusal = refusal(findings.differences, findings.inventory)
     if report.refusal:
         return
     index = {id(one): at for at, one in enumerate(findings.differences)}
-    repairs = Repairs(sources, as_of=findings.inventory.now, pod_name=os.environ.get("POD_NAME"))
+    repairs = Repairs(sources, as_of=findings.inventory.now, pod_name=os.environ.get("POD_NAME"), force=force)
     for one, done, what in repairs.run(findings.differences):
         report.repaired[index[id(one)]] = (done, what)
 
 
-def _sources(arguments: argparse.Namespace) -> Sources:
+def _read_only(sources: Sources) -> str | None:
+    """Return why the database takes no repair, or None. Raises CouldNotLook."""
+    from jobs.errors import JobError
+    from jobs.verify.look import CouldNotLook
+    from jobs.verify.rows import why_read_only
+
+    try:
+        return why_read_only(sources.labs)
+    except JobError as exc:
+        raise CouldNotLook(f"the database: {exc.evidence or exc}") from exc
+
+
+def _sources(arguments: argparse.Namespace, interruption: Interruption) -> Sources:
     """Return what to look at. Raises InvalidSettings, and CouldNotLook for a cluster without access."""
     from jobs.errors import JobError
     from jobs.labs import LabStore
@@ -140,7 +177,31 @@ def _sources(arguments: argparse.Namespace) -> Sources:
     except JobError as exc:
         raise CouldNotLook(f"the cluster: {exc}") from exc
     labs = LabStore(url, application_name="autolabs-verify")
-    return Sources(labs, cluster, namespace, broker, management)
+    return Sources(
+        labs,
+        cluster,
+        namespace,
+        broker,
+        management,
+        interruption,
+        _looked_at(url, cluster.server, namespace, broker),
+    )
+
+
+def _looked_at(url: str, server: str, namespace: str, broker: BrokerSettings | None) -> dict[str, str]:
+    """Return where everything is, without passwords, for whoever has several platforms."""
+    from dispatcher.connection import url_parameters
+
+    parts = urlsplit(url)
+    looked_at = {
+        "database": f"{parts.path.lstrip('/')} at {parts.netloc.rpartition('@')[2]}",
+        "cluster": server,
+        "namespace": namespace,
+    }
+    if broker is not None:
+        parameters = url_parameters(broker)
+        looked_at["broker"] = f"{parameters.host}:{parameters.port} vhost {parameters.virtual_host}"
+    return looked_at
 
 
 class _Progress:

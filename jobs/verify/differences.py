@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dispatcher import tasks
@@ -44,8 +44,6 @@ class Kind(enum.Enum):
     USELESS_MESSAGE = "useless_message"
     #: A message whose lab has no row.
     MESSAGE_WITHOUT_ROW = "message_without_row"
-    #: Consumers hold more messages than runs are under way.
-    HELD_MESSAGES = "held_messages"
 
 
 class Repair(enum.Enum):
@@ -53,6 +51,8 @@ class Repair(enum.Enum):
 
     DELETE_OBJECT = "delete it"
     FAIL_RUNNING = "make the lab FAILED and delete its objects"
+    #: Its Pod still works.
+    FAIL_WORKING = "do nothing; with --force as well make the lab FAILED and delete its objects"
     FAIL_PENDING = "make the lab FAILED: its request was lost"
     PUBLISH_DELETE = "publish its delete again"
     DISCARD_MESSAGE = "take the message away"
@@ -85,19 +85,27 @@ class Difference:
 
 #: Seconds for which an object or a request may be otherwise: what makes or takes it may be under way.
 GRACE_S = 60.0
+#: Seconds for which a message may wait for a lab that is over: so it goes when a lab is stopped at once.
+USELESS_S = 600.0
+_LONG = timedelta(seconds=USELESS_S)
 
 
 def compare(inventory: Inventory, *, grace_s: float = GRACE_S) -> list[Difference]:
     """Return what differs, by lab."""
     look = _Comparison(inventory, timedelta(seconds=grace_s))
-    found = [*look.objects(), *look.running_labs(), *look.waiting_labs(), *look.messages(), *look.held()]
+    found = [*look.objects(), *look.running_labs(), *look.waiting_labs(), *look.messages()]
     return sorted(found, key=lambda one: (one.lab is None, one.lab or 0, one.kind.value, one.object))
 
 
 def undecided(inventory: Inventory, *, grace_s: float = GRACE_S) -> int:
-    """Return how many PENDING labs have nothing that will start them, unless it waits on the delay ladder."""
+    """Return how many PENDING labs have nothing that will start them, unless one of `perhaps` does."""
     pending = _Comparison(inventory, timedelta(seconds=grace_s)).lost_labs(stopping=False)
-    return len(pending) if inventory.queues and len(pending) <= inventory.queues.unknown_delays else 0
+    return len(pending) if inventory.queues and len(pending) <= inventory.perhaps else 0
+
+
+def unneeded(inventory: Inventory, *, grace_s: float = GRACE_S) -> int:
+    """Return how many messages wait for a lab that needs them no more, though not for long."""
+    return sum(1 for one in _Comparison(inventory, timedelta(seconds=grace_s)).useless(long=False))
 
 
 class _Comparison:
@@ -124,13 +132,21 @@ class _Comparison:
             row = self._all.rows.get(item.lab)
             if row is None:
                 if self._old(item.created_at):
-                    yield _orphan(item, None, "its lab has no row", item.created_at)
+                    yield self._without_row(item)
+            elif labels := _wrong_labels(row, item):
+                yield labels
             elif row.over:
                 if self._is_left_over(row):
                     yield _orphan(item, row, f"its lab is {row.status}", row.ended_at)
             elif _runs(row) and item.name != row.k8s_pod_name and self._old(item.created_at):
                 says = f"its lab runs as {row.k8s_pod_name}"
                 yield _of_object(Kind.SECOND_OBJECT, row, item, says, "no such object", Repair.DELETE_OBJECT)
+
+    def _without_row(self, item: LabObject) -> Difference:
+        if self._all.last_lab is not None and item.lab is not None and item.lab <= self._all.last_lab:
+            return _orphan(item, None, "its lab has no row", item.created_at)
+        says = "its lab has no row, and no lab had that number yet: it may be another platform's"
+        return replace(_orphan(item, None, says, item.created_at), repair=None)
 
     def _is_left_over(self, row: LabRow) -> bool:
         return self._old(max(row.ended_at, self._all.kept_until.get(row.id, row.ended_at)))
@@ -163,18 +179,12 @@ class _Comparison:
             )
         for kind in ("Service", "NetworkPolicy"):
             yield from _beside(row, pod, own.get(kind), f"{kind} {row.k8s_pod_name}")
-        labels = {"lab_id": str(row.lab_id), "student_id": str(row.student_id)}
-        for item in own.values():
-            if (item.lab_id, item.student_id) != tuple(labels.values()):
-                says = f"it is labelled lab_id={item.lab_id}, student_id={item.student_id}"
-                expected = ", ".join(f"{key}={value}" for key, value in labels.items())
-                yield _of_object(Kind.WRONG_LABELS, row, item, says, expected, None)
 
     def waiting_labs(self) -> Iterator[Difference]:
         if self._all.queues is None or self._all.queues.gaps:
             return
         pending = self.lost_labs(stopping=False)
-        perhaps = self._all.queues.unknown_delays
+        perhaps = self._all.perhaps
         for row in [*self.lost_labs(stopping=True), *pending]:
             since = self._quiet_since(row)
             if row.stopping:
@@ -186,7 +196,7 @@ class _Comparison:
             elif len(pending) > perhaps:
                 says, repair = "the lab is PENDING, and no message or run is there to start it", None
                 if perhaps:
-                    says += f" ({perhaps} of {len(pending)} such labs may wait on the delay ladder)"
+                    says += f" ({perhaps} of {len(pending)} such labs may wait on the ladder, or be claimed)"
                 else:
                     repair = Repair.FAIL_PENDING
                 yield Difference(
@@ -204,30 +214,38 @@ class _Comparison:
         return max(begun, self._all.last_run_at.get(row.id, begun))
 
     def messages(self) -> Iterator[Difference]:
-        for seen in self._all.queues.messages if self._all.queues else ():
-            if seen.lab is None or not self._old(seen.published_at):
+        for seen in self._messages():
+            if seen.lab is not None and seen.lab not in self._all.rows:
+                says = f"{seen.verb} waits in {seen.queue} for a lab that has no row"
+                kind = Kind.MESSAGE_WITHOUT_ROW
+                yield Difference(
+                    kind, seen.lab, f"message {seen.task_id}", says, "no message", seen.published_at, None
+                )
+        yield from self.useless(long=True)
+
+    def useless(self, *, long: bool) -> Iterator[Difference]:
+        """Yield the messages whose lab needs them no more, for a long time or not so long."""
+        for seen in self._messages():
+            row = None if seen.lab is None else self._all.rows.get(seen.lab)
+            if row is None or not self._is_useless(seen, row):
                 continue
-            row = self._all.rows.get(seen.lab)
-            what = f"message {seen.task_id}"
-            name = seen.task_name.rpartition(".")[2]
-            if row is None:
-                says = f"{name} waits in {seen.queue} for a lab that has no row"
+            since = self._useless_since(seen, row)
+            if (since < self._all.now - _LONG) is long:
+                what = f"message {seen.task_id}"
+                says = f"{seen.verb} waits in {seen.queue}, though its lab is {row.status}"
+                repair = Repair.DISCARD_MESSAGE
                 yield Difference(
-                    Kind.MESSAGE_WITHOUT_ROW, seen.lab, what, says, "no message", seen.published_at, None
+                    Kind.USELESS_MESSAGE, row.id, what, says, "no message", since, repair, row, message=seen
                 )
-            elif self._is_useless(seen, row):
-                says = f"{name} waits in {seen.queue}, though its lab is {row.status}"
-                yield Difference(
-                    Kind.USELESS_MESSAGE,
-                    row.id,
-                    what,
-                    says,
-                    "no message",
-                    max(row.ended_at, seen.published_at or row.ended_at),
-                    Repair.DISCARD_MESSAGE,
-                    row,
-                    message=seen,
-                )
+
+    def _messages(self) -> Iterator[Message]:
+        for seen in self._all.queues.messages if self._all.queues else ():
+            if self._old(seen.published_at):
+                yield seen
+
+    @staticmethod
+    def _useless_since(seen: Message, row: LabRow) -> datetime:
+        return max(row.ended_at, seen.published_at or row.ended_at)
 
     def _is_useless(self, seen: Message, row: LabRow) -> bool:
         # Whatever is left of a lab goes with the next message about it; a delete makes a FAILED one STOPPED.
@@ -236,14 +254,6 @@ class _Comparison:
         if seen.task_name == tasks.CREATE_LAB_POD:
             return row.status != "PENDING"
         return seen.task_name == tasks.DELETE_LAB_POD and row.status == "STOPPED"
-
-    def held(self) -> Iterator[Difference]:
-        unacked = self._all.queues.unacked if self._all.queues else None
-        for queue, count in (unacked or {}).items():
-            runs = self._all.under_way.get(queue, 0)
-            if count > runs:
-                says = f"consumers hold {count} messages, and {runs} runs are under way"
-                yield Difference(Kind.HELD_MESSAGES, None, queue, says, "a run for each message", None, None)
 
 
 def _runs(row: LabRow) -> bool:
@@ -254,10 +264,21 @@ def _beside(row: LabRow, pod: LabObject, item: LabObject | None, name: str) -> I
     kind = name.partition(" ")[0]
     if item is None:
         says = f"the lab is RUNNING without its {kind}"
-        yield Difference(Kind.OBJECT_GONE, row.id, name, says, f"a {kind}", None, Repair.FAIL_RUNNING, row)
+        # Without its policy a lab must not go on; without its Service it goes on for whoever is connected.
+        repair = Repair.FAIL_RUNNING if kind == "NetworkPolicy" else Repair.FAIL_WORKING
+        yield Difference(Kind.OBJECT_GONE, row.id, name, says, f"a {kind}", None, repair, row)
     elif pod.uid not in item.owner_uids:
         says = "it is not owned by the lab's Pod"
         yield _of_object(Kind.NOT_OWNED, row, item, says, "the Pod as owner", None)
+
+
+def _wrong_labels(row: LabRow, item: LabObject) -> Difference | None:
+    """Return what is said of an object that names another lab or student: nobody knows whose it is."""
+    if (item.lab_id, item.student_id) == (str(row.lab_id), str(row.student_id)):
+        return None
+    says = f"it is labelled lab_id={item.lab_id}, student_id={item.student_id}"
+    expected = f"lab_id={row.lab_id}, student_id={row.student_id}"
+    return _of_object(Kind.WRONG_LABELS, row, item, says, expected, None)
 
 
 def _orphan(item: LabObject, row: LabRow | None, says: str, since: datetime) -> Difference:

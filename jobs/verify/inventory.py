@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -73,6 +73,11 @@ class Message:
     lab: int | None
     published_at: datetime | None
 
+    @property
+    def verb(self) -> str:
+        """The last part of the task's name."""
+        return self.task_name.rpartition(".")[2]
+
 
 @dataclass(slots=True)
 class QueueLook:
@@ -93,6 +98,11 @@ class QueueLook:
     def unknown_delays(self) -> int:
         """Messages on the delay ladder that may be about any lab: of a task with an eta, for example."""
         return max(0, self.delayed - self.known_delays)
+
+    def held(self, runs: Mapping[str, int]) -> dict[str, int]:
+        """Return queue -> messages that consumers hold beyond the runs that the ledger knows."""
+        excess = {queue: count - runs.get(queue, 0) for queue, count in (self.unacked or {}).items()}
+        return {queue: count for queue, count in excess.items() if count > 0}
 
 
 @dataclass(slots=True)
@@ -115,6 +125,15 @@ class Inventory:
     kept_until: dict[int, datetime] = field(default_factory=dict)
     #: Queue -> runs under way.
     under_way: dict[str, int] = field(default_factory=dict)
+    #: The newest id that a lab ever had; None: unknown, so that an object without a row may be anybody's.
+    last_lab: int | None = None
+
+    @property
+    def perhaps(self) -> int:
+        """Messages that nobody can read and that may start any lab: on the ladder, or just claimed."""
+        if self.queues is None:
+            return 0
+        return self.queues.unknown_delays + sum(self.queues.held(self.under_way).values())
 
     @property
     def live(self) -> Iterable[LabRow]:
@@ -142,3 +161,8 @@ def needs(row: LabRow) -> frozenset[str]:
 def comes(row: LabRow, known: set[tuple[int, str]]) -> bool:
     """Tell whether one of the tasks that a lab needs is among the known (lab, task name)."""
     return any((row.id, name) in known for name in needs(row))
+
+
+def many(count: int, noun: str) -> str:
+    """Return "1 lab", "2 labs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

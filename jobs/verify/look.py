@@ -7,8 +7,7 @@ met again further ahead and never overlooked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from time import sleep
+from dataclasses import dataclass, field, replace
 
 from dispatcher import ladder, topology
 from dispatcher.settings import BrokerSettings
@@ -16,8 +15,9 @@ from jobs.cluster import ApiError, ApiUnavailable, Cluster
 from jobs.errors import JobError
 from jobs.labs import LabStore
 from jobs.verify import management, objects, rows
-from jobs.verify.differences import GRACE_S, Difference, Kind, compare, undecided
-from jobs.verify.inventory import Inventory, QueueLook
+from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare, undecided
+from jobs.verify.interruption import Interruption
+from jobs.verify.inventory import Inventory, QueueLook, many
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.turn import Busy, turn
 
@@ -25,6 +25,8 @@ from jobs.verify.turn import Busy, turn
 SETTLE_S = 3.0
 #: The same where the figures of the management API are involved, which are 5 s old.
 HELD_SETTLE_S = 6.0
+#: Of the broker: a container that holds a message has written to the ledger by then.
+QUIET_HEARTBEATS = 4
 LADDER = [ladder.level_name(level) for level in range(ladder.LEVELS)]
 _BY_MESSAGES = {Kind.REQUEST_LOST, Kind.STOP_LOST, Kind.USELESS_MESSAGE, Kind.MESSAGE_WITHOUT_ROW}
 
@@ -43,6 +45,9 @@ class Sources:
     broker: BrokerSettings | None
     #: RabbitMQ's management API, with user and password; None: it is not asked.
     management_url: str | None = field(default=None, repr=False)
+    interruption: Interruption = field(default_factory=Interruption)
+    #: For people: what it is -> where it is.
+    looked_at: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +77,28 @@ def find_differences(
         return Findings([], first, waiting)
     before = {difference.identity for difference in found}
     kinds, queues_before = {difference.kind for difference in found}, first.queues
-    held = Kind.HELD_MESSAGES in kinds
-    progress(f"{len(found)} differences at first sight, looking again")
+    held = sources.management_url is not None and Kind.REQUEST_LOST in kinds
+    progress("something differs at first sight, looking again")
     del first, found  # the next look needs the room
-    sleep(max(settle_s, HELD_SETTLE_S) if held else settle_s)
-    queues = held or bool(kinds & _BY_MESSAGES)
+    sources.interruption.pause(max(settle_s, HELD_SETTLE_S) if held else settle_s)
+    queues = bool(kinds & _BY_MESSAGES)
     second = take_inventory(sources, grace_s=grace_s, queues=queues, progress=progress)
     stays = [one for one in compare(second, grace_s=grace_s) if one.identity in before]
+    if sources.broker and not held and settle_s < (quiet_s := QUIET_HEARTBEATS * sources.broker.heartbeat_s):
+        stays = [_left_to_a_person(one, quiet_s) for one in stays]
     if queues:
         waiting = undecided(second, grace_s=grace_s)
     else:
         second.queues = queues_before
     return Findings(stays, second, waiting)
+
+
+def _left_to_a_person(one: Difference, quiet_s: float) -> Difference:
+    """Take from a lost request its repair: a container may hold it, and not be in the ledger yet."""
+    if one.repair is not Repair.FAIL_PENDING:
+        return one
+    says = f"; unless a container has just claimed it: RABBITMQ_API_URL or --settle {quiet_s:g} would tell"
+    return replace(one, seen=one.seen + says, repair=None)
 
 
 def take_inventory(
@@ -94,17 +109,19 @@ def take_inventory(
         inventory = Inventory(rows.database_now(sources.labs))
         if queues and sources.broker is not None:
             inventory.outbox = rows.outbox_tasks(sources.labs)
-            with turn(sources.labs):
-                inventory.queues = _look_at_queues(sources.labs, sources.broker, progress)
+            with turn(sources.labs, sources.interruption, progress):
+                inventory.queues = _look_at_queues(sources, sources.broker, progress)
             if sources.management_url is not None:
                 unacked = management.unacked(sources.management_url, sources.broker, topology.BINDINGS)
                 inventory.queues.unacked = unacked
+        sources.interruption.check()
         _look_at_objects(sources, inventory, progress)
         _read_rows(sources.labs, inventory, progress)
         if inventory.queues is not None:
             _read_ledger(sources.labs, inventory, grace_s)
     except JobError as exc:
-        raise CouldNotLook(f"the database: {exc}") from exc
+        # Its sentence is for students.
+        raise CouldNotLook(f"the database: {exc.evidence or exc}") from exc
     except (ApiError, ApiUnavailable) as exc:
         raise CouldNotLook(f"the cluster: {exc}") from exc
     except BrokerAway as exc:
@@ -116,19 +133,20 @@ def take_inventory(
     return inventory
 
 
-def _look_at_queues(labs: LabStore, broker: BrokerSettings, progress: Progress) -> QueueLook:
+def _look_at_queues(sources: Sources, broker: BrokerSettings, progress: Progress) -> QueueLook:
     look = QueueLook()
-    queues = Queues(broker)
+    queues = Queues(broker, interruption=sources.interruption)
     try:
         # Before the queues, because what leaves the ladder meanwhile is in them; and the ledger before the
         # ladder, because what it knows is still there a moment later.
         if queues.count(LADDER):
-            look.known_delays = rows.known_delays(labs)
+            look.known_delays = rows.known_delays(sources.labs)
             look.delayed = queues.count(LADDER)
         for queue in topology.BINDINGS:
             for message in queues.walk(queue, gap=look.gaps.append):
                 look.messages.append(message)
-                progress(f"{len(look.messages)} messages")
+                progress(many(len(look.messages), "message"))
+            sources.interruption.check()
         look.dead_letters = queues.count([topology.DEAD_LETTER_QUEUE])
     finally:
         queues.close()
@@ -141,19 +159,24 @@ def _look_at_objects(sources: Sources, inventory: Inventory, progress: Progress)
         if item.uid not in seen:
             seen.add(item.uid)
             inventory.objects.append(item)
-            progress(f"{len(inventory.objects)} objects")
+            progress(many(len(inventory.objects), "object"))
+    sources.interruption.check()
+    if not inventory.objects and not objects.namespace_exists(sources.cluster, sources.namespace):
+        raise CouldNotLook(f"the cluster: there is no namespace {sources.namespace} (LAB_NAMESPACE)")
 
 
 def _read_rows(labs: LabStore, inventory: Inventory, progress: Progress) -> None:
     for page in rows.live_rows(labs):
         inventory.rows.update((row.id, row) for row in page)
-        progress(f"{len(inventory.rows)} rows")
+        progress(many(len(inventory.rows), "row"))
     messages = inventory.queues.messages if inventory.queues else ()
     named = {item.lab for item in inventory.objects} | {message.lab for message in messages}
     missing = {lab for lab in named if lab is not None} - inventory.rows.keys()
     inventory.rows.update((row.id, row) for row in rows.some_rows(labs, missing))
     failed = [lab for lab in missing if lab in inventory.rows and inventory.rows[lab].status == "FAILED"]
     inventory.kept_until = rows.kept_until(labs, failed)
+    # After the objects, so that none of them is newer.
+    inventory.last_lab = rows.last_lab(labs)
 
 
 def _read_ledger(labs: LabStore, inventory: Inventory, grace_s: float) -> None:

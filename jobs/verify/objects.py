@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from jobs.cluster import Cluster, Manifest
+from jobs.cluster import ApiError, Cluster, Manifest
 from jobs.lab_objects import collections
 from jobs.naming import MANAGED_BY
 from jobs.verify.inventory import LabObject
 
 #: Objects per page: a page of Pods is parsed to about 10 MiB.
 PAGE = 250
+_FORBIDDEN = 403
 _SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
 
@@ -21,6 +22,16 @@ def lab_objects(cluster: Cluster, namespace: str) -> Iterator[LabObject]:
     for kind, path in collections(namespace).items():
         for page in cluster.list_pages(path, limit=PAGE, labelSelector=_SELECTOR):
             yield from (make_object(kind, item) for item in page)
+
+
+def namespace_exists(cluster: Cluster, namespace: str) -> bool:
+    """Tell whether there is such a namespace; who may not know could list there by a Role in it."""
+    try:
+        return cluster.get(f"/api/v1/namespaces/{namespace}") is not None
+    except ApiError as exc:
+        if exc.status == _FORBIDDEN:
+            return True
+        raise
 
 
 def make_object(kind: str, item: Manifest) -> LabObject:

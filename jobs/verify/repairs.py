@@ -14,7 +14,7 @@ from jobs.failures import Failure
 from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import Ending, TaskRunRecord
 from jobs.verify.differences import Difference, Kind, Repair
-from jobs.verify.inventory import Inventory, LabRow, Message
+from jobs.verify.inventory import Inventory, LabRow, Message, many
 from jobs.verify.look import Sources
 from jobs.verify.objects import make_object
 from jobs.verify.queues import BrokerAway, Queues
@@ -25,7 +25,7 @@ from jobs.verify.turn import Busy, turn
 TASK_NAME = "autolabs.verify"
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = 10, 0.2
-#: Labs of which it says nothing that all of them are affected.
+#: Labs of which it says nothing that all of them are affected, as long as the namespace has objects of ours.
 FEW = 3
 
 _MEANWHILE = "left alone: it has changed meanwhile"
@@ -34,9 +34,16 @@ _MEANWHILE = "left alone: it has changed meanwhile"
 def refusal(differences: Iterable[Difference], inventory: Inventory) -> str | None:
     """Return why so much must not be repaired at once, or None.
 
-    A wrong kubeconfig shows an empty cluster, a wrong DATABASE_URL an empty platform.
+    A wrong kubeconfig shows an empty cluster, a wrong DATABASE_URL an empty platform or, as ids begin at 1
+    everywhere, other labs of the same ids.
     """
-    repairable = [one for one in differences if one.repair]
+    differences = list(differences)
+    strange = sum(1 for one in differences if one.kind is Kind.WRONG_LABELS)
+    if strange:
+        return (
+            f"{many(strange, 'object')} of another lab or student than the row: this may be another database"
+        )
+    repairable = [one for one in differences if one.repair not in (None, Repair.FAIL_WORKING)]
     affected = {one.lab for one in repairable}
     live = list(inventory.live)
     most = max(ALWAYS, round(SHARE * len(live)))
@@ -46,8 +53,11 @@ def refusal(differences: Iterable[Difference], inventory: Inventory) -> str | No
         )
     running = {row.id for row in live if row.status == "RUNNING" and not row.stopping}
     gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
-    if len(running) >= FEW and running <= gone:
-        return f"none of the {len(running)} RUNNING labs has a Pod: this may be another cluster or namespace"
+    if running and running <= gone and (len(running) >= FEW or not inventory.objects):
+        none = (
+            f"none of the {len(running)} RUNNING labs has" if len(running) > 1 else "the RUNNING lab has not"
+        )
+        return f"{none} a Pod: this may be another cluster or namespace"
     with_objects = {item.lab for item in inventory.objects if item.lab is not None}
     if len(with_objects) >= FEW and not with_objects & inventory.rows.keys():
         return f"none of the {len(with_objects)} labs with objects has a row: this may be another database"
@@ -60,10 +70,17 @@ def _urgency(one: Difference) -> tuple[bool, bool]:
     return one.repair is Repair.DELETE_OBJECT, not one.object.startswith("Pod ")
 
 
+def _told(exc: Exception) -> str:
+    """Return what operators are told; the sentence of a JobError is for students."""
+    return exc.evidence or str(exc) if isinstance(exc, JobError) else str(exc)
+
+
 class Repairs:
     """Repairs of differences that a look as of `as_of` (the database's time) has found."""
 
-    def __init__(self, sources: Sources, *, as_of: datetime, pod_name: str | None = None) -> None:
+    def __init__(
+        self, sources: Sources, *, as_of: datetime, pod_name: str | None = None, force: bool = False
+    ) -> None:
         self._sources = sources
         self._as_of = as_of
         self._pod_name = pod_name
@@ -72,6 +89,7 @@ class Repairs:
         self._repairs = {
             Repair.DELETE_OBJECT: self._delete_object,
             Repair.FAIL_RUNNING: self._fail_running,
+            Repair.FAIL_WORKING: self._fail_running if force else self._leave_working,
             Repair.FAIL_PENDING: self._fail_pending,
         }
 
@@ -82,6 +100,7 @@ class Repairs:
         """
         by_broker: list[Difference] = []
         for one in sorted(differences, key=_urgency):
+            self._sources.interruption.check()
             if one.repair in self._repairs:
                 yield one, *self._attempt(one)
             elif one.repair:
@@ -95,21 +114,36 @@ class Repairs:
         try:
             return self._repairs[one.repair](one)
         except (JobError, ApiError, ApiUnavailable) as exc:
-            return False, f"not repaired: {exc}"
+            return False, f"not repaired: {_told(exc)}"
 
     def _delete_object(self, one: Difference) -> tuple[bool, str]:
         item, row = one.lab_object, self._row(one)
         if item is None or not (row is None or row.over or row.k8s_pod_name != item.name):
             return False, _MEANWHILE
         path = f"{collections(self._sources.namespace)[item.kind]}/{item.name}"
-        self._sources.cluster.delete(path, uid=item.uid, grace_s=0 if item.kind == "Pod" else None)
-        return self._done(one, f"deleted {item}")
+        record = self._record(one, f"deleted {item}")
+        # First: a database that takes nothing must not have its objects deleted.
+        self._sources.labs.begin(record)
+        try:
+            self._sources.cluster.delete(path, uid=item.uid, grace_s=0 if item.kind == "Pod" else None)
+        except (ApiError, ApiUnavailable) as exc:
+            self._sources.labs.record(
+                record, Ending("failed", error_message="not deleted", evidence=str(exc))
+            )
+            raise
+        self._sources.labs.record(record, Ending("succeeded"))
+        return True, f"deleted {item}"
 
     def _fail_running(self, one: Difference) -> tuple[bool, str]:
         if one.row is None or one.lab is None or self._is_there(one):
             return False, _MEANWHILE
         failure = Failure.OBJECT_GONE if one.kind is Kind.OBJECT_GONE else Failure.POD_GONE
         return self._fail(one, one.row, failure)
+
+    def _leave_working(self, one: Difference) -> tuple[bool, str]:
+        if one.lab in self._failed:
+            return True, "the lab is FAILED already, see above"
+        return False, "left alone: the lab's Pod still works; --force makes it FAILED"
 
     def _fail_pending(self, one: Difference) -> tuple[bool, str]:
         return self._fail(one, one.row, Failure.REQUEST_LOST) if one.row else (False, _MEANWHILE)
@@ -128,7 +162,7 @@ class Repairs:
             deleted = self._objects.delete_lab(row.id, grace_s=0)
         except JobError as exc:
             # They are orphans now, which the next run finds.
-            return True, f"the lab is FAILED; its objects are left: {exc}"
+            return True, f"the lab is FAILED; its objects are left: {_told(exc)}"
         return True, f"the lab is FAILED, {len(deleted)} objects are deleted"
 
     def _is_there(self, one: Difference) -> bool:
@@ -144,7 +178,7 @@ class Repairs:
         if self._sources.broker is None:
             return
         try:
-            queues = Queues(self._sources.broker)
+            queues = Queues(self._sources.broker, interruption=self._sources.interruption)
         except BrokerAway as exc:
             yield from ((one, False, f"not repaired: {exc}") for one in differences)
             return
@@ -171,7 +205,7 @@ class Repairs:
             queues.publish_task(task)
             return self._done(one, "published its delete", delete_task_id=task.id)
         except (JobError, BrokerAway) as exc:
-            return False, f"not repaired: {exc}"
+            return False, f"not repaired: {_told(exc)}"
 
     def _discard(
         self, queue: str, differences: list[Difference], queues: Queues
@@ -193,12 +227,12 @@ class Repairs:
             return True
 
         try:
-            with turn(self._sources.labs):
+            with turn(self._sources.labs, self._sources.interruption):
                 for _ in queues.walk(queue, gap=lambda _gap: None, discard=discard):
                     pass
         except (BrokerAway, Busy, JobError) as exc:
             yield from (
-                (one, *ended.get(one.message, (False, f"not repaired: {exc}"))) for one in differences
+                (one, *ended.get(one.message, (False, f"not repaired: {_told(exc)}"))) for one in differences
             )
             return
         gone = (True, "a container has taken the message")

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from jobs.verify.differences import Difference
-from jobs.verify.inventory import Inventory
+from jobs.verify.inventory import Inventory, many
 
 
 @dataclass(slots=True)
@@ -27,6 +27,10 @@ class Report:
     refusal: str | None = None
     #: What was not looked at, on purpose or not.
     left_out: list[str] = field(default_factory=list)
+    #: What was looked at: name -> where it is, without passwords.
+    looked_at: dict[str, str] = field(default_factory=dict)
+    #: Messages of labs that need them no more, and have not for long.
+    unneeded: int = 0
 
     @property
     def left(self) -> int:
@@ -51,13 +55,22 @@ class Report:
             return lines
         other = sum(1 for message in queues.messages if message.lab is None)
         if other:
-            lines.append(f"in the queues, about no lab: {_many(other, 'message')}")
+            lines.append(f"in the queues, about no lab: {many(other, 'message')}")
+        if self.unneeded:
+            lines.append(f"in the queues, not needed any more: {many(self.unneeded, 'message')}")
+        for queue in queues.held(self.inventory.under_way):
+            held, runs = (queues.unacked or {})[queue], self.inventory.under_way.get(queue, 0)
+            lines.append(
+                f"{queue}: consumers hold {many(held, 'message')}, with {many(runs, 'run')} under way"
+            )
         if queues.delayed:
-            lines.append(f"on the delay ladder: {_many(queues.delayed, 'message')}, not looked into")
+            lines.append(f"on the delay ladder: {many(queues.delayed, 'message')}, not looked into")
         if self.undecided:
-            lines.append(f"only from there can {_many(self.undecided, 'PENDING lab')} be started, if at all")
+            lines.append(
+                f"from what nobody can read: {many(self.undecided, 'PENDING lab')} may be started, or not"
+            )
         if queues.dead_letters:
-            lines.append(f"in celery.dlq: {_many(queues.dead_letters, 'dead letter')} (autolabs dlq list)")
+            lines.append(f"in celery.dlq: {many(queues.dead_letters, 'dead letter')} (autolabs dlq list)")
         return lines + [f"not all could be looked at: {gap}" for gap in queues.gaps]
 
     def as_json(self) -> str:
@@ -75,6 +88,7 @@ class Report:
                 "dead_letters": queues.dead_letters if queues else None,
                 "unacked": queues.unacked if queues else None,
             },
+            "looked_at": self.looked_at,
             "seconds": round(self.seconds, 2),
         }
         return json.dumps(found, indent=2)
@@ -85,15 +99,19 @@ class Report:
         if self.refusal:
             lines.append(f"nothing was repaired: {self.refusal}. Look first; --force repairs all the same.")
         lines += [f"note: {line}" for line in self.information()]
-        checked = ", ".join(_many(count, name.removesuffix("s")) for name, count in self.checked().items())
+        checked = ", ".join(many(count, name.removesuffix("s")) for name, count in self.checked().items())
+        if self.looked_at:
+            lines.append(
+                "looked at " + ", ".join(f"{name} {where}" for name, where in self.looked_at.items())
+            )
         return "\n".join([*lines, f"checked {checked} in {self.seconds:.1f} s: {self._verdict()}"])
 
     def _verdict(self) -> str:
         if not self.differences:
             return "nothing differs"
         if self.repaired is None:
-            return _many(len(self.differences), "difference")
-        return f"{_many(len(self.differences), 'difference')}, {self.left} of them left"
+            return many(len(self.differences), "difference")
+        return f"{many(len(self.differences), 'difference')}, {self.left} of them left"
 
 
 def _fields(one: Difference, done: tuple[bool, str] | None) -> dict[str, Any]:
@@ -136,7 +154,3 @@ def _since(moment: datetime | None, now: datetime) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

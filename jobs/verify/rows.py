@@ -15,6 +15,10 @@ PAGE = 1000
 RUN_LIMIT_S = 1200
 #: Seconds that a task waits for which the ledger names no delay (jobs.failed_task.COME_BACK_S).
 UNNAMED_DELAY_S = 80
+#: Seconds of the longest delays: between attempts, and until objects that are kept go.
+LONGEST_DELAY_S, LONGEST_KEPT_S = 3600, 7200
+#: Labs among which those are looked for; one that is missed counts as a delay that nobody knows.
+NEWEST_LABS = 20_000
 #: Seconds for which a task surely still waits on the ladder, after the database may have been slow.
 SURE_S = 10
 
@@ -52,12 +56,28 @@ _UNDER_WAY = (
     "SELECT queue, count(*) FROM task_ledger WHERE outcome = 'started'"  # noqa: S608
     f" AND claimed_at > now() - make_interval(secs => {RUN_LIMIT_S}) GROUP BY queue"
 )
+# Bounded by what an index has: retried runs by finished_at, FAILED labs by their rows' own.
 _KNOWN_DELAYS = f"""
-SELECT count(DISTINCT task_id) FROM task_ledger
-WHERE finished_at + CASE WHEN outcome = 'retried' THEN {_DELAY}
-  ELSE make_interval(secs => CAST(details ->> 'objects_kept_s' AS float)) END
- > now() + make_interval(secs => {SURE_S})
+SELECT count(DISTINCT task_id) FROM (
+ SELECT task_id FROM task_ledger WHERE outcome = 'retried'
+  AND finished_at > now() - make_interval(secs => {LONGEST_DELAY_S})
+  AND finished_at + {_DELAY} > now() + make_interval(secs => {SURE_S})
+ UNION ALL
+ SELECT task_id FROM task_ledger WHERE lab_instance_id IN (
+   SELECT id FROM lab_instances WHERE id > coalesce((SELECT max(id) FROM lab_instances), 0) - {NEWEST_LABS}
+   AND status = 'FAILED' AND failed_at > now() - make_interval(secs => {LONGEST_KEPT_S}))
+  AND finished_at + make_interval(secs => CAST(details ->> 'objects_kept_s' AS float))
+   > now() + make_interval(secs => {SURE_S})
+) AS delayed
 """  # noqa: S608
+# Nobody may read a sequence by default, and a table need not have one.
+_LAST_LAB = """
+SELECT greatest(max(id), (
+ SELECT CASE WHEN has_sequence_privilege(name, 'SELECT')
+  THEN pg_sequence_last_value(CAST(name AS regclass)) END
+ FROM pg_get_serial_sequence('lab_instances', 'id') AS name)) FROM lab_instances
+"""
+_READ_ONLY = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean"
 
 
 def database_now(labs: LabStore) -> datetime:
@@ -151,6 +171,29 @@ def under_way(labs: LabStore) -> dict[str, int]:
     def ask(cursor: Cursor) -> dict[str, int]:
         cursor.execute(_UNDER_WAY)
         return dict(cursor.fetchall())
+
+    return labs.transaction(ask)
+
+
+def last_lab(labs: LabStore) -> int:
+    """Return the newest id that a lab ever had, as far as the table and its sequence say; 0 without any."""
+
+    def ask(cursor: Cursor) -> int:
+        cursor.execute(_LAST_LAB)
+        return int(cursor.fetchall()[0][0] or 0)
+
+    return labs.transaction(ask)
+
+
+def why_read_only(labs: LabStore) -> str | None:
+    """Return why nothing can be written, or None: what a replica says may be old, too."""
+
+    def ask(cursor: Cursor) -> str | None:
+        cursor.execute(_READ_ONLY)
+        ((standby, read_only),) = cursor.fetchall()
+        if standby:
+            return "the database is a standby, whose rows may be old"
+        return "the database is read-only" if read_only else None
 
     return labs.transaction(ask)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic, sleep
+from time import monotonic
 
 from jobs.database import Cursor
 from jobs.labs import LabStore
+from jobs.verify.interruption import Interruption
 
 #: Seconds to wait for another walk, which takes a few for thousands of messages.
 PATIENCE_S = 120.0
@@ -22,13 +23,16 @@ class Busy(Exception):
 
 
 @contextmanager
-def turn(labs: LabStore) -> Iterator[None]:
-    """Wait until nobody else walks, and keep others waiting. Raises Busy, JobError."""
+def turn(
+    labs: LabStore, interruption: Interruption, progress: Callable[[str], None] = lambda _where: None
+) -> Iterator[None]:
+    """Wait until nobody else walks, and keep others waiting. Raises Busy, Interrupted, JobError."""
     deadline = monotonic() + PATIENCE_S
     while not labs.transaction(lambda cursor: _ask(cursor, _TAKE)):
         if monotonic() >= deadline:
             raise Busy(f"somebody else has looked at them for {PATIENCE_S:g} s")
-        sleep(_POLL_S)
+        progress("another verify looks at the queues, waiting")
+        interruption.pause(_POLL_S)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.labs import LabStore
+from jobs.verify.interruption import Interruption
 from jobs.verify.turn import turn
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
@@ -52,7 +53,7 @@ def test_somebody_else_who_looks_is_waited_for(
     verify: Verify, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = LabStore(database.url, application_name="test-other")
-    with turn(other):
+    with turn(other, Interruption()):
         monkeypatch.setattr("jobs.verify.turn.PATIENCE_S", 0.6)
         code, _, errors = verify.text(*quick())
         assert code == 3
@@ -78,5 +79,5 @@ def test_long_work_says_where_it_is(
     monkeypatch.setattr("jobs.verify_command.PROGRESS_S", 0.0)
     add_objects(cluster, database.add_lab())
     _, out, errors = verify.text(*quick())
-    assert "... 3 objects\n... 1 rows" in errors
+    assert "... 3 objects\n... 1 row\n" in errors
     assert "..." not in out

@@ -25,6 +25,7 @@ class FakeCluster:
         #: True: the server answers 503 to deletions.
         self.refuses_deletes = False
         self.deleted: list[str] = []
+        self.namespaces = {"labs"}
         #: Events of Pods, those that are posted too.
         self.events: list[Manifest] = []
         #: Called with the query of a request for a container's log.
@@ -47,6 +48,8 @@ class FakeCluster:
         if path.endswith(("/pods", "/services", "/networkpolicies")):
             return self._list(path, {name: values[0] for name, values in parse_qs(query).items()})
         found = self.objects.get(path)
+        if path.rpartition("/")[0] == "/api/v1/namespaces" and path.rpartition("/")[2] in self.namespaces:
+            found = {"kind": "Namespace"}
         return Answer(content=found) if found else Answer(404, status_object(404, "NotFound", path))
 
     def names(self) -> set[str]:

@@ -22,6 +22,7 @@ from jobs.cluster_access import ClusterAccess
 from jobs.lab_objects import collections
 from jobs.naming import lab_labels
 from jobs.verify.differences import Difference
+from jobs.verify.interruption import Interruption
 from jobs.verify.repairs import Repairs
 from tests.support.fake_cluster import READY, FakeCluster
 from tests.support.http_server import ScriptedServer
@@ -80,6 +81,14 @@ def add_objects(
         cluster.add(path_of(kind, name), {"kind": kind, "metadata": {**own, **metadata}, "status": status})
 
 
+def running(database: Database, cluster: FakeCluster, **columns: object) -> int:
+    """Return a RUNNING lab with its objects."""
+    lab = database.add_lab(status="RUNNING", connection_url="http://10.0.0.1/", **columns)
+    database.rows("UPDATE lab_instances SET k8s_pod_name = %s WHERE id = %s", pod_name(lab), lab)
+    add_objects(cluster, lab)
+    return lab
+
+
 def pod_name(lab: int) -> str:
     return f"lab-instance-{lab}-demo"
 
@@ -100,6 +109,11 @@ def age(database: Database, seconds: int = 3600) -> None:
     for column in ("claimed_at", "finished_at"):
         statement = f"UPDATE task_ledger SET {column} = {column} - make_interval(secs => %s)"
         database.rows(statement, seconds)
+
+
+def used_up_to(database: Database, lab: int) -> None:
+    """Let all ids up to this one be those of labs that were there once."""
+    database.rows("SELECT setval(pg_get_serial_sequence('lab_instances', 'id'), %s)", lab)
 
 
 def quick(*words: str) -> tuple[str, ...]:
@@ -128,6 +142,8 @@ def verify(
 ) -> Verify:
     monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
     monkeypatch.setattr(jobs.database, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.verify.look, "QUIET_HEARTBEATS", 0)
+    monkeypatch.setattr(jobs.verify.look, "HELD_SETTLE_S", 0.0)
     access = ClusterAccess(api_server.url, ca_pem="")
     monkeypatch.setattr(jobs.verify.access, "open_cluster", lambda _environ: Cluster(access))
     monkeypatch.setenv("AMQP_URL", broker.url)
@@ -140,7 +156,7 @@ def verify(
 def between_looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     """What happens between the looks, instead of a pause."""
     actions: list[Callable[[], object]] = []
-    monkeypatch.setattr("jobs.verify.look.sleep", lambda _seconds: [act() for act in actions])
+    monkeypatch.setattr(Interruption, "pause", lambda _self, _seconds: [act() for act in actions])
     return actions
 
 

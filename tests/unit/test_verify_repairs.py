@@ -9,13 +9,13 @@ import pytest
 
 from jobs import failed_task
 from jobs.verify import rows
-from jobs.verify.differences import Difference, Kind, Repair, compare
+from jobs.verify.differences import Difference, Kind, Repair, compare, unneeded
 from jobs.verify.inventory import Inventory, LabRow, QueueLook
 from jobs.verify.objects import make_object
 from jobs.verify.repairs import refusal
 from jobs.verify.report import Report
 from keda.profiles import PROFILES
-from tests.unit.test_verify_differences import NOW, ago, item, row
+from tests.unit.test_verify_differences import NOW, ago, item, message, row
 
 
 def differences(count: int, **changes: Any) -> list[Difference]:
@@ -49,16 +49,35 @@ def test_several_objects_of_one_lab_are_one_lab() -> None:
 @pytest.mark.parametrize(("running", "gone", "refused"), [(3, 3, True), (2, 2, False), (4, 3, False)])
 def test_labs_that_are_all_gone_are_in_another_cluster(running: int, gone: int, refused: bool) -> None:
     labs = [row("RUNNING", lab) for lab in range(1, running + 1)]
-    inventory = Inventory(NOW, {one.id: one for one in labs})
+    inventory = Inventory(NOW, {one.id: one for one in labs}, [item(lab=9)])
     found = differences(gone, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
     assert bool(refusal(found, inventory)) is refused
+
+
+@pytest.mark.parametrize(("running", "gone", "refused"), [(1, 1, True), (2, 2, True), (2, 1, False)])
+def test_few_labs_that_are_all_gone_are_in_another_cluster_if_it_is_empty(
+    running: int, gone: int, refused: bool
+) -> None:
+    inventory = Inventory(NOW, {lab: row("RUNNING", lab) for lab in range(1, running + 1)})
+    found = differences(gone, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
+    assert bool(refusal(found, inventory)) is refused
+
+
+def test_objects_of_other_students_are_in_another_database() -> None:
+    inventory = Inventory(NOW, {5: row("STOPPED")}, [item(), item("Service", student_id="43")])
+    found = compare(inventory)
+    assert {(one.kind, one.repair) for one in found} == {
+        (Kind.ORPHAN, Repair.DELETE_OBJECT),
+        (Kind.WRONG_LABELS, None),
+    }
+    assert "1 object of another lab or student than the row" in str(refusal(found, inventory))
 
 
 @pytest.mark.parametrize(("known", "refused"), [(0, True), (1, False)])
 def test_objects_that_are_all_unknown_are_in_another_database(known: int, refused: bool) -> None:
     labs = [row("STOPPED", lab) for lab in range(1, known + 1)]
     objects = [item(lab=lab) for lab in (1, 2, 3)]
-    inventory = Inventory(NOW, {one.id: one for one in labs}, objects)
+    inventory = Inventory(NOW, {one.id: one for one in labs}, objects, last_lab=100)
     assert bool(refusal(compare(inventory), inventory)) is refused
 
 
@@ -109,3 +128,23 @@ def test_what_could_not_be_looked_at_is_not_clean() -> None:
     gap = Report([], platform(0, queues=QueueLook(gaps=["something"])), 1.0)
     assert json.loads(gap.as_json())["clean"] is False
     assert "not all could be looked at: something" in gap.as_text()
+
+
+def test_what_is_normal_is_a_note() -> None:
+    looked = QueueLook(unacked={"q": 3, "r": 1})
+    inventory = platform(0, queues=looked, under_way={"q": 2, "r": 1})
+    text = Report(
+        [], inventory, 1.0, unneeded=1, looked_at={"database": "d at h", "namespace": "labs"}
+    ).as_text()
+    assert text.splitlines() == [
+        "note: in the queues, not needed any more: 1 message",
+        "note: q: consumers hold 3 messages, with 2 runs under way",
+        "looked at database d at h, namespace labs",
+        "checked 0 rows, 0 objects, 0 messages in 1.0 s: nothing differs",
+    ]
+
+
+def test_what_is_not_needed_for_a_short_time_is_counted() -> None:
+    stopped = row("STOPPED", ended_at=ago(300))
+    inventory = Inventory(NOW, {5: stopped}, queues=QueueLook([message()]))
+    assert (compare(inventory), unneeded(inventory)) == ([], 1)
