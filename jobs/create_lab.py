@@ -19,6 +19,8 @@ from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)
 
+#: Failures of the message itself: nothing was begun.
+NO_REQUEST = {Failure.MESSAGE_UNREADABLE, Failure.REQUEST_INVALID, Failure.FOLLOW_UP_UNSUPPORTED}
 #: Seconds; the deadline of the container (keda.profiles) has room for this and for what surrounds it.
 MAX_READY_TIMEOUT_S = 240
 
@@ -54,6 +56,7 @@ def fail_create(
 ) -> None:
     """Make the lab FAILED, then take its objects down, but those with which another made it RUNNING.
 
+    A request that is not valid has made none, and a pile of them must not keep the cluster busy.
     `when_failed` is called once this made the lab FAILED; False: its objects stay.
 
     Raises:
@@ -64,7 +67,7 @@ def fail_create(
         context.labs.record(context.record, Ending.of_error(outcome, error))
         return
     changed = context.labs.mark_failed(context.record, error, outcome=outcome)
-    if changed and not when_failed():
+    if (changed and not when_failed()) or error.failure in NO_REQUEST:
         return
     _take_down_unless_running(context, lab_instance_id, surely=changed)
 

@@ -11,6 +11,7 @@ from dispatcher import tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.message import TaskMessage
 from jobs import evidence, lab_event
+from jobs.create_lab import NO_REQUEST
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.naming import lab_object_name
@@ -24,14 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Failures that no Pod has a part in.
-_NO_POD = {
-    Failure.CANCELLED,
-    Failure.EXPIRED,
-    Failure.FOLLOW_UP_UNSUPPORTED,
-    Failure.LAB_UNKNOWN,
-    Failure.MESSAGE_UNREADABLE,
-    Failure.REQUEST_INVALID,
-}
+_NO_POD = {*NO_REQUEST, Failure.CANCELLED, Failure.EXPIRED, Failure.LAB_UNKNOWN}
 
 
 class FailedLab:

@@ -19,7 +19,7 @@ from jobs import logs
 from jobs.cleanup_labs import cleanup_expired
 from jobs.consumer import Delivery, Verdict
 from jobs.context import Connections, TaskContext
-from jobs.create_lab import create_lab
+from jobs.create_lab import NO_REQUEST, create_lab
 from jobs.delete_lab import delete_lab
 from jobs.errors import JobError
 from jobs.failed_task import dead_letter, keep_again, settle_failure
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 #: Seconds. Celery counts a delay in whole ones and drops the rest, so its tasks come early by less than
 #: this; waiting for them costs less than another container.
 EARLY_S = 1.0
-
-#: Failures of a message rather than of what it asks for: no operation was begun.
-_NO_TASK = {Failure.MESSAGE_UNREADABLE, Failure.REQUEST_INVALID, Failure.FOLLOW_UP_UNSUPPORTED}
 
 
 def run_task(connections: Connections, delivery: Delivery, details: dict[str, Any]) -> Verdict:
@@ -89,7 +86,7 @@ def _run_and_settle(
 def _settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, error: JobError) -> Verdict:
     if not settle_failure(context, delivery, task, error):
         return Verdict.GIVE_BACK
-    return Verdict.PUT_ASIDE if error.failure in _NO_TASK else Verdict.SETTLED
+    return Verdict.PUT_ASIDE if error.failure in NO_REQUEST else Verdict.SETTLED
 
 
 def _make_record(
