@@ -1,7 +1,7 @@
 """How a notification leaves the platform: an event on the broker, and a signed webhook if one is set.
 
-Neither raises: what went wrong is returned as a sentence, without passwords. After a few that got no answer
-the rest of a process's notifications are not tried that way.
+Neither raises: what went wrong is returned as a sentence, without passwords. After a few failures in a row
+a way is shut, and nobody should take more of the notifications in this process.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from dispatcher.errors import PublishError
 from dispatcher.publisher import Publisher
@@ -18,6 +21,8 @@ from dispatcher.redaction import printable, scrubbed
 from dispatcher.topology import EVENTS_EXCHANGE
 from jobs.bounded import TookTooLong, within
 from jobs.settings import WebhookSettings
+
+logger = logging.getLogger(__name__)
 
 #: Seconds for the broker's confirm.
 PUBLISH_TIMEOUT_S = 3.0
@@ -33,6 +38,14 @@ class Refused(Exception):
     """Raised when the webhook answers with anything but 2xx."""
 
 
+class Problem(NamedTuple):
+    """Why a notification did not leave one way."""
+
+    said: str
+    #: False: nothing was attempted, so that it does not count.
+    tried: bool = True
+
+
 class Courier:
     """Delivers the notifications of one process."""
 
@@ -40,8 +53,15 @@ class Courier:
         self._publisher = publisher
         self._webhook = webhook
         self._failures = {"broker": 0, "webhook": 0}
+        for problem in webhook.problems if webhook else ():
+            logger.error("nobody is called, notifications wait: %s", problem, extra={"action": "settings"})
 
-    def publish(self, routing_key: str, event_id: str, body: bytes) -> str | None:
+    @property
+    def is_shut(self) -> bool:
+        """True: a way failed so often that no other notification should be taken."""
+        return any(failures >= _PATIENCE for failures in self._failures.values())
+
+    def publish(self, routing_key: str, event_id: str, body: bytes) -> Problem | None:
         """Publish an event, confirmed, whether or not anybody has bound a queue; return what went wrong."""
 
         def publish() -> None:
@@ -57,23 +77,28 @@ class Courier:
 
         return self._try("broker", publish)
 
-    def call(self, event_id: str, body: bytes) -> str | None:
+    def call(self, event_id: str, body: bytes) -> Problem | None:
         """Post to the webhook if one is set; return what went wrong."""
         webhook = self._webhook
         if webhook is None:
             return None
+        if webhook.problems:
+            return Problem(f"webhook: {'; '.join(webhook.problems)}", tried=False)
         return self._try("webhook", lambda: within(WEBHOOK_TIMEOUT_S, lambda: post(webhook, event_id, body)))
 
-    def _try(self, way: str, deliver: Callable[[], None]) -> str | None:
-        if self._failures[way] >= _PATIENCE:
-            return f"{way}: not tried, it failed {_PATIENCE} times in a row"
+    def _try(self, way: str, deliver: Callable[[], None]) -> Problem | None:
         try:
             deliver()
         except (PublishError, TookTooLong, Refused) as exc:
-            self._failures[way] += 1
-            return f"{way}: {exc}"
-        self._failures[way] = 0
-        return None
+            said = str(exc)
+        except Exception as exc:  # one notification must not keep all others from leaving
+            # Not its text, which may quote the URL.
+            said = f"it failed with {type(exc).__name__}"
+        else:
+            self._failures[way] = 0
+            return None
+        self._failures[way] += 1
+        return Problem(f"{way}: {said}")
 
 
 def signature(secret: bytes, event_id: str, timestamp: int, body: bytes) -> str:
@@ -94,9 +119,13 @@ def post(webhook: WebhookSettings, event_id: str, body: bytes) -> None:
         "webhook-timestamp": str(timestamp),
         "webhook-signature": " ".join(signature(s, event_id, timestamp, body) for s in webhook.secrets),
     }
-    url = urllib3.util.parse_url(webhook.url)
+    try:
+        url = urllib3.util.parse_url(webhook.url)
+    except (urllib3.exceptions.HTTPError, ValueError) as exc:
+        raise Refused("NOTIFY_WEBHOOK_URL is not a URL that can be called") from exc
     if url.auth:
-        headers |= urllib3.make_headers(basic_auth=url.auth)
+        # A URL has them percent-encoded, the header as they are.
+        headers["authorization"] = "Basic " + base64.b64encode(unquote_to_bytes(url.auth)).decode()
     pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=WEBHOOK_TIMEOUT_S))
     try:
         # A redirect would carry the signed body to wherever its answer says.

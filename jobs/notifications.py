@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from dispatcher.categories import Audience
-from jobs.courier import Courier
+from jobs.courier import Courier, Problem
 from jobs.errors import JobError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 LEASE_S = 60
 #: Seconds before a failed one is tried again: doubled from the first to the last, shortened at random.
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 20.0, 3600.0
+#: Seconds before one is looked at again that was not tried, because the settings of the webhook are wrong.
+UNTRIED_S = 120.0
 #: Seconds after which nobody is told any more; the row stays.
 GIVE_UP_S = 86_400.0
 #: Seconds that one delivery may take; a sweep does not begin one with less time left.
@@ -61,10 +63,12 @@ _WAITING = f"""
 SELECT {_COLUMNS} FROM notifications WHERE {_UNDELIVERED} AND next_attempt_at < '9999-01-01Z'
 ORDER BY id LIMIT 1000
 """  # noqa: S608
+# What another has delivered meanwhile, after the lease of a slow one ran out, stays delivered.
 _SETTLE = """
 UPDATE notifications SET
- published_at = CASE WHEN %(published)s THEN coalesce(published_at, clock_timestamp()) END,
- webhook_at = CASE WHEN %(called)s THEN coalesce(webhook_at, clock_timestamp()) END,
+ published_at = CASE WHEN %(published)s THEN coalesce(published_at, clock_timestamp())
+  ELSE published_at END,
+ webhook_at = CASE WHEN %(called)s THEN coalesce(webhook_at, clock_timestamp()) ELSE webhook_at END,
  failures = failures + %(failed)s, last_error = %(error)s,
  next_attempt_at = coalesce(clock_timestamp() + make_interval(secs => %(delay_s)s), '9999-01-01Z')
 WHERE id = %(id)s
@@ -133,28 +137,36 @@ def add_notification(
 def deliver_one(labs: LabStore, courier: Courier, row_id: int | None = None) -> bool | None:
     """Deliver the notification, or whichever is due; True: delivered, None: there was none to deliver.
 
+    None is taken by a courier one of whose ways is shut.
+
     Raises JobError when the database does not answer.
     """
+    if courier.is_shut:
+        return None
     row = labs.transaction(lambda cursor: _take(cursor, row_id))
     if row is None:
         return None
     found = Notification(*row)
     problems = _deliver(courier, found)
+    said = "; ".join(problem.said for problem in problems)
+    tried = any(problem.tried for problem in problems)
     values = {
         "id": found.row_id,
         "published": found.published,
         "called": found.called,
-        "failed": int(bool(problems)),
-        "error": "; ".join(problems)[:_MAX_ERROR] or None,
-        "delay_s": _delay_s(found) if problems else 0,
+        "failed": int(tried),
+        "error": said[:_MAX_ERROR] or None,
+        "delay_s": _delay_s(found, tried=tried) if problems else 0,
     }
     labs.transaction(lambda cursor: cursor.execute(_SETTLE, values))
-    _log(found, problems, given_up=values["delay_s"] is None)
+    _log(found, said, given_up=values["delay_s"] is None)
     return not problems
 
 
 def sweep(labs: LabStore, courier: Courier, *, timeout_s: float) -> tuple[int, int]:
     """Deliver what is due for `timeout_s` seconds; return how many were delivered, and how many not.
+
+    It ends early, and leaves the others as they are, when the broker or the webhook fails again and again.
 
     Raises JobError when the database does not answer.
     """
@@ -183,7 +195,7 @@ def _take(cursor: Cursor, row_id: int | None) -> tuple[Any, ...] | None:
     return cursor.fetchone()
 
 
-def _deliver(courier: Courier, found: Notification) -> list[str]:
+def _deliver(courier: Courier, found: Notification) -> list[Problem]:
     """Do what is not done yet, note what was, and return what went wrong."""
     problems = []
     if not found.published:
@@ -197,17 +209,19 @@ def _deliver(courier: Courier, found: Notification) -> list[str]:
     return problems
 
 
-def _delay_s(found: Notification) -> float | None:
+def _delay_s(found: Notification, *, tried: bool) -> float | None:
     """Return the seconds until the next attempt, or None if there is to be none."""
+    if not tried:
+        return UNTRIED_S if found.age_s + UNTRIED_S < GIVE_UP_S else None
     delay_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(found.failures, 20)) * random.uniform(0.5, 1.0)
     return delay_s if found.age_s + delay_s < GIVE_UP_S else None
 
 
-def _log(found: Notification, problems: list[str], *, given_up: bool) -> None:
+def _log(found: Notification, problem: str, *, given_up: bool) -> None:
     extra = {"action": "notified", "notification": found.id, "cause": found.cause, "told": found.told}
-    if not problems:
+    if not problem:
         logger.info("%s is told of the failure", found.told, extra=extra)
         return
     extra |= {"action": "notification_given_up" if given_up else "notification_waits"}
     level = logging.ERROR if given_up else logging.WARNING
-    logger.log(level, "%s is not told of the failure: %s", found.told, "; ".join(problems), extra=extra)
+    logger.log(level, "%s is not told of the failure: %s", found.told, problem, extra=extra)

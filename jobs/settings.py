@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass, field
 
 from dispatcher.celery_results import DEFAULT_EXPIRES_S
 from dispatcher.settings import BrokerSettings, Environment, database_url
 from dispatcher.topology import BINDINGS, QUEUE_NORMAL
+
+#: What an HTTP client takes: labels of at most 63 characters, and no space anywhere.
+_POSTABLE_URL = (
+    r"[a-z]+://(?:[^\s\x00-\x1f\x7f/?#@]*@)?"
+    r"(?:(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
+    r"(?:[/?#][^\s\x00-\x1f\x7f]*)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +91,42 @@ class WebhookSettings:
     url: str = field(repr=False)
     #: Each signs, so that a receiver may change to another at its leisure.
     secrets: tuple[bytes, ...] = field(repr=False)
+    #: What is wrong with these settings. Labs do not need them: nobody is called until they are corrected.
+    problems: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, env: Environment) -> WebhookSettings | None:
         """Read NOTIFY_WEBHOOK_URL and NOTIFY_WEBHOOK_SECRET; None: nobody is called."""
-        if env.find("NOTIFY_WEBHOOK_URL") is None:
-            return None
-        given = (env.find("NOTIFY_WEBHOOK_SECRET") or "").split()
-        secrets = tuple(filter(None, map(_webhook_secret, given)))
-        if not given or len(secrets) < len(given):
-            env.problems.append(
-                "NOTIFY_WEBHOOK_SECRET: must be 24 to 64 bytes in base64, with or without whsec_ in front"
-                " (several: with spaces between them)"
-            )
-        return cls(env.url("NOTIFY_WEBHOOK_URL", ("http", "https")), secrets)
+        before = len(env.problems)
+        url = ""
+        secrets: tuple[bytes, ...] = ()
+        if env.find("NOTIFY_WEBHOOK_URL") is not None:
+            url, secrets = _webhook_url(env), _webhook_secrets(env)
+        problems = tuple(env.problems[before:])
+        del env.problems[before:]
+        return cls(url, secrets, problems) if url or problems else None
+
+
+def _webhook_url(env: Environment) -> str:
+    before = len(env.problems)
+    url = env.url("NOTIFY_WEBHOOK_URL", ("http", "https"))
+    if len(env.problems) == before and not re.fullmatch(_POSTABLE_URL, url):
+        env.problems.append(
+            "NOTIFY_WEBHOOK_URL: its host must be a name of ASCII letters, digits, - and ., or an address,"
+            " and nothing in it may be a space or a control character (write %20)"
+        )
+    return url
+
+
+def _webhook_secrets(env: Environment) -> tuple[bytes, ...]:
+    given = (env.find("NOTIFY_WEBHOOK_SECRET") or "").split()
+    secrets = tuple(filter(None, map(_webhook_secret, given)))
+    if not given or len(secrets) < len(given):
+        env.problems.append(
+            "NOTIFY_WEBHOOK_SECRET: must be 24 to 64 bytes in base64, with or without whsec_ in front"
+            " (several: with spaces between them)"
+        )
+    return secrets
 
 
 def _webhook_secret(text: str) -> bytes | None:

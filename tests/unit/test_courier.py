@@ -1,0 +1,83 @@
+"""What goes wrong on the way to a webhook stays with the courier."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from dispatcher.publisher import Publisher
+from dispatcher.settings import BrokerSettings
+from jobs.courier import Courier, post
+from jobs.settings import WebhookSettings
+from tests.support.http_server import Answer, ScriptedServer
+
+KEYS = (b"secret of the tests, 32 bytes ok",)
+
+
+@pytest.fixture
+def publisher() -> Publisher:
+    """A publisher of a broker that is nowhere."""
+    return Publisher(BrokerSettings("amqp://127.0.0.1:9"), name="test")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ex ample/hunter2",
+        "http://ex\u00e4mple/hunter2",
+        f"http://{'x' * 64}.example/hunter2",
+        "http://a..b/hunter2",
+        "http://[::1/hunter2",
+        "http://127.0.0.1:99999/hunter2",
+        "http:///hunter2",
+        "hunter2",
+    ],
+)
+def test_no_url_is_worth_a_crash(publisher: Publisher, url: str) -> None:
+    problem = Courier(publisher, WebhookSettings(url, KEYS)).call("event-1", b"{}")
+    assert problem is not None
+    assert problem.said.startswith("webhook: ")
+    assert problem.tried
+    assert "hunter2" not in problem.said
+
+
+def test_what_nobody_thought_of_is_no_crash_either(publisher: Publisher) -> None:
+    problem = Courier(publisher, WebhookSettings("http://127.0.0.1:9/", KEYS)).call("id\n\u4e16", b"{}")
+    assert problem is not None
+    assert problem.said == "webhook: it failed with UnicodeEncodeError"
+
+
+def test_a_way_that_fails_three_times_in_a_row_is_shut(publisher: Publisher) -> None:
+    with ScriptedServer(lambda _request: Answer(500 if len(server.requests) != 3 else 204, {})) as server:
+        courier = Courier(publisher, WebhookSettings(server.url, KEYS))
+        shut = []
+        for _ in range(6):
+            courier.call("event-1", b"{}")
+            shut.append(courier.is_shut)
+    assert shut == [False] * 5 + [True]
+
+
+def test_wrong_settings_are_an_error_in_the_log_and_call_nobody(
+    publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook = WebhookSettings("http://host/", (), ("NOTIFY_WEBHOOK_SECRET: must be base64",))
+    courier = Courier(publisher, webhook)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "NOTIFY_WEBHOOK_SECRET: must be base64" in record.getMessage()
+    for _ in range(4):
+        assert courier.call("event-1", b"{}") == (
+            "webhook: NOTIFY_WEBHOOK_SECRET: must be base64",
+            False,
+        )
+    assert not courier.is_shut
+
+
+def test_user_and_password_of_the_url_are_sent_decoded() -> None:
+    with ScriptedServer(lambda _request: Answer(204, {})) as server:
+        url = server.url.replace("http://", "http://us%40er:p%3Aw%2F%C3%A9@")
+        post(WebhookSettings(url, KEYS), "event-1", b"{}")
+        (request,) = server.requests
+    kind, _, credentials = request.headers["authorization"].partition(" ")
+    assert (kind, base64.b64decode(credentials).decode()) == ("Basic", "us@er:p:w/\u00e9")
