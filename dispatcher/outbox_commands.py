@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dispatcher.extras import needs_extra
 from dispatcher.settings import ServerSettings, database_url, read_settings
-from dispatcher.terminal import natural
+from dispatcher.terminal import age, fields, natural, table
 
 if TYPE_CHECKING:
     from dispatcher.outbox_relay import RelayReport, WaitingTask
@@ -93,13 +93,9 @@ def discard(arguments: argparse.Namespace) -> int:
     if task is None:
         print(f"autolabs: no task {arguments.id} waits in the outbox", file=sys.stderr)
         return 1
-    # Rows may be anybody's: a control character must not reach the terminal.
     print(f"discarded: {task.id}")
-    for name in ("task_id", "task_name", "kwargs", "eta", "expires", "failures", "last_error"):
-        value = getattr(task, name)
-        if value is not None:
-            text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in str(value))
-            print(f"{name + ':':12}{text}")
+    names = ("task_id", "task_name", "kwargs", "eta", "expires", "failures", "last_error")
+    print(fields({name: getattr(task, name) for name in names}))
     return 0
 
 
@@ -156,14 +152,9 @@ def _relay_until_stopped(settings: ServerSettings) -> int:
 def _table(tasks: list[WaitingTask]) -> str:
     if not tasks:
         return "the outbox is empty"
-    rows = [("ID", "TASK ID", "TASK", "LAB", "AGE", "FAILURES", "LAST ERROR")]
+    rows: list[tuple[object, ...]] = [("ID", "TASK ID", "TASK", "LAB", "AGE", "FAILURES", "LAST ERROR")]
     for task in tasks:
-        lab = "" if task.lab_instance_id is None else str(task.lab_instance_id)
-        age = f"{task.age_s:.0f}s"
+        lab = "" if task.lab_instance_id is None else task.lab_instance_id
         error = task.last_error or ""
-        rows.append((str(task.id), task.task_id, task.task_name, lab, age, str(task.failures), error))
-    # Rows may be anybody's: a control character must not reach the terminal.
-    shown = [[cell if cell.isprintable() else repr(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
-    return "\n".join(line.rstrip() for line in lines)
+        rows.append((task.id, task.task_id, task.task_name, lab, age(task.age_s), task.failures, error))
+    return table(rows)

@@ -1,8 +1,7 @@
-"""Values of anybody's messages in a form that PostgreSQL stores and a terminal can show."""
+"""Values of anybody's messages in a form that PostgreSQL stores."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -34,8 +33,3 @@ def plain_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [plain_json(inner, depth + 1) for inner in value]
     return plain_text(value)
-
-
-def printable(value: object) -> str:
-    """Return a text in one line without control characters, which a terminal would obey."""
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in str(value))

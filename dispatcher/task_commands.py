@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dispatcher.extras import needs_extra
 from dispatcher.settings import database_url, read_settings
 from dispatcher.task_status import TaskState, TaskStatus
+from dispatcher.terminal import fields
 
 if TYPE_CHECKING:
     from dispatcher.results import ResultStore
@@ -64,15 +65,8 @@ def _store() -> ResultStore:
 
 
 def _show(found: TaskStatus, *, as_json: bool) -> None:
-    fields = {name: _plain(value) for name, value in asdict(found).items()}
-    if as_json:
-        print(json.dumps(fields, indent=2))
-        return
-    for name, value in fields.items():
-        if value is not None:
-            text = json.dumps(value) if isinstance(value, dict) else str(value)
-            # Messages may quote anybody: a control character must not reach the terminal.
-            print(f"{name + ':':18}{text if text.isprintable() else repr(text)}")
+    values = {name: _plain(value) for name, value in asdict(found).items()}
+    print(json.dumps(values, indent=2) if as_json else fields(values))
 
 
 def _plain(value: Any) -> Any:

@@ -15,9 +15,8 @@ from dispatcher.dlq import output
 from dispatcher.dlq.letters import DeadLetter
 from dispatcher.dlq.selection import Selector, names
 from dispatcher.errors import DispatcherError
-from dispatcher.plain import printable
 from dispatcher.settings import BrokerSettings, read_settings
-from dispatcher.terminal import natural
+from dispatcher.terminal import many, natural, printable
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
 if TYPE_CHECKING:
@@ -181,7 +180,7 @@ def _act(arguments: argparse.Namespace, verb: str) -> int:
 
 
 def _agreed(chosen: list[DeadLetter], verb: str) -> bool:
-    what = f"{verb} {output.count(len(chosen))}"
+    what = f"{verb} {many(len(chosen), 'message')}"
     if not sys.stdin.isatty():
         print(f"autolabs: this would {what}; say --yes, or look with --dry-run", file=sys.stderr)
         return False

@@ -12,6 +12,7 @@ from dispatcher.dlq.selection import Selector
 from dispatcher.plain import plain_json, plain_text
 from dispatcher.redaction import scrubbed_values
 from dispatcher.settings import BrokerSettings
+from dispatcher.terminal import fields
 
 #: Messages under one id: a task may die more than once.
 _MAX_MESSAGES = 20
@@ -37,7 +38,7 @@ def print_details(known: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(known, indent=2))
     else:
-        print("\n\n".join(output.lines(values) for values in known))
+        print("\n\n".join(fields(values) for values in known))
 
 
 def _details(found: Found) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from dispatcher.dlq.letters import SHOWN_KEY, DeadLetter
 from dispatcher.dlq.queue import Found, look_through
 from dispatcher.dlq.selection import Selector
 from dispatcher.extras import needs_extra
-from dispatcher.plain import printable
 from dispatcher.publisher import Publisher
 from dispatcher.redaction import scrubbed
 from dispatcher.settings import ServerSettings
+from dispatcher.terminal import many, printable
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
 with needs_extra("db"):
@@ -97,7 +97,7 @@ class Run:
                 return False
             if time.monotonic() >= told_at + PROGRESS_S:
                 told_at = time.monotonic()
-                _progress(f"{len(done)} of {output.count(len(chosen))} {_PAST[self._verb]}")
+                _progress(f"{len(done)} of {many(len(chosen), 'message')} {_PAST[self._verb]}")
             left[letter.key] -= 1
             try:
                 done.append(self._act_on(found))
@@ -113,7 +113,7 @@ class Run:
                 print(f"{_PAST[self._verb]}: {line}")
             for line in refused:
                 _complain(f"refused: {line}")
-            print(f"{output.count(len(done))} {_PAST[self._verb]}, {len(refused)} refused")
+            print(f"{many(len(done), 'message')} {_PAST[self._verb]}, {len(refused)} refused")
         explained = [self.tell_of_missing(Selector(), key) for key, number in left.items() if number]
         return not refused and all(explained)
 

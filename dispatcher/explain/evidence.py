@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dispatcher.explain.facts import Run
-from dispatcher.explain.words import printable, printable_lines
+from dispatcher.terminal import last_lines, one_line
 
 _MAX_CONDITIONS, _MAX_CONTAINERS, _MAX_EVENTS, _MAX_LOG_LINES, _MAX_EVIDENCE_LINES = 3, 3, 4, 6, 4
 
@@ -23,7 +23,7 @@ def seen_lines(run: Run) -> list[str]:
         lines.append(note)
     evidence = run.details.get("evidence")
     if isinstance(evidence, str):
-        lines += [f"evidence: {line}" for line in printable_lines(evidence, _MAX_EVIDENCE_LINES)]
+        lines += [f"evidence: {line}" for line in last_lines(evidence, _MAX_EVIDENCE_LINES)]
     return lines
 
 
@@ -68,7 +68,7 @@ def _log(seen: Mapping[str, Any]) -> Iterator[str]:
     last = " before its restart" if log.get("previous") is True else ""
     yield f"last lines of container {_text(log, 'container')}{last}:"
     for line in lines[-_MAX_LOG_LINES:]:
-        yield f"  | {printable(str(line), 200)}"
+        yield f"  | {one_line(str(line), 200)}"
 
 
 def _line(subject: str, found: Mapping[str, Any], *keys: str, more: list[str] | None = None) -> str:
@@ -79,7 +79,7 @@ def _line(subject: str, found: Mapping[str, Any], *keys: str, more: list[str] | 
 
 def _text(found: Mapping[str, Any], key: str) -> str:
     value = found.get(key)
-    return "" if value is None else printable(str(value), 200)
+    return "" if value is None else one_line(str(value), 200)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

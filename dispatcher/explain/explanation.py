@@ -11,7 +11,7 @@ from dispatcher.explain.outlook import awaited, lab_outlook
 from dispatcher.explain.progress import Actor
 from dispatcher.explain.reason import Why, failed_run, find_why, last_stop, told_lines, was_cancelled
 from dispatcher.explain.timeline import Entry, make_timeline
-from dispatcher.explain.words import ago, duration, printable
+from dispatcher.terminal import ago, duration, one_line
 
 __all__ = ["Actor", "Explanation", "awaited", "explain"]
 
@@ -70,7 +70,7 @@ def _headline(facts: LabFacts) -> str:
     stop = (
         f"; its stop was asked for {ago(facts.now, lab.stop_requested_at)}" if lab.stop_requested_at else ""
     )
-    return f"{name} has been {printable(lab.status)} for {duration(facts.age_s(since))}{stop}."
+    return f"{name} has been {one_line(lab.status)} for {duration(facts.age_s(since))}{stop}."
 
 
 def _stopped_by(facts: LabFacts, lab: LabRow) -> str:
@@ -81,4 +81,4 @@ def _stopped_by(facts: LabFacts, lab: LabRow) -> str:
         return "but by no task in the ledger"
     if run.task_id == cleanup_task_id(lab.id, None):
         return "by the cleanup, because its time was over"
-    return f"by the delete task {printable(run.task_id)}"
+    return f"by the delete task {one_line(run.task_id)}"

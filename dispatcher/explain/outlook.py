@@ -21,7 +21,7 @@ from dispatcher.explain.progress import (
     sight,
 )
 from dispatcher.explain.reason import failed_run, was_cancelled, who_acts
-from dispatcher.explain.words import ago, clock, duration, printable
+from dispatcher.terminal import ago, clock, duration, one_line
 
 #: Seconds before its end at which a lab is about to be stopped.
 NEAR_END_S = 600
@@ -77,7 +77,7 @@ def _starting(facts: LabFacts, lab: LabRow) -> Outlook:
         return follows
     new_lab = "nothing more happens by itself: ask for a new lab"
     if found.stage is Stage.DISCARDED and found.action:
-        who = printable(found.action.actor, 80)
+        who = one_line(found.action.actor, 80)
         return Outlook("discarded", Actor.BACKEND, f"its message was discarded by {who}; {new_lab}")
     if found.stage is Stage.ENDED and found.run:
         return _ended_without_effect(facts, found.run)
@@ -90,7 +90,7 @@ def _ended_without_effect(facts: LabFacts, run: Run) -> Outlook:
         return Outlook(
             "dead_lettered", who_acts(facts, run), text, (*_dead_letter(run), *logs_of(facts, run))
         )
-    text = f"the ledger says that its task is over ({printable(run.outcome)}), but the lab's row does not"
+    text = f"the ledger says that its task is over ({one_line(run.outcome)}), but the lab's row does not"
     return Outlook("contradiction", Actor.ADMINISTRATOR, text, ("autolabs verify", *logs_of(facts, run)))
 
 
@@ -156,7 +156,7 @@ def _stopping(facts: LabFacts, lab: LabRow) -> Outlook:
     commands = _dead_letter(refused)
     text = f"the stop was asked for {ago(facts.now, requested)}"
     if found.stage is Stage.DISCARDED and found.action:
-        text += f", its message was discarded by {printable(found.action.actor, 80)}"
+        text += f", its message was discarded by {one_line(found.action.actor, 80)}"
     elif refused:
         text += ", its message is in celery.dlq"
     elif age_s >= YOUNG_S:

@@ -15,7 +15,7 @@ from dispatcher.explain.facts import (
     Run,
     WaitingRow,
 )
-from dispatcher.explain.words import ago, duration, printable
+from dispatcher.terminal import ago, duration, one_line
 from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
 
 #: Seconds within which a healthy platform has done the next thing; the outbox is swept once a minute.
@@ -133,7 +133,7 @@ def _in_outbox(facts: LabFacts, row: WaitingRow) -> Outlook:
     if oldest.failures:
         what = "the task" if oldest is row else f"row {oldest.id} of the outbox, which it waits for,"
         text = (
-            f"{what} could not be published: {printable(oldest.last_error or 'no reason is known', 300)};"
+            f"{what} could not be published: {one_line(oldest.last_error or 'no reason is known', 300)};"
             f" tried again {_soon(facts, oldest)}"
         )
         commands = [OUTBOX_LIST]
@@ -160,7 +160,7 @@ def _soon(facts: LabFacts, row: WaitingRow) -> str:
 def _at_work(facts: LabFacts, found: Progress, run: Run) -> Outlook:
     steps = run.details.get("steps")
     step = (
-        f"; step reached: {printable(str(list(steps)[-1]), 60)}" if isinstance(steps, dict) and steps else ""
+        f"; step reached: {one_line(str(list(steps)[-1]), 60)}" if isinstance(steps, dict) and steps else ""
     )
     age_s = facts.age_s(run.claimed_at)
     text = f"a container has been at it for {duration(age_s)}{step}"
@@ -210,7 +210,7 @@ def _retried(facts: LabFacts, found: Progress, run: Run) -> Outlook:
 
 def _requeued(facts: LabFacts, action: ActionRow) -> Outlook:
     text = (
-        f"its message was put back from celery.dlq by {printable(action.actor, 80)}, no container took it yet"
+        f"its message was put back from celery.dlq by {one_line(action.actor, 80)}, no container took it yet"
     )
     if facts.age_s(action.acted_at) < YOUNG_S:
         return Outlook("requeued", Actor.NOBODY, f"{text}: the next free one does{sight(facts)}")
@@ -232,17 +232,17 @@ def sight(facts: LabFacts) -> str:
     if queue is None:
         return ""
     if queue.problem is not None:
-        return f" ({printable(queue.queue)} was not looked at: {printable(queue.problem, 200)})"
+        return f" ({one_line(queue.queue)} was not looked at: {one_line(queue.problem, 200)})"
     messages = "1 message waits" if queue.messages == 1 else f"{queue.messages} messages wait"
     if not queue.messages:
-        return f" (no message waits in {printable(queue.queue)})"
+        return f" (no message waits in {one_line(queue.queue)})"
     if queue.consumers:
-        return f" ({messages} in {printable(queue.queue)}, containers take them)"
+        return f" ({messages} in {one_line(queue.queue)}, containers take them)"
     return (
-        f" ({messages} in {printable(queue.queue)} and no container is free: all are at work, or none starts)"
+        f" ({messages} in {one_line(queue.queue)} and no container is free: all are at work, or none starts)"
     )
 
 
 def argument(text: str) -> str:
     """Return a foreign text as one word of a command line."""
-    return shlex.quote(printable(text, 255))
+    return shlex.quote(one_line(text, 255))

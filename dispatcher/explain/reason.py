@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dispatcher.categories import Audience, Category
 from dispatcher.explain.facts import LabFacts, NotificationRow, Operation, Run
 from dispatcher.explain.progress import SWEPT_S, Actor
-from dispatcher.explain.words import ago, duration, printable
+from dispatcher.terminal import ago, duration, one_line
 
 #: Causes (jobs.failures) that only who sends the task can mend, whoever is told.
 BACKEND_CAUSES = frozenset({"request_invalid", "follow_up_unsupported", "message_unreadable", "lab_unknown"})
@@ -57,16 +57,16 @@ def find_why(facts: LabFacts, run: Run | None, operation: Operation | None) -> W
     if lab and lab.error_message:
         cause = run.cause if run else facts.notifications[-1].cause if facts.notifications else None
         return Why(
-            sentence=printable(lab.error_message),
-            cause=printable(cause) if cause else None,
-            category=printable(lab.error_category) if lab.error_category else None,
+            sentence=one_line(lab.error_message),
+            cause=one_line(cause) if cause else None,
+            category=one_line(lab.error_category) if lab.error_category else None,
         )
     if run is None or not run.error_message or (lab and lab.status == "STOPPED"):
         return None
     return Why(
-        sentence=printable(run.error_message),
-        cause=printable(run.cause) if run.cause else None,
-        category=printable(run.error_category) if run.error_category else None,
+        sentence=one_line(run.error_message),
+        cause=one_line(run.cause) if run.cause else None,
+        category=one_line(run.error_category) if run.error_category else None,
     )
 
 
@@ -91,7 +91,7 @@ def told_lines(facts: LabFacts, who: Actor) -> list[str]:
 
 
 def _notification(facts: LabFacts, row: NotificationRow) -> str:
-    name = f"{printable(row.told, 40)} ({printable(row.cause, 60)})"
+    name = f"{one_line(row.told, 40)} ({one_line(row.cause, 60)})"
     if row.told == Audience.NOBODY.value:
         return f"{name}: nobody has to be told"
     event = f"event published {ago(facts.now, row.published_at)}" if row.published_at else "event waits"
@@ -100,7 +100,7 @@ def _notification(facts: LabFacts, row: NotificationRow) -> str:
     if row.published_at and row.webhook_at:
         return text
     if row.failures:
-        error = printable(row.last_error or "no reason is known", 200)
+        error = one_line(row.last_error or "no reason is known", 200)
         text += f"; failed {row.failures} times: {error}; again {ago(facts.now, row.next_attempt_at)}"
     elif facts.age_s(row.created_at) > SWEPT_S:
         text += f" for {duration(facts.age_s(row.created_at))}: does the CronJob outbox run?"

@@ -11,7 +11,7 @@ from typing import Any
 
 from dispatcher.explain.explanation import Actor, Explanation
 from dispatcher.explain.facts import LabFacts
-from dispatcher.explain.words import ago, clock
+from dispatcher.terminal import ago, clock
 
 WIDTH = 110
 _LABEL = 15
@@ -67,7 +67,7 @@ def _section(label: str, texts: Iterable[str], *, wrap: bool = True) -> Iterator
 
 
 def _wrap(text: str) -> list[str]:
-    # A name that is broken cannot be copied; `printable` bounds it.
+    # A name that is broken cannot be copied; `one_line` bounds it.
     return textwrap.wrap(
         text, WIDTH - _LABEL, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dispatcher.explain.facts import CONTAINER_DEADLINE_S, LabFacts, Operation, Run, WaitingRow
-from dispatcher.explain.words import duration, printable
+from dispatcher.terminal import duration, one_line
 
 #: Entries shown; the oldest and the newest say most.
 MAX_ENTRIES = 12
@@ -40,10 +40,10 @@ def make_timeline(facts: LabFacts) -> list[Entry]:
 def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
     lab = facts.lab
     if lab:
-        task = f", its task is {printable(lab.celery_task_id)}" if lab.celery_task_id else ""
+        task = f", its task is {one_line(lab.celery_task_id)}" if lab.celery_task_id else ""
         yield (lab.created_at, f"asked for{task}")
         if lab.started_at:
-            url = f" at {printable(lab.connection_url)}" if lab.connection_url else ""
+            url = f" at {one_line(lab.connection_url)}" if lab.connection_url else ""
             yield (lab.started_at, f"RUNNING{url}")
         if lab.failed_at:
             yield (lab.failed_at, "FAILED")
@@ -56,12 +56,12 @@ def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
     for run in facts.runs:
         yield (run.claimed_at, _run(facts, run))
     for cancelled in facts.cancellations:
-        yield (cancelled.requested_at, f"task {printable(cancelled.task_id)} was cancelled")
+        yield (cancelled.requested_at, f"task {one_line(cancelled.task_id)} was cancelled")
     for action in facts.actions:
-        task = printable(action.task_name or "message without a name").removeprefix("celery_workers.")
+        task = one_line(action.task_name or "message without a name").removeprefix("celery_workers.")
         yield (
             action.acted_at,
-            f"{task} in celery.dlq was {printable(action.action)} by {printable(action.actor)}",
+            f"{task} in celery.dlq was {one_line(action.action)} by {one_line(action.actor)}",
         )
 
 
@@ -77,13 +77,13 @@ def _waiting(facts: LabFacts, row: WaitingRow) -> str:
     name = _name(facts, row.task_name, row.task_id)
     text = f"{name} was put into the outbox as row {row.id}"
     if row.failures:
-        text += f"; not published in {_times(row.failures)}: {printable(row.last_error or 'no reason', 200)}"
+        text += f"; not published in {_times(row.failures)}: {one_line(row.last_error or 'no reason', 200)}"
     return text
 
 
 def _name(facts: LabFacts, task_name: str, task_id: str) -> str:
     operation = facts.operation_of(task_name, task_id)
-    return operation.value if operation else printable(task_name).removeprefix("celery_workers.") or "a task"
+    return operation.value if operation else one_line(task_name).removeprefix("celery_workers.") or "a task"
 
 
 def _run(facts: LabFacts, run: Run) -> str:
@@ -100,13 +100,13 @@ def _by(run: Run) -> str:
         waited = ""  # its publish is that of the first delivery, or the delay of the retry
     job, pod = run.job_name, run.pod_name
     if job and pod and pod.startswith(f"{job}-"):
-        return f"{waited} (Job {printable(job)}, pod ..{printable(pod.removeprefix(job))})"
-    names = [f"{kind} {printable(name)}" for kind, name in (("Job", job), ("pod", pod)) if name]
+        return f"{waited} (Job {one_line(job)}, pod ..{one_line(pod.removeprefix(job))})"
+    names = [f"{kind} {one_line(name)}" for kind, name in (("Job", job), ("pod", pod)) if name]
     return f"{waited} ({', '.join(names)})" if names else waited
 
 
 def _ending(facts: LabFacts, run: Run) -> str:
-    why = f": {printable(run.error_message, 200)}" if run.error_message else ""
+    why = f": {one_line(run.error_message, 200)}" if run.error_message else ""
     took = f" after {duration((run.finished_at - run.claimed_at).total_seconds())}" if run.finished_at else ""
     if run.outcome == "started":
         if facts.was_replaced(run):
@@ -124,7 +124,7 @@ def _ending(facts: LabFacts, run: Run) -> str:
         "dead_lettered": f"given up{took}, its message is in celery.dlq",
         "revoked": "not performed",
     }
-    return words.get(run.outcome, printable(run.outcome)) + why
+    return words.get(run.outcome, one_line(run.outcome)) + why
 
 
 def _times(count: int) -> str:

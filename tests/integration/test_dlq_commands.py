@@ -76,7 +76,7 @@ def test_one_message_is_shown_with_all_that_is_known(dlq: Dlq, broker: Broker) -
     assert (shown["task_id:"], shown["lab_instance_id:"], shown["attempts:"]) == (task_id, "7", "4")
     assert shown["first_error:"].startswith("The cluster does not answer")
     assert shown["last_error:"].startswith("The lab takes longer")
-    assert shown["pod:"] == "pod-\\u001b[2J"
+    assert shown["pod:"] == "pod-\\x1b[2J"
     assert json.loads(shown["kwargs:"]) == {"lab_instance_id": 7}
     (found,) = json.loads(dlq("show", shown["key:"][:12], "--json").out)
     assert (found["task_id"], found["headers"]["id"]) == (task_id, task_id)

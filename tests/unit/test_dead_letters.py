@@ -17,7 +17,8 @@ from dispatcher import ladder
 from dispatcher.dlq.letters import _BROKER_REASONS, DeadLetter, read_letter
 from dispatcher.dlq.selection import Selector
 from dispatcher.message import encode
-from dispatcher.plain import plain_json, plain_text, printable
+from dispatcher.plain import plain_json, plain_text
+from dispatcher.terminal import printable
 from jobs.failures import Failure
 from tests.support.dead_letters import make_delete, why
 from tests.support.factories import create_kwargs, make_task

@@ -12,7 +12,7 @@ from dispatcher.explain.explanation import explain
 from dispatcher.explain.facts import LabFacts, Run
 from dispatcher.explain.text import WIDTH, make_object, make_page
 from dispatcher.explain.timeline import MAX_ENTRIES, make_timeline
-from dispatcher.explain.words import ago, clock, duration, printable
+from dispatcher.terminal import ago, clock, duration, one_line
 from tests.support.explained import (
     NOW,
     at,
@@ -276,6 +276,6 @@ def test_moments_are_told_from_now() -> None:
 
 
 def test_a_long_text_is_cut_and_a_line_is_wrapped() -> None:
-    assert printable("x" * 700) == "x" * 597 + "..."
+    assert one_line("x" * 700) == "x" * 597 + "..."
     facts = make_facts(make_lab("FAILED", error_message="word " * 80))
     assert max(map(len, page(facts).split("\n"))) <= WIDTH

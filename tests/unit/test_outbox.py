@@ -123,7 +123,7 @@ def test_missing_settings_are_all_named(
 ) -> None:
     for name in ("AMQP_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    assert autolabs(["outbox", "relay"]) == 1
+    assert autolabs(["outbox", "relay"]) == 2
     error = capsys.readouterr().err
     assert "AMQP_URL" in error
     assert "DATABASE_URL" in error
