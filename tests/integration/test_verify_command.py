@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 import pytest
 
 from jobs.labs import LabStore
 from jobs.verify.interruption import Interruption
+from jobs.verify.rows import known_delays
 from jobs.verify.turn import turn
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
@@ -39,6 +42,7 @@ def test_a_server_that_is_away_is_named(
     code, out, errors = verify.text(*quick())
     assert (code, out) == (3, "")
     assert f"autolabs: could not look at {server}" in errors
+    assert "tried again" not in errors  # that is for students
     assert "u:p" not in errors
 
 
@@ -55,8 +59,10 @@ def test_somebody_else_who_looks_is_waited_for(
     other = LabStore(database.url, application_name="test-other")
     with turn(other, Interruption()):
         monkeypatch.setattr("jobs.verify.turn.PATIENCE_S", 0.6)
+        monkeypatch.setattr("jobs.verify_command.PROGRESS_S", 0.0)
         code, _, errors = verify.text(*quick())
         assert code == 3
+        assert "... another verify looks at the queues, waiting\n" in errors
         assert "could not look at the queues: somebody else has looked at them" in errors
     assert verify(*quick()).code == 0
     other.close()
@@ -81,3 +87,30 @@ def test_long_work_says_where_it_is(
     _, out, errors = verify.text(*quick())
     assert "... 3 objects\n... 1 row\n" in errors
     assert "..." not in out
+
+
+@pytest.mark.parametrize("option", ["--force", "--dry-run"])
+def test_an_option_of_repairs_alone_is_told_to_do_nothing(verify: Verify, option: str) -> None:
+    code, _, errors = verify.text(*quick(option))
+    assert (code, errors) == (0, f"autolabs: {option} changes nothing without --repair\n")
+
+
+def test_only_tasks_that_surely_wait_are_known_delays(verify: Verify, database: Database) -> None:
+    lab = database.add_lab(status="FAILED", failed_at=datetime.now(timezone.utc))
+    add = (
+        "INSERT INTO task_ledger (task_id, task_name, lab_instance_id, attempt, redelivered, queue,"
+        " claimed_at, finished_at, outcome, details) VALUES (gen_random_uuid(), 'x', %s, 1, false, 'q', now(),"
+        " now() - make_interval(secs => %s), %s, CAST(%s AS jsonb))"
+    )
+    for finished_ago_s, outcome, details in (
+        (10, "retried", '{"retry_delay_s": 60}'),
+        (10, "retried", "{}"),
+        (10, "failed", '{"objects_kept_s": 900}'),
+        (55, "retried", '{"retry_delay_s": 60}'),
+        (10, "failed", "{}"),
+        (1000, "failed", '{"objects_kept_s": 900}'),
+    ):
+        database.rows(add, lab, finished_ago_s, outcome, details)
+    labs = LabStore(database.url, application_name="test-delays")
+    assert known_delays(labs) == 3
+    labs.close()
