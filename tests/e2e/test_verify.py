@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from dispatcher import Dispatcher, topology
+from dispatcher.tasks import DELETE_LAB_POD
 from tests.support.container import ROOT
 from tests.support.own_platform import OwnPlatform
-from tests.support.verifying import age
+from tests.support.verifying import age, used_up_to
 from tests.support.waiting import eventually
 
 #: What is a second old counts, so that nothing has to be waited for.
@@ -87,11 +89,11 @@ class Own:
         """Wait until nothing of a lab is in the cluster."""
         eventually(lambda: not self.platform.namespace.names_of(lab), 60, what=f"objects of lab {lab} gone")
 
-    def repaired(self, *expected: tuple[int | None, str, str]) -> dict[str, Any]:
+    def repaired(self, *expected: tuple[int | None, str, str], words: tuple[str, ...] = ()) -> dict[str, Any]:
         """Let one look find these, another repair them, a third find nothing; return the second's report."""
         looked = eventually(lambda: self._finds(expected), 40, what=f"{expected} found")
         assert looked.code == 1
-        repaired = self.verify("--repair")
+        repaired = self.verify("--repair", *words)
         assert (repaired.code, repaired.said) == (0, set(expected)), repaired
         eventually(lambda: self.verify().code == 0, 60, what="a clean platform")
         return repaired.report
@@ -132,7 +134,7 @@ def test_an_operators_kubeconfig_serves_as_well(own: Own) -> None:
 
 
 def test_a_deleted_pod(own: Own) -> None:
-    lab = own.create()
+    lab, other = own.create(), own.create()
     own.kubectl("delete", "pod", own.name(lab), "--grace-period=1")
     own.repaired((lab, "pod_gone", "Pod"))
     assert own.status(lab) == "FAILED"
@@ -141,13 +143,14 @@ def test_a_deleted_pod(own: Own) -> None:
         "SELECT cause, told FROM notifications WHERE lab_instance_id = %s", lab
     )
     assert notification == {"cause": "pod_gone", "told": "admin"}
+    own.delete(other)
 
 
-@pytest.mark.parametrize("kind", ["Service", "NetworkPolicy"])
-def test_a_deleted_object_beside_the_pod(own: Own, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "words"), [("Service", ("--force",)), ("NetworkPolicy", ())])
+def test_a_deleted_object_beside_the_pod(own: Own, kind: str, words: tuple[str, ...]) -> None:
     lab = own.create()
     own.kubectl("delete", kind.lower(), own.name(lab))
-    own.repaired((lab, "object_gone", kind))
+    own.repaired((lab, "object_gone", kind), words=words)
     assert own.status(lab) == "FAILED"
     own.gone(lab)
 
@@ -201,6 +204,7 @@ def test_a_stray_pod_with_the_labels_of_a_lab_and_one_of_somebody_else(own: Own)
         manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         own.kubectl("create", "--filename=-", stdin=manifest)
 
+    used_up_to(own.platform.database, 999_999)
     stray(f"lab-instance-{lab}-stray", labels)
     stray("lab-instance-999999-stray", labels | {"lab_instance_id": "999999"})
     stray("theirs", labels | {"app.kubernetes.io/managed-by": "helm", "lab_instance_id": "999998"})
@@ -215,7 +219,9 @@ def test_a_stray_pod_with_the_labels_of_a_lab_and_one_of_somebody_else(own: Own)
 def test_a_message_for_a_stopped_lab_that_nobody_consumes(own: Own) -> None:
     lab = own.create()
     own.delete(lab)
-    task_id = own.dispatcher.delete_lab(lab_instance_id=lab)
+    old = datetime.now(timezone.utc) - timedelta(hours=1)
+    kwargs = {"lab_instance_id": lab}
+    task_id = own.platform.broker.publish_task(name=DELETE_LAB_POD, kwargs=kwargs, published_at=old)
     age(own.platform.database)
     report = own.repaired((lab, "useless_message", "message"))
     assert report["differences"][0]["object"] == f"message {task_id}"
@@ -228,8 +234,8 @@ def test_a_request_and_a_stop_whose_messages_are_gone(own: Own) -> None:
     age(own.platform.database)
     seen = own.verify()
     assert seen.said == {(lab, "stop_lost", "row"), (waiting, "request_lost", "row")}
-    assert own.verify("--repair").code == 0
-    assert own.status(waiting) == "FAILED"
+    seen = own.verify("--repair", RABBITMQ_API_URL=os.environ["RABBITMQ_API_URL"])
+    assert (seen.code, own.status(waiting)) == (0, "FAILED"), seen
     own.serve(topology.QUEUE_HIGH)
     assert own.status(lab) == "STOPPED"
 
