@@ -126,7 +126,8 @@ def post(webhook: WebhookSettings, event_id: str, body: bytes) -> None:
     if url.auth:
         # A URL has them percent-encoded, the header as they are.
         headers["authorization"] = "Basic " + base64.b64encode(unquote_to_bytes(url.auth)).decode()
-    pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=WEBHOOK_TIMEOUT_S))
+    # Longer than its caller waits, so that of a server that hangs always the same is said.
+    pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=WEBHOOK_TIMEOUT_S + 1))
     try:
         # A redirect would carry the signed body to wherever its answer says.
         answer = pool.request(

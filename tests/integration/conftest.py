@@ -21,6 +21,7 @@ from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
 from jobs.configs import upload_defaults
 from jobs.context import Connections
+from jobs.courier import Courier
 from jobs.labs import LabStore
 from jobs.settings import JobSettings
 from tests.support.celery_versions import VERSIONS, CeleryVersion
@@ -28,11 +29,13 @@ from tests.support.container import Containers
 from tests.support.creates import LAST_TRY
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
+from tests.support.notifying import Platform, make_courier, webhook_environ
 from tests.support.outbox import Arrivals
 from tests.support.postgres import Database, Server
 from tests.support.rabbitmq import Broker
 from tests.support.store import Bucket
 from tests.support.verifying import api_server, api_url, before_repairs, between_looks, verify  # noqa: F401
+from tests.support.webhook import Receiver, receiver
 
 
 @pytest.fixture
@@ -209,3 +212,29 @@ def celery_version(request: pytest.FixtureRequest) -> CeleryVersion:
     """Each Celery that is supported, the oldest and the newest."""
     version: CeleryVersion = request.param
     return version
+
+
+@pytest.fixture
+def webhook() -> Iterator[Receiver]:
+    with receiver() as found:
+        yield found
+
+
+@pytest.fixture
+def platform(broker: Broker, database: Database, webhook: Receiver) -> Platform:
+    return Platform(broker, database, webhook)
+
+
+@pytest.fixture
+def courier(publisher: Publisher, webhook: Receiver) -> Courier:
+    return make_courier(publisher, webhook)
+
+
+@pytest.fixture
+def sweeper(
+    platform: Platform, containers: Containers, monkeypatch: pytest.MonkeyPatch
+) -> pytest.MonkeyPatch:
+    """The environment of `python -m cronjobs outbox` in this process."""
+    for name, value in {**containers.environ, **webhook_environ(platform.webhook)}.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch

@@ -12,6 +12,7 @@ from dispatcher.topology import DEAD_LETTER_QUEUE
 from jobs import evidence
 from jobs.consumer import Verdict
 from jobs.context import Connections
+from jobs.lab_event import COMPONENT
 from jobs.pod_facts import LOG_LINES, MAX_BYTES
 from jobs.settings import RetrySettings
 from jobs.worker import run_task
@@ -303,3 +304,18 @@ def test_without_a_pod_the_events_of_its_name_are_kept(
     assert seen["note"] == "the lab had no Pod"
     assert [event["reason"] for event in seen["events"]] == ["Evicted"]
     assert broker.depth(DEAD_LETTER_QUEUE) == 1
+
+
+def test_the_platforms_own_events_are_no_evidence(
+    connections: Connections, cluster: FakeCluster, database: Database, lab: int
+) -> None:
+    cluster.pod_status = CRASHED
+
+    def happen(path: str) -> None:
+        if "/pods/" in path:
+            cluster.add_event(cluster.objects[path], reason="BackOff", reportingComponent="kubelet")
+            cluster.add_event(cluster.objects[path], reason="LabProgramEnds", reportingComponent=COMPONENT)
+
+    cluster.on_apply = happen
+    fail(connections, lab)
+    assert [event["reason"] for event in seen_of(database)["events"]] == ["BackOff"]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -24,82 +20,20 @@ from jobs.settings import WebhookSettings
 from jobs.worker import run_task
 from tests.support.container import Containers
 from tests.support.creates import CRASHED, delivery_of
-from tests.support.factories import IMAGE, create_kwargs, make_task
+from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import Answer
+from tests.support.notifying import (
+    EVENTS,
+    NOT_ALLOWED,
+    PROBLEMS,
+    Platform,
+    make_courier,
+    publish_failing,
+    webhook_environ,
+)
 from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.webhook import SECRET, Receiver, receiver
-
-#: Fails before the cluster is asked for anything.
-NOT_ALLOWED = {"docker_image": "registry.example/other:1"}
-EVENTS = "test-events"
-
-
-@dataclass
-class Platform:
-    """What the tests look at."""
-
-    broker: Broker
-    database: Database
-    webhook: Receiver
-
-    def bind_events(self, routing_key: str = "lab.#") -> None:
-        channel = self.broker.channel()
-        channel.queue_declare(EVENTS, durable=True)
-        channel.queue_bind(EVENTS, topology.EVENTS_EXCHANGE, routing_key)
-
-    def row(self) -> dict[str, Any]:
-        (row,) = self.database.rows("SELECT * FROM notifications")
-        return row
-
-    def is_done(self) -> bool:
-        row = self.row()
-        return row["published_at"] is not None and row["webhook_at"] is not None
-
-    def make_due(self) -> None:
-        self.database.rows("UPDATE notifications SET next_attempt_at = now()")
-
-    def add_notification(self, lab: int) -> None:
-        statement = (
-            "INSERT INTO notifications (lab_instance_id, cause, told, error_category, message, task_id)"
-            " VALUES (%s, 'program_ends', 'teacher', 'PERMANENT_IMAGE_ERROR', 'It ends.', 't-1')"
-        )
-        self.database.rows(statement, lab)
-
-
-@pytest.fixture
-def webhook() -> Iterator[Receiver]:
-    with receiver() as found:
-        yield found
-
-
-@pytest.fixture
-def platform(broker: Broker, database: Database, webhook: Receiver) -> Platform:
-    return Platform(broker, database, webhook)
-
-
-@pytest.fixture
-def courier(publisher: Publisher, webhook: Receiver) -> Courier:
-    return Courier(publisher, WebhookSettings(webhook.url, (b"secret of the tests, 32 bytes ok",)))
-
-
-@pytest.fixture
-def sweeper(
-    platform: Platform, containers: Containers, monkeypatch: pytest.MonkeyPatch
-) -> pytest.MonkeyPatch:
-    """The environment of `python -m cronjobs outbox` in this process."""
-    for name, value in {**containers.environ, **webhook_environ(platform.webhook)}.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
-
-
-def webhook_environ(webhook: Receiver) -> dict[str, str]:
-    return {"NOTIFY_WEBHOOK_URL": webhook.url, "NOTIFY_WEBHOOK_SECRET": SECRET}
-
-
-def publish_failing(broker: Broker, lab: int) -> str:
-    return broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab, **NOT_ALLOWED))
+from tests.support.webhook import SECRET
 
 
 def test_a_container_tells_after_the_acknowledgement(
@@ -229,12 +163,6 @@ def test_a_lab_without_a_pod_has_its_event_by_the_name_the_pod_would_have(
     assert event["reason"] == "LabImageNotAllowed"
 
 
-PROBLEMS = {
-    "500": lambda _request: Answer(500, {"error": "password=hunter2"}),
-    "redirect": lambda _request: Answer(302, {}),
-}
-
-
 @pytest.mark.parametrize("problem", ["500", "redirect"])
 def test_what_the_webhook_refuses_waits_and_the_event_is_not_published_again(
     platform: Platform, courier: Courier, labs: LabStore, lab: int, problem: str
@@ -255,30 +183,6 @@ def test_what_the_webhook_refuses_waits_and_the_event_is_not_published_again(
     first, second = platform.webhook.bodies()
     assert first == second
     assert platform.row()["last_error"] is None
-
-
-def test_a_webhook_that_hangs_costs_three_seconds_and_then_no_more(
-    platform: Platform, courier: Courier, labs: LabStore, database: Database
-) -> None:
-    for _ in range(6):
-        platform.add_notification(database.add_lab())
-    released = threading.Event()
-
-    def hang(_request: object) -> Answer:
-        released.wait(30)
-        return Answer(200, {})
-
-    platform.webhook.answer = hang
-    started = time.monotonic()
-    assert sweep(labs, courier, timeout_s=60) == (0, 6)
-    took_s = time.monotonic() - started
-    released.set()
-    assert 8 < took_s < 16
-    assert len(platform.webhook.calls) == 3
-    rows = database.rows("SELECT * FROM notifications ORDER BY id")
-    assert all(row["published_at"] for row in rows)
-    assert rows[0]["last_error"] == "webhook: no answer within 3 s"
-    assert rows[-1]["last_error"] == "webhook: not tried, it failed 3 times in a row"
 
 
 def test_nobody_at_the_webhook_is_said_without_its_url(
@@ -328,21 +232,24 @@ def test_a_broker_that_is_away_leaves_the_event_and_not_the_webhook(
 
 
 def test_it_is_tried_ever_less_often_and_for_a_day(
-    platform: Platform, courier: Courier, labs: LabStore, lab: int, caplog: pytest.LogCaptureFixture
+    platform: Platform, publisher: Publisher, labs: LabStore, lab: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def sweep_once() -> tuple[int, int]:
+        return sweep(labs, make_courier(publisher, platform.webhook), timeout_s=20)
+
     platform.add_notification(lab)
     platform.webhook.answer = PROBLEMS["500"]
     waits = []
     for _ in range(3):
         platform.make_due()
-        deliver_one(labs, courier)
+        assert sweep_once() == (0, 1)
         left = platform.database.rows("SELECT next_attempt_at - now() AS left FROM notifications")
         waits.append(left[0]["left"].total_seconds())
     assert 9 < waits[0] <= 20 < waits[1] + 1 <= 41
     assert 39 < waits[2] <= 80
     platform.make_due()
     platform.database.rows("UPDATE notifications SET created_at = now() - interval '1 day'")
-    assert deliver_one(labs, courier) is False
+    assert sweep_once() == (0, 1)
     assert platform.row()["next_attempt_at"].year == 9999
     assert waiting(labs) == []
     assert caplog.records[-1].levelname == "ERROR"
@@ -372,22 +279,6 @@ def test_a_dry_run_says_who_waits_and_tells_nobody(
     assert f"lab-failed-{lab}-program_ends" in capsys.readouterr().out
     assert not platform.is_done()
     assert platform.webhook.calls == []
-
-
-@pytest.mark.parametrize(("secret", "code", "failures"), [(SECRET, 0, 1), ("bad", 78, 0)])
-def test_a_sweep_that_can_tell_nobody_has_swept_the_outbox_all_the_same(
-    platform: Platform, lab: int, sweeper: pytest.MonkeyPatch, secret: str, code: int, failures: int
-) -> None:
-    platform.add_notification(lab)
-    platform.webhook.answer = PROBLEMS["500"]
-    sweeper.setenv("NOTIFY_WEBHOOK_SECRET", secret)
-    kwargs = json.dumps(create_kwargs(lab_instance_id=lab, docker_image=IMAGE))
-    platform.database.rows(
-        "INSERT INTO task_outbox (task_name, kwargs) VALUES ('celery_workers.create_lab_pod', %s)", kwargs
-    )
-    assert cron(["outbox"]) == code
-    assert platform.broker.depth(topology.QUEUE_NORMAL) == 1
-    assert platform.row()["failures"] == failures
 
 
 def test_a_lost_row_of_the_lab_leaves_its_ids_out(

@@ -1,0 +1,115 @@
+"""What cannot be delivered now waits, untouched, and stops neither jobs nor the sweep."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from cronjobs.__main__ import main as cron
+from dispatcher import topology
+from jobs.courier import Courier
+from jobs.labs import LabStore
+from jobs.notifications import deliver_one, sweep
+from tests.support.container import Containers
+from tests.support.factories import IMAGE, create_kwargs
+from tests.support.http_server import Answer
+from tests.support.notifying import (
+    PROBLEMS,
+    Platform,
+    publish_failing,
+    webhook_environ,
+)
+from tests.support.postgres import Database
+from tests.support.webhook import SECRET
+
+
+def test_a_webhook_that_hangs_costs_three_seconds_and_then_no_more(
+    platform: Platform, courier: Courier, labs: LabStore, database: Database
+) -> None:
+    for _ in range(6):
+        platform.add_notification(database.add_lab())
+    released = threading.Event()
+
+    def hang(_request: object) -> Answer:
+        released.wait(30)
+        return Answer(200, {})
+
+    platform.webhook.answer = hang
+    started = time.monotonic()
+    assert sweep(labs, courier, timeout_s=60) == (0, 3)
+    took_s = time.monotonic() - started
+    released.set()
+    assert 8 < took_s < 16
+    assert len(platform.webhook.calls) == 3
+    rows = database.rows("SELECT * FROM notifications ORDER BY id")
+    assert [bool(row["published_at"]) for row in rows] == [True] * 3 + [False] * 3
+    assert [row["failures"] for row in rows] == [1] * 3 + [0] * 3, "what was not tried did not fail"
+    assert rows[0]["last_error"] == "webhook: no answer within 3 s"
+    assert rows[-1]["last_error"] is None
+    assert deliver_one(labs, courier, rows[-1]["id"]) is None
+    other = Courier(courier._publisher, None)
+    assert sweep(labs, other, timeout_s=60) == (3, 0), "the next sweep begins with them"
+
+
+def test_a_slow_deliverer_that_fails_takes_nothing_back(
+    platform: Platform, courier: Courier, labs: LabStore, lab: int
+) -> None:
+    platform.add_notification(lab)
+    platform.broker.channel().exchange_delete(topology.EVENTS_EXCHANGE)
+
+    def answer_late(_request: object) -> Answer:
+        # Its lease ran out, and another delivered meanwhile.
+        platform.database.rows("UPDATE notifications SET published_at = now(), webhook_at = now()")
+        return Answer(500, {})
+
+    platform.webhook.answer = answer_late
+    assert deliver_one(labs, courier) is False
+    assert platform.is_done()
+
+
+@pytest.mark.parametrize(("secret", "failures"), [(SECRET, 1), ("bad", 0)])
+def test_a_sweep_that_can_tell_nobody_has_swept_the_outbox_all_the_same(
+    platform: Platform, lab: int, sweeper: pytest.MonkeyPatch, secret: str, failures: int
+) -> None:
+    platform.add_notification(lab)
+    platform.webhook.answer = PROBLEMS["500"]
+    sweeper.setenv("NOTIFY_WEBHOOK_SECRET", secret)
+    kwargs = json.dumps(create_kwargs(lab_instance_id=lab, docker_image=IMAGE))
+    platform.database.rows(
+        "INSERT INTO task_outbox (task_name, kwargs) VALUES ('celery_workers.create_lab_pod', %s)", kwargs
+    )
+    assert cron(["outbox"]) == 0
+    assert platform.broker.depth(topology.QUEUE_NORMAL) == 1
+    assert platform.row()["failures"] == failures
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"NOTIFY_WEBHOOK_URL": "http://ex ample/"}, {"NOTIFY_WEBHOOK_SECRET": "x"}]
+)
+def test_a_wrong_webhook_stops_no_job_and_its_notification_waits(
+    platform: Platform,
+    containers: Containers,
+    bucket: object,
+    lab: int,
+    sweeper: pytest.MonkeyPatch,
+    wrong: dict[str, str],
+) -> None:
+    publish_failing(platform.broker, lab)
+    code, container = containers.run(**{**webhook_environ(platform.webhook), **wrong})
+    assert code == 0
+    assert platform.database.lab(lab)["status"] == "FAILED"
+    (name,) = wrong
+    log = container.log.read_text()
+    assert f"nobody is called, notifications wait: {name}: " in log
+    assert "ex ample" not in log
+    row = platform.row()
+    assert (row["published_at"] is not None, row["webhook_at"], row["failures"]) == (True, None, 0)
+    assert row["last_error"].startswith(f"webhook: {name}: ")
+    # Once the settings are right, it is told.
+    platform.make_due()
+    assert cron(["outbox"]) == 0
+    assert platform.is_done()
+    assert len(platform.webhook.calls) == 1
