@@ -108,7 +108,8 @@ class Report:
 
     def _verdict(self) -> str:
         if not self.differences:
-            return "nothing differs"
+            queues = self.inventory.queues
+            return "nothing of this differs" if queues and queues.gaps else "nothing differs"
         if self.repaired is None:
             return many(len(self.differences), "difference")
         return f"{many(len(self.differences), 'difference')}, {self.left} of them left"

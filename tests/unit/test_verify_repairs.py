@@ -128,6 +128,7 @@ def test_what_could_not_be_looked_at_is_not_clean() -> None:
     gap = Report([], platform(0, queues=QueueLook(gaps=["something"])), 1.0)
     assert json.loads(gap.as_json())["clean"] is False
     assert "not all could be looked at: something" in gap.as_text()
+    assert gap.as_text().endswith("nothing of this differs")
 
 
 def test_what_is_normal_is_a_note() -> None:
