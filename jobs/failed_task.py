@@ -55,7 +55,7 @@ def settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, 
             if again:
                 return _retry(context, task, error)
             error = given_up(error, task.retries + 1, stop=task.name == tasks.DELETE_LAB_POD)
-        keep = _is_kept(task, error.failure)
+        keep = _is_kept(delivery, task, error.failure)
         try:
             _record_failure(context, task, error, lab, keep=keep)
         except JobError as unsettled:
@@ -84,9 +84,12 @@ def _failed_lab(context: TaskContext, task: TaskMessage) -> FailedLab | None:
     return FailedLab(context, task, lab_instance_id)
 
 
-def _is_kept(task: TaskMessage, failure: Failure) -> bool:
-    if failure in _REVOKED or failure is Failure.CONTAINER_CRASHED:  # which is there already
+def _is_kept(delivery: Delivery, task: TaskMessage, failure: Failure) -> bool:
+    if failure in _REVOKED:
         return False
+    if failure is Failure.CONTAINER_CRASHED:
+        # A copy that the broker made is there already; one that only counts as worn out is not.
+        return "x-last-death-reason" not in (delivery.properties.headers or {})
     # A create has its lab to say why it failed; for everything else the dead-letter queue says it.
     return task.name != tasks.CREATE_LAB_POD or failure.retry or failure in _KEPT
 

@@ -116,7 +116,7 @@ def _run(connections: Connections, context: TaskContext, delivery: Delivery, tas
     reached("begun")
     given_up = delivery.given_up(context.settings.queue)
     if given_up == "delivery_limit":
-        raise Failure.CONTAINER_CRASHED.error(evidence="delivery limit of the queue; it is in celery.dlq")
+        raise Failure.CONTAINER_CRASHED.error(evidence="delivery limit of the queue")
     if given_up == "expired":
         raise Failure.EXPIRED.error(evidence="expired in its queue")
     if task.expires and task.expires <= datetime.now(timezone.utc):

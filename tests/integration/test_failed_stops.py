@@ -86,3 +86,13 @@ def test_a_dead_letter_that_was_moved_back_by_hand_is_performed(
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     assert run_task(connections, copy_of(create, "delivery_limit"), {}) is Verdict.SETTLED
     assert database.lab(lab)["status"] == "RUNNING"
+
+
+def test_a_message_that_counts_as_worn_out_is_kept_as_a_dead_letter(
+    connections: Connections, database: Database, broker: Broker, lab: int
+) -> None:
+    sent = delivery_of(make_task(kwargs=create_kwargs(lab_instance_id=lab)))
+    sent.properties.headers = {**(sent.properties.headers or {}), "x-autolabs-deliveries": 6}
+    assert run_task(connections, sent, {}) is Verdict.SETTLED
+    assert database.lab(lab)["status"] == "FAILED"
+    assert broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-cause"] == "container_crashed"
