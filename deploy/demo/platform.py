@@ -112,6 +112,15 @@ class Platform:
 
     def query(self, sql: str, *values: object) -> list[dict[str, Any]]:
         """Run SQL as a backend or an operator would, and return its rows."""
+        try:
+            return self._query(sql, values)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            # A server that restarted ended the connection while nobody used it.
+            if not self.__dict__.pop("_database").closed:
+                raise
+            return self._query(sql, values)
+
+    def _query(self, sql: str, values: tuple[object, ...]) -> list[dict[str, Any]]:
         with self._database.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
             cursor.execute(sql, values)
             return [dict(row) for row in cursor.fetchall()] if cursor.description else []
