@@ -129,7 +129,7 @@ def test_a_transient_failure_is_a_retry_and_the_last_a_failure(
     storing.run(CELERY_TASK_MAX_RETRIES=1)
     with pytest.raises(TaskFailed, match="Lab 4711 is not in the database") as caught:
         found.get(timeout=5)
-    assert caught.value.category == "TEMPORARY_NETWORK_ERROR"
+    assert caught.value.category == "PERMANENT_INVALID_REQUEST"  # no row: lab_unknown
     assert (found.state, found.failed()) == ("FAILURE", True)
 
 
