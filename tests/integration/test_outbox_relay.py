@@ -343,7 +343,12 @@ def test_a_relay_that_lost_its_session_leaves_its_rows_to_others(
     eventually(lambda: database.rows(idle, "test-lost-relay"), what="a relay that publishes")
     assert relay_once(engine, publisher).published == (), "the relay holds both heads"
     assert database.terminate("test-lost-relay") == 1
-    eventually(lambda: relay_once(engine, publisher).published and not rows(database), what="all published")
+
+    def all_published() -> bool:
+        relay_once(engine, publisher)
+        return not rows(database)
+
+    eventually(all_published, timeout_s=30, what="all published")
     relay.join(20)
     own.dispose()
     assert reports[0].database_error is not None
