@@ -10,6 +10,10 @@ from dispatcher import ladder, message, tasks, topology
 from dispatcher.compression import MAX_BODY_BYTES
 from dispatcher.errors import Unencodable
 
+#: Headers with further routing keys (https://www.rabbitmq.com/docs/sender-selected): published again with
+#: them, a message would be doubled.
+FURTHER_KEYS = frozenset({"CC", "BCC"})
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:

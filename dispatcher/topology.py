@@ -19,6 +19,7 @@ DEAD_LETTER_EXCHANGE = "autolabs.dlx"
 DEAD_LETTER_QUEUE = "celery.dlq"
 #: By headers: what the broker itself gave up, because it expired or because containers died over it.
 GIVEN_UP_EXCHANGE = "autolabs.given_up"
+GIVEN_UP_REASONS = ("expired", "delivery_limit")
 #: Topic: what becomes of labs, for whoever binds a queue (jobs.notifications).
 EVENTS_EXCHANGE = "autolabs.events"
 
@@ -73,7 +74,7 @@ def _declare_given_up(channel: BlockingChannel) -> None:
     channel.exchange_declare(GIVEN_UP_EXCHANGE, "headers", durable=True)
     channel.exchange_bind(GIVEN_UP_EXCHANGE, DEAD_LETTER_EXCHANGE)
     for queue in (QUEUE_HIGH, QUEUE_NORMAL):
-        for reason in ("expired", "delivery_limit"):
+        for reason in GIVEN_UP_REASONS:
             # Names with x- count only with this x-match; the two headers are the broker's since RabbitMQ
             # 3.13 (https://www.rabbitmq.com/docs/dlx#effects).
             match = {"x-match": "all-with-x", "x-last-death-reason": reason, "x-last-death-queue": queue}

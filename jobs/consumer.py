@@ -16,8 +16,7 @@ import pika
 from pika.exceptions import AMQPError
 
 from dispatcher.connection import answers_within
-from dispatcher.topology import QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
-from jobs.deliveries import worn_out
+from jobs.deliveries import reason_of_copy, worn_out
 
 #: Seconds between looks at the stop signal while waiting; deliveries wake the loop at once.
 _TICK_S = 0.5
@@ -55,17 +54,10 @@ class Delivery:
     tag: int
 
     def given_up(self, queue: str) -> str | None:
-        """Return why the broker took the message from its queue, if this is the copy by which its lab learns.
-
-        `queue` is where this container takes its messages: copies come to one queue alone, and anywhere else
-        the headers are somebody's own, or those of a dead letter that was moved back by hand.
-        """
-        # Since RabbitMQ 3.13 (https://www.rabbitmq.com/docs/dlx#effects).
-        headers = self.properties.headers or {}
-        if worn_out(headers):
+        """Return why the broker gave this message up, or would have; `queue` is this container's."""
+        if worn_out(self.properties.headers):
             return "delivery_limit"
-        copied = queue == QUEUE_LOW and headers.get("x-last-death-queue") in (QUEUE_HIGH, QUEUE_NORMAL)
-        return headers.get("x-last-death-reason") if copied else None
+        return reason_of_copy(queue, self.properties.headers)
 
 
 def _as_text(routing_key: str | bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dispatcher.topology import DELIVERY_LIMIT
+from dispatcher.topology import DELIVERY_LIMIT, QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
 
 #: Header of a copy (jobs.verify.copies): the deliveries before it, which its queue does not know.
 EARLIER_DELIVERIES = "x-autolabs-deliveries"
@@ -20,3 +20,15 @@ def unsettled_deliveries(headers: Mapping[str, Any] | None) -> int:
 def worn_out(headers: Mapping[str, Any] | None) -> bool:
     """Tell whether the broker would have given the message up, had nobody copied it."""
     return unsettled_deliveries(headers) > DELIVERY_LIMIT
+
+
+def reason_of_copy(queue: str, headers: Mapping[str, Any] | None) -> str | None:
+    """Return why the broker took a message from its queue, if this is the copy by which its lab learns.
+
+    `queue` is where the message is now: copies come to one queue alone, and anywhere else the headers are
+    somebody's own, or those of a dead letter that was moved back by hand.
+    """
+    # Since RabbitMQ 3.13 (https://www.rabbitmq.com/docs/dlx#effects).
+    found = headers or {}
+    copied = queue == QUEUE_LOW and found.get("x-last-death-queue") in (QUEUE_HIGH, QUEUE_NORMAL)
+    return found.get("x-last-death-reason") if copied else None

@@ -25,6 +25,7 @@ from dispatcher.dlq.selection import MIN_PREFIX, Selector
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError, Unencodable
 from dispatcher.models import DeadLetterAction, DeadLetterVerb, LabInstance, TaskCancellation
+from dispatcher.outgoing import FURTHER_KEYS
 from dispatcher.plain import plain_json, plain_text
 from dispatcher.publisher import Publisher
 
@@ -35,7 +36,7 @@ MAX_TOLD = 20
 #: What a message got on its way to the dead-letter queue, or from us; a fresh one has none of it.
 _WHY = ("x-autolabs-", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: The first error of the attempts before, and copies that the broker would route as well.
-_DROPPED = {message.FIRST_ERROR, "CC", "BCC"}
+_DROPPED = {message.FIRST_ERROR, *FURTHER_KEYS}
 
 
 class Refused(DispatcherError):

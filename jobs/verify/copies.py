@@ -12,13 +12,13 @@ import pika
 from dispatcher import ladder, topology
 from dispatcher.dlq.pika_tables import Unreadable
 from dispatcher.message import PUBLISHED_AT
-from dispatcher.outgoing import Outgoing
-from jobs.deliveries import EARLIER_DELIVERIES, unsettled_deliveries, worn_out
+from dispatcher.outgoing import FURTHER_KEYS, Outgoing
+from jobs.deliveries import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
 
 #: Headers of a copy: the walk that made it, which knows by it where it began, and when.
 COPIED_BY, COPIED_AT = "x-autolabs-verify", "x-autolabs-verify-at"
 #: Of this delivery, by the queue; and further routing keys, by which each copy would be doubled.
-_LEFT_OUT = ("x-delivery-count", "x-acquired-count", "CC", "BCC")
+_LEFT_OUT = {"x-delivery-count", "x-acquired-count", *FURTHER_KEYS}
 #: Not user_id, which the broker compares with who publishes, and which no container reads.
 _COPIED = (
     "content_type",
@@ -114,10 +114,7 @@ def _way_back(queue: str, taken: Taken) -> tuple[str, str]:
     plain = ladder.plain_routing_key(taken.routing_key)
     if plain in topology.BINDINGS[queue]:
         return topology.TASKS_EXCHANGE, plain
-    headers = taken.properties.headers or {}
-    from_queue, reason = headers.get("x-last-death-queue"), headers.get("x-last-death-reason")
-    given_up = from_queue in (topology.QUEUE_HIGH, topology.QUEUE_NORMAL)
-    if queue == topology.QUEUE_LOW and given_up and reason in ("expired", "delivery_limit"):
+    if reason_of_copy(queue, taken.properties.headers) in topology.GIVEN_UP_REASONS:
         return topology.GIVEN_UP_EXCHANGE, _printable(taken.routing_key)
     # It was sent to the queue by its name, or by a CC; no container asks by which key it came.
     return topology.TASKS_EXCHANGE, topology.BINDINGS[queue][0]

@@ -161,8 +161,3 @@ def needs(row: LabRow) -> frozenset[str]:
 def comes(row: LabRow, known: set[tuple[int, str]]) -> bool:
     """Tell whether one of the tasks that a lab needs is among the known (lab, task name)."""
     return any((row.id, name) in known for name in needs(row))
-
-
-def many(count: int, noun: str) -> str:
-    """Return "1 lab", "2 labs"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

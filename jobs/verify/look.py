@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 
 from dispatcher import ladder, topology
 from dispatcher.settings import BrokerSettings
+from dispatcher.terminal import many
 from jobs.cluster import ApiError, ApiUnavailable, Cluster
 from jobs.errors import JobError
 from jobs.labs import LabStore
 from jobs.verify import management, objects, rows
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare, undecided
 from jobs.verify.interruption import Interruption
-from jobs.verify.inventory import Inventory, QueueLook, many
+from jobs.verify.inventory import Inventory, QueueLook
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.turn import Busy, turn
 

@@ -8,13 +8,14 @@ from datetime import datetime
 
 from dispatcher.message import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
+from dispatcher.terminal import many
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import Ending, TaskRunRecord
 from jobs.verify.differences import Difference, Kind, Repair
-from jobs.verify.inventory import Inventory, LabRow, Message, many
+from jobs.verify.inventory import Inventory, LabRow, Message
 from jobs.verify.look import Sources
 from jobs.verify.objects import make_object
 from jobs.verify.queues import BrokerAway, Queues

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dispatcher.terminal import many
 from jobs.verify.differences import Difference
-from jobs.verify.inventory import Inventory, many
+from jobs.verify.inventory import Inventory
 
 
 @dataclass(slots=True)
