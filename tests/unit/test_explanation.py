@@ -13,12 +13,8 @@ from dispatcher.categories import Audience
 from dispatcher.expiry import cleanup_task_id
 from dispatcher.explain.explanation import explain
 from dispatcher.explain.facts import CONTAINER_DEADLINE_S, LabFacts
-from dispatcher.explain.progress import COMES_BACK_S, LOG_KEPT_S
 from dispatcher.explain.reason import BACKEND_CAUSES
-from jobs.failed_task import COME_BACK_S
 from jobs.failures import Failure
-from keda.profiles import PROFILES
-from keda.scaledjob import make_scaled_job
 from tests.support.explained import (
     CREATE,
     at,
@@ -347,15 +343,6 @@ def test_who_acts_is_whom_the_classification_tells(failure: Failure, notified: b
     by_backend = failure.cause in BACKEND_CAUSES
     found = explain(make_facts(FAILED, run, notifications=rows))
     assert found.who.value == ("backend" if by_backend else expected[failure.told])
-
-
-def test_numbers_and_names_of_other_packages_are_theirs() -> None:
-    assert max(profile.active_deadline_s for profile in PROFILES) == CONTAINER_DEADLINE_S
-    assert {failure.cause for failure in Failure} >= BACKEND_CAUSES
-    assert COMES_BACK_S == COME_BACK_S
-    for profile in PROFILES:
-        scaled_job = make_scaled_job(profile, image="image", env={})
-        assert scaled_job["spec"]["jobTargetRef"]["ttlSecondsAfterFinished"] == LOG_KEPT_S
 
 
 @pytest.mark.parametrize(
