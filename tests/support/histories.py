@@ -99,7 +99,7 @@ class Actor:
             message.body, message.properties, message.routing_key, message.redelivered, self.slot
         )
         try:
-            verdict = run_task(world.connections(self.slot), delivery, {})
+            verdict = run_task(world.connections(self.slot, message.queue), delivery, {})
             world.pause("settling")
             if self.lost_channel:
                 return
@@ -170,13 +170,13 @@ class World:
     def _current(self) -> Actor | None:
         return next((actor for actor in self.actors if actor.is_current), None)
 
-    def connections(self, slot: int) -> Connections:
+    def connections(self, slot: int, queue: str) -> Connections:
         settings = JobSettings(
             broker=BrokerSettings("amqp://nowhere"),
             database_url=self.bench.database_url,
             store=store_settings(),
             retry=RetrySettings(max_retries=1, jitter=False),
-            queue=topology.QUEUE_NORMAL,
+            queue=queue,
             claim_wait_s=1,
             ready_port=1,
             namespace="labs",

@@ -85,6 +85,10 @@ class SimulatedBroker:
             copied = replace(message, properties=died, queue=topology.QUEUE_LOW, redelivered=False, returns=0)
             self.ready.append(copied)
 
+    def is_copy(self, message: Message) -> bool:
+        """Tell whether it is what a container is to fail a lab by, after the broker gave its message up."""
+        return message.queue == topology.QUEUE_LOW and message.routing_key != "lab.cleanup"
+
     def duplicate(self, message: Message) -> None:
         """Publish a waiting message once more, as an outbox does that crashed before its commit."""
         self.ready.append(replace(message, redelivered=False, returns=0))
