@@ -41,10 +41,14 @@ LEFT_OUT = pytest.StashKey[Counter[tuple[str, str]]]()
 
 
 @pytest.fixture(autouse=True)
-def no_log_handler_is_left() -> Iterator[None]:
+def logging_is_left_as_it_was() -> Iterator[None]:
     """A main that a test calls logs to the captured stream of that test, which is closed afterwards."""
-    yield
     root = logging.getLogger()
+    loggers = [root, *map(logging.getLogger, ("pika", "urllib3", "jobs", "dispatcher"))]
+    levels = {logger: logger.level for logger in loggers}
+    yield
+    for logger, level in levels.items():
+        logger.setLevel(level)
     for handler in root.handlers[:]:
         if type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
