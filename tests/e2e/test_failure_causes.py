@@ -99,7 +99,7 @@ def _check_lab(case: Case, seen: Seen) -> None:
     failed = seen.lab["status"] == "FAILED"
     assert [(row["cause"], row["told"], row["message"]) for row in seen.told] == [
         (case.failure.cause, case.failure.told, case.sentence(seen.scene))
-    ] * (failed and case.failure.told is not Audience.NOBODY)
+    ] * ((failed or case.stop_failed) and case.failure.told is not Audience.NOBODY)
     if failed:
         assert seen.lab["error_category"] == case.failure.category
         assert seen.lab["error_message"] == case.sentence(seen.scene)

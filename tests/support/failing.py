@@ -76,6 +76,8 @@ class Case:
     outcome: str = ""
     #: What the lab is afterwards; none: as after a create that failed.
     status: str = ""
+    #: Whether it is a stop that is given up, of which somebody is told though the lab has not failed.
+    stop_failed: bool = False
     #: Whether the database could be written.
     recorded: bool = True
 

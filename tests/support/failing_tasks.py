@@ -281,6 +281,7 @@ TASKS: dict[str, Case] = {
         kept=True,
         outcome="dead_lettered",
         status="PENDING",
+        stop_failed=True,
     ),
     "a task that was cancelled": Case(
         failure=Failure.CANCELLED,
@@ -294,7 +295,7 @@ TASKS: dict[str, Case] = {
         failure=Failure.EXPIRED,
         publish=_publish_expiring,
         queue=topology.QUEUE_LOW,
-        says="expires ",
+        says="expired in its queue",
         kept=True,
         outcome="revoked",
     ),
