@@ -76,7 +76,7 @@ def test_a_message_that_is_at_hand_is_finished_first(dlq: Dlq, broker: Broker) -
     blocker: Any = psycopg2.connect(dlq.database.url)
     blocker.cursor().execute("LOCK TABLE dead_letter_actions")
     process = dlq.start("discard", "--all", "--yes")
-    eventually(lambda: dlq.database.rows("SELECT 1 FROM pg_locks WHERE NOT granted"), what="a waiting row")
+    eventually(dlq.database.waits, what="a waiting row")
     process.send_signal(signal.SIGINT)
     blocker.close()
     _, err = process.communicate(timeout=30)

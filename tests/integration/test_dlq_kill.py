@@ -176,7 +176,7 @@ def test_a_connection_cut_by_the_broker_is_a_sentence(dlq: Dlq, broker: Broker) 
     # The table is locked, so the command waits for its row while the connection is closed.
     blocker: Any = _lock_table(dlq.database)
     process = dlq.start("discard", "--all", "--yes")
-    eventually(lambda: dlq.database.rows("SELECT 1 FROM pg_locks WHERE NOT granted"), what="a waiting row")
+    eventually(dlq.database.waits, what="a waiting row")
     broker.close_connection("autolabs-dlq")
     blocker.close()
     out, err = process.communicate(timeout=60)

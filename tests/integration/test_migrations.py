@@ -70,8 +70,8 @@ def test_an_upgrade_beside_a_platform_at_work_keeps_nobody_waiting_for_long(bare
     upgrading = threading.Thread(target=lambda: reached.append(upgrade(bare_database.url)))
     with reader(bare_database):
         upgrading.start()
-        waiting = "SELECT 1 FROM pg_locks WHERE relation = 'task_ledger'::regclass AND NOT granted"
-        eventually(lambda: bare_database.rows(waiting), what="the upgrade waits for the reader")
+        of_the_ledger = "relation = 'task_ledger'::regclass"
+        eventually(lambda: bare_database.waits(of_the_ledger), what="the upgrade waits for the reader")
         add_run(bare_database, "noop")
         assert reached == []
     upgrading.join(30)

@@ -339,8 +339,8 @@ def test_a_relay_that_lost_its_session_leaves_its_rows_to_others(
     reports = []
     relay = threading.Thread(target=lambda: reports.append(relay_once(own, distant_publisher, timeout_s=4)))
     relay.start()
-    idle = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND state = 'idle in transaction'"
-    eventually(lambda: database.rows(idle, "test-lost-relay"), what="a relay that publishes")
+    idle = "application_name = 'test-lost-relay' AND state = 'idle in transaction'"
+    eventually(lambda: database.sessions(idle), what="a relay that publishes")
     assert relay_once(engine, publisher).published == (), "the relay holds both heads"
     assert database.terminate("test-lost-relay") == 1
 

@@ -233,8 +233,7 @@ def test_a_cancel_that_waits_for_a_begin_sees_it_whatever_the_engines_isolation(
     def begin_slowly(cursor: Any) -> None:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended('t', 0))")
         canceller.start()
-        waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        eventually(lambda: database.rows(waiting), what="the cancel waits")
+        eventually(lambda: database.waits("locktype = 'advisory'"), what="the cancel waits")
         cursor.execute(
             "INSERT INTO task_ledger (task_id, task_name, attempt, redelivered, queue, claimed_at, outcome)"
             " VALUES (%s, 'n', 1, false, 'q', now(), 'started')",
@@ -278,9 +277,7 @@ def test_wait_returns_when_the_task_is_over(database: Database, results: ResultS
         store = LabStore(database.url, application_name="runner")
         record = make_record(7, task_id="t")
         store.begin(record)
-        eventually(
-            lambda: database.rows("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'auto%%'")
-        )
+        eventually(lambda: database.sessions("application_name LIKE %s", "auto%"), what="somebody who waits")
         store.record(record, DONE)
         store.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -17,9 +18,17 @@ from tests.support.waiting import eventually
 ROOT = Path(__file__).parents[2]
 
 
+#: Below those that the system gives to outgoing connections, one of which could have it before its user.
+_PORTS = range(12_000, 30_000)
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a port that nobody has, nor will soon: by chance, since several test processes choose."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 @dataclass

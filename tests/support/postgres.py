@@ -86,8 +86,20 @@ class Database:
 
     def terminate(self, application_name: str) -> int:
         """End the sessions of an application, as a restart of the server does; return how many."""
-        statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
-        return len(self.rows(statement, application_name))
+        return len(self.sessions("application_name = %s", application_name, what="pg_terminate_backend(pid)"))
+
+    def sessions(self, condition: str, *values: Any, what: str = "pid") -> list[dict[str, Any]]:
+        """Return rows of pg_stat_activity, of this database alone."""
+        ours = "datname = current_database() AND pid <> pg_backend_pid()"
+        return self.rows(f"SELECT {what} FROM pg_stat_activity WHERE {ours} AND {condition}", *values)
+
+    def waits(self, condition: str = "true") -> bool:
+        """Tell whether a session of this database waits for a lock; `condition` is about pg_locks.
+
+        Databases that are made from one template have the same numbers of tables.
+        """
+        waiting = f"pid IN (SELECT pid FROM pg_locks WHERE NOT granted AND {condition})"
+        return bool(self.sessions(waiting))
 
     def evidence(self) -> str:
         labs = self.rows(
