@@ -27,9 +27,15 @@ from dispatcher.tasks import (
     CLEANUP_TIMEOUT_LABS,
     CREATE_LAB_POD,
     DELETE_LAB_POD,
+    HEALTH_CHECK_PODS,
+    SCALE_LAB_RESOURCES,
+    SYNC_LAB_STATUS,
     CleanupTimeoutLabs,
     CreateLabPod,
     DeleteLabPod,
+    HealthCheckPods,
+    ScaleLabResources,
+    SyncLabStatus,
 )
 
 __all__ = [
@@ -47,9 +53,15 @@ __all__ = [
     "CLEANUP_TIMEOUT_LABS",
     "CREATE_LAB_POD",
     "DELETE_LAB_POD",
+    "HEALTH_CHECK_PODS",
+    "SCALE_LAB_RESOURCES",
+    "SYNC_LAB_STATUS",
     "CleanupTimeoutLabs",
     "CreateLabPod",
     "DeleteLabPod",
+    "HealthCheckPods",
+    "ScaleLabResources",
+    "SyncLabStatus",
     # Errors
     "DispatcherError",
     "InvalidSettings",

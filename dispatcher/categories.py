@@ -21,8 +21,10 @@ class Category(str, enum.Enum):
 
 
 class Audience(str, enum.Enum):
-    """Who is told of a failure, because nobody else can mend it."""
+    """Who is told, because nobody else can act."""
 
+    #: Whose lab it is.
+    STUDENT = "student"
     #: Of the lab's course.
     TEACHER = "teacher"
     #: Of the platform.

@@ -3,7 +3,7 @@
 `lab_instances` is shared with the backend, which may insert `lab_id` and `student_id` alone:
 all else has a default or is filled by a job. `task_ledger` has one row per run of a task,
 `task_outbox` the tasks that wait to be published, `task_cancellations` those not to be begun,
-`notifications` whom to tell of a failed lab, `dead_letter_actions` what people did in celery.dlq.
+`notifications` whom to tell of what happened to a lab, `dead_letter_actions` what people did in celery.dlq.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class LabInstance(Base):
             postgresql_where=text("status = 'RUNNING'"),
         ),
         Index("lab_instances_live_id_idx", "id", postgresql_where=text("status IN ('PENDING', 'RUNNING')")),
+        UniqueConstraint("restart_of", name="lab_instances_restart_of_key"),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -115,6 +116,10 @@ class LabInstance(Base):
     #: Tombstone: from here on no create may make the lab RUNNING.
     stop_requested_at: Mapped[datetime | None]
     expires_at: Mapped[datetime] = mapped_column(server_default=text("now() + interval '2 hours'"))
+    #: The latest `expires_at` that an extension may set.
+    max_expires_at: Mapped[datetime] = mapped_column(server_default=text("now() + interval '8 hours'"))
+    #: The lab in whose place this one was started, because that one's Pod was lost.
+    restart_of: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
@@ -134,6 +139,12 @@ class TaskRun(Base):
         UniqueConstraint("run_id", name="task_ledger_run_id_key"),
         Index("task_ledger_task_id_idx", "task_id"),
         Index("task_ledger_lab_instance_id_idx", "lab_instance_id"),
+        Index(
+            "task_ledger_task_name_id_idx",
+            "task_name",
+            "id",
+            postgresql_where=text("lab_instance_id IS NULL"),
+        ),
         Index(
             "task_ledger_started_claimed_at_idx", "claimed_at", postgresql_where=text("outcome = 'started'")
         ),
@@ -215,11 +226,17 @@ class TaskCancellation(Base):
 
 
 class Notification(Base):
-    """One failure of one lab that somebody is told of, once; a row stays as evidence."""
+    """What somebody is told of, once: a failure of a lab, its end that comes; a row stays as evidence."""
 
     __tablename__ = "notifications"
     __table_args__ = (
-        UniqueConstraint("lab_instance_id", "cause", name="notifications_lab_instance_id_cause_key"),
+        Index(
+            "notifications_once_idx",
+            text("coalesce(lab_instance_id, 0)"),
+            "cause",
+            text("coalesce(occasion, '-infinity')"),
+            unique=True,
+        ),
         CheckConstraint(_one_of("told", Audience), name="notifications_told_check"),
         Index(
             "notifications_waiting_idx",
@@ -229,15 +246,21 @@ class Notification(Base):
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    #: lab.failed, or lab.stop_failed.
+    #: lab.failed, lab.stop_failed, lab.ends_soon, lab.restarted or platform.cleanup_refused.
     event_type: Mapped[str] = mapped_column(server_default=text("'lab.failed'"))
-    lab_instance_id: Mapped[int]
+    #: None: it is about the platform.
+    lab_instance_id: Mapped[int | None]
     #: As details.cause of the ledger.
     cause: Mapped[str]
+    #: What makes it another one of the same cause: the end that is announced, for example.
+    occasion: Mapped[datetime | None]
     told: Mapped[str]
-    error_category: Mapped[str]
-    #: The sentence of lab_instances.error_message.
+    #: None: nothing failed.
+    error_category: Mapped[str | None]
+    #: For people; of a failed lab the sentence of lab_instances.error_message.
     message: Mapped[str]
+    #: What else the event says, by name.
+    facts: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     task_id: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     #: When the broker confirmed the event.

@@ -139,19 +139,86 @@ class DeleteLabPod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleLabResources:
+    """Give a RUNNING lab other limits, without a restart; as they were if that cannot be."""
+
+    task_name: ClassVar[str] = SCALE_LAB_RESOURCES
+
+    lab_instance_id: int
+    #: Limits as Kubernetes quantities: cpu, memory or both.
+    new_resources: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _check_id("lab_instance_id", self.lab_instance_id)
+        _check_resources("new_resources", self.new_resources)
+        if not self.new_resources:
+            raise InvalidTask("new_resources", "is empty; allowed are cpu, memory or both")
+        if "storage" in self.new_resources:
+            problem = "cannot be changed while a lab runs; allowed are cpu and memory"
+            raise InvalidTask("new_resources.storage", problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CleanupTimeoutLabs:
-    """Ask for the deletion of every RUNNING lab that is past its `expires_at`."""
+    """Ask for the deletion of every lab whose time is over, or that never became usable."""
 
     task_name: ClassVar[str] = CLEANUP_TIMEOUT_LABS
 
+    #: True: only say what would be deleted.
+    dry_run: bool = False
+    #: True: however many labs it is.
+    force: bool = False
 
-Payload: TypeAlias = CreateLabPod | DeleteLabPod | CleanupTimeoutLabs
+    def __post_init__(self) -> None:
+        _check_bool("dry_run", self.dry_run)
+        _check_bool("force", self.force)
 
-PAYLOADS: dict[str, type[CreateLabPod] | type[DeleteLabPod] | type[CleanupTimeoutLabs]] = {
-    CREATE_LAB_POD: CreateLabPod,
-    DELETE_LAB_POD: DeleteLabPod,
-    CLEANUP_TIMEOUT_LABS: CleanupTimeoutLabs,
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheckPods:
+    """Look at the Pod of every RUNNING lab, and fail labs that cannot be used any more."""
+
+    task_name: ClassVar[str] = HEALTH_CHECK_PODS
+
+    #: True: only say what is wrong.
+    dry_run: bool = False
+    #: True: however many labs it is.
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bool("dry_run", self.dry_run)
+        _check_bool("force", self.force)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncLabStatus:
+    """Compare rows and objects, both ways, and mend what differs."""
+
+    task_name: ClassVar[str] = SYNC_LAB_STATUS
+
+    #: True: only say what differs.
+    dry_run: bool = False
+    #: True: however many labs it is.
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bool("dry_run", self.dry_run)
+        _check_bool("force", self.force)
+
+
+#: What is done for all labs, at its times or when asked.
+PeriodicPayload: TypeAlias = CleanupTimeoutLabs | HealthCheckPods | SyncLabStatus
+Payload: TypeAlias = CreateLabPod | DeleteLabPod | ScaleLabResources | PeriodicPayload
+
+_KINDS: tuple[type[Payload], ...] = (
+    CreateLabPod,
+    DeleteLabPod,
+    ScaleLabResources,
+    CleanupTimeoutLabs,
+    HealthCheckPods,
+    SyncLabStatus,
+)
+PAYLOADS: dict[str, type[Payload]] = {kind.task_name: kind for kind in _KINDS}
 
 #: Payload type -> its arguments, in the order in which they may be given by position.
 FIELD_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in PAYLOADS.values()}

@@ -11,16 +11,23 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import read_settings
+from jobs.errors import JobError
+from jobs.failures import Failure
 from jobs.lab_settings import LabSettings, parse_settings
 from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
 from jobs.objectstore import ObjectStore
 from jobs.settings import StoreSettings
 
+if TYPE_CHECKING:
+    from jobs.life_settings import LifeSettings
+
 SETTINGS = "settings/celery-workers-config.yaml"
+LIFE_SETTINGS = "settings/lab-life.yaml"
 DEFAULTS = Path(__file__).parent / "default_configs"
 
 
@@ -34,6 +41,17 @@ class Configs:
     def lab_settings(self) -> LabSettings:
         """Return the platform's settings for labs."""
         return parse_settings(SETTINGS, self._read(SETTINGS))
+
+    def life_settings(self) -> LifeSettings:
+        """Return the settings for labs that run; the defaults in a bucket of an older release."""
+        from jobs.life_settings import LifeSettings, parse_life_settings
+
+        try:
+            return parse_life_settings(LIFE_SETTINGS, self._read(LIFE_SETTINGS))
+        except JobError as exc:
+            if exc.failure is not Failure.CONFIGURATION_MISSING:
+                raise
+            return LifeSettings()
 
     def pod_template(self) -> bytes:
         """Return the template of Pod and Service."""

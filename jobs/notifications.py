@@ -1,4 +1,4 @@
-"""Whom to tell of a failed lab, or of a stop that failed: one row per lab and cause, committed with it.
+"""Whom to tell of what happened to a lab: one row per lab and cause, committed with it.
 
 The container that made it delivers it after its message is acknowledged; what it could not do, or was
 killed over, the sweep of the outbox does. At least once, hence the `id` of a notification is always the same.
@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +38,17 @@ DELIVERY_S = 8.0
 _MAX_ERROR = 500
 
 _ADD = """
-INSERT INTO notifications (event_type, lab_instance_id, cause, told, error_category, message, task_id)
-VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (lab_instance_id, cause) DO NOTHING RETURNING id
+INSERT INTO notifications
+ (event_type, lab_instance_id, cause, occasion, told, error_category, message, facts, task_id)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (coalesce(lab_instance_id, 0), cause, coalesce(occasion, '-infinity')) DO NOTHING RETURNING id
 """
 _UNDELIVERED = "(published_at IS NULL OR webhook_at IS NULL)"
 _COLUMNS = """
 id, event_type, lab_instance_id,
 (SELECT lab_id FROM lab_instances AS lab WHERE lab.id = lab_instance_id),
 (SELECT student_id FROM lab_instances AS lab WHERE lab.id = lab_instance_id),
-cause, error_category, told, message, task_id, created_at,
+cause, occasion, error_category, told, message, facts, task_id, created_at,
 published_at IS NOT NULL, webhook_at IS NOT NULL, failures,
 CAST(extract(epoch FROM clock_timestamp() - created_at) AS float), last_error
 """
@@ -81,13 +83,15 @@ class Notification:
 
     row_id: int
     event_type: str
-    lab_instance_id: int
+    lab_instance_id: int | None
     lab_id: int | None
     student_id: int | None
     cause: str
-    category: str
+    occasion: datetime | None
+    category: str | None
     told: str
     message: str
+    facts: dict[str, Any]
     task_id: str
     occurred_at: datetime
     published: bool
@@ -100,7 +104,9 @@ class Notification:
     def id(self) -> str:
         """What receivers know it by."""
         event = self.event_type.replace(".", "-").replace("_", "-")
-        return f"{event}-{self.lab_instance_id}-{self.cause}"
+        lab = () if self.lab_instance_id is None else (str(self.lab_instance_id),)
+        occasion = f"{self.occasion.astimezone(timezone.utc):%Y%m%dT%H%M%S}" if self.occasion else None
+        return "-".join((event, *lab, self.cause, *((occasion,) if occasion else ())))
 
     def body(self) -> bytes:
         """Return the JSON that is published, and posted."""
@@ -118,20 +124,51 @@ class Notification:
             "message": self.message,
             "task_id": self.task_id,
         }
-        return json.dumps(event).encode()
+        return json.dumps(event | self.facts).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What somebody is to be told of; once for each lab, cause and occasion."""
+
+    event_type: str
+    cause: str
+    told: Audience
+    message: str
+    task_id: str
+    lab_instance_id: int | None = None
+    #: None: it happens once.
+    occasion: datetime | None = None
+    category: str | None = None
+    #: What else the event says: names and JSON values.
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def add_news(cursor: Cursor, news: News) -> int | None:
+    """Insert what somebody is to be told of, in the caller's transaction; None: nobody is, or already was."""
+    if news.told is Audience.NOBODY:
+        return None
+    about = (news.event_type, news.lab_instance_id, news.cause, news.occasion, news.told.value)
+    cursor.execute(_ADD, (*about, news.category, news.message, json.dumps(news.facts), news.task_id))
+    row = cursor.fetchone()
+    return row[0] if row else None
 
 
 def add_notification(
     cursor: Cursor, record: TaskRunRecord, error: JobError, *, event_type: str = "lab.failed"
 ) -> int | None:
-    """Insert whom to tell, in the caller's transaction; None when nobody is, or already was, told."""
+    """Insert whom to tell of a failure, as `add_news` does."""
     failure = error.failure
-    if failure.told is Audience.NOBODY:
-        return None
-    values = (failure.cause, failure.told.value, failure.category.value, error.sentence, record.task_id)
-    cursor.execute(_ADD, (event_type, record.lab_instance_id, *values))
-    row = cursor.fetchone()
-    return row[0] if row else None
+    news = News(
+        event_type=event_type,
+        cause=failure.cause,
+        told=failure.told,
+        message=error.sentence,
+        task_id=record.task_id,
+        lab_instance_id=record.lab_instance_id,
+        category=failure.category.value,
+    )
+    return add_news(cursor, news)
 
 
 def deliver_one(labs: LabStore, courier: Courier, row_id: int | None = None) -> bool | None:

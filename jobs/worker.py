@@ -16,7 +16,6 @@ from dispatcher import tasks
 from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
 from dispatcher.message import TaskMessage, decode, is_short_text
 from jobs import logs
-from jobs.cleanup_labs import cleanup_expired
 from jobs.consumer import Delivery, Verdict
 from jobs.context import Connections, TaskContext
 from jobs.create_lab import NO_REQUEST, create_lab
@@ -25,6 +24,7 @@ from jobs.errors import JobError
 from jobs.failed_task import dead_letter, keep_again, settle_failure
 from jobs.failures import Failure
 from jobs.ledger import Ending, TaskRunRecord
+from jobs.periodic.runner import run_periodic
 from jobs.settlement import publish_delayed
 from jobs.steps import reached
 
@@ -135,16 +135,12 @@ def _parse(task: TaskMessage) -> tasks.Payload:
         raise Failure.REQUEST_INVALID.error(problem=exc) from exc
 
 
-def _cleanup(context: TaskContext, _payload: tasks.CleanupTimeoutLabs) -> None:
-    count = cleanup_expired(context.labs, context.publisher)
-    context.record.details["deletes_published"] = count
-    context.labs.record(context.record, Ending("succeeded", result={"deletes_published": count}))
-
-
 _HANDLERS: dict[type, Callable[[TaskContext, Any], None]] = {
     tasks.CreateLabPod: create_lab,
     tasks.DeleteLabPod: delete_lab,
-    tasks.CleanupTimeoutLabs: _cleanup,
+    tasks.CleanupTimeoutLabs: run_periodic,
+    tasks.HealthCheckPods: run_periodic,
+    tasks.SyncLabStatus: run_periodic,
 }
 
 

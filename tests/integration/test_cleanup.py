@@ -10,10 +10,10 @@ from cronjobs.__main__ import main
 from dispatcher import PublishError, topology
 from dispatcher.message import TaskMessage
 from dispatcher.publisher import Publisher
-from jobs import cleanup_labs
-from jobs.cleanup_labs import cleanup_expired, find_expired
 from jobs.labs import LabStore
 from jobs.ledger import Ending
+from jobs.periodic import cleanup as cleanup_labs
+from jobs.periodic.cleanup import cleanup_expired, find_expired
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker, Message
@@ -65,7 +65,7 @@ def test_a_stop_that_did_nothing_for_long_is_asked_for_again_under_another_id(
     caplog: pytest.LogCaptureFixture,
     status: str,
 ) -> None:
-    caplog.set_level("INFO", "jobs.cleanup_labs")
+    caplog.set_level("INFO", "jobs.periodic.cleanup")
     (lab,) = add_expired(database, status="RUNNING")
     assert cleanup_expired(labs, publisher) == 1
     database.rows("UPDATE lab_instances SET status = %s WHERE id = %s", status, lab)

@@ -27,10 +27,10 @@ from dispatcher.publisher import Publisher
 from dispatcher.results import ResultStore
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD
-from jobs.cleanup_labs import cleanup_expired
 from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.ledger import Ending
+from jobs.periodic.cleanup import cleanup_expired
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_record
 from tests.support.postgres import Database

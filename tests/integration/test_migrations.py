@@ -75,7 +75,7 @@ def test_an_upgrade_beside_a_platform_at_work_keeps_nobody_waiting_for_long(bare
         add_run(bare_database, "noop")
         assert reached == []
     upgrading.join(30)
-    assert reached == ["0004"]
+    assert reached == ["0005"]
     add_run(bare_database, "succeeded")
     has_id = [row["run_id"] is not None for row in bare_database.ledger()]
     assert has_id == [False, False, False, False, True]
@@ -96,7 +96,7 @@ def test_an_upgrade_that_never_gets_the_ledger_says_so_and_leaves_it_in_use(
             upgrade(bare_database.url)
         add_run(bare_database, "noop")
     assert bare_database.rows(f"SELECT version_num FROM {VERSION_TABLE}") == [{"version_num": "0001"}]
-    assert upgrade(bare_database.url) == "0004"
+    assert upgrade(bare_database.url) == "0005"
 
 
 def test_a_database_of_a_later_version_is_left_alone(bare_database: Database) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cronjobs.__main__ import NOTIFY_TIMEOUT_S, OUTBOX_TIMEOUT_S
+from cronjobs.outbox import NOTIFY_TIMEOUT_S, OUTBOX_TIMEOUT_S
 from jobs.lab_settings import LabSettings, parse_settings
 from jobs.naming import MANAGED_BY, lab_labels, lab_object_name
 from jobs.quantities import parse_quantity
@@ -228,12 +228,6 @@ SERVERS = {"AMQP_URL": "AMQP_URL", "DATABASE_URL": "DATABASE_URL"}
 
 def paths_by_key(secret: dict[str, Any]) -> dict[str, str]:
     return {item["key"]: item["path"] for item in secret["items"]}
-
-
-def test_the_cleanup_sees_nothing_of_the_object_store() -> None:
-    (volume,) = PODS["CronJob/cleanup-timeout-labs"]["spec"]["volumes"]
-    assert volume["secret"]["secretName"] == "autolabs-jobs"
-    assert paths_by_key(volume["secret"]) == SERVERS
 
 
 def test_the_outbox_sees_nothing_of_the_object_store_and_the_webhook_if_there_is_one() -> None:

@@ -103,11 +103,11 @@ def test_what_somebody_put_there_by_hand_is_of_unknown_cause() -> None:
 @pytest.mark.parametrize(
     ("task", "problem"),
     [
-        (make_task(name="celery_workers.sync_lab_status", kwargs={}), "is unknown"),
+        (make_task(name="celery_workers.grade_lab", kwargs={}), "is unknown"),
         (make_task(kwargs=create_kwargs(lab_instance_id="7")), "lab_instance_id"),
         (make_delete(unsupported={"chain": [1]}), "asks for chain"),
     ],
-    ids=["not built", "wrong argument", "follow-up"],
+    ids=["unknown task", "wrong argument", "follow-up"],
 )
 def test_what_no_container_performs_has_a_problem(task: Any, problem: str) -> None:
     body, sent = encode(task)

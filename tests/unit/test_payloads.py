@@ -13,8 +13,11 @@ from dispatcher.tasks import (
     CLEANUP_TIMEOUT_LABS,
     CREATE_LAB_POD,
     DELETE_LAB_POD,
+    HEALTH_CHECK_PODS,
     PAYLOADS,
     ROUTING_KEYS,
+    SCALE_LAB_RESOURCES,
+    SYNC_LAB_STATUS,
     CleanupTimeoutLabs,
     DeleteLabPod,
     parse_payload,
@@ -146,8 +149,8 @@ def test_arguments_may_come_by_position() -> None:
         (CREATE_LAB_POD, [1, 2], {}, "student_id", "needs lab_instance_id, lab_id, student_id, docker_image"),
         (CREATE_LAB_POD, [1], create_kwargs(), "lab_instance_id", "given twice"),
         (CREATE_LAB_POD, list(range(9)), {}, "args", "9 positional arguments; allowed are 6"),
-        (CLEANUP_TIMEOUT_LABS, [], {"x": 1}, "x", "allowed are none"),
-        (CLEANUP_TIMEOUT_LABS, [1], {}, "args", "allowed are 0"),
+        (CLEANUP_TIMEOUT_LABS, [], {"x": 1}, "x", "allowed are dry_run, force"),
+        (CLEANUP_TIMEOUT_LABS, [True] * 3, {}, "args", "allowed are 2"),
         ("celery_workers.nope", [], {}, "task", "allowed are celery_workers.create_lab_pod"),
         ("", [], {}, "task", "is unknown"),
     ],
@@ -209,3 +212,27 @@ def test_every_task_is_routed_to_the_queue_of_its_priority() -> None:
         "sync_lab_status": "celery.cleanup",
     }
     assert sorted(key for keys in BINDINGS.values() for key in keys) == sorted(ROUTING_KEYS.values())
+
+
+@pytest.mark.parametrize(
+    ("resources", "field", "expected"),
+    [
+        ({}, "new_resources", "is empty; allowed are cpu, memory or both"),
+        ({"storage": "2Gi"}, "new_resources.storage", "cannot be changed while a lab runs"),
+        ({"cpu": "much"}, "new_resources.cpu", '"500m" or "2"'),
+        ({"gpu": "1"}, "new_resources.gpu", "is unknown; allowed are cpu, memory"),
+        (None, "new_resources", "must be a mapping"),
+    ],
+)
+def test_a_resize_names_what_is_wrong(resources: Any, field: str, expected: str) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        parse_payload(SCALE_LAB_RESOURCES, [], {"lab_instance_id": 7, "new_resources": resources})
+    assert caught.value.field == field
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS])
+def test_options_of_a_periodic_task_are_true_or_false(name: str) -> None:
+    assert parse_payload(name, [], {"force": True}).force is True  # type: ignore[union-attr]
+    with pytest.raises(InvalidTask, match="must be true or false"):
+        parse_payload(name, [], {"dry_run": "yes"})

@@ -79,6 +79,8 @@ def test_the_body_on_the_page_is_that_of_an_event() -> None:
         lab_id=456,
         student_id=789,
         cause="image_not_loadable",
+        occasion=None,
+        facts={},
         category="PERMANENT_IMAGE_ERROR",
         told="teacher",
         message=shown["message"],

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from dispatcher import message, tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.expiry import STOP_PATIENCE_MINUTES, cleanup_task_id
 from dispatcher.ladder import MAX_DELAY_S
 from dispatcher.publisher import Publisher
+from jobs.context import TaskContext
 from jobs.database import Cursor
 from jobs.labs import LabStore
 
@@ -53,6 +55,17 @@ class ExpiredLab:
     id: int
     k8s_pod_name: str | None
     stop_requested_at: datetime | None
+
+
+def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, Any]:
+    """Publish one delete for each lab whose time is over. Raises JobError, PublishError."""
+    if payload.dry_run:
+        found = find_expired(context.labs)
+        for lab in found:
+            extra = {"action": "would_delete", "lab_instance_id": lab.id, "pod": lab.k8s_pod_name}
+            logger.info("lab %d is expired", lab.id, extra=extra)
+        return {"would_delete": len(found)}
+    return {"deletes_published": cleanup_expired(context.labs, context.publisher)}
 
 
 def find_expired(labs: LabStore, *, limit: int = 10_000) -> list[ExpiredLab]:

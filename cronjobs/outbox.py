@@ -1,0 +1,83 @@
+"""Publish what backends left in the outbox, and deliver the notifications that wait."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from dispatcher.errors import DispatcherError
+from dispatcher.publisher import Publisher
+from dispatcher.settings import ServerSettings, read_settings
+from jobs.errors import JobError
+from jobs.labs import LabStore
+from jobs.settings import WebhookSettings
+
+#: Seconds that one sweep of the outbox goes on; the next begins a minute after it began.
+OUTBOX_TIMEOUT_S = 40.0
+#: Seconds that it then goes on to deliver notifications.
+NOTIFY_TIMEOUT_S = 25.0
+
+logger = logging.getLogger(__name__)
+
+
+def sweep(*, dry_run: bool) -> None:
+    """Publish what backends left in the outbox, and deliver notifications, or say what waits.
+
+    A notification that cannot be delivered is not a failure of the sweep. Raises DispatcherError.
+    """
+    settings = read_settings(os.environ, ServerSettings.from_environment)
+    try:
+        _sweep_outbox(settings, dry_run=dry_run)
+    finally:
+        _sweep_notifications(settings, dry_run=dry_run)
+
+
+def _sweep_outbox(settings: ServerSettings, *, dry_run: bool) -> None:
+    from dispatcher import outbox_relay
+    from dispatcher.engine import make_engine
+
+    engine = make_engine(settings.database_url, application_name="autolabs-outbox-sweep")
+    if dry_run:
+        for task in outbox_relay.waiting(engine):
+            extra = {"action": "would_publish", "task_id": task.task_id, "due": task.due}
+            logger.info("task %s waits for %.0f s", task.task_name, task.age_s, extra=extra)
+        return
+    publisher = Publisher(settings.broker, name="autolabs-outbox-sweep")
+    report = outbox_relay.relay_once(
+        engine,
+        publisher,
+        timeout_s=OUTBOX_TIMEOUT_S,
+        publish_timeout_s=settings.broker.publish_timeout_s,
+    )
+    publisher.close()
+    engine.dispose()
+    if report.database_error is not None:
+        raise DispatcherError(report.database_error)
+    if report.failed:
+        first = next(iter(report.failed.values()))
+        raise DispatcherError(f"{len(report.failed)} tasks were not published; the first: {first}")
+    logger.info("outbox swept", extra={"action": "outbox_done", "published": len(report.published)})
+
+
+def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
+    from jobs import notifications
+    from jobs.courier import Courier
+
+    webhook = read_settings(os.environ, WebhookSettings.from_environment)
+    labs = LabStore(settings.database_url, application_name="autolabs-notifications")
+    publisher = Publisher(settings.broker, name="autolabs-notifications")
+    try:
+        if dry_run:
+            for found in notifications.waiting(labs):
+                named = {"action": "would_notify", "notification": found.id, "told": found.told}
+                logger.info("%s is not told yet, for %.0f s", found.told, found.age_s, extra=named)
+            return
+        courier = Courier(publisher, webhook)
+        delivered, failed = notifications.sweep(labs, courier, timeout_s=NOTIFY_TIMEOUT_S)
+        extra = {"action": "notifications_done", "delivered": delivered, "failed": failed}
+        logger.info("notifications swept", extra=extra)
+    except JobError as exc:
+        logger.warning("notifications wait: %s", exc, extra={"action": "notifications_failed"})
+    finally:
+        publisher.close()
+        labs.close()

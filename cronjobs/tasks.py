@@ -1,0 +1,42 @@
+"""A periodic task in a container of its own: the same code as for a message, and a row in the ledger."""
+
+from __future__ import annotations
+
+import os
+
+from dispatcher import tasks
+from dispatcher.message import new_task_id
+from dispatcher.settings import read_settings
+from jobs import logs
+from jobs.context import Connections, TaskContext
+from jobs.errors import JobError
+from jobs.ledger import Ending, TaskRunRecord
+from jobs.periodic.runner import run_periodic
+from jobs.settings import JobSettings
+
+
+def run_task(payload: tasks.PeriodicPayload) -> None:
+    """Run the task once. Raises JobError and PublishError, after they are in the ledger."""
+    connections = Connections(read_settings(os.environ, JobSettings.from_environment))
+    record = TaskRunRecord(
+        task_id=new_task_id(),
+        task_name=payload.task_name,
+        attempt=1,
+        redelivered=False,
+        queue="",
+        job_name=connections.settings.job_name,
+        pod_name=connections.settings.pod_name,
+        published_at=None,
+    )
+    logs.set_task(task_id=record.task_id, task=payload.task_name)
+    context = TaskContext(connections, record)
+    context.labs.begin(record)
+    try:
+        run_periodic(context, payload)
+    except JobError as exc:
+        # The next run is the retry.
+        context.labs.record(record, Ending.of_error("failed", exc))
+        raise
+    finally:
+        context.publisher.close()
+        context.labs.close()
