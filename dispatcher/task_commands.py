@@ -45,6 +45,8 @@ def cancel(arguments: argparse.Namespace) -> int:
         found = results.cancel(arguments.task_id)
     _show(found, as_json=arguments.json)
     if found.state is TaskState.REVOKED:
+        if found.outcome is None and not arguments.json:
+            print("no container has met it yet; whenever one does, it is not begun")
         return 0
     if not arguments.json:
         print(f"not cancelled: {_TOO_LATE[found.state]}")

@@ -52,7 +52,12 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
 
 
 def fail_create(
-    context: TaskContext, error: JobError, *, outcome: str, when_failed: Callable[[], bool] = lambda: True
+    context: TaskContext,
+    lab_instance_id: int,
+    error: JobError,
+    *,
+    outcome: str,
+    when_failed: Callable[[], bool] = lambda: True,
 ) -> None:
     """Make the lab FAILED, then take its objects down, but those with which another made it RUNNING.
 
@@ -62,10 +67,6 @@ def fail_create(
     Raises:
         JobError: the failure is not recorded, or the objects are still there.
     """
-    lab_instance_id = context.record.lab_instance_id
-    if lab_instance_id is None:
-        context.labs.record(context.record, Ending.of_error(outcome, error))
-        return
     changed = context.labs.mark_failed(context.record, error, outcome=outcome)
     if (changed and not when_failed()) or error.failure in NO_REQUEST:
         return

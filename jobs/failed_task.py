@@ -121,7 +121,13 @@ def _record_failure(
     revoked = error.failure is Failure.EXPIRED
     outcome = "revoked" if revoked else "dead_lettered" if keep else "failed"
     if lab:
-        fail_create(context, error, outcome=outcome, when_failed=lambda: lab.when_failed(error))
+        fail_create(
+            context,
+            lab.lab_instance_id,
+            error,
+            outcome=outcome,
+            when_failed=lambda: lab.when_failed(error),
+        )
     else:
         lab_instance_id = context.record.lab_instance_id
         crashed = error.failure is Failure.CONTAINER_CRASHED

@@ -95,7 +95,7 @@ def _notification(facts: LabFacts, row: NotificationRow) -> str:
     if row.told == Audience.NOBODY.value:
         return f"{name}: nobody has to be told"
     event = f"event published {ago(facts.now, row.published_at)}" if row.published_at else "event waits"
-    hook = "webhook done (or none is set)" if row.webhook_at else "webhook waits"
+    hook = "webhook called, if one is set" if row.webhook_at else "webhook waits"
     text = f"{name}: {event}, {hook}"
     if row.published_at and row.webhook_at:
         return text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import create_lab as create_module
-from jobs.context import Connections, TaskContext
+from jobs.context import Connections
 from jobs.create_lab import create_lab, fail_create
 from jobs.errors import JobError, PermanentError, TransientError
 from jobs.lab_objects import LabGone, LabObjects
@@ -26,7 +26,7 @@ from tests.support.creates import (
     set_lab,
     when_applied,
 )
-from tests.support.factories import IMAGE, make_payload, make_record
+from tests.support.factories import IMAGE, make_payload
 from tests.support.fake_cluster import READY, FakeCluster
 from tests.support.postgres import Database
 
@@ -80,7 +80,7 @@ def test_a_failure_is_told_before_the_objects_go(
     add_pod(cluster, lab, name_of(lab))
     seen: list[str] = []
     cluster.on_delete = lambda _path: seen.append(database.lab(lab)["status"])
-    fail_create(context_of(connections, lab), ERROR, outcome="failed")
+    fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
     assert seen == ["FAILED"]
     assert cluster.objects == {}
     assert database.lab(lab)["error_message"] == "The image is wrong."
@@ -94,7 +94,7 @@ def test_a_failure_deletes_nothing_of_a_lab_that_another_container_started(
     running = name_of(lab) if pod == "same" else name_of(lab, "registry/other:1")
     add_pod(cluster, lab, running)
     set_lab(database, lab, "RUNNING", running)
-    fail_create(context_of(connections, lab), ERROR, outcome="failed")
+    fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
     assert cluster.deleted == []
     assert database.lab(lab)["status"] == "RUNNING"
     assert database.lab(lab)["error_message"] is None
@@ -110,7 +110,7 @@ def test_a_create_of_another_image_than_the_running_one_takes_its_own_objects_do
     add_pod(cluster, lab, name_of(lab))
     set_lab(database, lab, "RUNNING", running)
     if ends == "fails":
-        fail_create(context_of(connections, lab), ERROR, outcome="failed")
+        fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
     else:
         create_lab(context_of(connections, lab), make_payload(lab_instance_id=lab))
     assert [*cluster.objects] == [kept]
@@ -121,14 +121,8 @@ def test_a_failure_of_a_lab_without_a_row_deletes_nothing(
     connections: Connections, cluster: FakeCluster, database: Database
 ) -> None:
     add_pod(cluster, 4711, name_of(4711))
-    fail_create(context_of(connections, 4711), ERROR, outcome="dead_lettered")
+    fail_create(context_of(connections, 4711), 4711, ERROR, outcome="dead_lettered")
     assert cluster.deleted == []
-    assert database.outcomes() == ["dead_lettered"]
-
-
-def test_a_failure_that_names_no_lab_is_recorded(connections: Connections, database: Database) -> None:
-    context = TaskContext(connections, make_record(None))
-    fail_create(context, ERROR, outcome="dead_lettered")
     assert database.outcomes() == ["dead_lettered"]
 
 
@@ -138,7 +132,7 @@ def test_a_failure_of_a_lab_that_is_over_takes_its_objects_down(
 ) -> None:
     add_pod(cluster, lab, name_of(lab))
     set_lab(database, lab, status)
-    fail_create(context_of(connections, lab), ERROR, outcome="failed")
+    fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
     assert cluster.objects == {}
     assert database.lab(lab)["status"] == status
 
@@ -149,7 +143,7 @@ def test_a_failure_that_is_not_recorded_deletes_nothing(
     add_pod(cluster, lab, name_of(lab))
     database.rows("DROP TABLE task_ledger")
     with pytest.raises(PermanentError):
-        fail_create(context_of(connections, lab), ERROR, outcome="failed")
+        fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
     assert cluster.deleted == []
     assert database.lab(lab)["status"] == "PENDING"
 

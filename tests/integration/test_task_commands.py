@@ -36,7 +36,9 @@ def test_a_status_is_shown_for_people_and_for_programs(
 
 def test_a_cancel_says_whether_it_came_in_time(labs: LabStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["task", "cancel", "in-time"]) == 0
-    assert "REVOKED" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "REVOKED" in said
+    assert "no container has met it yet" in said
     labs.begin(make_record(7, task_id="begun"))
     labs.record(make_record(7, task_id="over"), Ending("succeeded"))
     assert main(["task", "cancel", "begun"]) == 1

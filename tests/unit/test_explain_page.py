@@ -87,7 +87,7 @@ seen last:     pod lab-instance-17-demo on node-1: Pending
                not all could be read
                evidence: terminated: exit code 1
 who must act:  the teacher
-told:          teacher (image_not_loadable): event published 4 minutes ago, webhook done (or none is set)
+told:          teacher (image_not_loadable): event published 4 minutes ago, webhook called, if one is set
 next:          Nothing more happens by itself, a lab that FAILED is not tried again: once the teacher has
                  corrected it, start a new lab.
 run:           kubectl logs -n platform job/lab-operations-x7k2p"""

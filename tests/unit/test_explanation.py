@@ -371,7 +371,7 @@ def test_the_headline_says_the_status_in_a_sentence(facts: LabFacts, headline: s
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"published_at": at(200), "webhook_at": at(199)}, "event published 3 minutes ago, webhook done"),
+        ({"published_at": at(200), "webhook_at": at(199)}, "event published 3 minutes ago, webhook called"),
         ({"created_at": at(9)}, "event waits, webhook waits"),
         ({}, "event waits, webhook waits for 4 minutes: does the CronJob outbox run?"),
         (
