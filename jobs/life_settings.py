@@ -88,4 +88,4 @@ def _problem(key: str, value: Any) -> str | None:
     number = type(value) is int or (type(value) is float and not whole)
     if number and least <= value <= most:
         return None
-    return f"must be {'an integer' if whole else 'a number'} from {least:g} to {most:g}"
+    return f"must be {'an integer' if whole else 'a number'} from {least} to {most}"

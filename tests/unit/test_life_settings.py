@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from jobs.configs import DEFAULTS, LIFE_SETTINGS
+from jobs.errors import JobError
+from jobs.life_settings import RESTARTABLE, LifeSettings, parse_life_settings
+
+
+def test_what_is_shipped_names_every_setting_with_its_default() -> None:
+    shipped = (DEFAULTS / LIFE_SETTINGS).read_bytes()
+    assert parse_life_settings(LIFE_SETTINGS, shipped) == LifeSettings()
+    written = [line.partition(":")[0] for line in shipped.decode().splitlines() if line[:1].isalpha()]
+    assert written == [setting.name for setting in fields(LifeSettings)]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("warn_minutes: [5, 15]", "warn_minutes: must be a list of minutes"),
+        ("warn_minutes: [15, 15]", "each less than the one before"),
+        ("warn_minutes: 15", "warn_minutes: must be a list"),
+        ("warn_minutes: [true]", "warn_minutes: must be a list"),
+        ("cleanup_max_share: 1.5", "cleanup_max_share: must be a number from 0 to 1"),
+        ("cleanup_max_share: half", "cleanup_max_share: must be a number"),
+        ("cleanup_always: 2.5", "cleanup_always: must be an integer from 0 to 1000000"),
+        ("max_age_minutes: true", "max_age_minutes: must be an integer"),
+        ("max_age_minutes: -1", "max_age_minutes: must be an integer from 0"),
+        ("max_clock_skew_s: .nan", "max_clock_skew_s: must be an integer"),
+        ("fail_max_share: .nan", "fail_max_share: must be a number"),
+        ("unready_limit_s: 9", "unready_limit_s: must be an integer from 10 to 86400"),
+        ("restart_causes: [out_of_memory]", f"allowed are {', '.join(RESTARTABLE)}"),
+        ("restart_causes: pod_gone", "restart_causes: must be a list"),
+        ("max_labs: 1", "has unknown max_labs; allowed are max_age_minutes"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(line: str, problem: str) -> None:
+    with pytest.raises(JobError) as caught:
+        parse_life_settings(LIFE_SETTINGS, line.encode())
+    assert LIFE_SETTINGS in caught.value.evidence
+    assert problem in caught.value.evidence
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    with pytest.raises(JobError) as caught:
+        parse_life_settings(LIFE_SETTINGS, b"crash_limit: 0\nmax_restarts: 11\n")
+    assert "crash_limit" in caught.value.evidence
+    assert "max_restarts" in caught.value.evidence
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    assert parse_life_settings(LIFE_SETTINGS, b"warn_minutes: []\n") == LifeSettings(warn_minutes=[])
