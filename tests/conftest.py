@@ -95,6 +95,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that reports, if this one only runs tests for it."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = [(*why, count) for why, count in session.config.stash.get(LEFT_OUT, {}).items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a process of pytest-xdist left out; all leave out the same."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", [])
+    node.config.stash[LEFT_OUT] = Counter({(level, unset): count for level, unset, count in left_out})
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     for (level, unset), count in config.stash.get(LEFT_OUT, Counter()).items():
         terminalreporter.write_line(
