@@ -206,6 +206,12 @@ class Failure(enum.Enum):
         "A part of this lab was gone from the cluster, so the lab was ended. Please start it again.",
     )  # fmt: skip
 
+    # A periodic task that does not believe what it sees (jobs.periodic).
+    TOO_MANY_AT_ONCE = _Row(
+        _INVALID, False, _ADMIN,
+        "Nothing was done, because {problem}. The administrator must look, and may repeat it with force.",
+    )  # fmt: skip
+
     @property
     def cause(self) -> str:
         """The row's name as ledger, notifications and log write it."""
