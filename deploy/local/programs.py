@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +74,11 @@ ETCD = Module("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}, "45 s")
 KEDA = Module("keda", {"keda": "github.com/kedacore/keda/v2/cmd/operator"}, "4 min")
 COREDNS = Module("coredns", {"coredns": "github.com/coredns/coredns"}, "2 min")
 MINIO = Module("minio", {"minio": "github.com/minio/minio"}, "2 min")
+#: What a cluster needs.
 MODULES = (ETCD, KUBERNETES, KEDA, COREDNS, MINIO)
+
+#: Pretends to be the kubelet of nodes that tests and benchmarks make up; built by who wants one first.
+KWOK = Module("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, "2 min")
 
 
 def ensure_built(layout: Layout) -> None:
@@ -82,25 +88,51 @@ def ensure_built(layout: Layout) -> None:
         return
     go = golang.find(layout)
     for module in missing:
-        names = ", ".join(module.packages)
-        with step(f"Build {names} from the Go modules", f"{module.usual} with an empty Go cache"):
-            _build(layout, module, go)
+        _build(layout, module, go, log=layout.logs / f"build-{module.name}.log", prefix=f".{module.name}-")
 
 
-def _build(layout: Layout, module: Module, go: Path) -> None:
+def ensure_on_need(layout: Layout, module: Module) -> Path:
+    """Return the folder of a module that is none of MODULES, built if it is not there.
+
+    Any user may, beside an `up` that runs: everything, locks and logs too, is in the cache.
+    """
+    if module.built(layout).exists():
+        return module.built(layout)
     home = layout.cache / "programs"
     home.mkdir(parents=True, exist_ok=True)
-    log = layout.logs / f"build-{module.name}.log"
-    temporary = Path(tempfile.mkdtemp(prefix=f".{module.name}-", dir=home))
+    with _alone(home / f"{module.name}.lock"):
+        # An `up` removes what begins with a dot: only a killed build of its own could have left it.
+        prefix = f"{module.name}-unfinished-"
+        for left in home.glob(f"{prefix}*"):
+            shutil.rmtree(left)
+        if not module.built(layout).exists():
+            log = home / f"build-{module.name}.log"
+            _build(layout, module, golang.find(layout), log=log, prefix=prefix)
+    return module.built(layout)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(layout: Layout, module: Module, go: Path, *, log: Path, prefix: str) -> None:
+    names = ", ".join(module.packages)
+    with step(f"Build {names} from the Go modules", f"{module.usual} with an empty Go cache"):
+        _build_all(layout, module, go, log=log, prefix=prefix)
+
+
+def _build_all(layout: Layout, module: Module, go: Path, *, log: Path, prefix: str) -> None:
+    home = layout.cache / "programs"
+    home.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
     try:
         for name, package in module.packages.items():
             flags = (*FLAGS, "-ldflags", f"-s -w {module.ldflags}".strip())
-            stream(
-                [go, "build", *flags, "-o", temporary / name, package],
-                cwd=module.folder(layout),
-                env=golang.environment(),
-                log=log,
-            )
+            command: list[str | Path] = [go, "build", *flags, "-o", temporary / name, package]
+            stream(command, cwd=module.folder(layout), env=golang.environment(), log=log)
         temporary.chmod(0o755)
         temporary.rename(module.built(layout))
     finally:

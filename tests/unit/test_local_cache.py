@@ -16,6 +16,7 @@ from deploy.local import (
     programs,
     settings,
 )
+from deploy.local.errors import LocalClusterError
 from deploy.local.paths import Layout
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def test_the_same_files_in_another_checkout_have_the_same_fingerprint(tmp_path: 
 
 
 def test_every_program_has_a_tool_line_in_its_go_mod() -> None:
-    for module in programs.MODULES:
+    for module in (*programs.MODULES, programs.KWOK):
         text = (CHECKOUT / "deploy/local/programs" / module.name / "go.mod").read_text()
         for package in module.packages.values():
             assert package in text
@@ -88,6 +89,55 @@ def test_go_mod_and_ldflags_are_part_of_a_programs_key(layout: Layout) -> None:
     module = programs.COREDNS
     other = programs.Module(module.name, module.packages, module.usual, ldflags="-X a=b")
     assert module.key(layout) != other.key(layout)
+
+
+@pytest.fixture
+def fake_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `go build` that writes its -o and fails if it was told to."""
+    go = tmp_path / "go"
+    script = 'while [ "$1" != -o ]; do shift; done\necho built >"$2"\n[ ! -e "$0.fails" ]\n'
+    go.write_text(f"#!/bin/sh\n{script}")
+    go.chmod(0o755)
+    monkeypatch.setattr(golang, "find", lambda layout: go)
+    return go
+
+
+def test_what_is_built_on_need_is_built_once(
+    layout: Layout, fake_go: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = programs.ensure_on_need(layout, programs.KWOK)
+    assert (built / "kwok").read_text() == "built\n"
+    assert "Build kwok from the Go modules" in capsys.readouterr().out
+    fake_go.unlink()
+    assert programs.ensure_on_need(layout, programs.KWOK) == built
+    assert capsys.readouterr().out == ""
+    assert not layout.state.exists(), "who is not root has only the cache"
+
+
+def test_a_build_on_need_that_failed_or_was_killed_leaves_nothing_that_counts(
+    layout: Layout, fake_go: Path
+) -> None:
+    killed = layout.cache / "programs" / "kwok-unfinished-1"
+    killed.mkdir(parents=True)
+    refused = fake_go.with_name("go.fails")
+    refused.touch()
+    with pytest.raises(LocalClusterError, match="exit code 1"):
+        programs.ensure_on_need(layout, programs.KWOK)
+    refused.unlink()
+    programs.ensure_on_need(layout, programs.KWOK)
+    found = {path.name for path in (layout.cache / "programs").iterdir() if path.is_dir()}
+    assert found == {f"kwok-{programs.KWOK.key(layout)}"}
+
+
+def test_an_up_leaves_a_build_on_need_alone_and_wants_none(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "members", lambda part="": set())
+    unfinished = layout.cache / "programs" / "kwok-unfinished-1"
+    unfinished.mkdir(parents=True)
+    leftovers.end_builds(layout)
+    assert unfinished.exists()
+    assert programs.KWOK not in programs.MODULES
 
 
 @pytest.mark.parametrize(

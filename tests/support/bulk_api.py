@@ -1,0 +1,112 @@
+"""The API server for thousands of objects: many connections, an operator's rights, no kubectl per object."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+
+from jobs.cluster import Manifest
+from jobs.cluster_access import kubeconfig_access
+from tests.support.own_namespace import kubectl
+
+#: More gain nothing on two cores.
+CONNECTIONS = 8
+#: Objects per deletecollection: the API server ends a request after 60 s.
+_DELETED_AT_ONCE = 1000
+_MERGE_PATCH = "application/merge-patch+json"
+
+
+class BulkApi:
+    """Calls as the operator of KUBECONFIG; any refusal but an absent object is an AssertionError."""
+
+    def __init__(self) -> None:
+        access = kubeconfig_access(kubectl("config", "view", "--raw", "--flatten", "--minify").encode())
+        context = ssl.create_default_context(cadata=access.ca_pem)
+        if access.client_pem_file:
+            context.load_cert_chain(access.client_pem_file)
+            Path(access.client_pem_file).unlink()
+        self._access = access
+        self._pool = urllib3.PoolManager(
+            ssl_context=context, maxsize=CONNECTIONS, block=True, retries=False, timeout=90
+        )
+
+    def __enter__(self) -> BulkApi:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.clear()
+
+    def call(self, method: str, path: str, body: Any = None, **query: object) -> Manifest:
+        """Return the answer; an object that is absent gives an empty one."""
+        kind = _MERGE_PATCH if method == "PATCH" else "application/json"
+        answer = self._pool.request(
+            method,
+            f"{self._access.server}{path}?{urlencode(query)}",
+            body=None if body is None else json.dumps(body).encode(),
+            headers={"accept": "application/json", "content-type": kind, **self._access.authorization()},
+        )
+        if answer.status == 404:
+            return {}
+        if answer.status >= 400:
+            raise AssertionError(f"{method} {path}: {answer.status} {answer.data[:500]!r}")
+        return dict(json.loads(answer.data))
+
+    def items(self, path: str, **query: str) -> Iterator[Manifest]:
+        """Yield a collection, in pages."""
+        token = ""
+        while True:
+            page = self.call("GET", path, limit=500, **query, **({"continue": token} if token else {}))
+            yield from page.get("items", [])
+            if not (token := page.get("metadata", {}).get("continue", "")):
+                return
+
+    def create_all(
+        self, manifests: Iterable[tuple[str, Manifest]], seen: Callable[[Manifest], object] | None = None
+    ) -> int:
+        """Create (path of the collection, manifest) over all connections; `seen` gets what came to be.
+
+        The first refusal ends it, and what was not sent by then is not.
+        """
+        failed = threading.Event()
+
+        def create(one: tuple[str, Manifest]) -> None:
+            if failed.is_set():
+                return
+            try:
+                made = self.call("POST", *one)
+            except BaseException:
+                failed.set()
+                raise
+            if seen:
+                seen(made)
+
+        count, waiting = 0, iter(manifests)
+        with ThreadPoolExecutor(CONNECTIONS) as threads:
+            try:
+                # In parts, for a Ctrl-C waits until the part is done.
+                while part := list(islice(waiting, 250)):
+                    count += sum(1 for _ in threads.map(create, part))
+            except BaseException:
+                failed.set()
+                raise
+        return count
+
+    def delete_all(self, path: str, **query: str) -> None:
+        """Delete what a collection's selectors find, at once and for good; return when it is gone."""
+        now = {"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}
+        while self.call("GET", path, limit=1, **query).get("items"):
+            self.call(
+                "DELETE", path, {**now, "propagationPolicy": "Background"}, limit=_DELETED_AT_ONCE, **query
+            )
