@@ -87,9 +87,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not left_out:
         return
     counts = Counter((level_of(item), missing) for item, missing in left_out.items())
-    if _servers_required():
-        problems = [f"{level} needs {missing}" for level, missing in counts]
-        raise pytest.UsageError(f"{'; '.join(problems)}: set them as `make env` prints them")
+    # A process of pytest-xdist can only report; its parent refuses.
+    if not hasattr(config, "workerinput"):
+        _refuse_if_required(counts)
     config.stash[LEFT_OUT] = counts
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
@@ -106,7 +106,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_testnodedown(node: Any) -> None:
     """Take what a process of pytest-xdist left out; all leave out the same."""
     left_out = getattr(node, "workeroutput", {}).get("left_out", [])
-    node.config.stash[LEFT_OUT] = Counter({(level, unset): count for level, unset, count in left_out})
+    counts = Counter({(level, unset): count for level, unset, count in left_out})
+    _refuse_if_required(counts)
+    node.config.stash[LEFT_OUT] = counts
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -136,5 +138,8 @@ def _evidence(item: pytest.Item) -> Iterator[tuple[str, str]]:
                 yield f"evidence of {name}", f"not available: {exc!r}"
 
 
-def _servers_required() -> bool:
-    return os.environ.get("CI", "").lower() == "true" or "AUTOLABS_REQUIRE_SERVICES" in os.environ
+def _refuse_if_required(left_out: Counter[tuple[str, str]]) -> None:
+    required = os.environ.get("CI", "").lower() == "true" or "AUTOLABS_REQUIRE_SERVICES" in os.environ
+    if left_out and required:
+        problems = [f"{level} needs {missing}" for level, missing in left_out]
+        raise pytest.UsageError(f"{'; '.join(problems)}: set them as `make env` prints them")
