@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 PYTHON ?= python3
 STAMP := .venv/.installed
+# Most tests wait for servers most of the time, hence more than there are cores.
+TEST_PROCESSES ?= 3
 OLDEST_CELERY := .venv/celery-oldest
 
 .PHONY: help up down env status venv demo test bench lint format
@@ -26,14 +28,20 @@ status: ## show what runs
 demo: up ## follow a lab from request to end on the running system
 	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m deploy.demo
 
-# A cluster that was not up before the tests is taken down after them, whatever their result.
+# A cluster that was not up before the tests is taken down after them, whatever their result. The end-to-end
+# tests measure times on the one cluster, so nothing else runs beside them; PYTEST_ARGS is one run of its own.
 test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running cluster, or on one started for them
 	@if $(PYTHON) -m deploy.local status >/dev/null 2>&1; then after=true; \
 	  else after="$(PYTHON) -m deploy.local down"; fi; \
 	trap "$$after" EXIT; \
 	$(PYTHON) -m deploy.local up; \
 	eval "$$($(PYTHON) -m deploy.local env)"; \
-	AUTOLABS_REQUIRE_SERVICES=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
+	export AUTOLABS_REQUIRE_SERVICES=1; \
+	if [ -n "$${PYTEST_ARGS:-}" ]; then .venv/bin/python -m pytest $(PYTEST_ARGS); exit; fi; \
+	status=0; \
+	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore=tests/e2e || status=$$?; \
+	.venv/bin/python -m pytest tests/e2e || status=$$?; \
+	exit $$status
 
 bench: up ## print speed and cost beside Celery (about 9 min)
 	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m tests.bench $(BENCH_ARGS)
