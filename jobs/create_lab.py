@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from dispatcher.tasks import CreateLabPod
+from dispatcher.tasks import CreateLabPod, payload_kwargs
 from jobs import naming
 from jobs.context import TaskContext
 from jobs.errors import JobError, TransientError
@@ -100,6 +100,8 @@ def _take_down_but_running(context: TaskContext, lab_instance_id: int, lab: Lab 
 
 
 def _start(context: TaskContext, payload: CreateLabPod) -> None:
+    # By which the lab can be started again should its Pod be lost (jobs.restarts).
+    context.record.details["request"] = payload_kwargs(payload)
     settings = context.configs.lab_settings()
     settings.check_image(payload.docker_image)
     manifests = make_lab_manifests(

@@ -127,15 +127,24 @@ class LabStore(Database):
         return self._end(record, change)
 
     def mark_lost(
-        self, record: TaskRunRecord, error: JobError, *, status: str, pod_name: str | None, as_of: datetime
+        self,
+        record: TaskRunRecord,
+        error: JobError,
+        *,
+        status: str,
+        pod_name: str | None,
+        as_of: datetime,
+        max_restarts: int = 0,
     ) -> bool:
         """Make a lab FAILED that is not what its row says; False when something happened to it since `as_of`,
         or a container is at it: no Job lives longer than 20 minutes.
 
         `status` and `pod_name` are those of the row as it was read then. The run has succeeded with it, and
-        whom to tell is committed with the lab's row.
+        whom to tell is committed with the lab's row; so is a lab in its place, if fewer than `max_restarts`
+        were in a row, and its id is in the record's details then.
         """
         from jobs.notifications import add_notification
+        from jobs.restarts import start_again
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             cursor.execute(
@@ -151,6 +160,12 @@ class LabStore(Database):
             )
             if cursor.rowcount != 1:
                 return False, None
+            record.details.pop("started_again_as", None)
+            # Optional, or the lab would stay RUNNING because of a column that a backend added.
+            if max_restarts and (
+                again := optional(cursor, lambda: start_again(cursor, record, error, max_restarts))
+            ):
+                record.details["started_again_as"] = again
             record.notification_id = optional(cursor, lambda: add_notification(cursor, record, error))
             return True, Ending("succeeded", cause=error.failure.cause, evidence=error.evidence)
 

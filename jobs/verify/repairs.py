@@ -9,11 +9,13 @@ from datetime import datetime
 from dispatcher.message import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
 from dispatcher.terminal import many
+from jobs.brake import FEW, most_at_once, no_pods_at_all
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import Ending, TaskRunRecord
+from jobs.lost_lab import fail_lost_lab
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
 from jobs.verify.look import Sources
@@ -26,8 +28,6 @@ from jobs.verify.turn import Busy, turn
 TASK_NAME = "autolabs.verify"
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = 10, 0.2
-#: Labs of which it says nothing that all of them are affected, as long as the namespace has objects of ours.
-FEW = 3
 
 _MEANWHILE = "left alone: it has changed meanwhile"
 
@@ -47,18 +47,15 @@ def refusal(differences: Iterable[Difference], inventory: Inventory) -> str | No
     repairable = [one for one in differences if one.repair not in (None, Repair.FAIL_WORKING)]
     affected = {one.lab for one in repairable}
     live = list(inventory.live)
-    most = max(ALWAYS, round(SHARE * len(live)))
+    most = most_at_once(len(live), share=SHARE, always=ALWAYS)
     if len(affected) > most:
         return (
             f"{len(affected)} labs would be repaired; at most {most} of {len(live)} live ones are at a time"
         )
     running = {row.id for row in live if row.status == "RUNNING" and not row.stopping}
     gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
-    if running and running <= gone and (len(running) >= FEW or not inventory.objects):
-        none = (
-            f"none of the {len(running)} RUNNING labs has" if len(running) > 1 else "the RUNNING lab has not"
-        )
-        return f"{none} a Pod: this may be another cluster or namespace"
+    if why := no_pods_at_all(len(running), len(running & gone), right_place=bool(inventory.objects)):
+        return why
     with_objects = {item.lab for item in inventory.objects if item.lab is not None}
     if len(with_objects) >= FEW and not with_objects & inventory.rows.keys():
         return f"none of the {len(with_objects)} labs with objects has a row: this may be another database"
@@ -154,17 +151,21 @@ class Repairs:
             return True, "the lab is FAILED already, see above"
         error = failure.error(evidence=f"{one.object}: {one.seen}")
         record = self._record(one, "the lab is FAILED")
-        if not self._sources.labs.mark_lost(
-            record, error, status=row.status, pod_name=row.k8s_pod_name, as_of=self._as_of
-        ):
+        lost = fail_lost_lab(
+            self._sources.labs,
+            self._objects,
+            record,
+            error,
+            status=row.status,
+            pod_name=row.k8s_pod_name,
+            as_of=self._as_of,
+        )
+        if lost is None:
             return False, _MEANWHILE
         self._failed.add(row.id)
-        try:
-            deleted = self._objects.delete_lab(row.id, grace_s=0)
-        except JobError as exc:
-            # They are orphans now, which the next run finds.
-            return True, f"the lab is FAILED; its objects are left: {_told(exc)}"
-        return True, f"the lab is FAILED, {len(deleted)} objects are deleted"
+        if lost.left is not None:
+            return True, f"the lab is FAILED; its objects are left: {lost.left}"
+        return True, f"the lab is FAILED, {lost.deleted} objects are deleted"
 
     def _is_there(self, one: Difference) -> bool:
         """Tell whether what was missing is there after all, perhaps without our labels."""

@@ -1,0 +1,64 @@
+"""A lab that is not what its row says becomes FAILED, with its reason; then what is left of it is deleted.
+
+The row first: an object that is not deleted is an orphan, which the next sync finds, while a lab whose
+objects are gone and whose row still says RUNNING would tell its student nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+
+from jobs.errors import JobError
+from jobs.lab_objects import LabObjects
+from jobs.labs import LabStore
+from jobs.ledger import TaskRunRecord
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What became of a lab that was made FAILED."""
+
+    #: Objects whose deletion has begun.
+    deleted: int
+    #: Why there may be others, or None.
+    left: str | None = None
+    #: The lab that was started in its place, or None.
+    started_again_as: int | None = None
+
+
+def fail_lost_lab(
+    labs: LabStore,
+    objects: LabObjects,
+    record: TaskRunRecord,
+    error: JobError,
+    *,
+    status: str,
+    pod_name: str | None,
+    as_of: datetime,
+    max_restarts: int = 0,
+) -> Lost | None:
+    """Make the lab of a record FAILED and delete its objects; None: something happened to it since `as_of`.
+
+    `status` and `pod_name` are those of the row as it was read then. Another lab is started in its place
+    if fewer than `max_restarts` were in a row. Raises JobError when the database does not take it.
+    """
+    lab = record.lab_instance_id
+    if lab is None:
+        raise ValueError("the record names no lab")
+    if not labs.mark_lost(
+        record, error, status=status, pod_name=pod_name, as_of=as_of, max_restarts=max_restarts
+    ):
+        return None
+    again = record.details.get("started_again_as")
+    try:
+        deleted = objects.delete_lab(lab, grace_s=0)
+    except JobError as exc:
+        told = exc.evidence or str(exc)
+        extra = {"action": "objects_left", "lab_instance_id": lab}
+        logger.warning("objects of the FAILED lab %d are left: %s", lab, told, extra=extra)
+        return Lost(0, told, again)
+    return Lost(len(deleted), started_again_as=again)

@@ -1,0 +1,114 @@
+"""Another lab in place of one that was lost: a new row for the rest of the old one's time, and its create.
+
+Both are written in the transaction that makes the old lab FAILED. States only move forward and ids are never
+reused, so it is a lab of its own; `restart_of` is unique, so there is one at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from dispatcher import outbox, tasks
+from dispatcher.categories import Audience
+from dispatcher.errors import InvalidTask
+from jobs.database import Cursor
+from jobs.notifications import News, add_news
+
+if TYPE_CHECKING:
+    from jobs.errors import JobError
+    from jobs.ledger import TaskRunRecord
+
+logger = logging.getLogger(__name__)
+
+EVENT_TYPE = "lab.restarted"
+#: A lab with less time left is not worth another start.
+_LEAST = "1 minute"
+_CHAIN = """
+WITH RECURSIVE earlier (restart_of, length) AS (
+ SELECT restart_of, 0 FROM lab_instances WHERE id = %s
+ UNION ALL
+ SELECT lab.restart_of, length + 1 FROM earlier JOIN lab_instances AS lab ON lab.id = earlier.restart_of
+ WHERE length < %s)
+SELECT max(length) FROM earlier
+"""
+# The last that was told how much it may use counts as well.
+_REQUESTS = """
+SELECT (SELECT details -> 'request' FROM task_ledger WHERE lab_instance_id = %(lab)s
+         AND task_name = %(create)s AND outcome = 'succeeded' ORDER BY id DESC LIMIT 1),
+ (SELECT details -> 'request' -> 'new_resources' FROM task_ledger WHERE lab_instance_id = %(lab)s
+   AND task_name = %(scale)s AND outcome = 'succeeded' ORDER BY id DESC LIMIT 1)
+"""
+_INSERT = f"""
+INSERT INTO lab_instances (lab_id, student_id, expires_at, max_expires_at, restart_of)
+SELECT lab_id, student_id, expires_at, max_expires_at, id FROM lab_instances
+ WHERE id = %s AND expires_at > now() + interval '{_LEAST}'
+ON CONFLICT (restart_of) DO NOTHING RETURNING id
+"""  # noqa: S608  # a constant
+_TELL = (
+    "UPDATE lab_instances SET error_message = error_message || %s WHERE id = %s",
+    "UPDATE lab_instances SET celery_task_id = %s WHERE id = %s",
+)
+
+
+def start_again(cursor: Cursor, record: TaskRunRecord, error: JobError, max_restarts: int) -> int | None:
+    """Insert the lab that takes the place of the record's, with its create, and return its id; or None.
+
+    The create is in the outbox then. None: it was started again often enough, its time is over, or nobody
+    knows what was asked for.
+    """
+    lab = record.lab_instance_id
+    try:
+        return None if lab is None else _start_again(cursor, lab, record, error, max_restarts)
+    except _Not as why:
+        extra = {"action": "not_started_again", "lab_instance_id": lab}
+        logger.info("lab %d is not started again: %s", lab, why, extra=extra)
+        return None
+
+
+class _Not(Exception):
+    """Raised with the reason why a lab is not started again."""
+
+
+def _start_again(cursor: Cursor, lab: int, record: TaskRunRecord, error: JobError, max_restarts: int) -> int:
+    cursor.execute(_CHAIN, (lab, max_restarts))
+    ((length,),) = cursor.fetchall()
+    if length >= max_restarts:
+        raise _Not(f"{length} in a row were already")
+    request = _request(cursor, lab)
+    cursor.execute(_INSERT, (lab,))
+    row = cursor.fetchone()
+    if row is None:
+        raise _Not("its time is over")
+    new = int(row[0])
+    try:
+        payload = tasks.CreateLabPod(**{**request, "lab_instance_id": new})
+    except (InvalidTask, TypeError) as exc:
+        cursor.execute("DELETE FROM lab_instances WHERE id = %s", (new,))
+        raise _Not(f"what was asked for is not valid: {exc}") from exc
+    tell_old, tell_new = _TELL
+    cursor.execute(tell_new, (outbox.add_with_cursor(cursor, payload), new))
+    sentence = f"It was started again as lab {new}."
+    cursor.execute(tell_old, (f" {sentence}", lab))
+    news = News(
+        event_type=EVENT_TYPE,
+        cause="restarted",
+        told=Audience.STUDENT,
+        message=f"This lab was lost through no fault of yours. {sentence}",
+        task_id=record.task_id,
+        lab_instance_id=lab,
+        facts={"because": error.failure.cause, "started_again_as": new},
+    )
+    add_news(cursor, news)
+    return new
+
+
+def _request(cursor: Cursor, lab: int) -> dict[str, Any]:
+    names = {"create": tasks.CREATE_LAB_POD, "scale": tasks.SCALE_LAB_RESOURCES}
+    cursor.execute(_REQUESTS, {"lab": lab, **names})
+    ((request, resized),) = cursor.fetchall()
+    if not isinstance(request, dict):
+        raise _Not("the ledger does not say what was asked for")
+    if isinstance(resized, dict):
+        request = {**request, "resources": {**(request.get("resources") or {}), **resized}}
+    return request
