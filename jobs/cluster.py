@@ -113,11 +113,23 @@ class Cluster:
             if not token:
                 return
 
-    def apply(self, path: str, manifest: Manifest) -> Manifest:
-        """Apply server-side, never taking over a field that somebody else set."""
-        query = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})
+    def apply(
+        self,
+        path: str,
+        manifest: Manifest,
+        *,
+        field_manager: str = FIELD_MANAGER,
+        take_over: bool = False,
+        dry_run: bool = False,
+    ) -> Manifest:
+        """Apply server-side; a field that somebody else set is taken over only if told to."""
+        query = {"fieldManager": field_manager, "fieldValidation": "Strict"}
+        if take_over:
+            query["force"] = "true"
+        if dry_run:
+            query["dryRun"] = "All"
         return self._request(
-            "PATCH", f"{path}?{query}", manifest, content_type="application/apply-patch+yaml"
+            "PATCH", f"{path}?{urlencode(query)}", manifest, content_type="application/apply-patch+yaml"
         )
 
     def delete(self, path: str, *, uid: str, grace_s: int | None) -> None:
@@ -148,6 +160,21 @@ class Cluster:
             raise ApiUnavailable(f"GET {path}: {exc}") from exc
         finally:
             # Not kept: the rest of the answer may be on its way.
+            response.close()
+
+    def follow(self, path: str, *, timeout_s: float, **query: str) -> Iterator[bytes]:
+        """Yield the lines of one GET as they come, `timeout_s` at most between two of them."""
+        response = self._open("GET", f"{path}?{urlencode(query)}", read_timeout_s=timeout_s)
+        try:
+            pending = b""
+            for chunk in response.stream(None):
+                *lines, pending = (pending + chunk).split(b"\n")
+                yield from lines
+            if pending:
+                yield pending
+        except (urllib3.exceptions.HTTPError, OSError) as exc:
+            raise ApiUnavailable(f"GET {path}: {exc}") from exc
+        finally:
             response.close()
 
     def create(self, path: str, manifest: Manifest, *, timeout_s: float) -> bool:

@@ -18,9 +18,6 @@ from jobs.failures import Failure
 from jobs.settings import StoreSettings
 
 _REGION = "us-east-1"  # MinIO's default; AWS needs the bucket's own
-_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
-
-
 #: In the answer to a request whose time is more than 15 minutes from the store's own.
 _SKEWED = b"<Code>RequestTimeTooSkewed</Code>"
 
@@ -35,10 +32,12 @@ class StoredObject:
 
     content: bytes
     version: str
+    #: Of the content; `write` compares it.
+    etag: str = ""
 
 
 class ObjectStore:
-    """Read-only access to one bucket over one kept connection."""
+    """One bucket over one kept connection."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
@@ -70,8 +69,9 @@ class ObjectStore:
         except urllib3.exceptions.HTTPError as exc:
             raise Failure.STORE_AWAY.error(evidence=f"GET {key}: {exc}") from exc
         if response.status == 200:
-            version = response.headers.get("x-amz-version-id") or response.headers.get("etag", "")
-            return StoredObject(response.data, version.strip('"'))
+            etag = response.headers.get("etag", "")
+            version = response.headers.get("x-amz-version-id") or etag
+            return StoredObject(response.data, version.strip('"'), etag)
         evidence = f"GET {key}: {response.status} {response.data[:200].decode(errors='replace')}"
         if response.status in (403, 401):
             raise Failure.STORE_REFUSES_ACCESS.error(key=key, evidence=evidence)
@@ -79,21 +79,46 @@ class ObjectStore:
             raise Failure.CONFIGURATION_MISSING.error(key=key, evidence=evidence)
         raise Failure.STORE_AWAY.error(evidence=evidence)
 
+    def write(self, key: str, content: bytes, *, replaces: StoredObject | None) -> bool:
+        """Write an object in place of what was read, or where nothing is; False if that is not so any more.
+
+        Raises as `read`.
+        """
+        path = quote(f"/{self._settings.bucket}/{key}", safe="/-_.~")
+        headers = self._signed_headers(path, method="PUT", body=content)
+        headers |= {"content-type": "application/yaml"}
+        headers |= {"if-match": replaces.etag} if replaces else {"if-none-match": "*"}
+        url = self._settings.endpoint + path
+        try:
+            response = self._pool.request("PUT", url, body=content, headers=headers)
+        except urllib3.exceptions.HTTPError as exc:
+            raise Failure.STORE_AWAY.error(evidence=f"PUT {key}: {exc}") from exc
+        if response.status == 200:
+            return True
+        # 409: another write of the same object is under way.
+        if response.status in (409, 412) or (replaces and response.status == 404):
+            return False
+        evidence = f"PUT {key}: {response.status} {response.data[:200].decode(errors='replace')}"
+        if response.status in (403, 401):
+            raise Failure.STORE_REFUSES_ACCESS.error(key=key, evidence=evidence)
+        raise Failure.STORE_AWAY.error(evidence=evidence)
+
     def _get(self, path: str) -> urllib3.BaseHTTPResponse:
         url = self._settings.endpoint + path
         return self._pool.request("GET", url, headers=self._signed_headers(path))
 
-    def _signed_headers(self, path: str) -> dict[str, str]:
+    def _signed_headers(self, path: str, *, method: str = "GET", body: bytes = b"") -> dict[str, str]:
+        sha256 = hashlib.sha256(body).hexdigest()
         now = _now() + self._behind
         stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
         headers = {
             "host": urlsplit(self._settings.endpoint).netloc,
-            "x-amz-content-sha256": _EMPTY_SHA256,
+            "x-amz-content-sha256": sha256,
             "x-amz-date": stamp,
         }
         names = ";".join(headers)
         canonical = "\n".join(
-            ["GET", path, "", *(f"{k}:{v}" for k, v in headers.items()), "", names, _EMPTY_SHA256]
+            [method, path, "", *(f"{k}:{v}" for k, v in headers.items()), "", names, sha256]
         )
         scope = f"{day}/{_REGION}/s3/aws4_request"
         to_sign = "\n".join(

@@ -1,0 +1,132 @@
+"""An entry of the schedules -> its CronJob. The container runs `python -m cronjobs TASK` once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cronjobs.schedules import Schedule
+
+#: Where the containers of the platform are; RBAC and NetworkPolicies of deploy/base name it too.
+NAMESPACE = "platform"
+#: As keda.podspec has them.
+SERVICE_ACCOUNT = "celery-workers-sa"
+SECRET = "autolabs-jobs"  # noqa: S105  # the name of a Secret, not its content
+MANAGED_BY = "autolabs-schedules"
+#: Label of a CronJob, of its Jobs and of their pods: the name of the entry.
+SCHEDULE_LABEL = "autolabs.io/schedule"
+#: Tasks that talk to the API server, with the rights of a job container.
+_WITH_CLUSTER = ("health", "sync")
+_SERVERS = ("AMQP_URL", "DATABASE_URL")
+_STORE = ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")
+_WEBHOOK = ("NOTIFY_WEBHOOK_URL", "NOTIFY_WEBHOOK_SECRET")
+
+
+def make_labels(schedule: Schedule) -> dict[str, str]:
+    """Return the labels of a CronJob, its Jobs and their pods; NetworkPolicies select by the name."""
+    return {
+        "app.kubernetes.io/name": f"autolabs-{schedule.task}",
+        "app.kubernetes.io/instance": schedule.name,
+        "app.kubernetes.io/component": schedule.task,
+        "app.kubernetes.io/part-of": "autolabs",
+        "app.kubernetes.io/managed-by": MANAGED_BY,
+        SCHEDULE_LABEL: schedule.name,
+    }
+
+
+def make_cron_job(schedule: Schedule, *, image: str, namespace: str = NAMESPACE) -> dict[str, Any]:
+    """Return the CronJob of an entry; `suspend` is in it only if the entry has it, or else stays as it is."""
+    labels = make_labels(schedule)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": schedule.name, "namespace": namespace, "labels": labels},
+        "spec": {
+            "schedule": schedule.schedule,
+            "timeZone": schedule.time_zone,
+            "concurrencyPolicy": schedule.concurrency,
+            "startingDeadlineSeconds": schedule.starting_deadline_s,
+            "successfulJobsHistoryLimit": schedule.successful_history,
+            "failedJobsHistoryLimit": schedule.failed_history,
+            **({} if schedule.suspend is None else {"suspend": schedule.suspend}),
+            "jobTemplate": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    # The next run does what this one could not.
+                    "backoffLimit": 0,
+                    "activeDeadlineSeconds": schedule.deadline_s,
+                    "ttlSecondsAfterFinished": schedule.ttl_s,
+                    "template": {"metadata": {"labels": labels}, "spec": _make_pod_spec(schedule, image)},
+                },
+            },
+        },
+    }
+
+
+def _make_pod_spec(schedule: Schedule, image: str) -> dict[str, Any]:
+    with_cluster = schedule.task in _WITH_CLUSTER
+    return {
+        "restartPolicy": "Never",
+        **({"serviceAccountName": SERVICE_ACCOUNT} if with_cluster else {}),
+        "automountServiceAccountToken": with_cluster,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "runAsGroup": 10001,
+            "fsGroup": 10001,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_make_container(schedule, image)],
+        "volumes": [
+            {"name": "secrets", "projected": {"defaultMode": 0o440, "sources": _secrets(schedule)}},
+            # For the key of a kubeconfig in the bucket, which urllib3 takes from a file alone.
+            *(
+                [{"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}]
+                if with_cluster
+                else []
+            ),
+        ],
+    }
+
+
+def _make_container(schedule: Schedule, image: str) -> dict[str, Any]:
+    fields = {
+        "POD_NAME": "metadata.name",
+        "JOB_NAME": "metadata.labels['batch.kubernetes.io/job-name']",
+    }
+    tmp = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108  # the container's own
+    return {
+        "name": schedule.task,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python3", "-m", "cronjobs", schedule.task, *schedule.arguments],
+        "env": [
+            *({"name": name, "value": value} for name, value in schedule.env.items()),
+            *(
+                {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+                for name, path in fields.items()
+            ),
+        ],
+        "resources": {part: dict(values) for part, values in schedule.resources.items()},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "secrets", "mountPath": "/run/secrets/autolabs", "readOnly": True},
+            *([tmp] if schedule.task in _WITH_CLUSTER else []),
+        ],
+    }
+
+
+def _secrets(schedule: Schedule) -> list[dict[str, Any]]:
+    if schedule.task != "outbox":
+        return [{"secret": _source((*_SERVERS, *_STORE))}]
+    # Nothing of the object store; without a webhook its keys are not there.
+    return [{"secret": _source(_SERVERS)}, {"secret": {**_source(_WEBHOOK), "optional": True}}]
+
+
+def _source(keys: tuple[str, ...]) -> dict[str, Any]:
+    return {"name": SECRET, "items": [{"key": key, "path": key} for key in keys]}
