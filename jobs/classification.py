@@ -36,7 +36,7 @@ _KILLED = 137
 #: What a message quotes; it may be of any length, so nothing here may take time quadratic in it.
 _QUOTED = r'"[^"]*"|\[[^][]*\]'
 #: How the kubelet says that it ended a Pod for the Pod's own use of disk (pkg/kubelet/eviction/helpers.go).
-_OWN_DISK = (
+OWN_DISK = (
     r"Usage of EmptyDir volume|Pod ephemeral local storage usage exceeds|Container \S+ exceeded its local"
 )
 #: How the kubelet says that a template takes a variable from what is not there.
@@ -67,7 +67,7 @@ def pod_failure(pod: dict[str, Any], image: str) -> JobError | None:
     if status.get("phase") not in ("Failed", "Succeeded"):
         return None
     evidence = f"phase {status['phase']} {status.get('reason', '')} {status.get('message', '')}"
-    if re.match(_OWN_DISK, status.get("message", "")):
+    if re.match(OWN_DISK, status.get("message", "")):
         return Failure.OUT_OF_DISK.error(image=image, evidence=evidence)
     if status.get("reason"):  # Evicted, OutOfcpu, NodeShutdown: the node's doing, not the program's
         return Failure.NODE_ENDED_IT.error(evidence=evidence)
@@ -102,7 +102,7 @@ def _ended_pod(pod: dict[str, Any], image: str, evidence: str) -> JobError:
     container, spec = failed[0]
     if not _is_of_lab(spec, image):
         return _template_failure(spec, f"{evidence}: {_told_end(container)}")
-    return _ended(container, spec).error(image=image, evidence=evidence)
+    return how_it_ended(container, spec).error(image=image, evidence=evidence)
 
 
 def _told_end(container: dict[str, Any]) -> str:
@@ -115,7 +115,8 @@ def _template_failure(spec: dict[str, Any], said: str) -> JobError:
     return Failure.TEMPLATE_INVALID.error(evidence=evidence)
 
 
-def _ended(container: dict[str, Any], spec: dict[str, Any]) -> Failure:
+def how_it_ended(container: dict[str, Any], spec: dict[str, Any]) -> Failure:
+    """Return why the last run of a container's program ended; `spec` is the container's."""
     reasons = set()
     for key in ("state", "lastState"):
         ended = container.get(key, {}).get("terminated", {})
@@ -136,7 +137,7 @@ def _container_failure(container: dict[str, Any], image: str, spec: dict[str, An
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     failure = _waiting_failure(reason, message)
     if failure is Failure.PROGRAM_ENDS:
-        failure = _ended(container, spec)
+        failure = how_it_ended(container, spec)
     if failure is None:
         return None
     evidence = f"{reason}: {message}"

@@ -206,6 +206,31 @@ class Failure(enum.Enum):
         "A part of this lab was gone from the cluster, so the lab was ended. Please start it again.",
     )  # fmt: skip
 
+    # A lab that could be used, and cannot any more (jobs.periodic.health).
+    POD_EVICTED = _Row(
+        _ROOM, False, _ADMIN,
+        "The server had no room for this lab any more and ended it. Please start it again.",
+    )  # fmt: skip
+    NODE_AWAY = _Row(
+        _NETWORK, False, _ADMIN,
+        "The server that this lab was on does not answer any more. Please start it again.",
+    )  # fmt: skip
+    PROGRAM_ENDED = _Row(
+        _IMAGE, False, _TEACHER,
+        'The program in the image "{image}" of this lab has ended. Please start the lab again; if it happens'
+        " again, the teacher must correct the image.",
+    )  # fmt: skip
+    PROGRAM_CRASHES = _Row(
+        _IMAGE, False, _TEACHER,
+        'The program in the image "{image}" of this lab ends again and again. The teacher must correct the'
+        " image.",
+    )  # fmt: skip
+    STOPPED_ANSWERING = _Row(
+        _IMAGE, False, _TEACHER,
+        'The program in the image "{image}" of this lab does not answer any more. Please start the lab again;'
+        " if it happens again, the teacher must correct the image.",
+    )  # fmt: skip
+
     # A periodic task that does not believe what it sees (jobs.periodic).
     TOO_MANY_AT_ONCE = _Row(
         _INVALID, False, _ADMIN,

@@ -43,6 +43,8 @@ def test_temporary_failures_are_tried_again_and_permanent_ones_are_not(failure: 
         Failure.REQUEST_LOST,
         Failure.POD_GONE,
         Failure.OBJECT_GONE,
+        Failure.POD_EVICTED,
+        Failure.NODE_AWAY,
     )
     if failure not in other:
         assert failure.retry == failure.category.value.startswith("TEMPORARY")
