@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,15 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
         return _unavailable(exc)
     warm_up = WarmUp(settings)
     waiting_since = time.monotonic()
-    first_put_aside = 0.0
-    for put_aside in range(MAX_PUT_ASIDE):
+    put_aside, first_put_aside = 0, 0.0
+    pile: deque[Delivery] = deque()
+    while put_aside < MAX_PUT_ASIDE and (not put_aside or time.monotonic() < first_put_aside + PUT_ASIDE_S):
         left_s = waiting_since + settings.claim_wait_s - time.monotonic()
         try:
             # Behind one message that is no task there are often more.
-            delivery = (put_aside and consumer.claim_next()) or consumer.claim(
+            if put_aside and not pile:
+                pile = consumer.claim_pile(_is_task)
+            delivery = (pile and pile.popleft()) or consumer.claim(
                 wait_s=left_s, stop=stop, on_waiting=warm_up.start, spares=settings.spares
             )
         except (AMQPError, OSError) as exc:
@@ -129,12 +133,27 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
         code = _serve_one(consumer, delivery, warm_up, settings, stop, started_at, waited_s)
         if code is not None:
             return code
-        first_put_aside = first_put_aside or time.monotonic()
-        if time.monotonic() - first_put_aside > PUT_ASIDE_S:
-            break
-    if first_put_aside:
+        put_aside, first_put_aside = put_aside + 1, first_put_aside or time.monotonic()
+    if pile:
+        _leave(consumer, len(pile))
+    if put_aside:
         _notify(warm_up.connections(), stop)
     return EXIT_OK
+
+
+def _is_task(delivery: Delivery) -> bool:
+    from jobs.worker import is_task
+
+    return is_task(delivery)
+
+
+def _leave(consumer: Consumer, count: int) -> None:
+    """Give the rest of a pile back: it is another container's turn."""
+    logger.warning("%d messages of a pile are given back", count, extra={"action": "pile_given_back"})
+    try:
+        consumer.give_back_all()
+    except ChannelLost as exc:
+        logger.warning("broker gives them back itself: %s", exc, extra={"action": "channel_lost"})
 
 
 def _unavailable(exc: Exception) -> int:

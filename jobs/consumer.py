@@ -1,6 +1,6 @@
 """Take one message from the queue. The consumer is cancelled before any work starts, and the
 message is settled exactly once: acknowledged, or given back to the queue. Only after one that is no
-task another may be taken.
+task others may be taken, up to the first that may be one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import enum
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ SETTLE_TIMEOUT_S = 5.0
 _FIRST_LOOK_S = 0.1
 #: Seconds between looks at how many others wait. At random: those that came together must not leave together.
 _SURPLUS_LOOK_S = (5.0, 15.0)
+#: Messages that are no tasks, and bytes of them, that are held at once.
+PILE, PILE_BYTES = 200, 64 * 1024 * 1024
 
 
 class Verdict(enum.Enum):
@@ -74,22 +77,35 @@ class Consumer:
         self._channel = connection.channel()
         self._channel.basic_qos(prefetch_count=1)
 
-    def claim_next(self) -> Delivery | None:
-        """Return a message that is there at once, or None; one round trip."""
-        method, properties, body = self._channel.basic_get(self._queue)
-        if method is None:
-            return None
-        routing_key = _as_text(method.routing_key)
-        return Delivery(body, properties, routing_key, method.redelivered, method.delivery_tag)
+    def claim_pile(self, is_task: Callable[[Delivery], bool]) -> deque[Delivery]:
+        """Return what is there at once, up to the first that may be a task; only the last one may be.
+
+        KEDA starts a container for each message that it sees in the queue, once a second; it does not see
+        those that somebody holds.
+        """
+        pile: deque[Delivery] = deque()
+        held_bytes = 0
+        while len(pile) < PILE and held_bytes < PILE_BYTES:
+            # Not by a larger prefetch: a second task would have to go back, which costs it a delivery.
+            method, properties, body = self._channel.basic_get(self._queue)
+            if method is None:
+                break
+            routing_key = _as_text(method.routing_key)
+            pile.append(Delivery(body, properties, routing_key, method.redelivered, method.delivery_tag))
+            # One that came back may have killed its container: only it is to lose a delivery by that.
+            if is_task(pile[-1]) or pile[-1].redelivered:
+                break
+            held_bytes += len(body)
+        return pile
 
     def claim(
         self, *, wait_s: float, stop: threading.Event, on_waiting: Callable[[], None], spares: int = 0
     ) -> Delivery | None:
         """Wait for a message and return it, or None after `wait_s` seconds or a stop.
 
-        `on_waiting` is called once if no message is there at once. Of more than `spares` containers that
-        wait, those too many get None sooner: after a burst they would take the labs' place on the nodes.
-        0: all wait.
+        `on_waiting` is called, perhaps more than once, if no message is there at once. Of more than `spares`
+        containers that wait, those too many are not told so, and get None sooner: after a burst they would
+        take the labs' place on the nodes. 0: all wait.
         """
         claimed: list[Delivery] = []
         tag = self._channel.basic_consume(
@@ -102,7 +118,7 @@ class Consumer:
         )
         deadline = time.monotonic() + wait_s
         self._connection.process_data_events(time_limit=_FIRST_LOOK_S)
-        if not claimed:
+        if not claimed and not (spares and self._waiting() > spares):
             on_waiting()
         look_at = time.monotonic() + random.uniform(*_SURPLUS_LOOK_S)
         while not claimed and not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
@@ -112,6 +128,7 @@ class Consumer:
                     # What came with the answer is taken: the cancel would return it and cost a delivery.
                     self._connection.process_data_events(time_limit=0)
                     break
+                on_waiting()
                 look_at = time.monotonic() + random.uniform(*_SURPLUS_LOOK_S)
         # Cancelled before the ack, or the broker would push a second message after it.
         # pika returns to the queue what arrives while the cancel is under way.
@@ -147,12 +164,16 @@ class Consumer:
         self._settle(lambda: self._channel.basic_ack(delivery.tag))
 
     def put_aside(self, delivery: Delivery) -> None:
-        """Settle a message that is no task; `claim` may be called again. Raises ChannelLost."""
+        """Settle a message that is no task; more may be claimed. Raises ChannelLost."""
         try:
             # Without an answer of the broker: a lost ack brings it again, to the dead-letter queue as well.
             self._channel.basic_ack(delivery.tag)
         except AMQPError as exc:
             raise ChannelLost(repr(exc)) from exc
+
+    def give_back_all(self) -> None:
+        """Return every message that is held to the queue. Raises ChannelLost."""
+        self._settle(lambda: self._channel.basic_nack(0, multiple=True, requeue=True))
 
     def give_back(self, delivery: Delivery, *, failed: bool) -> None:
         """Return the message to its queue. Raises ChannelLost.

@@ -61,6 +61,15 @@ def run_task(connections: Connections, delivery: Delivery, details: dict[str, An
     return verdict
 
 
+def is_task(delivery: Delivery) -> bool:
+    """Tell whether a message may be a task, from itself alone; False: `run_task` puts it aside."""
+    try:
+        _parse(decode(delivery.body, delivery.properties))
+    except (MalformedMessage, JobError):
+        return False
+    return True
+
+
 def _run_and_settle(
     connections: Connections, context: TaskContext, delivery: Delivery, task: TaskMessage
 ) -> Verdict:
@@ -135,9 +144,16 @@ def _parse(task: TaskMessage) -> tasks.Payload:
         raise Failure.REQUEST_INVALID.error(problem=exc) from exc
 
 
+def _scale_lab(context: TaskContext, payload: tasks.ScaleLabResources) -> None:
+    from jobs.scale_lab import scale_lab  # which no create and no delete needs
+
+    scale_lab(context, payload)
+
+
 _HANDLERS: dict[type, Callable[[TaskContext, Any], None]] = {
     tasks.CreateLabPod: create_lab,
     tasks.DeleteLabPod: delete_lab,
+    tasks.ScaleLabResources: _scale_lab,
     tasks.CleanupTimeoutLabs: run_periodic,
     tasks.HealthCheckPods: run_periodic,
     tasks.SyncLabStatus: run_periodic,
