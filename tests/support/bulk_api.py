@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import urllib3
@@ -23,6 +24,8 @@ from tests.support.own_namespace import kubectl
 CONNECTIONS = 8
 #: Objects per deletecollection: the API server ends a request after 60 s.
 _DELETED_AT_ONCE = 1000
+T = TypeVar("T")
+
 _MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -72,32 +75,30 @@ class BulkApi:
             if not (token := page.get("metadata", {}).get("continue", "")):
                 return
 
-    def create_all(
-        self, manifests: Iterable[tuple[str, Manifest]], seen: Callable[[Manifest], object] | None = None
-    ) -> int:
-        """Create (path of the collection, manifest) over all connections; `seen` gets what came to be.
+    def each(self, items: Iterable[T], do: Callable[[T], object], *, timeout_s: float = 60) -> int:
+        """Do something for each item, over all connections, and return how many there were.
 
-        The first refusal ends it, and what was not sent by then is not.
+        The first failure ends it, and so does the timeout; what was not begun by then is not done.
         """
-        failed = threading.Event()
+        deadline, failed, count = time.monotonic() + timeout_s, threading.Event(), 0
 
-        def create(one: tuple[str, Manifest]) -> None:
+        def one(item: T) -> None:
             if failed.is_set():
                 return
             try:
-                made = self.call("POST", *one)
+                do(item)
             except BaseException:
                 failed.set()
                 raise
-            if seen:
-                seen(made)
 
-        count, waiting = 0, iter(manifests)
+        waiting = iter(items)
         with ThreadPoolExecutor(CONNECTIONS) as threads:
             try:
                 # In parts, for a Ctrl-C waits until the part is done.
                 while part := list(islice(waiting, 250)):
-                    count += sum(1 for _ in threads.map(create, part))
+                    count += sum(1 for _ in threads.map(one, part))
+                    if time.monotonic() > deadline:
+                        raise AssertionError(f"only {count} were done in {timeout_s:g} s")
             except BaseException:
                 failed.set()
                 raise

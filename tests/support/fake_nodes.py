@@ -56,7 +56,7 @@ class FakeNodes:
         kwok = Kwok.start(f"{ALIVE}={run}", folder)
         nodes = cls(run, names, kwok, api, itertools.cycle(names))
         try:
-            api.create_all((NODES, _manifest(name, run)) for name in names)
+            api.each(names, lambda name: api.call("POST", NODES, _manifest(name, run)))
             nodes._wait_until_ready()
         except BaseException:
             nodes.remove()
