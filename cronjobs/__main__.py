@@ -1,4 +1,4 @@
-"""Command line of the CronJobs: `python -m cronjobs TASK`.
+"""Command line of the CronJobs: `python -m cronjobs TASK`; `render` prints their manifests.
 
 Exit codes: 0 done, 1 the task refuses, or fails for good, 2 the command line is wrong, 69 a server is not
 reachable or a task could not be published, 78 the settings are wrong.
@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cronjobs import outbox
 from cronjobs.tasks import run_task
@@ -68,7 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--dry-run", action="store_true", help=periodic.dry_run)
         if periodic.force:
             command.add_argument("--force", action="store_true", help=periodic.force)
+    about = "Print the CronJobs of the schedules as YAML, for kubectl or GitOps."
+    command = commands.add_parser("render", help=about, description=about)
+    command.add_argument("--image", required=True, help="the job image, with tag or digest")
+    command.add_argument("--file", metavar="FILE", help="the schedules (default: those of this release)")
     arguments = parser.parse_args(argv)
+    if arguments.task == "render":
+        return _render(parser, arguments)
     logs.configure("INFO")
     extra = {"action": f"{arguments.task}_failed"}
     try:
@@ -87,6 +94,19 @@ def main(argv: list[str] | None = None) -> int:
     except DispatcherError as exc:
         logger.error("%s failed: %s", arguments.task, exc, extra=extra)
         return EXIT_UNAVAILABLE
+    return 0
+
+
+def _render(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from cronjobs.manifests import render
+    from cronjobs.schedules import SHIPPED, parse_schedules
+
+    file = Path(arguments.file or SHIPPED)
+    try:
+        schedules = parse_schedules(file.read_bytes(), file.name)
+    except (OSError, InvalidSettings) as exc:
+        parser.error(str(exc))
+    sys.stdout.write(render(schedules.values(), image=arguments.image))
     return 0
 
 

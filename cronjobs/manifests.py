@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from cronjobs.schedules import Schedule
@@ -60,6 +61,19 @@ def make_cron_job(schedule: Schedule, *, image: str, namespace: str = NAMESPACE)
             },
         },
     }
+
+
+def render(schedules: Iterable[Schedule], *, image: str) -> str:
+    """Return the CronJobs as a YAML stream."""
+    import yaml
+
+    manifests = [make_cron_job(schedule, image=image) for schedule in schedules]
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: object) -> bool:
+            return True  # the labels are there three times
+
+    return str(yaml.dump_all(manifests, Dumper=Plain, sort_keys=False))
 
 
 def _make_pod_spec(schedule: Schedule, image: str) -> dict[str, Any]:

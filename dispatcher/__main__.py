@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from dispatcher import outbox_commands, task_commands
 from dispatcher.dlq import commands as dlq_commands
@@ -114,6 +115,12 @@ _PLATFORM_COMMANDS = {
 }
 
 
+#: Group -> its module with VERBS (verb -> `run` and `options`), and what it is about; imported likewise.
+_PLATFORM_GROUPS = {
+    "schedule": ("cronjobs.schedule_commands", "Look at and change when periodic tasks run."),
+}
+
+
 def make_parser(named: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of all commands; if one is named, the platform's others are without their options."""
     parser = argparse.ArgumentParser(
@@ -133,7 +140,26 @@ def make_parser(named: str | None = None) -> argparse.ArgumentParser:
             _add_command(groups, name, _platform_command(name, module))
         else:
             groups.add_parser(name, help=summary)
+    for name, (module, about) in _PLATFORM_GROUPS.items():
+        if named in (None, name):
+            _add_platform_group(groups, name, module, about)
+        else:
+            groups.add_parser(name, help=about)
     return parser
+
+
+def _add_platform_group(
+    groups: argparse._SubParsersAction[argparse.ArgumentParser], name: str, module: str, about: str
+) -> None:
+    found = _platform_module(module)
+    if found is None:
+        _add_command(groups, name, _elsewhere(name, module))
+        return
+    verbs = groups.add_parser(name, help=about, description=about).add_subparsers(
+        dest="verb", required=True, metavar="COMMAND"
+    )
+    for verb, (run, options) in found.VERBS.items():
+        _add_command(verbs, verb, Command(run, options))
 
 
 def _add_command(
@@ -151,18 +177,24 @@ def _add_command(
 
 
 def _platform_command(name: str, module: str) -> Command:
-    """Return a command of the platform's own packages: the image and a checkout have them beside this one."""
+    found = _platform_module(module)
+    return Command(found.run, found.options) if found else _elsewhere(name, module)
+
+
+def _platform_module(module: str) -> ModuleType | None:
+    """Return a module of the platform's own packages: the image and a checkout have them beside this one."""
     beside = str(Path(__file__).resolve().parents[1])
     if beside not in sys.path:
         sys.path.append(beside)
     try:
-        found = import_module(module)
+        return import_module(module)
     except ModuleNotFoundError as exc:
         if exc.name not in (module, module.partition(".")[0]):
             raise
-    else:
-        return Command(found.run, found.options)
+        return None
 
+
+def _elsewhere(name: str, module: str) -> Command:
     def run(_arguments: argparse.Namespace) -> int:
         """Look into the cluster as well; only in the platform's image or in a checkout."""
         raise DispatcherError(f"{name} needs {module}, which is in the platform's image and in a checkout")

@@ -75,6 +75,9 @@ def target(layout: Layout, job_image: str) -> platform_part.Target:
         urls=services.Urls.of(made, services.Addresses()),
         s3_access_key="autolabs",
         s3_secret_key=made.minio,
+        environ={
+            name: value for name, value in services.environment(layout).items() if name.startswith("S3_")
+        },
         data_since=services.data_since(layout),
     )
 

@@ -156,6 +156,7 @@ def target(kubectl: Kubectl, environ: Mapping[str, str]) -> platform_part.Target
         ),
         s3_access_key=environ["S3_ACCESS_KEY"],
         s3_secret_key=environ["S3_SECRET_KEY"],
+        environ={name: environ[name] for name in ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")},
     )
 
 
@@ -172,7 +173,7 @@ def _down(layout: Layout, kubectl: Kubectl) -> None:
     with step("Remove the ScaledJobs, then the labs and the rest of our part", "15 s"):
         for kind in ("scaledjobs.keda.sh", "triggerauthentications.keda.sh"):
             _delete(kubectl, kind, "--namespace", namespace, "--selector", OURS)
-        _delete(kubectl, "jobs", "--namespace", namespace, "--selector", OURS)
+        _delete(kubectl, "cronjobs,jobs", "--namespace", namespace, "--selector", OURS)
         _delete(
             kubectl,
             *("pods,services,networkpolicies", "--namespace", "labs"),

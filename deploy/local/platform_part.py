@@ -1,4 +1,4 @@
-"""Apply our own part: secrets, deploy/base, the setup Job, then the ScaledJobs.
+"""Apply our own part: secrets, deploy/base, the setup Job, then the CronJobs and the ScaledJobs.
 
 The queues have to exist before the ScaledJobs that count them, hence the order.
 """
@@ -6,8 +6,8 @@ The queues have to exist before the ScaledJobs that count them, hence the order.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Target:
     urls: Urls
     s3_access_key: str
     s3_secret_key: str
+    #: What a command on this machine needs for the object store (S3_*).
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: When the services last began with empty volumes (RFC 3339); a setup before that is void.
     data_since: str = ""
 
@@ -58,11 +60,14 @@ def apply(layout: Layout, target: Target) -> None:
         remove_outdated_setup(target)
         _apply_base(target, generated)
         _wait_for_setup(target)
+    if (layout.checkout / "cronjobs" / "schedule_commands.py").exists():
+        with step("Apply the schedules", "2 s"):
+            apply_schedules(layout, target)
     if not (layout.checkout / "keda" / "__main__.py").exists():
         note("no package keda in the checkout: the ScaledJobs are left out")
         return
     with step("Apply the ScaledJobs", "1 s"):
-        rendered = render_scaled_jobs(layout, target.job_image)
+        rendered = render_scaled_jobs(layout, target.job_image, cores=node_cores(target.kubectl))
         target.kubectl(*APPLY, "--filename", "-", stdin=rendered)
 
 
@@ -102,11 +107,17 @@ def secrets(target: Target) -> list[dict[str, Any]]:
     ]
 
 
-def render_scaled_jobs(layout: Layout, image: str) -> str:
+def render_scaled_jobs(layout: Layout, image: str, *, cores: float) -> str:
     """Run `python -m keda` of the checkout; it needs pyyaml, which .venv has."""
     own = layout.checkout / ".venv" / "bin" / "python"
     python = str(own) if own.exists() else sys.executable
-    return run([python, "-m", "keda", "--image", image], cwd=layout.checkout)
+    return run([python, "-m", "keda", "--image", image, "--cores", f"{cores:g}"], cwd=layout.checkout)
+
+
+def node_cores(kubectl: Kubectl) -> float:
+    """Return the CPU cores that the nodes have for pods; Kubernetes says 2 or 1930m."""
+    seen = kubectl("get", "nodes", "--output=jsonpath={.items[*].status.allocatable.cpu}").split()
+    return sum(float(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu) for cpu in seen)
 
 
 def remove_outdated_setup(target: Target) -> None:

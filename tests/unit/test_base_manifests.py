@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cronjobs.outbox import NOTIFY_TIMEOUT_S, OUTBOX_TIMEOUT_S
+from cronjobs.manifests import make_labels as make_schedule_labels
+from cronjobs.schedules import TASKS, Schedule
 from jobs.lab_settings import LabSettings, parse_settings
 from jobs.naming import MANAGED_BY, lab_labels, lab_object_name
 from jobs.quantities import parse_quantity
@@ -45,8 +46,6 @@ def pod_templates() -> Iterator[tuple[str, dict[str, Any]]]:
     for manifest in MANIFESTS:
         if manifest["kind"] == "Job":
             yield title(manifest), manifest["spec"]["template"]
-        if manifest["kind"] == "CronJob":
-            yield title(manifest), manifest["spec"]["jobTemplate"]["spec"]["template"]
 
 
 PODS = dict(pod_templates())
@@ -195,51 +194,6 @@ def test_the_setup_runs_its_steps_in_order_with_the_administrators_secret() -> N
     assert the("Job", "autolabs-setup")["spec"]["activeDeadlineSeconds"] > 0
 
 
-def test_the_cleanup_runs_every_five_minutes_and_never_twice_at_once() -> None:
-    spec = the("CronJob", "cleanup-timeout-labs")["spec"]
-    assert (spec["schedule"], spec["timeZone"]) == ("*/5 * * * *", "Etc/UTC")
-    assert spec["concurrencyPolicy"] == "Forbid"
-    assert spec["startingDeadlineSeconds"] == 200
-    assert spec["successfulJobsHistoryLimit"] <= 3
-    job = spec["jobTemplate"]["spec"]
-    assert job["backoffLimit"] == 0
-    assert 0 < job["activeDeadlineSeconds"] < 300
-    (container,) = job["template"]["spec"]["containers"]
-    assert container["command"] == ["python3", "-m", "cronjobs", "cleanup"]
-
-
-def test_the_outbox_is_swept_every_minute_and_never_twice_at_once() -> None:
-    spec = the("CronJob", "outbox")["spec"]
-    assert (spec["schedule"], spec["timeZone"]) == ("* * * * *", "Etc/UTC")
-    assert spec["concurrencyPolicy"] == "Forbid"
-    assert spec["startingDeadlineSeconds"] <= 60
-    assert spec["successfulJobsHistoryLimit"] <= 3
-    job = spec["jobTemplate"]["spec"]
-    assert job["backoffLimit"] == 0
-    # A sweep that begins its last batch in time may still wait for the broker, and has to start.
-    assert job["activeDeadlineSeconds"] > OUTBOX_TIMEOUT_S + NOTIFY_TIMEOUT_S + 30
-    assert job["ttlSecondsAfterFinished"] > 0
-    (container,) = job["template"]["spec"]["containers"]
-    assert container["command"] == ["python3", "-m", "cronjobs", "outbox"]
-
-
-SERVERS = {"AMQP_URL": "AMQP_URL", "DATABASE_URL": "DATABASE_URL"}
-
-
-def paths_by_key(secret: dict[str, Any]) -> dict[str, str]:
-    return {item["key"]: item["path"] for item in secret["items"]}
-
-
-def test_the_outbox_sees_nothing_of_the_object_store_and_the_webhook_if_there_is_one() -> None:
-    (volume,) = PODS["CronJob/outbox"]["spec"]["volumes"]
-    needed, webhook = (source["secret"] for source in volume["projected"]["sources"])
-    assert {needed["name"], webhook["name"]} == {"autolabs-jobs"}
-    assert ("optional" in needed, webhook["optional"]) == (False, True)
-    assert paths_by_key(needed) == SERVERS
-    names = ("NOTIFY_WEBHOOK_URL", "NOTIFY_WEBHOOK_SECRET")
-    assert paths_by_key(webhook) == {name: name for name in names}
-
-
 def test_the_quota_is_that_of_1000_labs_of_the_default_size() -> None:
     hard = the("ResourceQuota", "labs")["spec"]["hard"]
     assert hard["pods"] == hard["services"] == "1000"
@@ -278,6 +232,7 @@ def _selected_by(policy: dict[str, Any], labels: dict[str, str]) -> bool:
 
 OURS = {name: template["metadata"]["labels"] for name, template in PODS.items()}
 OURS["job"] = make_labels(PROFILES[0])
+OURS |= {task: make_schedule_labels(Schedule(name="any", task=task, schedule="@hourly")) for task in TASKS}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -297,11 +252,14 @@ def test_what_runs_in_platform_is_bounded_in_what_it_reaches(name: str) -> None:
     ports = {port["port"] for rule in rules for port in rule["ports"]}
     needed = {53, 5672, 5432, 9000}
     assert needed <= ports
-    job_alone = {6443, 8080, 6379}
+    with_cluster = name in ("job", "health", "sync")
+    assert (6443 in ports) is with_cluster, "only these talk to the API server"
+    job_alone = {8080, 6379}
     assert ports & job_alone == (job_alone if name == "job" else set()), (
-        "only a job talks to the API server, to labs and to Redis"
+        "only a job talks to labs and to Redis"
     )
-    assert (443 in ports) is (not name.startswith("CronJob/")), "an object store by HTTPS"
+    # The API server, or an object store by HTTPS.
+    assert (443 in ports) is (name != "outbox")
 
 
 def test_every_admission_policy_denies() -> None:

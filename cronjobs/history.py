@@ -1,0 +1,123 @@
+"""The runs of a schedule: rows of the ledger, and Jobs that are still there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from cronjobs.cluster import CronJobs
+from cronjobs.overview import job_duration_s, job_outcome, moment_of
+from dispatcher import tasks
+from dispatcher.errors import DispatcherError
+from dispatcher.settings import database_url, read_settings
+from dispatcher.terminal import clock, duration, one_line, printable, table
+from jobs.cluster import Manifest
+from jobs.database import Cursor, Database
+
+#: Task of a schedule -> its name in the ledger; the outbox is no task.
+LEDGER_NAMES = {
+    "cleanup": tasks.CLEANUP_TIMEOUT_LABS,
+    "health": tasks.HEALTH_CHECK_PODS,
+    "sync": tasks.SYNC_LAB_STATUS,
+}
+#: By the index task_ledger_task_name_id_idx.
+_RUNS = """
+SELECT claimed_at, extract(epoch FROM coalesce(finished_at, now()) - claimed_at)::float8, outcome, queue,
+       coalesce(job_name, ''), details -> 'result', coalesce(error_message, '')
+  FROM task_ledger WHERE task_name = %s AND lab_instance_id IS NULL ORDER BY id DESC LIMIT %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run."""
+
+    began: datetime
+    duration_s: float | None
+    #: As dispatcher.models.Outcome, or running.
+    outcome: str
+    #: schedule, hand or message.
+    by: str
+    job: str
+    result: dict[str, Any] | None
+    #: Why it failed.
+    error: str
+
+
+def runs_of(cron_jobs: CronJobs, name: str, *, limit: int, environ: Mapping[str, str]) -> list[Run]:
+    """Return the runs of a schedule, the latest first. Raises DispatcherError when it has no CronJob."""
+    found = cron_jobs.cluster.get(f"{cron_jobs.path}/{name}")
+    if found is None:
+        raise DispatcherError(f"no CronJob {printable(name)}; `autolabs schedule list` has them all")
+    task = found["metadata"].get("labels", {}).get("app.kubernetes.io/component", "")
+    jobs = {job["metadata"]["name"]: job for job in cron_jobs.jobs(name)}
+    runs = _ledger(LEDGER_NAMES[task], limit, jobs, environ) if task in LEDGER_NAMES else []
+    known = {run.job for run in runs}
+    runs += [_of_job(job) for key, job in jobs.items() if key not in known]
+    return sorted(runs, key=lambda run: run.began, reverse=True)[:limit]
+
+
+def as_table(runs: list[Run]) -> str:
+    """Return the runs for people."""
+    if not runs:
+        return "no run is known"
+    now = datetime.now(timezone.utc)
+    rows: list[tuple[object, ...]] = [("WHEN (UTC)", "TOOK", "OUTCOME", "BY", "JOB", "RESULT")]
+    for run in runs:
+        took = "" if run.duration_s is None else duration(run.duration_s)
+        rows.append((clock(now, run.began), took, run.outcome, run.by, run.job, _result(run)))
+    return table(rows)
+
+
+def as_json(runs: list[Run]) -> str:
+    """Return the runs for programs."""
+    return json.dumps([asdict(run) for run in runs], indent=2, default=lambda moment: moment.isoformat())
+
+
+def _result(run: Run) -> str:
+    if run.error:
+        return one_line(run.error, 120)
+    result = run.result or {}
+    shown = [f"{key}={value}" for key, value in result.items() if type(value) in (int, float, bool, str)]
+    return one_line(" ".join(shown), 160)
+
+
+def _ledger(
+    task_name: str, limit: int, jobs: Mapping[str, Manifest], environ: Mapping[str, str]
+) -> list[Run]:
+    database = Database(read_settings(environ, database_url), application_name="autolabs-schedule")
+
+    def read(cursor: Cursor) -> list[tuple[Any, ...]]:
+        cursor.execute(_RUNS, (task_name, limit))
+        return cursor.fetchall()
+
+    try:
+        rows = database.at_once(read)
+    finally:
+        database.close()
+    return [
+        Run(began, took, outcome, "message" if queue else _by(job, jobs), job, result, error)
+        for began, took, outcome, queue, job, result, error in rows
+    ]
+
+
+def _by(job: str, jobs: Mapping[str, Manifest]) -> str:
+    return "hand" if "-now-" in job or _is_manual(jobs.get(job, {})) else "schedule"
+
+
+def _is_manual(job: Manifest) -> bool:
+    annotations = job.get("metadata", {}).get("annotations") or {}
+    return annotations.get("cronjob.kubernetes.io/instantiate") == "manual"
+
+
+def _of_job(job: Manifest) -> Run:
+    metadata = job["metadata"]
+    began = moment_of(job.get("status", {}).get("startTime") or metadata["creationTimestamp"])
+    outcome, why = job_outcome(job)
+    by = "hand" if _is_manual(job) else "schedule"
+    return Run(
+        began or datetime.now(timezone.utc), job_duration_s(job), outcome, by, metadata["name"], None, why
+    )

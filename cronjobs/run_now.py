@@ -1,0 +1,153 @@
+"""A run of a schedule by hand: a Job of its CronJob, and its log as it comes."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cronjobs.cluster import CronJobs, is_ours
+from cronjobs.overview import job_outcome
+from dispatcher.errors import DispatcherError
+from dispatcher.terminal import duration, one_line, printable
+from jobs.cluster import ApiError, ApiUnavailable, Manifest
+
+#: Seconds for one call that makes the Job.
+_CREATE_S = 15
+#: Seconds between two looks at a Job, and between two words about one that does not start.
+_LOOK_S = 0.5
+_TELL_S = 10.0
+#: Characters that a name of a Job may have before our suffix.
+_NAME_LENGTH = 52
+
+
+def start(cron_jobs: CronJobs, name: str, options: list[str]) -> str:
+    """Make a Job of a CronJob and return its name.
+
+    Raises DispatcherError when there is no such CronJob, or when a run goes on that forbids another.
+    """
+    found = cron_jobs.cluster.get(f"{cron_jobs.path}/{name}")
+    if found is None or not is_ours(found):
+        known = ", ".join(key for key, item in cron_jobs.live().items() if is_ours(item))
+        raise DispatcherError(f"no CronJob {printable(name)} of ours; there are {known or 'none'}")
+    if found["spec"].get("concurrencyPolicy") == "Forbid":
+        _refuse_second(cron_jobs, name)
+    job = make_job(found, options)
+    created = cron_jobs.cluster.create(cron_jobs.jobs_path, job, timeout_s=_CREATE_S)
+    if not created:
+        raise DispatcherError(f"a Job {job['metadata']['name']} is there already; try again")
+    return str(job["metadata"]["name"])
+
+
+def make_job(cron_job: Manifest, options: list[str]) -> Manifest:
+    """Return a Job of the template of a CronJob, with more options for its command."""
+    template, metadata = cron_job["spec"]["jobTemplate"], cron_job["metadata"]
+    spec: dict[str, Any] = dict(template["spec"])
+    if options:
+        pod = spec["template"]
+        first, *others = pod["spec"]["containers"]
+        command = [*first["command"], *(word for word in options if word not in first["command"])]
+        containers = [{**first, "command": command}, *others]
+        spec["template"] = {**pod, "spec": {**pod["spec"], "containers": containers}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": f"{metadata['name'][:_NAME_LENGTH]}-now-{secrets.token_hex(3)}",
+            "namespace": metadata["namespace"],
+            "labels": template["metadata"].get("labels", {}),
+            "annotations": {"cronjob.kubernetes.io/instantiate": "manual"},
+            # Not its controller: that would count it in the history and take it away while its log is read.
+            "ownerReferences": [
+                {
+                    "apiVersion": "batch/v1",
+                    "kind": "CronJob",
+                    "name": metadata["name"],
+                    "uid": metadata["uid"],
+                }
+            ],
+        },
+        "spec": spec,
+    }
+
+
+def follow(cron_jobs: CronJobs, name: str) -> int:
+    """Print the log of a Job as it comes; return 0 once it is complete, 1 if it failed."""
+    pod = _wait(cron_jobs, name, lambda: _begun(cron_jobs, name))
+    if pod is not None:
+        _print_log(cron_jobs, pod)
+    job = _wait(cron_jobs, name, lambda: None) or _job(cron_jobs, name)
+    outcome, why = job_outcome(job)
+    if outcome == "succeeded":
+        return 0
+    print(f"autolabs: the Job {name} failed: {one_line(why)}", file=sys.stderr)
+    return 1
+
+
+def _refuse_second(cron_jobs: CronJobs, name: str) -> None:
+    running = [job for job in cron_jobs.jobs(name) if job_outcome(job)[0] == "running"]
+    if running:
+        raise DispatcherError(
+            f"{running[0]['metadata']['name']} runs already, and concurrency of {name} is Forbid: wait for it"
+        )
+
+
+def _job(cron_jobs: CronJobs, name: str) -> Manifest:
+    job = cron_jobs.cluster.get(f"{cron_jobs.jobs_path}/{name}")
+    if job is None:
+        raise DispatcherError(f"the Job {name} is gone: somebody deleted it, or its time to live is over")
+    return job
+
+
+def _wait(cron_jobs: CronJobs, name: str, look: Callable[[], Manifest | None]) -> Manifest | None:
+    """Return what `look` finds; None once the Job is over."""
+    started = told = time.monotonic()
+    while True:
+        if seen := look():
+            return seen
+        if job_outcome(_job(cron_jobs, name))[0] != "running":
+            return None
+        if time.monotonic() - told > _TELL_S:
+            told = time.monotonic()
+            print(f"... {_waits_for(cron_jobs, name)}, for {duration(told - started)}", file=sys.stderr)
+        time.sleep(_LOOK_S)
+
+
+def _pod(cron_jobs: CronJobs, name: str) -> Manifest | None:
+    path = f"/api/v1/namespaces/{cron_jobs.namespace}/pods"
+    items, _ = cron_jobs.cluster.list_items(path, labelSelector=f"batch.kubernetes.io/job-name={name}")
+    return items[0] if items else None
+
+
+def _begun(cron_jobs: CronJobs, name: str) -> Manifest | None:
+    pod = _pod(cron_jobs, name)
+    return pod if pod and pod.get("status", {}).get("phase") not in (None, "Pending") else None
+
+
+def _waits_for(cron_jobs: CronJobs, name: str) -> str:
+    pod = _pod(cron_jobs, name)
+    if pod is None:
+        return f"the Job {name} has no pod yet"
+    status = pod.get("status", {})
+    states = [one.get("state", {}) for one in status.get("containerStatuses", [])]
+    reasons = [one["waiting"].get("reason", "") for one in states if "waiting" in one]
+    reasons += [
+        f"{one.get('reason', '')} {one.get('message', '')}"
+        for one in status.get("conditions", [])
+        if one["status"] == "False" and one["type"] == "PodScheduled"
+    ]
+    return f"its pod is {status.get('phase', 'new')} ({one_line('; '.join(reasons)) or 'no reason given'})"
+
+
+def _print_log(cron_jobs: CronJobs, pod: Manifest) -> None:
+    metadata = pod["metadata"]
+    path = f"/api/v1/namespaces/{cron_jobs.namespace}/pods/{metadata['name']}/log"
+    # A run may be silent for as long as it may take.
+    timeout_s = float(pod["spec"].get("activeDeadlineSeconds") or 86_400)
+    try:
+        for line in cron_jobs.cluster.follow(path, timeout_s=timeout_s, follow="true"):
+            print(printable(line.decode(errors="backslashreplace")), flush=True)
+    except (ApiUnavailable, ApiError) as exc:
+        print(f"... the log broke off: {one_line(str(exc))}", file=sys.stderr)
