@@ -222,10 +222,10 @@ def test_of_more_containers_than_spares_those_too_many_leave(containers: Contain
     def left() -> list[int]:
         return [code for process in containers.started if (code := process.popen.poll()) is not None]
 
+    # On a busy machine the first may leave before the last is there; in the end it is the same.
     for _ in range(4):
         start()
-    eventually(lambda: broker.consumers(topology.QUEUE_LOW) == 4)
-    eventually(lambda: len(left()) == 2, 40, what="two of four have left")
+    eventually(lambda: len(left()) == 2, 60, what="two of four have left")
     # Those that stayed look again meanwhile.
     start()
     eventually(lambda: len(left()) == 3, 40, what="one of three has left")

@@ -299,7 +299,7 @@ def test_a_task_of_an_unknown_name_ends_in_the_dead_letter_queue(
 ) -> None:
     add_sql(database, """'celery_workers.nope', '{"lab_instance_id": 1}'""")
     (task_id,) = relay_once(engine, publisher).published
-    assert containers.start().wait() == 0
+    assert containers.run()[0] == 0
     dead = broker.take(topology.DEAD_LETTER_QUEUE)
     assert dead.headers["id"] == task_id
     assert "celery_workers.nope" in json.dumps(dead.headers)

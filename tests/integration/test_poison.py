@@ -266,7 +266,8 @@ def test_a_dead_letter_that_came_over_the_ladder_tells_its_plain_routing_key(
     sent = pika.BasicProperties(headers={**HEADERS, "x-mine": 1}, content_type="application/json")
     routing_key = ladder.delayed_routing_key(1, "lab.create")
     channel.basic_publish(ladder.ENTRY_EXCHANGE, routing_key, b"no JSON", sent)
-    code, _ = containers.run(CLAIM_WAIT_S=20)
+    eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 1)
+    code, _ = containers.run()
     assert code == 0
     message = broker.take(topology.DEAD_LETTER_QUEUE)
     assert message.headers["x-autolabs-routing-key"] == message.routing_key == "lab.create"

@@ -28,6 +28,7 @@ from tests.support.factories import create_kwargs, make_task
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker, payload_of
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import eventually
 
 CREATE = {"name": CREATE_LAB_POD, "kwargs": create_kwargs()}
 CLEANUP = {"name": CLEANUP_TIMEOUT_LABS}
@@ -167,6 +168,8 @@ def test_async_result_sees_what_became_of_a_task(
     }
     found = celery_version.send(broker.url, calls, RESULT_BACKEND=redis_url)
     assert (found.errors, found.warnings) == ({}, [])
+    eventually(lambda: not create.is_ready(), what="a container that waits for another message")
+    create.terminate()
     assert (cleanup.wait(), create.wait()) == (0, 0)
     assert (found.ids["done"]["state"], found.ids["done"]["result"]) == ("SUCCESS", {"deletes_published": 0})
     assert found.ids["failed"]["state"] == "FAILURE"

@@ -146,11 +146,16 @@ class Broker:
 
     def depth(self, queue: str) -> int:
         """Return the count of ready messages, live."""
+        return self._depths([queue])[0]
+
+    def _depths(self, queues: Sequence[str]) -> list[int]:
         connection = pika.BlockingConnection(pika.URLParameters(self.url))
         try:
-            return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
+            channel = connection.channel()
+            found = [channel.queue_declare(queue, passive=True) for queue in queues]
         finally:
             connection.close()
+        return [int(frame.method.message_count) for frame in found]
 
     def consumers(self, queue: str) -> int:
         """Return how many consumers wait for messages, live."""
@@ -184,11 +189,11 @@ class Broker:
             channel.connection.close()
 
     def is_empty(self, *queues: str) -> bool:
-        return all(self.depth(queue) == 0 for queue in queues or [*topology.BINDINGS])
+        return not any(self._depths(queues or [*topology.BINDINGS]))
 
     def delayed(self) -> int:
         """Return the count of messages that wait on the ladder."""
-        return sum(self.depth(queue) for queue in LADDER)
+        return sum(self._depths(LADDER))
 
     def connection_names(self) -> dict[str, str]:
         """Return the client-given name of each connection -> the broker's name of it."""
