@@ -109,9 +109,29 @@ def secrets(target: Target) -> list[dict[str, Any]]:
 
 def render_scaled_jobs(layout: Layout, image: str, *, cores: float) -> str:
     """Run `python -m keda` of the checkout; it needs pyyaml, which .venv has."""
+    words = [_python(layout), "-m", "keda", "--image", image, "--cores", f"{cores:g}"]
+    return run(words, cwd=layout.checkout)
+
+
+def apply_schedules(layout: Layout, target: Target) -> None:
+    """Run `autolabs schedule apply` of the checkout: what operators changed in the bucket stays."""
+    # The command reads no files beside its own.
+    kubeconfig = layout.state / "kubeconfig-schedules"
+    kubeconfig.touch(mode=0o600)
+    try:
+        kubeconfig.write_text(target.kubectl("config", "view", "--raw", "--minify", "--flatten"))
+        run(
+            [_python(layout), "-m", "dispatcher", "schedule", "apply", "--image", target.job_image],
+            cwd=layout.checkout,
+            env={**target.environ, "KUBECONFIG": str(kubeconfig)},
+        )
+    finally:
+        kubeconfig.unlink()
+
+
+def _python(layout: Layout) -> str:
     own = layout.checkout / ".venv" / "bin" / "python"
-    python = str(own) if own.exists() else sys.executable
-    return run([python, "-m", "keda", "--image", image, "--cores", f"{cores:g}"], cwd=layout.checkout)
+    return str(own) if own.exists() else sys.executable
 
 
 def node_cores(kubectl: Kubectl) -> float:
