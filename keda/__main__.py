@@ -12,7 +12,7 @@ import yaml
 
 from keda.authentication import make_trigger_authentication
 from keda.podspec import OVERRIDABLE
-from keda.profiles import EVERY, PROFILES, InvalidProfile, Profile, with_overrides
+from keda.profiles import EVERY, PROFILES, InvalidProfile, Profile, fitted_to, with_overrides
 from keda.scaledjob import make_scaled_job
 
 # A tag or a digest after the last path component: a port of the registry is not a tag.
@@ -44,6 +44,12 @@ def _numbered(text: str) -> tuple[str, int]:
     return name or EVERY, int(count)
 
 
+def _cores(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not understood; allowed is a number such as 8 or 1.5")
+    return float(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     names = ", ".join(profile.name for profile in PROFILES)
@@ -58,6 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help=f"a setting of the containers, one of {', '.join(OVERRIDABLE)}; may be repeated",
+    )
+    parser.add_argument(
+        "--cores",
+        type=_cores,
+        metavar="N",
+        help="CPU cores of the nodes: no more containers at once than these start in seconds",
     )
     for option, what in (
         ("--spares", "containers that wait ahead of time, for one ScaledJob or all (0: scale to zero)"),
@@ -83,8 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
+        known = PROFILES if arguments.cores is None else fitted_to(PROFILES, arguments.cores)
         profiles = with_overrides(
-            PROFILES, spares=dict(arguments.spares), max_replicas=dict(arguments.max_replicas)
+            known, spares=dict(arguments.spares), max_replicas=dict(arguments.max_replicas)
         )
     except InvalidProfile as exc:
         parser.error(str(exc))

@@ -34,6 +34,9 @@ class Profile:
     task: str
     #: Containers at once, spares included: what API server, database and nodes see at most.
     max_replicas: int
+    #: The same for each core of the nodes, when these are known: the start of a container costs the node
+    #: about a CPU second, and KEDA starts as many at once as there are messages, whatever they are.
+    per_core: int
     #: Containers kept started and connected, waiting for a message (minReplicaCount). KEDA 2.20.2
     #: starts `spares - unfinished Jobs` whatever the queue holds, and when none is missing
     #: `min(messages, max - spares) - Jobs not Ready` (scale_jobs.go). So a spare that waits stands
@@ -78,6 +81,7 @@ PROFILES = (
         priority="high",
         task="delete-scale-health",
         max_replicas=40,
+        per_core=6,
         spares=1,
     ),
     # A class of 100 in one go; what the nodes start per second is the real bound. The spare saves a
@@ -88,6 +92,7 @@ PROFILES = (
         priority="normal",
         task="create",
         max_replicas=100,
+        per_core=12,
         spares=1,
     ),
     # Nobody waits for periodic work, so it scales to zero; 5, so that one that hangs blocks nothing.
@@ -97,8 +102,21 @@ PROFILES = (
         priority="low",
         task="cleanup-sync",
         max_replicas=5,
+        per_core=3,
     ),
 )
+
+
+def fitted_to(profiles: tuple[Profile, ...], cores: float) -> tuple[Profile, ...]:
+    """Return the profiles with no more containers at once than nodes of so many cores start in seconds."""
+    return tuple(
+        replace(
+            profile,
+            max_replicas=min(profile.max_replicas, max(profile.spares + 1, int(profile.per_core * cores))),
+        )
+        for profile in profiles
+    )
+
 
 #: Stands for every profile in an override.
 EVERY = "*"
