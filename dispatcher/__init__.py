@@ -6,11 +6,16 @@ from dispatcher.celery_config import celery_config
 from dispatcher.client import Dispatcher, SendResult
 from dispatcher.errors import (
     DispatcherError,
+    EndHasMoved,
+    ExtensionTooLong,
     InvalidSettings,
     InvalidTask,
+    LabIsOver,
+    LabUnknown,
     MalformedMessage,
     MissingExtra,
     NotConfirmed,
+    NotExtended,
     NotSent,
     PublishError,
     TaskFailed,
@@ -20,6 +25,7 @@ from dispatcher.errors import (
     Unroutable,
 )
 from dispatcher.handle import TaskHandle
+from dispatcher.lab_time import LabTime
 from dispatcher.requests import TaskRequest
 from dispatcher.settings import BrokerSettings
 from dispatcher.task_status import TaskState, TaskStatus
@@ -49,6 +55,8 @@ __all__ = [
     "TaskHandle",
     "TaskState",
     "TaskStatus",
+    # Labs
+    "LabTime",
     # Tasks
     "CLEANUP_TIMEOUT_LABS",
     "CREATE_LAB_POD",
@@ -64,11 +72,16 @@ __all__ = [
     "SyncLabStatus",
     # Errors
     "DispatcherError",
+    "EndHasMoved",
+    "ExtensionTooLong",
     "InvalidSettings",
     "InvalidTask",
+    "LabIsOver",
+    "LabUnknown",
     "MalformedMessage",
     "MissingExtra",
     "NotConfirmed",
+    "NotExtended",
     "NotSent",
     "PublishError",
     "TaskFailed",

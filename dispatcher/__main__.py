@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from dispatcher import outbox_commands, task_commands
+from dispatcher import lab_commands, outbox_commands, task_commands
 from dispatcher.dlq import commands as dlq_commands
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.explain import commands as explain_commands
@@ -93,6 +93,13 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
             "show": Command(dlq_commands.show, dlq_commands.show_options),
             "requeue": Command(dlq_commands.requeue, dlq_commands.requeue_options),
             "discard": Command(dlq_commands.discard, dlq_commands.discard_options),
+        },
+    ),
+    "lab": (
+        "Show when a lab ends, and extend it.",
+        {
+            "time": Command(lab_commands.show_time, lab_commands.time_options),
+            "extend": Command(lab_commands.extend, lab_commands.extend_options),
         },
     ),
     "task": (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from dispatcher import tasks
+from dispatcher import lab_time, tasks
 from dispatcher.errors import InvalidTask, PublishError
 from dispatcher.extras import needs_extra
 from dispatcher.forks import call_in_forked_children
@@ -21,8 +21,9 @@ from dispatcher.settings import BrokerSettings, database_url, read_settings
 from dispatcher.task_status import TaskStatus
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
+    from dispatcher.lab_time import LabTime
     from dispatcher.outbox_relay import RelayReport
 
 
@@ -183,6 +184,28 @@ class Dispatcher:
             engine = self._open_engine()
         return relay_after_commit(engine, self._publisher, timeout_s=timeout)
 
+    def extend_lab(self, lab_instance_id: int, minutes: int, *, ends_at: datetime | None = None) -> LabTime:
+        """Move the end of a lab by `minutes`, and return when it ends then: what a student may be shown.
+
+        Needs the database alone, in a transaction of its own; `dispatcher.lab_time.extend` is for one of the
+        backend's. `ends_at` is the end as the student saw it, which makes a repetition safe.
+
+        Raises:
+            InvalidTask: `minutes` is not a whole number from 1, or `ends_at` is not an aware time.
+            LabUnknown: there is no such lab.
+            LabIsOver: it is over, or about to be stopped.
+            ExtensionTooLong: `.minutes_possible` says how many are left until the lab's latest end.
+            EndHasMoved: it ends at another time than `ends_at`.
+            DispatcherError: the database did not answer; whether the end was moved is not known then.
+        """
+        return self._in_transaction(
+            lambda connection: lab_time.extend(connection, lab_instance_id, minutes, ends_at=ends_at)
+        )
+
+    def lab_time(self, lab_instance_id: int) -> LabTime:
+        """Return when a lab ends, and by how much that may be moved. Raises LabUnknown, DispatcherError."""
+        return self._in_transaction(lambda connection: lab_time.read(connection, lab_instance_id))
+
     def status(self, task_id: str) -> TaskStatus:
         """Return what the ledger knows of a task; PENDING for an id that nobody knows.
 
@@ -251,6 +274,14 @@ class Dispatcher:
             given = self._database or read_settings(os.environ, database_url)
             self._engine = _make_engine(given) if isinstance(given, str) else given
         return self._engine
+
+    def _in_transaction(self, work: Callable[[Connection], LabTime]) -> LabTime:
+        with needs_extra("db"):
+            from dispatcher.engine import in_transaction
+
+        with self._opening:
+            engine = self._open_engine()
+        return in_transaction(engine, work, what="the lab's row was not read or written")
 
     def _send(self, request: TaskRequest, timeout: float | None = None) -> TaskHandle:
         task = request.to_message()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import TypeVar
 
-from sqlalchemy import Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from dispatcher.errors import DispatcherError, MissingExtra
 from dispatcher.extras import needs_extra
 from dispatcher.forks import run_in_forked_children
 
+T = TypeVar("T")
+
+#: Seconds that a row may be held by somebody else.
+LOCK_TIMEOUT_S = 5
 #: libpq's; a server that went away without a word is noticed within about 20 s.
 _LIVELINESS = {
     "connect_timeout": 5,
@@ -44,6 +50,19 @@ def make_engine(
         raise
     except (ArgumentError, ImportError) as exc:
         raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc
+
+
+def in_transaction(engine: Engine, work: Callable[[Connection], T], *, what: str) -> T:
+    """Run `work` in one transaction; its database's errors become a DispatcherError that begins with `what`.
+
+    Each statement sees what is committed by then, and waits a few seconds at most for a row.
+    """
+    try:
+        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+            return work(connection)
+    except SQLAlchemyError as exc:
+        raise DispatcherError(f"{what}: {reason(exc)}") from exc
 
 
 def reason(error: Exception) -> str:

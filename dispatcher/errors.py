@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dispatcher.lab_time import LabTime
     from dispatcher.task_status import TaskStatus
 
 
@@ -73,6 +75,53 @@ class TaskTimeout(DispatcherError, TimeoutError):
     def __init__(self, status: TaskStatus, waited_s: float) -> None:
         super().__init__(f"task {status.task_id} is {status.state.value} after {waited_s:g} s")
         self.status = status
+
+
+class LabUnknown(DispatcherError, LookupError):
+    """Raised for a lab that is not in the database."""
+
+    def __init__(self, lab_instance_id: int) -> None:
+        super().__init__(f"lab {lab_instance_id} is not in the database")
+        self.lab_instance_id = lab_instance_id
+
+
+class NotExtended(DispatcherError):
+    """Base of why a lab's end was not moved; `time` is what its row says."""
+
+    def __init__(self, lab_instance_id: int, time: LabTime, problem: str) -> None:
+        super().__init__(f"lab {lab_instance_id} is not extended: {problem}")
+        self.lab_instance_id = lab_instance_id
+        self.time = time
+
+
+class LabIsOver(NotExtended):
+    """Raised when the extension comes too late: the lab is over, or its stop was asked for."""
+
+    def __init__(self, lab_instance_id: int, time: LabTime) -> None:
+        what = "its stop was asked for" if time.stopping else f"it is {time.status}"
+        super().__init__(lab_instance_id, time, f"{what}, and its end was {_shown(time.ends_at)}")
+
+
+class ExtensionTooLong(NotExtended):
+    """Raised when the lab would end later than it may; `minutes_possible` is what may still be added."""
+
+    def __init__(self, lab_instance_id: int, time: LabTime) -> None:
+        self.minutes_possible = time.minutes_possible
+        problem = (
+            f"at most {self.minutes_possible} minutes more are possible, until {_shown(time.latest_end_at)}"
+        )
+        super().__init__(lab_instance_id, time, problem)
+
+
+class EndHasMoved(NotExtended):
+    """Raised when the lab ends at another time than the caller believes; `time.ends_at` is when."""
+
+    def __init__(self, lab_instance_id: int, time: LabTime) -> None:
+        super().__init__(lab_instance_id, time, f"its end has been moved, to {_shown(time.ends_at)}")
+
+
+def _shown(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).isoformat(timespec="seconds")
 
 
 class TaskRevoked(DispatcherError):

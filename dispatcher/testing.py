@@ -20,6 +20,7 @@ from dispatcher import message
 from dispatcher.amqp_properties import encode_properties
 from dispatcher.client import Dispatcher
 from dispatcher.errors import (
+    DispatcherError,
     MalformedMessage,
     NotConfirmed,
     PublishError,
@@ -155,6 +156,13 @@ class InMemoryDispatcher(Dispatcher):
         with self._opening:
             engine = self._open_engine()
         return relay_after_commit(engine, self._publisher, timeout_s=timeout, pause_s=0.0)
+
+    def _open_engine(self) -> Engine:
+        if self._database is None:
+            raise DispatcherError(
+                "InMemoryDispatcher needs a database for that: InMemoryDispatcher(database=...)"
+            )
+        return super()._open_engine()
 
     def start(self, task_id: str) -> None:
         """Let a container have begun the task: STARTED."""

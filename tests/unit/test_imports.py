@@ -29,6 +29,8 @@ OWNERS = {
         "dispatcher/database.py",
         "dispatcher/engine.py",
         "dispatcher/explain/reading.py",
+        "dispatcher/lab_commands.py",  # types alone
+        "dispatcher/lab_time.py",
         "dispatcher/outbox.py",
         "dispatcher/outbox_listener.py",
         "dispatcher/outbox_relay.py",

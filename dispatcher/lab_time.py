@@ -1,0 +1,143 @@
+"""When a lab ends, and its extension: in a transaction of the caller's, under the lock of the lab's row.
+
+Whoever ends labs (jobs.periodic.cleanup) meets an extension at that row: one that is committed wins, and one
+that comes later is told that the lab is over. Nothing in the cluster changes, because no Pod knows its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from dispatcher.errors import EndHasMoved, ExtensionTooLong, InvalidTask, LabIsOver, LabUnknown
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, RowMapping
+    from sqlalchemy.orm import Session, scoped_session
+
+#: The most that one call may ask for: a year. What is possible the lab's row says.
+MAX_MINUTES = 525_600
+#: Seconds by which an end that went through somebody's JSON may differ from that of the row.
+_SAME_S = 1.0
+
+# infinity is a way of a backend to say never, and more than Python's datetime can hold.
+_FOREVER = "timestamptz '9999-01-01Z'"
+_COLUMNS = f"""
+id, status, stop_requested_at IS NOT NULL AS stopping, least(expires_at, {_FOREVER}) AS ends_at,
+least(max_expires_at, {_FOREVER}) AS latest_end_at, clock_timestamp() AS now,
+(SELECT count(*) FROM notifications WHERE coalesce(lab_instance_id, 0) = lab.id
+ AND event_type = 'lab.ends_soon' AND occasion = lab.expires_at) AS warnings
+"""  # noqa: S608  # constants of this module
+_READ = f"SELECT {_COLUMNS} FROM lab_instances AS lab WHERE id = :id"  # noqa: S608
+_LOCK = f"{_READ} FOR UPDATE"
+_EXTEND = f"""
+UPDATE lab_instances AS lab SET expires_at = expires_at + make_interval(mins => :minutes), updated_at = now()
+WHERE id = :id RETURNING {_COLUMNS}
+"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class LabTime:
+    """How long a lab goes on; times are aware, and by the database's clock."""
+
+    lab_instance_id: int
+    #: As lab_instances.status.
+    status: str
+    #: True: its stop was asked for.
+    stopping: bool
+    ends_at: datetime
+    #: No extension goes further.
+    latest_end_at: datetime
+    #: Until `ends_at`, rounded down; 0 once it has passed.
+    minutes_left: int
+    #: That an extension may still add; 0 for a lab that is over.
+    minutes_possible: int
+    #: How many of the warnings before this end were given.
+    warnings: int
+
+
+def read(session: Session | scoped_session[Session] | Connection, lab_instance_id: int) -> LabTime:
+    """Return when a lab ends. Raises LabUnknown, InvalidTask."""
+    _check("lab_instance_id", lab_instance_id, 2**63 - 1)
+    return _time(_row(session, _READ, {"id": lab_instance_id}))
+
+
+def extend(
+    session: Session | scoped_session[Session] | Connection,
+    lab_instance_id: int,
+    minutes: int,
+    *,
+    ends_at: datetime | None = None,
+) -> LabTime:
+    """Move the end of a lab by `minutes`, counted from its end as it is now; it counts once committed.
+
+    `ends_at` is the end as the student saw it. With it a call may be repeated, after an answer that was lost
+    or a second click: what has been added already is not added again.
+
+    A lab whose end has passed is extended as well, as long as no cleanup has come by. PENDING labs too.
+
+    Raises:
+        InvalidTask: `minutes` is not a whole number from 1, or `ends_at` is not an aware time.
+        LabUnknown: there is no such lab.
+        LabIsOver: it is STOPPED, FAILED, or about to be stopped; or would still be past its end.
+        ExtensionTooLong: the end would be later than the lab's latest; `.minutes_possible` says what is left.
+        EndHasMoved: it ends at another time than `ends_at`, but not as this call would have moved it.
+    """
+    _check("lab_instance_id", lab_instance_id, 2**63 - 1)
+    _check("minutes", minutes, MAX_MINUTES)
+    if ends_at is not None and (not isinstance(ends_at, datetime) or ends_at.utcoffset() is None):
+        raise InvalidTask("ends_at", "must be an aware datetime")
+    row = _row(session, _LOCK, {"id": lab_instance_id})
+    found = _time(row)
+    if found.status not in ("PENDING", "RUNNING") or found.stopping:
+        raise LabIsOver(lab_instance_id, found)
+    if ends_at is not None and abs(moved_s := (found.ends_at - ends_at).total_seconds()) >= _SAME_S:
+        if abs(moved_s - 60 * minutes) < _SAME_S:
+            return found
+        raise EndHasMoved(lab_instance_id, found)
+    if minutes > found.minutes_possible:
+        raise ExtensionTooLong(lab_instance_id, found)
+    if (row["now"] - found.ends_at).total_seconds() >= 60 * minutes:
+        raise LabIsOver(lab_instance_id, found)
+    return _time(_row(session, _EXTEND, {"id": lab_instance_id, "minutes": minutes}))
+
+
+def _row(
+    session: Session | scoped_session[Session] | Connection, statement: str, values: dict[str, int]
+) -> RowMapping:
+    from sqlalchemy import Connection, text
+
+    from dispatcher.models import LabInstance
+
+    # Session.execute would flush what the caller has not finished.
+    connection = (
+        session
+        if isinstance(session, Connection)
+        else session.connection(bind_arguments={"mapper": LabInstance})
+    )
+    row = connection.execute(text(statement), values).mappings().one_or_none()
+    if row is None:
+        raise LabUnknown(values["id"])
+    return row
+
+
+def _time(row: RowMapping) -> LabTime:
+    left_s = (row["ends_at"] - row["now"]).total_seconds()
+    possible_s = (row["latest_end_at"] - row["ends_at"]).total_seconds()
+    live = row["status"] in ("PENDING", "RUNNING") and not row["stopping"]
+    return LabTime(
+        lab_instance_id=row["id"],
+        status=row["status"],
+        stopping=row["stopping"],
+        ends_at=row["ends_at"],
+        latest_end_at=row["latest_end_at"],
+        minutes_left=max(0, int(left_s // 60)),
+        minutes_possible=max(0, int(possible_s // 60)) if live else 0,
+        warnings=row["warnings"],
+    )
+
+
+def _check(name: str, value: Any, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise InvalidTask(name, f"{value!r:.80} is not allowed; it must be an integer from 1 to {most}")
