@@ -83,6 +83,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if level_of(item) in LEVELS:
             item.add_marker(level_of(item))
+    if hasattr(config, "workerinput"):
+        _long_files_first(items)
     left_out = {item: ", ".join(missing) for item in items if (missing := missing_for(item))}
     if not left_out:
         return
@@ -136,6 +138,15 @@ def _evidence(item: pytest.Item) -> Iterator[tuple[str, str]]:
                 yield f"evidence of {name}", value.evidence()
             except Exception as exc:  # the report of the failure itself must not be lost
                 yield f"evidence of {name}", f"not available: {exc!r}"
+
+
+def _long_files_first(items: list[pytest.Item]) -> None:
+    """Let no process of several begin with a long file when the others are about to end."""
+    longest: Counter[Path] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest[item.path], marker.args[0] if marker else 0)
+    items.sort(key=lambda item: -longest[item.path])
 
 
 def _refuse_if_required(left_out: Counter[tuple[str, str]]) -> None:
