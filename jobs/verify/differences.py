@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dispatcher import tasks
+from dispatcher.topology import QUEUE_HIGH
 from jobs.verify.inventory import Inventory, LabObject, LabRow, Message, comes
 
 
@@ -88,6 +89,8 @@ GRACE_S = 60.0
 #: Seconds for which a message may wait for a lab that is over: so it goes when a lab is stopped at once.
 USELESS_S = 600.0
 _LONG = timedelta(seconds=USELESS_S)
+#: By which a lab must be older than one that overtook it: its request may have waited in the outbox.
+OVERTAKEN = timedelta(seconds=120)
 
 
 def compare(inventory: Inventory, *, grace_s: float = GRACE_S) -> list[Difference]:
@@ -99,8 +102,7 @@ def compare(inventory: Inventory, *, grace_s: float = GRACE_S) -> list[Differenc
 
 def undecided(inventory: Inventory, *, grace_s: float = GRACE_S) -> int:
     """Return how many PENDING labs have nothing that will start them, unless one of `perhaps` does."""
-    pending = _Comparison(inventory, timedelta(seconds=grace_s)).lost_labs(stopping=False)
-    return len(pending) if inventory.queues and len(pending) <= inventory.perhaps else 0
+    return _Comparison(inventory, timedelta(seconds=grace_s)).undecided()
 
 
 def unneeded(inventory: Inventory, *, grace_s: float = GRACE_S) -> int:
@@ -183,25 +185,41 @@ class _Comparison:
     def waiting_labs(self) -> Iterator[Difference]:
         if self._all.queues is None or self._all.queues.gaps:
             return
+        # Where deletes wait that nobody looked into, another one each time would only lengthen the queue.
+        if not self._all.queues.unread.get(QUEUE_HIGH):
+            for row in self.lost_labs(stopping=True):
+                says = "its stop was asked for, and no message or run is there to do it"
+                since = self._quiet_since(row)
+                yield _of_row(Kind.STOP_LOST, row, says, "a delete on its way", since, Repair.PUBLISH_DELETE)
         pending = self.lost_labs(stopping=False)
         perhaps = self._all.perhaps
-        for row in [*self.lost_labs(stopping=True), *pending]:
-            since = self._quiet_since(row)
-            if row.stopping:
-                says = "its stop was asked for, and no message or run is there to do it"
-                expected = "a delete on its way"
-                yield Difference(
-                    Kind.STOP_LOST, row.id, "row", says, expected, since, Repair.PUBLISH_DELETE, row
-                )
+        for row in pending:
+            says, repair = "the lab is PENDING, and no message or run is there to start it", None
+            if not perhaps:
+                repair = Repair.FAIL_PENDING
             elif len(pending) > perhaps:
-                says, repair = "the lab is PENDING, and no message or run is there to start it", None
-                if perhaps:
-                    says += f" ({perhaps} of {len(pending)} such labs may wait on the ladder, or be claimed)"
-                else:
-                    repair = Repair.FAIL_PENDING
-                yield Difference(
-                    Kind.REQUEST_LOST, row.id, "row", says, "a create on its way", since, repair, row
-                )
+                says += f" ({perhaps} of {len(pending)} such labs may wait unseen, or be claimed)"
+            elif self._is_overtaken(row):
+                says = "the lab is PENDING, and the requests of younger labs were taken before its own"
+            else:
+                continue
+            since = self._quiet_since(row)
+            yield _of_row(Kind.REQUEST_LOST, row, says, "a create on its way", since, repair)
+
+    def undecided(self) -> int:
+        pending, perhaps = self.lost_labs(stopping=False), self._all.perhaps
+        if self._all.queues is None or len(pending) > perhaps:
+            return 0
+        return sum(1 for row in pending if not self._is_overtaken(row))
+
+    def _is_overtaken(self, row: LabRow) -> bool:
+        """Tell whether creates that were asked for later were taken; a queue gives the oldest first.
+
+        It does not prove that a request is lost: the ladder may have delayed it, or a priority.
+        """
+        mark = self._all.overtaken_by
+        never_seen = row.id not in self._all.last_run_at
+        return never_seen and mark is not None and row.created_at < mark - OVERTAKEN
 
     def lost_labs(self, *, stopping: bool) -> list[LabRow]:
         return [row for row in self._all.unattended() if row.stopping is stopping and self._is_lost(row)]
@@ -303,3 +321,9 @@ def _of_object(
     return Difference(
         kind, row.id if row else None, str(item), says, expected, item.created_at, repair, row, item
     )
+
+
+def _of_row(
+    kind: Kind, row: LabRow, says: str, expected: str, since: datetime, repair: Repair | None
+) -> Difference:
+    return Difference(kind, row.id, "row", says, expected, since, repair, row)

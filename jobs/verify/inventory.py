@@ -93,6 +93,8 @@ class QueueLook:
     unacked: dict[str, int] | None = None
     #: What could not be looked at, in plain words; nothing is proven lost then.
     gaps: list[str] = field(default_factory=list)
+    #: Queue -> messages that were counted and not looked into (jobs.verify.still).
+    unread: dict[str, int] = field(default_factory=dict)
 
     @property
     def unknown_delays(self) -> int:
@@ -125,15 +127,18 @@ class Inventory:
     kept_until: dict[int, datetime] = field(default_factory=dict)
     #: Queue -> runs under way.
     under_way: dict[str, int] = field(default_factory=dict)
+    #: When a lab was asked for whose create has overtaken those of older labs, if they still wait.
+    overtaken_by: datetime | None = None
     #: The newest id that a lab ever had; None: unknown, so that an object without a row may be anybody's.
     last_lab: int | None = None
 
     @property
     def perhaps(self) -> int:
-        """Messages that nobody can read and that may start any lab: on the ladder, or just claimed."""
+        """Messages that may start any lab: on the ladder, just claimed, or in a queue and not looked into."""
         if self.queues is None:
             return 0
-        return self.queues.unknown_delays + sum(self.queues.held(self.under_way).values())
+        unseen = (*self.queues.held(self.under_way).values(), *self.queues.unread.values())
+        return self.queues.unknown_delays + sum(unseen)
 
     @property
     def live(self) -> Iterable[LabRow]:

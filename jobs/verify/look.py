@@ -20,6 +20,7 @@ from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare, 
 from jobs.verify.interruption import Interruption
 from jobs.verify.inventory import Inventory, QueueLook
 from jobs.verify.queues import BrokerAway, Queues
+from jobs.verify.still import least_waiting
 from jobs.verify.turn import Busy, turn
 
 #: Seconds between the looks.
@@ -28,12 +29,17 @@ SETTLE_S = 3.0
 HELD_SETTLE_S = 6.0
 #: Of the broker: a container that holds a message has written to the ledger by then.
 QUIET_HEARTBEATS = 4
-LADDER = [ladder.level_name(level) for level in range(ladder.LEVELS)]
+#: From the highest level down, as messages go: one that moves on meanwhile is counted later.
+LADDER = [ladder.level_name(level) for level in reversed(range(ladder.LEVELS))]
 _BY_MESSAGES = {Kind.REQUEST_LOST, Kind.STOP_LOST, Kind.USELESS_MESSAGE, Kind.MESSAGE_WITHOUT_ROW}
 
 
 class CouldNotLook(Exception):
     """Raised when a server is away, or refuses; the text names which."""
+
+
+class BrokerUnseen(CouldNotLook):
+    """Raised when it is the broker: what does not need it could be looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class Sources:
     interruption: Interruption = field(default_factory=Interruption)
     #: For people: what it is -> where it is.
     looked_at: dict[str, str] = field(default_factory=dict)
+    #: False: messages are only counted, since a walk turns each queue round.
+    walks: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +93,8 @@ def find_differences(
     queues = bool(kinds & _BY_MESSAGES)
     second = take_inventory(sources, grace_s=grace_s, queues=queues, progress=progress)
     stays = [one for one in compare(second, grace_s=grace_s) if one.identity in before]
-    if sources.broker and not held and settle_s < (quiet_s := QUIET_HEARTBEATS * sources.broker.heartbeat_s):
-        stays = [_left_to_a_person(one, quiet_s) for one in stays]
+    if sources.walks and sources.broker and not held and settle_s < (quiet := quiet_s(sources.broker)):
+        stays = [_left_to_a_person(one, quiet) for one in stays]
     if queues:
         waiting = undecided(second, grace_s=grace_s)
     else:
@@ -94,11 +102,30 @@ def find_differences(
     return Findings(stays, second, waiting)
 
 
-def _left_to_a_person(one: Difference, quiet_s: float) -> Difference:
+def quiet_s(broker: BrokerSettings) -> float:
+    """Return the seconds after which a container that holds a message is in the ledger."""
+    return float(QUIET_HEARTBEATS * broker.heartbeat_s)
+
+
+def find_lost_requests(
+    sources: Sources, suspects: list[Difference], *, grace_s: float, progress: Progress
+) -> Findings:
+    """Return which of these lost requests are lost for sure: no container holds the message, unknown to the
+    ledger. It takes QUIET_HEARTBEATS heartbeats. Raises CouldNotLook.
+    """
+    if sources.broker:
+        sources.interruption.pause(quiet_s(sources.broker))
+    inventory = take_inventory(sources, grace_s=grace_s, queues=True, progress=progress)
+    before = {one.identity for one in suspects}
+    stays = [one for one in compare(inventory, grace_s=grace_s) if one.identity in before]
+    return Findings(stays, inventory, undecided(inventory, grace_s=grace_s))
+
+
+def _left_to_a_person(one: Difference, quiet: float) -> Difference:
     """Take from a lost request its repair: a container may hold it, and not be in the ledger yet."""
     if one.repair is not Repair.FAIL_PENDING:
         return one
-    says = f"; unless a container has just claimed it: RABBITMQ_API_URL or --settle {quiet_s:g} would tell"
+    says = f"; unless a container has just claimed it: RABBITMQ_API_URL or --settle {quiet:g} would tell"
     return replace(one, seen=one.seen + says, repair=None)
 
 
@@ -110,7 +137,10 @@ def take_inventory(
         inventory = Inventory(rows.database_now(sources.labs))
         if queues and sources.broker is not None:
             inventory.outbox = rows.outbox_tasks(sources.labs)
-            with turn(sources.labs, sources.interruption, progress):
+            if sources.walks:
+                with turn(sources.labs, sources.interruption, progress):
+                    inventory.queues = _look_at_queues(sources, sources.broker, progress)
+            else:
                 inventory.queues = _look_at_queues(sources, sources.broker, progress)
             if sources.management_url is not None:
                 unacked = management.unacked(sources.management_url, sources.broker, topology.BINDINGS)
@@ -126,7 +156,7 @@ def take_inventory(
     except (ApiError, ApiUnavailable) as exc:
         raise CouldNotLook(f"the cluster: {exc}") from exc
     except BrokerAway as exc:
-        raise CouldNotLook(f"the broker: {exc}") from exc
+        raise BrokerUnseen(f"the broker: {exc}") from exc
     except Busy as exc:
         raise CouldNotLook(f"the queues: {exc}") from exc
     except management.ManagementAway as exc:
@@ -143,7 +173,9 @@ def _look_at_queues(sources: Sources, broker: BrokerSettings, progress: Progress
         if queues.count(LADDER):
             look.known_delays = rows.known_delays(sources.labs)
             look.delayed = queues.count(LADDER)
-        for queue in topology.BINDINGS:
+        if not sources.walks:
+            look.unread = least_waiting(queues, sources.interruption)
+        for queue in topology.BINDINGS if sources.walks else ():
             for message in queues.walk(queue, gap=look.gaps.append):
                 look.messages.append(message)
                 progress(many(len(look.messages), "message"))
@@ -186,3 +218,5 @@ def _read_ledger(labs: LabStore, inventory: Inventory, grace_s: float) -> None:
     inventory.last_run_at = rows.last_runs(labs, unattended)
     if inventory.queues and inventory.queues.unacked is not None:
         inventory.under_way = rows.under_way(labs)
+    if inventory.queues and any(inventory.queues.unread.values()):
+        inventory.overtaken_by = rows.newest_begun(labs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
 from dispatcher.message import TaskMessage, new_task_id
@@ -15,6 +15,7 @@ from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import Ending, TaskRunRecord
+from jobs.life_settings import LifeSettings
 from jobs.lost_lab import fail_lost_lab
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
@@ -27,27 +28,36 @@ from jobs.verify.turn import Busy, turn
 #: How the ledger calls it.
 TASK_NAME = "autolabs.verify"
 #: Labs that one run may always repair, and the share of the live ones beyond that.
-ALWAYS, SHARE = 10, 0.2
+ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
 
 _MEANWHILE = "left alone: it has changed meanwhile"
 
 
-def refusal(differences: Iterable[Difference], inventory: Inventory) -> str | None:
+def refusal(
+    differences: Iterable[Difference],
+    inventory: Inventory,
+    *,
+    share: float = SHARE,
+    always: int = ALWAYS,
+) -> str | None:
     """Return why so much must not be repaired at once, or None.
 
     A wrong kubeconfig shows an empty cluster, a wrong DATABASE_URL an empty platform or, as ids begin at 1
     everywhere, other labs of the same ids.
     """
     differences = list(differences)
-    strange = sum(1 for one in differences if one.kind is Kind.WRONG_LABELS)
-    if strange:
+    strange = {one.lab for one in differences if one.kind is Kind.WRONG_LABELS}
+    with_objects = {item.lab for item in inventory.objects if item.lab is not None}
+    # One may be anybody's mistake; in another database it is nearly all of them.
+    if strange and 2 * len(strange) >= len(with_objects & inventory.rows.keys()):
         return (
-            f"{many(strange, 'object')} of another lab or student than the row: this may be another database"
+            f"{many(len(strange), 'lab')} with objects of another lab or student than the row: this may be"
+            " another database"
         )
     repairable = [one for one in differences if one.repair not in (None, Repair.FAIL_WORKING)]
     affected = {one.lab for one in repairable}
     live = list(inventory.live)
-    most = most_at_once(len(live), share=SHARE, always=ALWAYS)
+    most = most_at_once(len(live), share=share, always=always)
     if len(affected) > most:
         return (
             f"{len(affected)} labs would be repaired; at most {most} of {len(live)} live ones are at a time"
@@ -56,7 +66,6 @@ def refusal(differences: Iterable[Difference], inventory: Inventory) -> str | No
     gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
     if why := no_pods_at_all(len(running), len(running & gone), right_place=bool(inventory.objects)):
         return why
-    with_objects = {item.lab for item in inventory.objects if item.lab is not None}
     if len(with_objects) >= FEW and not with_objects & inventory.rows.keys():
         return f"none of the {len(with_objects)} labs with objects has a row: this may be another database"
     return None
@@ -77,9 +86,19 @@ class Repairs:
     """Repairs of differences that a look as of `as_of` (the database's time) has found."""
 
     def __init__(
-        self, sources: Sources, *, as_of: datetime, pod_name: str | None = None, force: bool = False
+        self,
+        sources: Sources,
+        *,
+        as_of: datetime,
+        pod_name: str | None = None,
+        force: bool = False,
+        task_name: str = TASK_NAME,
+        restarts: Mapping[str, int] | None = None,
     ) -> None:
+        """`task_name`: of the rows in the ledger; `restarts`: by cause, how often a lab is started again."""
         self._sources = sources
+        self._task_name = task_name
+        self._restarts = restarts or {}
         self._as_of = as_of
         self._pod_name = pod_name
         self._objects = LabObjects(sources.cluster, sources.namespace)
@@ -159,6 +178,7 @@ class Repairs:
             status=row.status,
             pod_name=row.k8s_pod_name,
             as_of=self._as_of,
+            max_restarts=self._restarts.get(failure.cause, 0),
         )
         if lost is None:
             return False, _MEANWHILE
@@ -250,7 +270,7 @@ class Repairs:
     def _record(self, one: Difference, done: str, **details: object) -> TaskRunRecord:
         return TaskRunRecord(
             task_id=new_task_id(),
-            task_name=TASK_NAME,
+            task_name=self._task_name,
             attempt=1,
             redelivered=False,
             queue="",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from datetime import datetime
 
+from dispatcher.tasks import CREATE_LAB_POD
+from dispatcher.topology import QUEUE_NORMAL
 from jobs.database import Cursor
 from jobs.labs import LabStore
 from jobs.verify.inventory import LabRow
@@ -42,14 +44,18 @@ SELECT lab_instance_id, task_name FROM task_ledger WHERE lab_instance_id = ANY(%
  AND ((outcome = 'started' AND claimed_at > now() - make_interval(secs => {RUN_LIMIT_S}))
    OR (outcome = 'retried' AND finished_at + {_DELAY} > now() - make_interval(secs => %s)))
 """  # noqa: S608
+# A dead letter that was published again counts as well: its message waits somewhere.
 _LAST_RUN = (
-    "SELECT lab_instance_id, max(coalesce(finished_at, claimed_at)) FROM task_ledger"
-    " WHERE lab_instance_id = ANY(%s) GROUP BY lab_instance_id"
+    "SELECT lab_instance_id, max(at) FROM ("
+    " SELECT lab_instance_id, coalesce(finished_at, claimed_at) AS at FROM task_ledger"
+    " WHERE lab_instance_id = ANY(%(ids)s)"
+    " UNION ALL SELECT lab_instance_id, acted_at FROM dead_letter_actions"
+    " WHERE lab_instance_id = ANY(%(ids)s) AND action = 'requeued') AS seen GROUP BY lab_instance_id"
 )
 _KEPT_UNTIL = (
     "SELECT lab_instance_id,"
     " max(finished_at + make_interval(secs => CAST(details ->> 'objects_kept_s' AS float)))"
-    " FROM task_ledger WHERE lab_instance_id = ANY(%s) AND details ->> 'objects_kept_s' IS NOT NULL"
+    " FROM task_ledger WHERE lab_instance_id = ANY(%(ids)s) AND details ->> 'objects_kept_s' IS NOT NULL"
     " GROUP BY lab_instance_id"
 )
 _UNDER_WAY = (
@@ -69,6 +75,14 @@ SELECT count(DISTINCT task_id) FROM (
   AND finished_at + make_interval(secs => CAST(details ->> 'objects_kept_s' AS float))
    > now() + make_interval(secs => {SURE_S})
 ) AS delayed
+"""  # noqa: S608
+# From the newest lab down, until one is found whose create came straight from its queue.
+_NEWEST_BEGUN = f"""
+SELECT created_at FROM lab_instances AS lab
+ WHERE id > coalesce((SELECT max(id) FROM lab_instances), 0) - {NEWEST_LABS}
+ AND EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab.id AND task_name = '{CREATE_LAB_POD}'
+             AND queue = '{QUEUE_NORMAL}' AND attempt = 1 AND NOT redelivered)
+ ORDER BY id DESC LIMIT 1
 """  # noqa: S608
 # Nobody may read a sequence by default, and a table need not have one.
 _LAST_LAB = """
@@ -158,7 +172,7 @@ def _moments(labs: LabStore, statement: str, ids: Collection[int]) -> dict[int, 
     for part in _parts(ids):
 
         def page(cursor: Cursor, part: list[int] = part) -> dict[int, datetime]:
-            cursor.execute(statement, (part,))
+            cursor.execute(statement, {"ids": part})
             return dict(cursor.fetchall())
 
         found |= labs.transaction(page)
@@ -181,6 +195,17 @@ def last_lab(labs: LabStore) -> int:
     def ask(cursor: Cursor) -> int:
         cursor.execute(_LAST_LAB)
         return int(cursor.fetchall()[0][0] or 0)
+
+    return labs.transaction(ask)
+
+
+def newest_begun(labs: LabStore) -> datetime | None:
+    """Return when the newest lab was asked for whose create was taken from the queue, or None."""
+
+    def ask(cursor: Cursor) -> datetime | None:
+        cursor.execute(_NEWEST_BEGUN)
+        found = cursor.fetchone()
+        return found[0] if found else None
 
     return labs.transaction(ask)
 

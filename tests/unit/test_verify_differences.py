@@ -298,7 +298,7 @@ def test_it_is_said_what_differs(case: str) -> None:
 def test_more_lost_requests_than_tasks_on_the_ladder_are_told_and_left_to_a_person() -> None:
     (first, second) = found(row("PENDING", 1), row("PENDING", 2), look={"delayed": 1})
     assert (first.kind, first.repair, second.repair) == (Kind.REQUEST_LOST, None, None)
-    assert "1 of 2 such labs may wait on the ladder, or be claimed" in first.seen
+    assert "1 of 2 such labs may wait unseen, or be claimed" in first.seen
 
 
 def test_a_difference_says_since_when() -> None:

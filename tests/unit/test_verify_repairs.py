@@ -70,7 +70,7 @@ def test_objects_of_other_students_are_in_another_database() -> None:
         (Kind.ORPHAN, Repair.DELETE_OBJECT),
         (Kind.WRONG_LABELS, None),
     }
-    assert "1 object of another lab or student than the row" in str(refusal(found, inventory))
+    assert "1 lab with objects of another lab or student than the row" in str(refusal(found, inventory))
 
 
 @pytest.mark.parametrize(("known", "refused"), [(0, True), (1, False)])

@@ -1,0 +1,228 @@
+"""celery_workers.sync_lab_status: compare rows, objects and what is on the broker, and mend what differs.
+
+It looks as `autolabs verify` does and repairs as `autolabs verify --repair`, except that it moves no message:
+queues are only counted. What it may not repair is a warning in the log, and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dispatcher import tasks
+from jobs.classification import api_failure
+from jobs.cluster import ApiError, ApiUnavailable
+from jobs.context import TaskContext
+from jobs.database import Cursor
+from jobs.errors import JobError
+from jobs.failures import Failure
+from jobs.labs import LabStore
+from jobs.verify.differences import Difference, Repair
+from jobs.verify.look import (
+    BrokerUnseen,
+    CouldNotLook,
+    Findings,
+    Sources,
+    find_differences,
+    find_lost_requests,
+    quiet_s,
+)
+from jobs.verify.repairs import Repairs, refusal
+
+logger = logging.getLogger(__name__)
+
+#: Lines of the log about single differences, of each kind; the ledger has every repair.
+MAX_LINES = 50
+# Of the session: a process that dies gives it back.
+_TAKE = "SELECT pg_try_advisory_lock(hashtextextended('autolabs.sync', 0))"
+_LEAVE = "SELECT pg_advisory_unlock(hashtextextended('autolabs.sync', 0))"
+
+
+def run(context: TaskContext, payload: tasks.SyncLabStatus) -> dict[str, Any]:
+    """Look, mend, and return counts by kind; of two at a time the second one does nothing.
+
+    Raises:
+        JobError: a server is away, or so much differs that it is not believed (TOO_MANY_AT_ONCE).
+    """
+    with _alone(context.labs) as alone:
+        if not alone:
+            logger.warning("another sync is under way, so this one does nothing", extra={"action": "busy"})
+            return {"busy": True}
+        return _Sync(context, payload).run()
+
+
+@contextmanager
+def _alone(labs: LabStore) -> Iterator[bool]:
+    def ask(statement: str) -> bool:
+        def work(cursor: Cursor) -> bool:
+            cursor.execute(statement)
+            return bool(cursor.fetchall()[0][0])
+
+        return labs.transaction(work)
+
+    alone = ask(_TAKE)
+    try:
+        yield alone
+    finally:
+        if alone:
+            ask(_LEAVE)
+
+
+@dataclass
+class _Said:
+    """What was said in the log, at most MAX_LINES lines of each level."""
+
+    lines: Counter[int] = field(default_factory=Counter)
+
+    def __call__(self, level: int, one: Difference, done: str, action: str) -> None:
+        self.lines[level] += 1
+        if self.lines[level] > MAX_LINES:
+            return
+        extra = {
+            "action": action,
+            "difference": one.kind.value,
+            "lab_instance_id": one.lab,
+            "object": one.object,
+            "since": one.since,
+            "repair": done,
+        }
+        lab = "no lab" if one.lab is None else f"lab {one.lab}"
+        logger.log(level, "%s, %s: %s", lab, one.object, one.seen, extra=extra)
+
+    def end(self) -> None:
+        for level, count in self.lines.items():
+            if count > MAX_LINES:
+                logger.log(level, "and %d more", count - MAX_LINES, extra={"action": "more_differences"})
+
+
+class _Sync:
+    def __init__(self, context: TaskContext, payload: tasks.SyncLabStatus) -> None:
+        self._context = context
+        self._payload = payload
+        self._settings = context.configs.life_settings()
+        self._sources = Sources(
+            context.labs,
+            context.cluster,
+            context.settings.namespace,
+            context.settings.broker,
+            walks=False,
+        )
+        self._said = _Said()
+        self._found: Counter[str] = Counter()
+        self._repaired: Counter[str] = Counter()
+
+    def run(self) -> dict[str, Any]:
+        findings = self._look()
+        self._found.update(one.kind.value for one in findings.differences)
+        result: dict[str, Any] = {
+            "rows": len(findings.inventory.rows),
+            "objects": len(findings.inventory.objects),
+            "undecided": findings.undecided,
+        }
+        why_not = self._refusal(findings)
+        if self._payload.dry_run or why_not:
+            for one in findings.differences:
+                would = one.repair.value if one.repair else "a person has to look"
+                self._said(logging.WARNING, one, would, "would_repair" if one.repair else "difference")
+            self._said.end()
+        if self._payload.dry_run:
+            would_repair = _repairable(findings.differences)
+            return result | {"found": _counts(self._found), "would_repair": would_repair, "refused": why_not}
+        if why_not:
+            raise Failure.TOO_MANY_AT_ONCE.error(problem=why_not, evidence=f"found {_counts(self._found)}")
+        self._repair(findings)
+        self._said.end()
+        left = sum(self._found.values()) - sum(self._repaired.values())
+        return result | {"found": _counts(self._found), "repaired": _counts(self._repaired), "left": left}
+
+    def _look(self) -> Findings:
+        try:
+            try:
+                return self._differences()
+            except BrokerUnseen as exc:
+                # Objects and rows tell most of it.
+                extra = {"action": "broker_unseen"}
+                logger.warning("labs that wait are left out, could not look at %s", exc, extra=extra)
+                self._sources = replace(self._sources, broker=None)
+                return self._differences()
+        except CouldNotLook as exc:
+            raise _error(exc) from exc
+
+    def _differences(self) -> Findings:
+        return find_differences(self._sources, grace_s=self._settings.orphan_grace_s, progress=_silent)
+
+    def _refusal(self, findings: Findings) -> str | None:
+        if self._payload.force:
+            return None
+        share, always = self._settings.fail_max_share, self._settings.fail_always
+        return refusal(findings.differences, findings.inventory, share=share, always=always)
+
+    def _repair(self, findings: Findings) -> None:
+        found = findings.differences
+        later = (Repair.FAIL_PENDING, Repair.PUBLISH_DELETE)
+        self._apply(findings, [one for one in found if one.repair not in later])
+        self._fail_lost([one for one in found if one.repair is Repair.FAIL_PENDING])
+        # Last: to the look at the lost requests our own delete is a message of which nothing is known.
+        self._apply(findings, [one for one in found if one.repair is Repair.PUBLISH_DELETE])
+
+    def _fail_lost(self, lost: list[Difference]) -> None:
+        if not lost or self._sources.broker is None:
+            return
+        wait_s = quiet_s(self._sources.broker)
+        extra = {"action": "waits", "seconds": wait_s, "labs": len(lost)}
+        logger.info("requests seem to be lost: waiting for whoever may hold them", extra=extra)
+        try:
+            for_sure = find_lost_requests(
+                self._sources, lost, grace_s=self._settings.orphan_grace_s, progress=_silent
+            )
+        except CouldNotLook as exc:
+            raise _error(exc) from exc
+        came = {one.lab for one in lost} - {one.lab for one in for_sure.differences}
+        if came:
+            logger.info("requests came after all", extra={"action": "came", "labs": len(came)})
+            self._found["request_lost"] -= len(came)
+        self._apply(for_sure, for_sure.differences)
+
+    def _apply(self, findings: Findings, differences: list[Difference]) -> None:
+        for one in differences:
+            if one.repair is None:
+                self._said(logging.WARNING, one, "a person has to look", "difference")
+        repairs = Repairs(
+            self._sources,
+            as_of=findings.inventory.now,
+            pod_name=self._context.settings.pod_name,
+            task_name=tasks.SYNC_LAB_STATUS,
+            restarts=dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts),
+        )
+        for one, done, what in repairs.run([one for one in differences if one.repair is not None]):
+            self._repaired[one.kind.value] += done
+            self._said(
+                logging.INFO if done else logging.WARNING, one, what, "repaired" if done else "difference"
+            )
+
+
+def _counts(counter: Counter[str]) -> dict[str, int]:
+    return {kind: count for kind, count in counter.items() if count}
+
+
+def _repairable(differences: Iterable[Difference]) -> dict[str, int]:
+    repairable = (one for one in differences if one.repair not in (None, Repair.FAIL_WORKING))
+    return _counts(Counter(one.kind.value for one in repairable))
+
+
+def _silent(_where: str) -> None:
+    """Tell nobody where a look is: it is over in seconds."""
+
+
+def _error(exc: CouldNotLook) -> JobError:
+    """Return the error of the task; the database's own says it best."""
+    cause = exc.__cause__
+    if isinstance(cause, JobError):
+        return cause
+    if isinstance(cause, (ApiError, ApiUnavailable)):
+        return api_failure(cause)
+    return Failure.CONFIGURATION_MISSING.error(key="LAB_NAMESPACE", evidence=str(exc))

@@ -1,0 +1,491 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+import jobs.verify.look
+import jobs.verify.still
+from dispatcher import topology
+from dispatcher.message import new_task_id
+from dispatcher.publisher import Publisher
+from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SYNC_LAB_STATUS, SyncLabStatus
+from jobs.configs import LIFE_SETTINGS
+from jobs.context import Connections, TaskContext
+from jobs.errors import JobError
+from jobs.failures import Failure
+from jobs.labs import LabStore
+from jobs.ledger import Ending
+from jobs.periodic import sync
+from jobs.settlement import publish_delayed
+from tests.support.factories import create_kwargs, make_record, make_task
+from tests.support.fake_cluster import FakeCluster
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+from tests.support.store import Bucket
+from tests.support.verifying import add_objects, age, path_of, pod_name, running, used_up_to
+
+Between = list[Callable[[], object]]
+
+
+class Sync:
+    """One run, as a message or a CronJob has it."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
+
+    def __call__(self, **options: bool) -> dict[str, Any]:
+        names: dict[str, Any] = {"task_name": SYNC_LAB_STATUS, "queue": topology.QUEUE_LOW}
+        context = TaskContext(self.connections, make_record(**names))
+        context.labs.begin(context.record)
+        result = sync.run(context, SyncLabStatus(**options))
+        context.labs.record(context.record, Ending("succeeded", result=result))
+        return result
+
+
+@pytest.fixture
+def synced(connections: Connections, between_looks: Between, monkeypatch: pytest.MonkeyPatch) -> Sync:
+    """`between_looks`: what happens instead of each pause, of which the last is that for lost requests."""
+    monkeypatch.setattr(jobs.verify.still, "LOOK_S", 0.0)
+    return Sync(connections)
+
+
+def publish(broker: Broker, name: str, lab: int, **changes: object) -> str:
+    kwargs = create_kwargs(lab_instance_id=lab) if name == CREATE_LAB_POD else {"lab_instance_id": lab}
+    return broker.publish_task(name=name, kwargs=kwargs, **changes)
+
+
+def waiting(broker: Broker) -> dict[str, int]:
+    return {queue: broker.depth(queue) for queue in topology.BINDINGS if broker.depth(queue)}
+
+
+def repairs(database: Database) -> dict[int, str]:
+    rows = database.rows("SELECT * FROM task_ledger WHERE lab_instance_id IS NOT NULL ORDER BY id")
+    assert {row["task_name"] for row in rows} <= {SYNC_LAB_STATUS}
+    return {row["lab_instance_id"]: row["details"]["difference"] for row in rows}
+
+
+def status(database: Database, lab: int) -> str:
+    return str(database.lab(lab)["status"])
+
+
+def test_a_platform_in_order_is_left_alone(synced: Sync, database: Database, cluster: FakeCluster) -> None:
+    labs = [running(database, cluster) for _ in range(3)]
+    database.add_lab()
+    database.add_lab(status="STOPPED")
+    expected = {"rows": 4, "objects": 9, "undecided": 0, "found": {}, "repaired": {}, "left": 0}
+    assert synced() == expected
+    assert cluster.deleted == []
+    assert [status(database, lab) for lab in labs] == ["RUNNING"] * 3
+
+
+def test_both_directions_are_repaired_and_in_the_ledger(
+    synced: Sync, database: Database, cluster: FakeCluster, broker: Broker
+) -> None:
+    labs = [running(database, cluster) for _ in range(5)]
+    fine, gone, bare, deaf, stray = labs
+    cluster.objects.pop(path_of("Pod", pod_name(gone)))
+    cluster.objects.pop(path_of("NetworkPolicy", pod_name(bare)))
+    cluster.objects.pop(path_of("Service", pod_name(deaf)))
+    add_objects(cluster, stray, "Pod", name=f"lab-instance-{stray}-second")
+    over = database.add_lab(status="STOPPED", stopped_at=datetime.now(timezone.utc))
+    add_objects(cluster, over, "Service", "NetworkPolicy")
+    add_objects(cluster, 999, "Pod")
+    used_up_to(database, 999)
+    stopping = running(database, cluster, stop_requested_at=datetime.now(timezone.utc))
+    lost = database.add_lab()
+    age(database)
+    result = synced()
+    assert result["found"] == {
+        "orphan": 3,
+        "pod_gone": 1,
+        "object_gone": 2,
+        "second_object": 1,
+        "stop_lost": 1,
+        "request_lost": 1,
+    }
+    assert result["repaired"] == {**result["found"], "object_gone": 1}
+    assert result["left"] == 1
+    changed = {lab: status(database, lab) for lab in (*labs, stopping, lost)}
+    assert changed == {
+        **dict.fromkeys((fine, deaf, stray, stopping), "RUNNING"),
+        **dict.fromkeys((gone, bare, lost), "FAILED"),
+    }
+    kept = {name for lab in (fine, deaf, stray, stopping) for name in [pod_name(lab)]}
+    assert cluster.names() == kept
+    assert repairs(database) == {
+        gone: "pod_gone",
+        bare: "object_gone",
+        stray: "second_object",
+        over: "orphan",
+        999: "orphan",
+        stopping: "stop_lost",
+        lost: "request_lost",
+    }
+    assert waiting(broker) == {topology.QUEUE_HIGH: 1}
+    broker.take(topology.QUEUE_HIGH)
+    again = synced()
+    assert (again["found"], again["left"]) == ({"object_gone": 1}, 1)
+
+
+def test_what_is_left_is_a_warning(
+    synced: Sync, database: Database, cluster: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab = running(database, cluster)
+    cluster.objects.pop(path_of("Service", pod_name(lab)))
+    age(database)
+    assert synced()["left"] == 1
+    (line,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert line.getMessage() == (
+        f"lab {lab}, Service {pod_name(lab)}: the lab is RUNNING without its Service"
+    )
+    assert vars(line)["lab_instance_id"] == lab
+
+
+def test_a_pile_of_differences_does_not_fill_the_log(
+    synced: Sync, database: Database, cluster: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(sync.MAX_LINES + 5):
+        cluster.objects.pop(path_of("Service", pod_name(running(database, cluster))))
+    age(database)
+    assert synced()["left"] == sync.MAX_LINES + 5
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (len(lines), lines[-1]) == (sync.MAX_LINES + 1, "and 5 more")
+
+
+def test_objects_of_others_are_not_touched(synced: Sync, database: Database, cluster: FakeCluster) -> None:
+    fine = running(database, cluster)
+    theirs = {"app.kubernetes.io/managed-by": "helm", "lab_instance_id": "5"}
+    for name, labels in (("theirs", theirs), ("bare", {})):
+        add_objects(cluster, fine, "Pod", "Service", name=name, labels=labels)
+    before = {path: item["metadata"]["resourceVersion"] for path, item in cluster.objects.items()}
+    used_up_to(database, 999)
+    age(database)
+    assert synced()["found"] == {}
+    after = {path: item["metadata"]["resourceVersion"] for path, item in cluster.objects.items()}
+    assert after == before
+
+
+def test_a_message_that_waits_is_neither_touched_nor_judged(
+    synced: Sync, database: Database, broker: Broker
+) -> None:
+    lab, other = database.add_lab(), database.add_lab()
+    age(database)
+    task_ids = [publish(broker, CREATE_LAB_POD, one) for one in (lab, other)]
+    result = synced()
+    assert (result["found"], result["undecided"]) == ({}, 2)
+    assert [status(database, one) for one in (lab, other)] == ["PENDING"] * 2
+    taken = [broker.take(topology.QUEUE_NORMAL) for _ in range(2)]
+    assert [message.headers["id"] for message in taken] == task_ids
+    assert not any(message.redelivered or "x-autolabs-verify" in message.headers for message in taken)
+
+
+@pytest.mark.parametrize("queue", topology.BINDINGS)
+def test_a_message_of_whatever_task_keeps_labs_from_being_judged(
+    synced: Sync, database: Database, broker: Broker, queue: str
+) -> None:
+    lab = database.add_lab()
+    age(database)
+    broker.publish(queue, b"whatever")
+    assert synced()["undecided"] == 1
+    assert status(database, lab) == "PENDING"
+    broker.take(queue)
+    assert synced()["repaired"] == {"request_lost": 1}
+
+
+def test_more_labs_wait_than_messages_could_serve(
+    synced: Sync, database: Database, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab, other = database.add_lab(), database.add_lab()
+    age(database)
+    publish(broker, CREATE_LAB_POD, lab)
+    result = synced()
+    assert (result["found"], result["repaired"], result["left"]) == ({"request_lost": 2}, {}, 2)
+    assert [status(database, one) for one in (lab, other)] == ["PENDING"] * 2
+    assert "1 of 2 such labs may wait unseen" in caplog.text
+
+
+def begin(database: Database, labs: LabStore, lab: int, **changes: Any) -> None:
+    record = make_record(lab, **changes)
+    labs.begin(record)
+    labs.mark_running(record, lab, pod_name="x", connection_url="http://x/")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reported"),
+    [({}, True), ({"attempt": 2}, False), ({"redelivered": True}, False), ({"queue": "other"}, False)],
+)
+def test_a_lab_that_younger_ones_overtook_is_reported_alone(
+    synced: Sync,
+    database: Database,
+    broker: Broker,
+    labs: LabStore,
+    cluster: FakeCluster,
+    changes: dict[str, Any],
+    *,
+    reported: bool,
+) -> None:
+    lost = database.add_lab()
+    age(database)
+    younger, waits = database.add_lab(), database.add_lab()
+    begin(database, labs, younger, **changes)
+    add_objects(cluster, younger, name="x")
+    age(database, 600)
+    publish(broker, CREATE_LAB_POD, waits)
+    publish(broker, CREATE_LAB_POD, waits)
+    result = synced()
+    assert result["found"] == ({"request_lost": 1} if reported else {})
+    assert result["repaired"] == {}
+    assert result["undecided"] == (1 if reported else 2)
+    assert status(database, lost) == "PENDING"
+
+
+def test_what_waits_for_its_time_keeps_labs_from_being_judged(
+    synced: Sync, database: Database, publisher: Publisher, broker: Broker
+) -> None:
+    lab = database.add_lab()
+    age(database)
+    eta = datetime.now(timezone.utc) + timedelta(hours=1)
+    task = make_task(kwargs=create_kwargs(lab_instance_id=lab), eta=eta)
+    publish_delayed(publisher, task, 3600)
+    assert synced()["undecided"] == 1
+    assert status(database, lab) == "PENDING"
+
+
+@pytest.mark.parametrize("outcome", ["started", "retried"])
+def test_a_lab_that_a_container_is_at_or_comes_back_to_is_left_alone(
+    synced: Sync, database: Database, labs: LabStore, outcome: str
+) -> None:
+    lab = database.add_lab()
+    age(database)
+    record = make_record(lab)
+    labs.begin(record)
+    if outcome == "retried":
+        record.details["retry_delay_s"] = 600
+        labs.record(record, Ending.of_error("retried", Failure.NO_ROOM.error()))
+        age(database, 500)
+    else:
+        age(database, 1000)
+    assert synced()["found"] == {}
+    assert status(database, lab) == "PENDING"
+
+
+def test_a_request_in_the_outbox_is_not_lost(synced: Sync, database: Database) -> None:
+    lab = database.add_lab()
+    age(database)
+    arguments = f'{{"lab_instance_id": {lab}}}'
+    insert = "INSERT INTO task_outbox (task_name, kwargs) VALUES (%s, CAST(%s AS jsonb))"
+    database.rows(insert, CREATE_LAB_POD, arguments)
+    assert synced()["found"] == {}
+
+
+def test_a_dead_letter_that_was_published_again_is_waited_for(synced: Sync, database: Database) -> None:
+    lab = database.add_lab()
+    age(database)
+    database.rows(
+        "INSERT INTO dead_letter_actions (actor, action, message_key, lab_instance_id, routing_key,"
+        " body_bytes) VALUES ('me', 'requeued', 'key', %s, 'lab.create', 1)",
+        lab,
+    )
+    assert synced()["found"] == {}
+
+
+def test_a_container_that_holds_the_message_is_waited_for(
+    synced: Sync, database: Database, broker: Broker, labs: LabStore, between_looks: Between
+) -> None:
+    """It claimed the message and has not written to the ledger: until the last pause."""
+    lab = database.add_lab()
+    age(database)
+    publish(broker, CREATE_LAB_POD, lab)
+    channel = broker.channel()
+    channel.basic_get(topology.QUEUE_NORMAL)
+    pauses: list[int] = []
+
+    def held() -> None:
+        pauses.append(1)
+        if len(pauses) == 2:
+            labs.begin(make_record(lab))
+
+    between_looks.append(held)
+    result = synced()
+    assert (len(pauses), result["found"], result["repaired"]) == (2, {}, {})
+    assert status(database, lab) == "PENDING"
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_message_that_comes_back_meanwhile_is_seen(
+    synced: Sync, database: Database, broker: Broker, between_looks: Between, when: int
+) -> None:
+    lab = database.add_lab()
+    age(database)
+    publish(broker, CREATE_LAB_POD, lab)
+    channel = broker.channel()
+    method, _, _ = channel.basic_get(topology.QUEUE_NORMAL)
+    pauses: list[int] = []
+
+    def give_back() -> None:
+        pauses.append(1)
+        if len(pauses) == when:
+            channel.basic_nack(method.delivery_tag, requeue=True)
+            channel.connection.process_data_events(0)
+
+    between_looks.append(give_back)
+    assert synced()["repaired"] == {}
+    assert status(database, lab) == "PENDING"
+
+
+def test_it_waits_for_four_heartbeats_before_a_request_is_lost(
+    synced: Sync, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    pause = "jobs.verify.interruption.Interruption.pause"
+    monkeypatch.setattr(pause, lambda _self, seconds: pauses.append(seconds))
+    database.add_lab()
+    age(database)
+    synced()
+    assert pauses == [jobs.verify.look.SETTLE_S, 120.0]
+
+
+def test_a_stop_is_not_asked_for_again_while_deletes_wait(
+    synced: Sync, database: Database, broker: Broker, cluster: FakeCluster
+) -> None:
+    lab = running(database, cluster, stop_requested_at=datetime.now(timezone.utc))
+    age(database)
+    publish(broker, DELETE_LAB_POD, lab)
+    assert synced()["found"] == {}
+    assert waiting(broker) == {topology.QUEUE_HIGH: 1}
+
+
+def lose(database: Database, cluster: FakeCluster, count: int) -> list[int]:
+    labs = [running(database, cluster) for _ in range(count)]
+    for lab in labs[1:]:
+        cluster.objects.pop(path_of("Pod", pod_name(lab)))
+    age(database)
+    return labs[1:]
+
+
+def test_it_refuses_to_repair_too_many_labs_at_once(
+    synced: Sync, database: Database, cluster: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = lose(database, cluster, 12)
+    with pytest.raises(JobError) as raised:
+        synced()
+    assert raised.value.failure is Failure.TOO_MANY_AT_ONCE
+    assert "11 labs would be repaired; at most 10 of 12" in raised.value.sentence
+    assert {status(database, lab) for lab in gone} == {"RUNNING"}
+    assert caplog.text.count("is RUNNING without its Pod") == 11
+    dry = synced(dry_run=True)
+    assert dry["would_repair"] == {"pod_gone": 11}
+    assert "at most 10" in dry["refused"]
+    assert synced(force=True)["repaired"] == {"pod_gone": 11}
+    assert {status(database, lab) for lab in gone} == {"FAILED"}
+
+
+def test_how_many_are_too_many_is_a_setting(
+    synced: Sync, database: Database, cluster: FakeCluster, bucket: Bucket
+) -> None:
+    lose(database, cluster, 3)
+    bucket.put(LIFE_SETTINGS, b"fail_always: 1\nfail_max_share: 0.1\n")
+    with pytest.raises(JobError, match="2 labs would be repaired; at most 1 of 3"):
+        synced()
+
+
+def test_the_grace_age_is_a_setting(
+    synced: Sync, database: Database, cluster: FakeCluster, bucket: Bucket
+) -> None:
+    used_up_to(database, 999)
+    add_objects(cluster, 999, "Pod", age_s=600)
+    bucket.put(LIFE_SETTINGS, b"orphan_grace_s: 900\n")
+    assert synced()["found"] == {}
+    bucket.put(LIFE_SETTINGS, b"orphan_grace_s: 300\n")
+    assert synced()["repaired"] == {"orphan": 1}
+
+
+def test_a_dry_run_changes_nothing_and_says_each_difference(
+    synced: Sync, database: Database, cluster: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = lose(database, cluster, 3)
+    lost = database.add_lab()
+    age(database)
+    before = dict(cluster.objects)
+    assert synced(dry_run=True)["would_repair"] == {"pod_gone": 2, "request_lost": 1}
+    assert {status(database, lab) for lab in gone} == {"RUNNING"}
+    assert (status(database, lost), cluster.objects) == ("PENDING", before)
+    assert repairs(database) == {}
+    assert all(f"lab {lab}, " in caplog.text for lab in (*gone, lost))
+
+
+def test_of_two_at_once_one_does_nothing(
+    synced: Sync, database: Database, cluster: FakeCluster, connections: Connections, between_looks: Between
+) -> None:
+    (gone,) = lose(database, cluster, 2)
+    theirs: list[dict[str, Any]] = []
+
+    def another() -> None:
+        other = Connections(connections.settings)
+        other.cluster = connections.cluster
+        theirs.append(Sync(other)())
+        other.labs.close()
+
+    between_looks.append(another)
+    assert synced()["repaired"] == {"pod_gone": 1}
+    assert theirs == [{"busy": True}]
+    assert list(repairs(database)) == [gone]
+    assert "busy" not in synced()
+
+
+def test_without_a_broker_rows_and_objects_are_compared_all_the_same(
+    connections: Connections, synced: Sync, database: Database, cluster: FakeCluster
+) -> None:
+    (gone,) = lose(database, cluster, 2)
+    lost = database.add_lab()
+    age(database)
+    away = replace(connections.settings.broker, url="amqp://guest:guest@127.0.0.1:9/", connect_timeout_s=0.5)
+    connections.settings = replace(connections.settings, broker=away)
+    assert synced()["repaired"] == {"pod_gone": 1}
+    assert (status(database, gone), status(database, lost)) == ("FAILED", "PENDING")
+
+
+def test_a_jobs_own_broker_user_may_count(
+    connections: Connections, synced: Sync, database: Database, broker: Broker
+) -> None:
+    lost = database.add_lab()
+    age(database)
+    url = broker.url_of_user(configure="^$", write=r"^(autolabs\..*|celery_delayed_27)$", read=r"^celery\..*")
+    connections.settings = replace(connections.settings, broker=replace(broker.settings, url=url))
+    assert synced()["repaired"] == {"request_lost": 1}
+    assert status(database, lost) == "FAILED"
+
+
+def test_creates_and_deletes_meanwhile_are_not_mistaken_for_drift(
+    synced: Sync, database: Database, cluster: FakeCluster, connections: Connections
+) -> None:
+    """Rows change between the looks at objects and at rows, as they do under a real platform."""
+    done = threading.Event()
+    store = LabStore(connections.settings.database_url, application_name="test-churn")
+
+    def churn() -> None:
+        while not done.is_set():
+            lab = database.add_lab()
+            record = make_record(lab, task_id=new_task_id())
+            store.begin(record)
+            add_objects(cluster, lab, age_s=0)
+            store.mark_running(record, lab, pod_name=pod_name(lab), connection_url="http://x/")
+            for kind in ("Pod", "Service", "NetworkPolicy"):
+                cluster.objects.pop(path_of(kind, pod_name(lab)))
+            store.mark_stopped(make_record(lab), lab, deleted=3)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert synced()["repaired"] == {}
+    finally:
+        done.set()
+        thread.join()
+        store.close()
+    assert database.rows("SELECT * FROM lab_instances WHERE status = 'FAILED'") == []
