@@ -132,6 +132,16 @@ class Cluster:
             "PATCH", f"{path}?{urlencode(query)}", manifest, content_type="application/apply-patch+yaml"
         )
 
+    def patch(self, path: str, change: Manifest, *, strategic: bool = False) -> Manifest:
+        """Merge a change into an object, lists by key if `strategic`.
+
+        A uid and resourceVersion in its metadata are preconditions: another object, or a newer version of it,
+        is answered by 409.
+        """
+        kind = "strategic-merge-patch" if strategic else "merge-patch"
+        query = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})
+        return self._request("PATCH", f"{path}?{query}", change, content_type=f"application/{kind}+json")
+
     def delete(self, path: str, *, uid: str, grace_s: int | None) -> None:
         """Delete exactly the object with this uid; one that is gone or replaced counts as deleted."""
         options: Manifest = {
@@ -232,7 +242,7 @@ class Cluster:
             finally:
                 response.release_conn()
 
-        # Every call is idempotent: apply and delete name their object, delete its uid too.
+        # Every call is idempotent: apply and delete name their object, delete its uid, patch its version.
         blips = (ApiUnavailable, _RefusedByRbac)
         return through_blips(once, on=blips, within_s=BLIP_S, what=f"{method} {path}")
 

@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dispatcher import tasks
+from dispatcher.categories import Audience
 from dispatcher.errors import PublishError
 from dispatcher.message import TaskMessage, next_attempt
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery
 from jobs.context import TaskContext
-from jobs.create_lab import cancel_create, fail_create
-from jobs.errors import JobError, TransientError
+from jobs.create_lab import NO_REQUEST, cancel_create, fail_create
+from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failures import Failure, as_recorded, given_up
 from jobs.ledger import Ending, TaskRunRecord
 from jobs.settings import JobSettings
@@ -54,7 +55,12 @@ def settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, 
         if isinstance(error, TransientError):
             if again:
                 return _retry(context, task, error)
-            error = given_up(error, task.retries + 1, stop=task.name == tasks.DELETE_LAB_POD)
+            error = given_up(
+                error,
+                task.retries + 1,
+                stop=task.name == tasks.DELETE_LAB_POD,
+                resize=task.name == tasks.SCALE_LAB_RESOURCES,
+            )
         keep = _is_kept(delivery, task, error.failure)
         try:
             _record_failure(context, task, error, lab, keep=keep)
@@ -90,6 +96,9 @@ def _is_kept(delivery: Delivery, task: TaskMessage, failure: Failure) -> bool:
     if failure is Failure.CONTAINER_CRASHED:
         # A copy that the broker made is there already; one that only counts as worn out is not.
         return "x-last-death-reason" not in (delivery.properties.headers or {})
+    if task.name == tasks.SCALE_LAB_RESOURCES and failure.told is Audience.TEACHER:
+        # Nothing is wrong but what was asked for; whoever waits for the task reads that.
+        return False
     # A create has its lab to say why it failed; for everything else the dead-letter queue says it.
     return task.name != tasks.CREATE_LAB_POD or failure.retry or failure in _KEPT
 
@@ -110,6 +119,8 @@ def _log_end(error: JobError) -> None:
 def _record_failure(
     context: TaskContext, task: TaskMessage, error: JobError, lab: FailedLab | None, *, keep: bool
 ) -> None:
+    if task.name == tasks.SCALE_LAB_RESOURCES and error.failure not in NO_REQUEST:
+        _undo_resize(context)
     if error.failure is Failure.CANCELLED:
         if lab:
             cancel_create(context, lab.lab_instance_id)
@@ -140,6 +151,18 @@ def _record_failure(
         context.labs.record_failed_stop(context.record, error)
         if context.record.notification_id is not None:
             context.notify(context.record.notification_id)
+
+
+def _undo_resize(context: TaskContext) -> None:
+    """Take back what the task changed. Raises TransientError: it has to be tried again."""
+    from jobs.scale_lab import undo_resize
+
+    try:
+        undo_resize(context)
+    except PermanentError as exc:
+        extra = {"action": "resize_left", "cause": exc.failure.cause, "evidence": exc.evidence}
+        logger.error("whether a change of resources is left is not known: %s", exc.sentence, extra=extra)
+        context.record.details["undone"] = {"confirmed": False, "evidence": exc.evidence}
 
 
 def _come_back(context: TaskContext, task: TaskMessage, why: TransientError) -> bool:

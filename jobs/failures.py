@@ -186,11 +186,57 @@ class Failure(enum.Enum):
     MESSAGE_UNREADABLE = _Row(_INVALID, False, _ADMIN, "{problem}")
     #: Retried, because the message may be ahead of the backend's commit.
     LAB_UNKNOWN = _Row(_INVALID, True, _ADMIN, "Lab {lab_instance_id} is not in the database")
+    # Other resources for a lab that runs; whatever comes of it, the lab goes on.
+    LAB_NOT_STARTED = _Row(
+        _INVALID,
+        True,
+        _ADMIN,
+        "Lab {lab_instance_id} has not started yet, so its resources cannot be changed",
+    )
+    RESIZE_OVER_QUOTA = _Row(
+        _ROOM, True, _ADMIN,
+        "All that labs may use together is taken at the moment, so this lab goes on with {kept} and cannot"
+        " have {asked}",
+    )  # fmt: skip
+    RESIZE_INFEASIBLE = _Row(
+        _INVALID, False, _TEACHER,
+        "The lab asks for {asked}, which is more than the server it runs on has. It goes on with {kept}.",
+    )  # fmt: skip
+    RESIZE_DEFERRED = _Row(
+        _ROOM, False, _TEACHER,
+        "The lab asks for {asked}, for which the server it runs on has no room at the moment. It goes on with"
+        " {kept}; please ask again later.",
+    )  # fmt: skip
+    RESIZE_BELOW_USE = _Row(
+        _INVALID, False, _TEACHER,
+        "The lab asks for {asked}, but uses more memory already. It goes on with {kept}; ask for more, or end"
+        " programs in the lab.",
+    )  # fmt: skip
+    RESIZE_REFUSED = _Row(
+        _INVALID, False, _ADMIN,
+        "The cluster refuses {asked} for this lab. It goes on with {kept}; the administrator must correct the"
+        " limits.",
+    )  # fmt: skip
+    RESIZE_STUCK = _Row(
+        _ROOM, False, _ADMIN,
+        "The server this lab runs on did not give it {asked} in time. It goes on with {kept}; the"
+        " administrator must look at it.",
+    )  # fmt: skip
     # Not begun.
     CANCELLED = _Row(_INVALID, False, _NOBODY, "The task was cancelled.")
     EXPIRED = _Row(
         _ROOM, False, _NOBODY,
         "The request ran out before it could be performed. Please send it again.",
+    )  # fmt: skip
+    # The cleanup.
+    NEVER_STARTED = _Row(
+        _ROOM, False, _ADMIN,
+        "This lab could not be started within {minutes} minutes. Please start it again; the administrator must"
+        " look at why.",
+    )  # fmt: skip
+    CLOCKS_DIFFER = _Row(
+        _INVALID, False, _ADMIN,
+        "Nothing was done, because {problem}. The administrator must correct the clock that is wrong.",
     )  # fmt: skip
     # A lab that is no longer what its row says (jobs.verify).
     REQUEST_LOST = _Row(
@@ -270,10 +316,16 @@ def as_recorded(cause: str, sentence: str, evidence: str) -> JobError:
     return PermanentError(Failure[cause.upper()], sentence, evidence=evidence)
 
 
-def given_up(error: TransientError, attempts: int, *, stop: bool = False) -> PermanentError:
-    """Return the error of a task that failed in its last attempt; `stop`: it was to stop a lab."""
+def given_up(
+    error: TransientError, attempts: int, *, stop: bool = False, resize: bool = False
+) -> PermanentError:
+    """Return the error of a task that failed in its last attempt.
+
+    `stop`: it was to stop a lab; `resize`: to give it other resources.
+    """
     times = "once" if attempts == 1 else f"{attempts} times"
     later = "The stop is asked for again" if stop else "Please start it again later"
+    later = "The lab goes on as it was" if resize else later
     ending = f". It was tried {times}. {later}; the administrator must look at it."
     sentence = error.sentence.removesuffix(_AGAIN) + ending
     return PermanentError(error.failure, sentence, evidence=error.evidence)

@@ -39,6 +39,10 @@ class LabGone(Exception):
     """Raised when the Pod was deleted while it was waited for."""
 
 
+class PodChanged(Exception):
+    """Raised when a Pod is not as it was read any more; nothing was written."""
+
+
 class LabObjects:
     """The objects of labs in one namespace; API errors come out as JobError."""
 
@@ -112,6 +116,33 @@ class LabObjects:
     def find_pod(self, name: str) -> Manifest | None:
         """Return a Pod by name."""
         return self._get("Pod", name)
+
+    def change_pod(self, pod: Manifest, change: Manifest, *, subresource: str = "") -> Manifest:
+        """Merge a change into exactly this version of a Pod, and return the new one.
+
+        Raises:
+            LabGone: there is no such Pod any more.
+            PodChanged: it has another version, or is another Pod of this name.
+            JobError: the API server refuses.
+        """
+        metadata = {key: pod["metadata"][key] for key in ("uid", "resourceVersion")}
+        body = {**change, "metadata": {**change.get("metadata", {}), **metadata}}
+        path = f"{self._collections['Pod']}/{pod['metadata']['name']}"
+        try:
+            changed = self._cluster.patch(f"{path}/{subresource}".rstrip("/"), body, strategic=True)
+        except ApiError as exc:
+            if exc.status == 404:
+                raise LabGone from exc
+            if exc.status == 409:
+                raise PodChanged from exc
+            raise classification.api_failure(exc) from exc
+        except ApiUnavailable as exc:
+            raise classification.api_failure(exc) from exc
+        return {**changed, "kind": "Pod"}
+
+    def pod_states(self, pod: Manifest, deadline: float) -> Iterator[Manifest]:
+        """Yield a Pod as it is and each time it changes, until the monotonic deadline. Raises LabGone."""
+        return self._states(pod, deadline)
 
     def delete_lab(
         self, lab_instance_id: int, *, grace_s: int | None = None, keep: str | None = None

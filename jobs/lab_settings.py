@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,7 +13,8 @@ from jobs.quantities import parse_quantity, share_of_cpu, share_of_memory
 from jobs.templates import parse_documents, template_error
 
 RESOURCES = ("cpu", "memory", "storage")
-_SECONDS = {"ready_timeout_s": (1, 240), "keep_failed_pods_s": (0, 3600)}
+_MOST = {"cpu": "2", "memory": "4Gi", "storage": "10Gi"}
+_SECONDS = {"ready_timeout_s": (1, 240), "keep_failed_pods_s": (0, 3600), "resize_timeout_s": (1, 240)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +27,18 @@ class LabSettings:
     default_resources: dict[str, str] = field(
         default_factory=lambda: {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"}
     )
-    max_resources: dict[str, str] = field(
-        default_factory=lambda: {"cpu": "2", "memory": "4Gi", "storage": "10Gi"}
-    )
+    max_resources: dict[str, str] = field(default_factory=lambda: dict(_MOST))
+    #: Course -> {lab_ids, max_resources}: the most that one of its labs may ask for, of what it names.
+    courses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: lab_id -> {max_resources}: the same for one lab, whatever its course says.
+    labs: dict[int, dict[str, Any]] = field(default_factory=dict)
     #: Shares of the limits that are reserved on the node: students are rarely busy all at once.
     cpu_request_ratio: float = 0.05
     memory_request_ratio: float = 0.25
     #: Seconds until a lab must be Ready, 1 to 240; an attempt after a lack of room gets as much again.
     ready_timeout_s: int = 60
+    #: Seconds in which a node must have made room for a lab that is given more, 1 to 240.
+    resize_timeout_s: int = 30
     #: Seconds for which the objects of a lab that failed stay, for whoever looks into it; 0 to 3600.
     keep_failed_pods_s: int = 0
     #: May use {cluster_ip}, {service}, {namespace}, {port}, {lab_instance_id}.
@@ -45,23 +51,53 @@ class LabSettings:
             raise Failure.IMAGE_NOT_ALLOWED.error(image=image, allowed=allowed, evidence="allowed_images")
 
     def resource_values(self, payload: CreateLabPod) -> dict[str, str]:
-        """Return the template values for a lab's limits and requests."""
-        limits = self.default_resources | payload.resources
-        for name in RESOURCES:
-            if parse_quantity(limits[name]) > parse_quantity(self.max_resources[name]):
-                raise Failure.RESOURCES_TOO_LARGE.error(
-                    name=name,
-                    asked=limits[name],
-                    most=self.max_resources[name],
-                    evidence=f"max_resources.{name}",
-                )
-        return {
-            "cpu_limit": limits["cpu"],
-            "memory_limit": limits["memory"],
-            "storage_limit": limits["storage"],
-            "cpu_request": share_of_cpu(limits["cpu"], self.cpu_request_ratio),
-            "memory_request": share_of_memory(limits["memory"], self.memory_request_ratio),
+        """Return the template values for a lab's limits and requests. Raises JobError as `check_most`."""
+        most = self._most(payload.lab_id)
+        limits = {
+            name: payload.resources.get(name) or _least(self.default_resources[name], most[name][0])
+            for name in RESOURCES
         }
+        self.check_most(payload.lab_id, payload.resources, most)
+        requests = self.requests_for(limits)
+        return {
+            **{f"{name}_limit": limits[name] for name in RESOURCES},
+            **{f"{name}_request": request for name, request in requests.items()},
+        }
+
+    def check_most(
+        self, lab_id: int, asked: Mapping[str, str], most: Mapping[str, tuple[str, str]] | None = None
+    ) -> None:
+        """Raise JobError if a lab is to have more than it may."""
+        allowed = most or self._most(lab_id)
+        for name, quantity in asked.items():
+            value, key = allowed[name]
+            if parse_quantity(quantity) > parse_quantity(value):
+                raise Failure.RESOURCES_TOO_LARGE.error(
+                    name=name, asked=quantity, most=value, evidence=f"{key}.{name}"
+                )
+
+    def requests_for(self, limits: Mapping[str, str]) -> dict[str, str]:
+        """Return what is reserved on the node for limits of cpu and memory, those that are given."""
+        requests = {}
+        if "cpu" in limits:
+            requests["cpu"] = share_of_cpu(limits["cpu"], self.cpu_request_ratio)
+        if "memory" in limits:
+            requests["memory"] = share_of_memory(limits["memory"], self.memory_request_ratio)
+        return requests
+
+    def _most(self, lab_id: int) -> dict[str, tuple[str, str]]:
+        """Return resource -> (the most that a lab may have, the key that says so: the narrowest)."""
+        most = {name: (value, "max_resources") for name, value in self.max_resources.items()}
+        for course, content in self.courses.items():
+            if lab_id in content["lab_ids"]:
+                key = f"courses.{course}.max_resources"
+                most |= {name: (value, key) for name, value in content["max_resources"].items()}
+        own = self.labs.get(lab_id, {}).get("max_resources", {})
+        return most | {name: (value, f"labs.{lab_id}.max_resources") for name, value in own.items()}
+
+
+def _least(one: str, other: str) -> str:
+    return one if parse_quantity(one) <= parse_quantity(other) else other
 
 
 def parse_settings(name: str, content: bytes) -> LabSettings:
@@ -71,6 +107,10 @@ def parse_settings(name: str, content: bytes) -> LabSettings:
     if unknown := sorted(map(str, set(document) - set(known))):
         raise template_error(name, f"has unknown {', '.join(unknown)}")
     problems = [f"{key}: {problem}" for key, value in document.items() if (problem := _problem(key, value))]
+    if not problems and ("courses" in document or "labs" in document):
+        from jobs.lab_limits import limits_problems
+
+        problems = limits_problems(document, document.get("max_resources") or _MOST)
     if "allowed_images" not in document:
         problems.append("allowed_images: missing")
     if problems:
@@ -79,6 +119,8 @@ def parse_settings(name: str, content: bytes) -> LabSettings:
 
 
 def _problem(key: str, value: Any) -> str | None:
+    if key in ("courses", "labs"):
+        return None  # jobs.lab_limits, once the platform's own are known to be right
     if key in ("default_resources", "max_resources"):
         if not isinstance(value, dict) or set(value) != set(RESOURCES):
             return f"must have exactly {', '.join(RESOURCES)}"

@@ -21,6 +21,11 @@ def parse_quantity(text: str) -> Fraction:
     return Fraction(match[1]) * _SUFFIXES[match[2]]
 
 
+def less_one_millicore(cpu: str) -> str:
+    """Return the next smaller amount of CPU."""
+    return f"{int(parse_quantity(cpu) * 1000) - 1}m"
+
+
 def share_of_cpu(limit: str, ratio: float) -> str:
     """Return a share of a CPU limit in millicores, at least one."""
     return f"{max(1, int(parse_quantity(limit) * 1000 * Fraction(ratio)))}m"

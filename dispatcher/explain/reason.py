@@ -14,7 +14,9 @@ BACKEND_CAUSES = frozenset({"request_invalid", "follow_up_unsupported", "message
 #: Causes for which the category alone names the wrong one.
 _ACTOR_OF_CAUSE = {
     **dict.fromkeys(BACKEND_CAUSES, Actor.BACKEND),
-    "resources_too_large": Actor.TEACHER,
+    **dict.fromkeys(
+        ("resources_too_large", "resize_infeasible", "resize_deferred", "resize_below_use"), Actor.TEACHER
+    ),
     "expired": Actor.NOBODY,
     "cancelled": Actor.NOBODY,
 }

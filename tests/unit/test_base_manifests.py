@@ -124,6 +124,7 @@ def test_the_job_may_do_exactly_this() -> None:
     assert granted == {
         ("", "pods"): {"get", "list", "watch", "create", "patch", "delete"},
         ("", "pods/log"): {"get"},
+        ("", "pods/resize"): {"patch"},
         ("", "events"): {"list", "create"},
         ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
         ("networking.k8s.io", "networkpolicies"): {"get", "list", "watch", "create", "patch", "delete"},

@@ -18,8 +18,16 @@ ROOT = Path(__file__).parents[2]
 REAL = {case.failure for case in (LABS | TASKS).values()}
 #: Rows that other tests on the real servers provoke.
 _RETRIES = "tests/e2e/test_failure_retries.py::"
+_RESIZES = "tests/e2e/test_resize_on_the_cluster.py::"
 ALSO_REAL = {
     Failure.QUOTA_EXCEEDED: f"{_RETRIES}test_a_full_quota_is_waited_for_with_growing_delays",
+    Failure.LAB_NOT_STARTED: f"{_RESIZES}test_a_lab_that_has_not_started_is_waited_for",
+    Failure.RESIZE_OVER_QUOTA: f"{_RESIZES}test_a_full_quota_is_waited_for_and_then_given_up",
+    Failure.RESIZE_INFEASIBLE: f"{_RESIZES}test_more_than_the_node_has_is_refused_and_taken_back",
+    Failure.RESIZE_DEFERRED: f"{_RESIZES}test_more_than_the_node_has_free_is_refused_after_a_while",
+    Failure.RESIZE_BELOW_USE: f"{_RESIZES}test_less_memory_than_is_in_use_is_refused_and_taken_back",
+    Failure.RESIZE_REFUSED: f"{_RESIZES}test_more_than_the_limit_range_allows_is_refused",
+    Failure.RESIZE_STUCK: f"{_RESIZES}test_a_node_that_says_nothing_is_waited_for_no_longer_than_allowed",
 }
 #: Rows that only tests with a scripted API server provoke, and why.
 _VERIFY = "tests/integration/test_verify.py::"

@@ -20,6 +20,7 @@ VALUES = {
     "unsupported": "chain",
     "pod": "x",
     "lab_instance_id": 5,
+    "kept": "cpu 500m",
 }
 
 
@@ -45,6 +46,9 @@ def test_temporary_failures_are_tried_again_and_permanent_ones_are_not(failure: 
         Failure.OBJECT_GONE,
         Failure.POD_EVICTED,
         Failure.NODE_AWAY,
+        Failure.LAB_NOT_STARTED,
+        Failure.RESIZE_DEFERRED,
+        Failure.RESIZE_STUCK,
     )
     if failure not in other:
         assert failure.retry == failure.category.value.startswith("TEMPORARY")
@@ -75,6 +79,14 @@ def test_a_stop_that_is_given_up_asks_nobody_to_start_anything() -> None:
     sentence = given_up(error, 4, stop=True).sentence
     assert "start" not in sentence
     assert "asked for again" in sentence
+
+
+def test_a_change_of_resources_that_is_given_up_leaves_the_lab_as_it_was() -> None:
+    error = Failure.CLUSTER_AWAY.error()
+    assert isinstance(error, TransientError)
+    assert given_up(error, 4, resize=True).sentence.endswith(
+        "It was tried 4 times. The lab goes on as it was; the administrator must look at it."
+    )
 
 
 def test_the_evidence_is_bounded_and_storable() -> None:

@@ -1,0 +1,232 @@
+"""celery_workers.scale_lab_resources: a RUNNING lab gets other limits without a restart, or keeps its own.
+
+Whatever comes of it, the lab stays RUNNING. A JobError leaves the change noted at the Pod (jobs.resize):
+another attempt of the task goes on with it, and `undo_resize` takes it back when there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dispatcher.tasks import ScaleLabResources
+from jobs import naming
+from jobs.context import TaskContext
+from jobs.database import Cursor
+from jobs.errors import JobError, TransientError
+from jobs.failures import Failure
+from jobs.lab_objects import LabGone
+from jobs.lab_settings import LabSettings
+from jobs.ledger import Ending
+from jobs.pod_resources import Progress, Resources, Seen
+from jobs.quantities import less_one_millicore, parse_quantity
+from jobs.resize import PodResize, Superseded
+from jobs.steps import mark, reached
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for which the node is waited for when a change is undone.
+UNDO_S = 30.0
+#: What the API server says to a change -> what it is for a lab that runs.
+_REFUSALS = {
+    Failure.QUOTA_EXCEEDED: Failure.RESIZE_OVER_QUOTA,
+    Failure.CLUSTER_REFUSES_LAB: Failure.RESIZE_REFUSED,
+}
+_ENDS = {
+    Progress.INFEASIBLE: Failure.RESIZE_INFEASIBLE,
+    Progress.DEFERRED: Failure.RESIZE_DEFERRED,
+    Progress.BELOW_USE: Failure.RESIZE_BELOW_USE,
+    Progress.FAILING: Failure.RESIZE_STUCK,
+    Progress.UNDER_WAY: Failure.RESIZE_STUCK,
+}
+
+
+def scale_lab(context: TaskContext, payload: ScaleLabResources) -> None:
+    """Change the limits of a lab that is RUNNING and not to be stopped; there is nothing to do for others."""
+    lab = _find(context, payload.lab_instance_id)
+    if lab is None:
+        raise Failure.LAB_UNKNOWN.error(
+            lab_instance_id=payload.lab_instance_id,
+            evidence="the message may be ahead of the backend's commit",
+        )
+    if lab.status == "PENDING" and not lab.stop_requested:
+        raise Failure.LAB_NOT_STARTED.error(lab_instance_id=payload.lab_instance_id)
+    if lab.done or not lab.runs:
+        _end_without(context, payload, lab, "it was done before" if lab.done else "it does not run")
+        return
+    settings = context.configs.lab_settings()
+    settings.check_most(lab.lab_id, payload.new_resources)
+    try:
+        resize = _find_pod(context, payload.lab_instance_id, lab)
+        _change(context, payload, settings, resize)
+    except (LabGone, _NotRunning):
+        lab = _find(context, payload.lab_instance_id)
+        if lab is not None and lab.runs:
+            raise Failure.POD_GONE.error(evidence=f"Pod {lab.pod_name} while its resources changed") from None
+        _end_without(context, payload, lab, "it was stopped")
+    except Superseded:
+        _end_without(context, payload, lab, "another change took its place")
+
+
+def undo_resize(context: TaskContext) -> None:
+    """Take back what the task changed, if it changed anything; there is no other attempt.
+
+    Raises JobError when that is not known to be asked for.
+    """
+    lab_instance_id = context.record.lab_instance_id
+    lab = None if lab_instance_id is None else _find(context, lab_instance_id)
+    if lab_instance_id is None or lab is None or not lab.runs:
+        return
+    began = time.monotonic()
+    try:
+        resize = _find_pod(context, lab_instance_id, lab)
+        if not resize.is_noted:
+            return
+        confirmed = resize.undo(timeout_s=UNDO_S)
+    except (LabGone, Superseded):
+        return
+    took_s = round(time.monotonic() - began, 3)
+    context.record.details["undone"] = {"confirmed": confirmed, "seconds": took_s}
+    mark(context.record, "undone")
+
+
+def _change(
+    context: TaskContext, payload: ScaleLabResources, settings: LabSettings, resize: PodResize
+) -> None:
+    def check_wanted() -> None:
+        _check_wanted(context, payload.lab_instance_id)
+
+    def make_wanted(before: Resources, qos: str) -> Resources:
+        return _wanted(before, payload.new_resources, settings, qos)
+
+    timeout_s = settings.resize_timeout_s
+    before, wanted = resize.begin(make_wanted, patience_s=timeout_s, meanwhile=check_wanted)
+    began = time.monotonic()
+    outcome = "noop"
+    if not before.equals(wanted):
+        mark(context.record, "noted")
+        check_wanted()
+        outcome = "succeeded"
+        values = {"asked": Resources(payload.new_resources, {}), "kept": before}
+        _ask(resize, wanted, values)
+        mark(context.record, "asked")
+        _settled(resize.wait(timeout_s=timeout_s, meanwhile=check_wanted), values)
+        mark(context.record, "in force")
+        resize.forget()
+    elif resize.is_noted:
+        # An attempt of ours, or one that this one took over, wanted what there is.
+        outcome = "succeeded"
+        _ask(resize, wanted, values={"asked": wanted, "kept": before})
+        resize.undo(timeout_s=UNDO_S)
+    took_s = round(time.monotonic() - began, 3)
+    result = {
+        "lab_instance_id": payload.lab_instance_id,
+        "status": "RUNNING",
+        "before": before.limits,
+        "after": wanted.limits,
+        "seconds": took_s,
+        "restarts": resize.restarts,
+    }
+    reached("committing")
+    context.labs.record(context.record, Ending(outcome, result=result))
+    extra = {"action": "lab_resized" if outcome == "succeeded" else "resize_noop", "seconds": took_s}
+    logger.info("lab has %s", wanted, extra=extra)
+
+
+def _ask(resize: PodResize, wanted: Resources, values: dict[str, Resources]) -> None:
+    try:
+        resize.ask(wanted)
+    except JobError as exc:
+        failure = _REFUSALS.get(exc.failure)
+        if failure is None:
+            raise
+        if failure.retry:
+            # Until the next attempt somebody else may want to change the lab.
+            resize.undo(timeout_s=UNDO_S)
+        raise failure.error(evidence=exc.evidence, **values) from exc
+
+
+def _settled(seen: Seen, values: dict[str, Resources]) -> None:
+    if failure := _ENDS.get(seen.progress):
+        raise failure.error(evidence=seen.evidence, **values)
+
+
+def _wanted(before: Resources, new: dict[str, str], settings: LabSettings, qos: str) -> Resources:
+    """Return what a lab is to have: requests as at a create, but of the QoS class that it has for life."""
+    limits = before.limits | new
+    if qos == "Guaranteed":
+        return Resources(limits, dict(limits))
+    requests = before.requests | settings.requests_for(new)
+    wanted = Resources(limits, requests)
+    if qos == "Burstable" and wanted.equals(Resources(limits, limits)) and parse_quantity(limits["cpu"]) > 0:
+        return Resources(limits, requests | {"cpu": less_one_millicore(limits["cpu"])})
+    return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class _Lab:
+    """What a lab's row, and those of the task, say."""
+
+    status: str
+    stop_requested: bool
+    pod_name: str | None
+    lab_id: int
+    cancelled: bool
+    #: The task succeeded in an earlier run, whose acknowledgement was lost.
+    done: bool
+
+    @property
+    def runs(self) -> bool:
+        return self.status == "RUNNING" and not self.stop_requested
+
+
+class _NotRunning(Exception):
+    """Raised when the lab was stopped while it was waited for."""
+
+
+def _find(context: TaskContext, lab_instance_id: int) -> _Lab | None:
+    task_id = context.record.task_id
+
+    def ask(cursor: Cursor) -> _Lab | None:
+        cursor.execute(
+            "SELECT status, stop_requested_at IS NOT NULL, k8s_pod_name, lab_id,"
+            " EXISTS (SELECT FROM task_cancellations WHERE task_id = %s),"
+            " EXISTS (SELECT FROM task_ledger WHERE task_id = %s AND outcome = 'succeeded')"
+            " FROM lab_instances WHERE id = %s",
+            (task_id, task_id, lab_instance_id),
+        )
+        row: tuple[Any, ...] | None = cursor.fetchone()
+        return _Lab(*row) if row else None
+
+    return context.labs.at_once(ask)
+
+
+def _find_pod(context: TaskContext, lab_instance_id: int, lab: _Lab) -> PodResize:
+    pod = context.lab_objects.find_pod(lab.pod_name) if lab.pod_name else None
+    if pod is None:
+        raise LabGone
+    if not naming.belongs_to_lab(pod, lab_instance_id):
+        raise Failure.NAME_TAKEN.error(evidence=f"Pod {lab.pod_name} is not managed by {naming.MANAGED_BY}")
+    return PodResize(context.lab_objects, lab_instance_id, pod, context.record.task_id)
+
+
+def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
+    """Raise when the lab is to be stopped, or the change was cancelled."""
+    try:
+        lab = _find(context, lab_instance_id)
+    except TransientError as exc:
+        extra = {"action": "not_asked", "evidence": exc.evidence}
+        logger.warning("whether the change is still wanted is not known", extra=extra)
+        return
+    if lab is None or not lab.runs:
+        raise _NotRunning
+    if lab.cancelled:
+        raise Failure.CANCELLED.error(evidence="cancelled while the resources changed")
+
+
+def _end_without(context: TaskContext, payload: ScaleLabResources, lab: _Lab | None, why: str) -> None:
+    result = {"lab_instance_id": payload.lab_instance_id, "status": lab.status if lab else None, "why": why}
+    context.labs.record(context.record, Ending("noop", result=result))
+    logger.info("resources are not changed: %s", why, extra={"action": "resize_noop"})

@@ -1,0 +1,182 @@
+"""A running lab is given other resources: its cgroup changes, its program goes on; or it keeps what it has.
+
+Broker, database, object store and cluster are the real ones; the container is `python -m jobs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dispatcher import topology
+from jobs.failures import Failure
+from tests.support.own_platform import OwnPlatform
+from tests.support.resizing import ResizedLab
+from tests.support.waiting import eventually_equal
+
+GI, MI = 2**30, 2**20
+
+
+@pytest.fixture
+def platform(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
+    yield own_platform
+    own_platform.set_lab_settings()
+
+
+@pytest.fixture
+def lab(platform: OwnPlatform) -> Iterator[ResizedLab]:
+    """A lab of the default size."""
+    lab = ResizedLab.start(platform)
+    yield lab
+    if lab.status == "RUNNING":
+        lab.stop()
+
+
+AS_CREATED = {
+    "status": "RUNNING",
+    "limits": {"cpu": "500m", "memory": "512Mi"},
+    "requests": {"cpu": "25m", "memory": str(128 * MI)},
+    "cgroup agrees": True,
+    "pending": [],
+    "note": None,
+    "restarts": 0,
+}
+
+
+def wait_as_created(lab: ResizedLab) -> None:
+    """The kubelet takes a condition away a moment after the rest of it is right."""
+    eventually_equal(lab.settled, AS_CREATED)
+
+
+def refused(run: dict[str, Any], failure: Failure, **values: Any) -> None:
+    error = failure.error(**values)
+    assert (run["outcome"], run["details"]["cause"]) == ("failed", failure.cause)
+    assert run["error_category"] == failure.category.value
+    assert run["error_message"] == error.sentence
+
+
+def test_a_running_lab_gets_more_and_less_without_a_restart(lab: ResizedLab) -> None:
+    began = lab.program_start()
+    assert lab.cgroup() == (0.5, 512 * MI)
+    run = lab.resize(cpu="1", memory="1Gi")
+    assert run["outcome"] == "succeeded"
+    assert lab.cgroup() == (1, GI)
+    assert lab.spec["requests"] == {"cpu": "50m", "memory": str(256 * MI), "ephemeral-storage": "64Mi"}
+    result = run["details"]["result"]
+    assert result["before"] == {"cpu": "500m", "memory": "512Mi"}
+    assert result["after"] == {"cpu": "1", "memory": "1Gi"}
+    assert result["restarts"] == 0
+    seconds = (run["finished_at"] - run["published_at"]).total_seconds()
+    print(f"in force {result['seconds']:.2f} s after it was asked for, {seconds:.2f} s after the publish")
+    assert lab.resize(memory="100M")["outcome"] == "succeeded"
+    assert lab.resize(cpu="250m")["outcome"] == "succeeded"
+    settled = lab.settled()
+    assert settled["limits"] == {"cpu": "250m", "memory": "100M"}
+    assert (lab.cgroup()[0], lab.program_start(), lab.restarts) == (0.25, began, 0)
+    assert (settled["status"], settled["pending"], settled["note"]) == ("RUNNING", [], None)
+
+
+def test_more_than_the_node_has_is_refused_and_taken_back(platform: OwnPlatform, lab: ResizedLab) -> None:
+    platform.set_lab_settings(
+        max_resources={"cpu": "4", "memory": "4Gi", "storage": "1Gi"}, cpu_request_ratio=1
+    )
+    run = lab.resize(cpu="4")
+    refused(run, Failure.RESIZE_INFEASIBLE, asked="cpu 4", kept="cpu 500m, memory 512Mi")
+    assert "Infeasible" in run["details"]["evidence"]
+    assert run["details"]["undone"]["confirmed"] is True
+    wait_as_created(lab)
+    assert platform.broker.is_empty(topology.DEAD_LETTER_QUEUE)
+
+
+def test_more_than_the_node_has_free_is_refused_after_a_while(platform: OwnPlatform, lab: ResizedLab) -> None:
+    platform.set_lab_settings(cpu_request_ratio=0.99, resize_timeout_s=3)
+    run = lab.resize(cpu="2")
+    refused(run, Failure.RESIZE_DEFERRED, asked="cpu 2", kept="cpu 500m, memory 512Mi")
+    assert "Deferred" in run["details"]["evidence"]
+    wait_as_created(lab)
+
+
+def test_less_memory_than_is_in_use_is_refused_and_taken_back(lab: ResizedLab) -> None:
+    program = lab.use_memory(200 * MI)
+    try:
+        run = lab.resize(memory="64Mi")
+        refused(run, Failure.RESIZE_BELOW_USE, asked="memory 64Mi", kept="cpu 500m, memory 512Mi")
+        wait_as_created(lab)
+        assert program.poll() is None, "what used the memory has to go on"
+    finally:
+        program.kill()
+        program.wait()
+
+
+def test_more_than_the_settings_allow_is_refused_before_any_change(
+    platform: OwnPlatform, lab: ResizedLab
+) -> None:
+    version = lab.pod["metadata"]["resourceVersion"]
+    run = lab.resize(cpu="2001m")
+    refused(run, Failure.RESOURCES_TOO_LARGE, name="cpu", asked="2001m", most="2")
+    platform.set_lab_settings(courses={"python": {"lab_ids": [7], "max_resources": {"cpu": "750m"}}})
+    run = lab.resize(cpu="1")
+    refused(run, Failure.RESOURCES_TOO_LARGE, name="cpu", asked="1", most="750m")
+    assert run["details"]["evidence"] == "courses.python.max_resources.cpu"
+    assert lab.pod["metadata"]["resourceVersion"] == version
+
+
+def test_more_than_the_limit_range_allows_is_refused(platform: OwnPlatform, lab: ResizedLab) -> None:
+    platform.set_lab_settings(max_resources={"cpu": "5", "memory": "4Gi", "storage": "1Gi"})
+    run = lab.resize(cpu="5")
+    refused_values = {"asked": "cpu 5", "kept": "cpu 500m, memory 512Mi"}
+    assert run["error_message"] == Failure.RESIZE_REFUSED.error(**refused_values).sentence
+    assert "maximum cpu usage per Container is 4" in run["details"]["evidence"]
+    wait_as_created(lab)
+    platform.broker.take(topology.DEAD_LETTER_QUEUE)
+
+
+def test_a_full_quota_is_waited_for_and_then_given_up(platform: OwnPlatform, lab: ResizedLab) -> None:
+    used = lab.platform.namespace.kubectl(
+        "get", "quota", "labs", "-o", "jsonpath={.status.used.limits\\.cpu}"
+    )
+    _set_quota(platform, used)
+    try:
+        task_id = lab.publish(cpu="1")
+        environ = {"CELERY_TASK_MAX_RETRIES": 1, "CELERY_TASK_RETRY_DELAY": 1}
+        lab.serve(**environ)
+        wait_as_created(lab)
+        lab.serve(**environ)
+        wait_as_created(lab)
+    finally:
+        _set_quota(platform, "500")
+    first, last = lab.runs(task_id)
+    assert [first["outcome"], last["outcome"]] == ["retried", "dead_lettered"]
+    assert last["details"]["cause"] == Failure.RESIZE_OVER_QUOTA.cause
+    assert "goes on with cpu 500m, memory 512Mi and cannot have cpu 1" in last["error_message"]
+    assert last["error_message"].endswith("The lab goes on as it was; the administrator must look at it.")
+    platform.broker.take(topology.DEAD_LETTER_QUEUE)
+
+
+def test_a_lab_that_has_not_started_is_waited_for(platform: OwnPlatform) -> None:
+    lab = ResizedLab(platform, platform.database.add_lab())
+    run = lab.resize(cpu="1", CELERY_TASK_RETRY_DELAY=600)
+    assert (run["outcome"], run["details"]["cause"]) == ("retried", Failure.LAB_NOT_STARTED.cause)
+    assert lab.status == "PENDING"
+
+
+def test_a_node_that_says_nothing_is_waited_for_no_longer_than_allowed(
+    platform: OwnPlatform, lab: ResizedLab
+) -> None:
+    """Its Pod is replaced by one for which there is no scheduler, hence no kubelet."""
+    lab.replace_pod(schedulerName="nobody")
+    platform.set_lab_settings(resize_timeout_s=2)
+    run = lab.resize(cpu="1")
+    error = Failure.RESIZE_STUCK.error(asked="cpu 1", kept="cpu 500m, memory 512Mi")
+    assert (run["outcome"], run["error_message"]) == ("dead_lettered", error.sentence)
+    assert run["details"]["undone"]["confirmed"] is False
+    assert lab.spec["limits"]["cpu"] == "500m"
+    assert (lab.status, lab.note) == ("RUNNING", None)
+    platform.broker.take(topology.DEAD_LETTER_QUEUE)
+
+
+def _set_quota(platform: OwnPlatform, cpu: str) -> None:
+    change = f'{{"spec": {{"hard": {{"limits.cpu": "{cpu}"}}}}}}'
+    platform.namespace.kubectl("patch", "quota", "labs", "--type=merge", f"--patch={change}")
