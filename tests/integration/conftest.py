@@ -28,6 +28,7 @@ from tests.support.celery_versions import VERSIONS, CeleryVersion
 from tests.support.container import Containers
 from tests.support.creates import LAST_TRY
 from tests.support.fake_cluster import FakeCluster
+from tests.support.health import Checking
 from tests.support.http_server import ScriptedServer
 from tests.support.notifying import Platform, make_courier, webhook_environ
 from tests.support.outbox import Arrivals
@@ -199,6 +200,12 @@ def connections(
         yield opened
         opened.labs.close()
         opened.publisher.close()
+
+
+@pytest.fixture
+def checking(connections: Connections, database: Database, cluster: FakeCluster, bucket: Bucket) -> Checking:
+    """Health checks in this process."""
+    return Checking(connections, database, cluster, bucket)
 
 
 @pytest.fixture

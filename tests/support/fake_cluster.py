@@ -102,7 +102,8 @@ class FakeCluster:
         return Answer(content={"items": [e for e in self.events if e["involvedObject"].get(key) == wanted]})
 
     def _list(self, path: str, query: dict[str, str]) -> Answer:
-        wanted = dict(part.split("=") for part in query["labelSelector"].split(","))
+        selector = query.get("labelSelector", "")
+        wanted = dict(part.split("=") for part in selector.split(",") if part)
         items = [
             item
             for key, item in self.objects.items()

@@ -1,0 +1,255 @@
+"""celery_workers.health_check_pods: fail RUNNING labs whose Pod is gone, over, or of no use.
+
+Nothing is done on the first look alone. What it suspects is looked at once more, one by one, right before
+the lab is made FAILED, and only a row that is still as it was read is changed: two checks at once, or one
+beside a delete, fail a lab once or not at all. Some labs may be started again elsewhere (jobs.restarts).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from datetime import datetime, timedelta
+from typing import Any
+
+from dispatcher import tasks
+from dispatcher.categories import Audience
+from dispatcher.message import new_task_id
+from jobs import classification
+from jobs.brake import FEW
+from jobs.cluster import ApiError, ApiUnavailable, Manifest
+from jobs.context import TaskContext
+from jobs.errors import JobError
+from jobs.failures import Failure
+from jobs.lab_objects import collections
+from jobs.ledger import TaskRunRecord
+from jobs.lost_lab import Lost, fail_lost_lab
+from jobs.naming import belongs_to_lab
+from jobs.notifications import News, add_news
+from jobs.periodic.pod_verdict import State, judge
+from jobs.periodic.running_labs import Look, Suspect, look_at_running_labs, refusal
+from jobs.pod_facts import Seen, bounded, pod_facts
+from jobs.verify.inventory import LabRow
+from jobs.verify.rows import database_now
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that one check goes on to fail labs; the next one, a minute later, finds the others.
+FAIL_S = 30.0
+#: Labs of which events and log are read, and of which this container tells people: each may take seconds. Of
+#: the others the sweep of the outbox tells.
+CLOSER_LOOKS = 10
+#: Seconds after which a program that was ended for want of memory, and runs again, is no news.
+_KILLED_LATELY_S = 3600.0
+#: Labs told of that in one run.
+_MOST_KILLED = 100
+_KILLED = (
+    "A program in this lab was ended because the lab needed more memory than it may use. The lab goes on, but"
+    " what that program held is lost. Please give the lab more memory or correct the image."
+)
+
+
+def run(context: TaskContext, payload: tasks.HealthCheckPods) -> dict[str, Any]:
+    """Look at all RUNNING labs and fail those that cannot be used. Raises JobError, PublishError."""
+    try:
+        return _HealthCheck(context).run(dry_run=payload.dry_run, force=payload.force)
+    except (ApiError, ApiUnavailable) as exc:
+        raise classification.api_failure(exc) from exc
+
+
+class _HealthCheck:
+    def __init__(self, context: TaskContext) -> None:
+        self._context = context
+        self._settings = context.configs.life_settings()
+        self._paths = collections(context.settings.namespace)
+        self._as_of = database_now(context.labs)
+        self._began = time.monotonic()
+        #: Connected here: evidence is gathered by another thread.
+        self._cluster = context.cluster
+        self._causes: Counter[str] = Counter()
+        self._restarted = self._left_alone = self._closer_looks = 0
+
+    def run(self, *, dry_run: bool, force: bool) -> dict[str, Any]:
+        look = look_at_running_labs(
+            self._context.labs, self._cluster, self._paths["Pod"], self._settings, as_of=self._as_of
+        )
+        looked_s = round(time.monotonic() - self._began, 3)
+        why = refusal(look, self._settings, right_place=self._is_right_place(look))
+        for row in look.strange:
+            self._leave(row, "its Pod is labelled as another lab's or student's")
+        if dry_run:
+            return self._result(look, looked_s, would_fail=self._say(look, None if force else why))
+        if why and not force:
+            self._refuse(why)
+        put_off = self._fail_all(look.suspects)
+        self._tell_of_killed(look)
+        if self._restarted:
+            self._relay()
+        return self._result(look, looked_s, failed=self._causes.total(), put_off=put_off)
+
+    def _is_right_place(self, look: Look) -> bool:
+        """Tell whether the namespace is under a policy, as that of labs is; asked only where it matters."""
+        if look.without_pod < look.running or look.running >= FEW:
+            return False
+        return bool(self._cluster.list_items(self._paths["NetworkPolicy"], limit="1")[0])
+
+    def _say(self, look: Look, why: str | None) -> int:
+        for one in look.suspects:
+            error = self._error(one)
+            extra = {
+                "action": "would_fail",
+                "lab_instance_id": one.row.id,
+                "cause": error.failure.cause,
+                "evidence": error.evidence,
+            }
+            logger.info("lab %d would fail: %s", one.row.id, error.sentence, extra=extra)
+            self._causes[error.failure.cause] += 1
+        if why:
+            logger.warning("it would be refused: %s", why, extra={"action": "would_refuse"})
+        return len(look.suspects)
+
+    def _refuse(self, why: str) -> None:
+        error = Failure.TOO_MANY_AT_ONCE.error(problem=why)
+        news = News(
+            event_type="platform.health_refused",
+            cause="health_refused",
+            told=Audience.ADMIN,
+            message=error.sentence,
+            task_id=self._context.record.task_id,
+            # Once an hour, though it is found every minute.
+            occasion=self._as_of.replace(minute=0, second=0, microsecond=0),
+        )
+        self._notify(self._context.labs.transaction(lambda cursor: add_news(cursor, news)))
+        raise error
+
+    def _fail_all(self, suspects: list[Suspect]) -> int:
+        """Fail what is still lost, and return how many are left for the next run."""
+        deadline = time.monotonic() + FAIL_S
+        for at, one in enumerate(suspects):
+            if time.monotonic() > deadline:
+                return len(suspects) - at
+            self._fail(one.row)
+        return 0
+
+    def _fail(self, row: LabRow) -> None:
+        pod = self._cluster.get(f"{self._paths['Pod']}/{row.k8s_pod_name}")
+        if pod is not None and not belongs_to_lab(pod, row.id):
+            self._leave(row, "its Pod is there without its labels")
+            return
+        verdict = judge(pod, self._now(), self._settings) if pod else None
+        if verdict and verdict.state is not State.LOST:
+            self._leave(row, f"its Pod is {verdict.state.value} by now")
+            return
+        error = self._error(Suspect(row, verdict))
+        record = self._record(row, self._look_closer(row, pod, error))
+        cause = error.failure.cause
+        lost = fail_lost_lab(
+            self._context.labs,
+            self._context.lab_objects,
+            record,
+            error,
+            status=row.status,
+            pod_name=row.k8s_pod_name,
+            as_of=self._as_of,
+            max_restarts=self._settings.max_restarts if cause in self._settings.restart_causes else 0,
+        )
+        if lost is None:
+            self._leave(row, "its row has changed meanwhile, or a container is at it")
+            return
+        self._count(row, error, lost)
+        self._notify(record.notification_id)
+
+    def _error(self, one: Suspect) -> JobError:
+        if one.verdict:
+            return one.verdict.error()
+        return Failure.POD_GONE.error(evidence=f"Pod {one.row.k8s_pod_name} is not there")
+
+    def _look_closer(self, row: LabRow, pod: Manifest | None, error: JobError) -> Seen:
+        self._closer_looks += 1
+        # A node that is away does not give a log, and takes its time not to.
+        if self._closer_looks > CLOSER_LOOKS or error.failure is Failure.NODE_AWAY:
+            return bounded(pod_facts(pod)) if pod else {"note": "the lab had no Pod"}
+        from jobs import evidence
+
+        namespace = self._context.settings.namespace
+        return evidence.collect(lambda: self._cluster, namespace, row.id, pod_name=row.k8s_pod_name).seen
+
+    def _count(self, row: LabRow, error: JobError, lost: Lost) -> None:
+        self._causes[error.failure.cause] += 1
+        self._restarted += lost.started_again_as is not None
+        extra = {
+            "action": "lab_lost",
+            "lab_instance_id": row.id,
+            "cause": error.failure.cause,
+            "evidence": error.evidence,
+            "deleted": lost.deleted,
+            "started_again_as": lost.started_again_as,
+        }
+        logger.warning("lab %d is FAILED: %s", row.id, error.sentence, extra=extra)
+
+    def _leave(self, row: LabRow, why: str) -> None:
+        self._left_alone += 1
+        extra = {"action": "left_alone", "lab_instance_id": row.id}
+        logger.info("lab %d is left alone: %s", row.id, why, extra=extra)
+
+    def _notify(self, notification_id: int | None) -> None:
+        if notification_id is not None and self._closer_looks <= CLOSER_LOOKS:
+            self._context.notify(notification_id)
+
+    def _tell_of_killed(self, look: Look) -> None:
+        """Tell once of each program that was ended for want of memory in a lab that is Ready again."""
+        since = self._as_of - timedelta(seconds=_KILLED_LATELY_S)
+        for row, killed_at in [one for one in look.killed if one[1] > since][:_MOST_KILLED]:
+            news = News(
+                event_type="lab.out_of_memory",
+                cause=Failure.OUT_OF_MEMORY.cause,
+                told=Failure.OUT_OF_MEMORY.told,
+                message=_KILLED,
+                task_id=self._context.record.task_id,
+                lab_instance_id=row.id,
+                occasion=killed_at,
+                category=Failure.OUT_OF_MEMORY.category.value,
+            )
+            if self._context.labs.transaction(lambda cursor, news=news: add_news(cursor, news)):  # type: ignore[misc]
+                extra = {"action": "lab_out_of_memory", "lab_instance_id": row.id, "at": killed_at}
+                logger.warning("lab %d is Ready after it ran out of memory", row.id, extra=extra)
+
+    def _relay(self) -> None:
+        """Publish the creates of labs that are started again; what is not, the sweep of the outbox does."""
+        from dispatcher.engine import make_engine
+        from dispatcher.outbox_relay import relay_once
+
+        engine = make_engine(self._context.settings.database_url, application_name="autolabs-health")
+        relay_once(engine, self._context.publisher)
+        engine.dispose()
+
+    def _now(self) -> datetime:
+        return self._as_of + timedelta(seconds=time.monotonic() - self._began)
+
+    def _record(self, row: LabRow, seen: Seen) -> TaskRunRecord:
+        ours = self._context.record
+        return TaskRunRecord(
+            task_id=new_task_id(),
+            task_name=ours.task_name,
+            attempt=1,
+            redelivered=False,
+            queue=ours.queue,
+            job_name=ours.job_name,
+            pod_name=ours.pod_name,
+            published_at=None,
+            lab_instance_id=row.id,
+            details={"found_by": ours.task_id, "seen": seen},
+        )
+
+    def _result(self, look: Look, looked_s: float, **numbers: int) -> dict[str, Any]:
+        return {
+            "looked_at": look.running,
+            **{state.value: look.states[state] for state in (State.READY, State.UNREADY, State.GOING)},
+            "ran_out_of_memory": len(look.killed),
+            **numbers,
+            "causes": dict(self._causes),
+            "restarted": self._restarted,
+            "left_alone": self._left_alone + look.left_alone,
+            "looked_s": looked_s,
+        }

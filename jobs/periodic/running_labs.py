@@ -1,0 +1,118 @@
+"""One look at all RUNNING labs and their Pods: one labelled LIST in pages, then the rows page by page.
+
+Of a Pod only a name, whose it is and a verdict are kept, of a lab nothing unless something is wrong with it.
+The Pods come first: a lab whose delete begins meanwhile still has its Pod, and one that starts meanwhile is
+younger than the look.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from jobs.brake import FEW, most_at_once, no_pods_at_all
+from jobs.cluster import Cluster, Manifest
+from jobs.labs import LabStore
+from jobs.life_settings import LifeSettings
+from jobs.naming import MANAGED_BY
+from jobs.periodic.pod_verdict import State, Verdict, judge
+from jobs.verify.inventory import LabRow
+from jobs.verify.objects import PAGE
+from jobs.verify.rows import live_rows
+
+_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A lab that cannot be used, at the first look."""
+
+    row: LabRow
+    #: Of its Pod; None: there is none.
+    verdict: Verdict | None
+
+
+@dataclass(slots=True)
+class Look:
+    """What one look found."""
+
+    #: RUNNING labs whose stop nobody asked for.
+    running: int = 0
+    #: Of their Pods.
+    states: Counter[State] = field(default_factory=Counter)
+    suspects: list[Suspect] = field(default_factory=list)
+    #: Pods whose labels name another lab or student than the row that names them.
+    strange: list[LabRow] = field(default_factory=list)
+    #: Labs that are Ready, with when their program was ended for want of memory.
+    killed: list[tuple[LabRow, datetime]] = field(default_factory=list)
+    #: Labs that changed since the look began, or whose row names no Pod.
+    left_alone: int = 0
+
+    @property
+    def without_pod(self) -> int:
+        """How many of the labs have no Pod."""
+        return sum(1 for one in self.suspects if one.verdict is None)
+
+
+def look_at_running_labs(
+    labs: LabStore, cluster: Cluster, pods_path: str, settings: LifeSettings, *, as_of: datetime
+) -> Look:
+    """Return what is wrong with RUNNING labs; `as_of` is the database's time.
+
+    Raises ApiError, ApiUnavailable, JobError.
+    """
+    pods: dict[str, tuple[str, Verdict]] = {}
+    for page in cluster.list_pages(pods_path, limit=PAGE, labelSelector=_SELECTOR):
+        for pod in page:
+            pods[pod["metadata"]["name"]] = _whose(pod), judge(pod, as_of, settings)
+    look = Look()
+    for row in _running(labs):
+        look.running += 1
+        if row.k8s_pod_name is None or row.updated_at >= as_of:
+            look.left_alone += 1
+        else:
+            _compare(look, row, pods.get(row.k8s_pod_name))
+    return look
+
+
+def refusal(look: Look, settings: LifeSettings, *, right_place: bool) -> str | None:
+    """Return why what was found is not believed, or None.
+
+    `right_place`: the namespace has what every namespace of labs has.
+    """
+    strange, matched = len(look.strange), look.states.total()
+    if strange >= FEW or (strange and not matched):
+        return f"{strange} Pods are of another lab or student than the row: this may be another database"
+    most = most_at_once(look.running, share=settings.fail_max_share, always=settings.fail_always)
+    if len(look.suspects) > most:
+        return (
+            f"{len(look.suspects)} of {look.running} RUNNING labs would fail, and at most {most} may at once"
+        )
+    return no_pods_at_all(look.running, look.without_pod, right_place=right_place)
+
+
+def _running(labs: LabStore) -> Iterator[LabRow]:
+    for rows in live_rows(labs):
+        yield from (row for row in rows if row.status == "RUNNING" and not row.stopping)
+
+
+def _compare(look: Look, row: LabRow, found: tuple[str, Verdict] | None) -> None:
+    if found is None:
+        look.suspects.append(Suspect(row, None))
+        return
+    whose, verdict = found
+    if whose != f"{row.id} {row.lab_id} {row.student_id}":
+        look.strange.append(row)
+        return
+    look.states[verdict.state] += 1
+    if verdict.state is State.LOST:
+        look.suspects.append(Suspect(row, verdict))
+    elif verdict.killed_at:
+        look.killed.append((row, verdict.killed_at))
+
+
+def _whose(pod: Manifest) -> str:
+    labels = pod["metadata"]["labels"]
+    return " ".join(str(labels.get(name)) for name in ("lab_instance_id", "lab_id", "student_id"))

@@ -1,0 +1,325 @@
+"""health_check_pods on a real database and broker; the API server is scripted, for states and races."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dispatcher import topology
+from dispatcher.tasks import CREATE_LAB_POD, SCALE_LAB_RESOURCES
+from jobs.errors import JobError
+from jobs.failures import Failure
+from jobs.ledger import Ending
+from jobs.periodic import health, running_labs
+from jobs.verify import rows
+from tests.support.factories import IMAGE, make_record
+from tests.support.fake_cluster import READY
+from tests.support.health import Checking, ago, unready
+from tests.support.rabbitmq import Broker
+from tests.support.verifying import age, path_of, pod_name
+
+NUMBERS = ("looked_at", "ready", "unready", "going", "failed", "restarted", "left_alone", "put_off")
+
+
+def numbers(result: dict[str, Any]) -> dict[str, int]:
+    """Return what of a result is not 0."""
+    return {name: result[name] for name in NUMBERS if result[name]}
+
+
+def test_healthy_labs_cost_one_list_in_pages_and_no_get(
+    checking: Checking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running_labs, "PAGE", 2)
+    monkeypatch.setattr(rows, "PAGE", 2)
+    labs = checking.labs(5)
+    asked: list[str] = []
+    request = checking.connections.cluster._request
+
+    def note(method: str, path: str, *words: Any, **options: Any) -> Any:
+        asked.append(f"{method} {path.partition('?')[0]}")
+        return request(method, path, *words, **options)
+
+    monkeypatch.setattr(checking.connections.cluster, "_request", note)
+    result = checking.check()
+    assert numbers(result) == {"looked_at": 5, "ready": 5}
+    assert asked == ["GET /api/v1/namespaces/labs/pods"] * 3
+    assert checking.statuses(labs) == ["RUNNING"] * 5
+
+
+def test_a_lab_without_its_pod_fails_with_all_that_belongs_to_it(checking: Checking) -> None:
+    lost, fine = checking.labs(2)
+    del checking.cluster.objects[path_of("Pod", pod_name(lost))]
+    result = checking.check()
+    assert numbers(result) == {"looked_at": 2, "ready": 1, "failed": 1}
+    assert result["causes"] == {"pod_gone": 1}
+    row = checking.database.lab(lost)
+    assert (row["status"], row["connection_url"]) == ("FAILED", None)
+    assert row["error_message"] == "This lab is gone from the cluster. Please start it again."
+    assert checking.cluster.names() == {pod_name(fine)}, "its Service and its policy went as well"
+    assert checking.told(lost) == [("lab.failed", "pod_gone", "admin")]
+    run = checking.run_of(lost)
+    assert (run["outcome"], run["details"]["cause"]) == ("succeeded", "pod_gone")
+    assert run["details"]["seen"]["note"] == "the lab had no Pod"
+    assert numbers(checking.check()) == {"looked_at": 1, "ready": 1}
+
+
+def test_an_evicted_pod_fails_its_lab_and_is_taken_away(checking: Checking) -> None:
+    lost, _ = checking.labs(2)
+    said = "The node was low on resource: memory."
+    checking.patch(lost, {"phase": "Failed", "reason": "Evicted", "message": said})
+    assert checking.check()["causes"] == {"pod_evicted": 1}
+    assert said in checking.run_of(lost)["details"]["evidence"]
+    assert pod_name(lost) not in checking.cluster.names()
+
+
+def test_a_pod_that_is_not_ready_for_a_moment_is_left_alone(checking: Checking) -> None:
+    lab, _ = checking.labs(2)
+    checking.patch(lab, {"phase": "Running", "conditions": unready(60)})
+    assert numbers(checking.check()) == {"looked_at": 2, "ready": 1, "unready": 1}
+    checking.patch(lab, {"phase": "Running", "conditions": unready(130)})
+    assert checking.check(dry_run=True)["causes"] == {"stopped_answering": 1}
+    checking.set(unready_limit_s=140)
+    assert numbers(checking.check()) == {"looked_at": 2, "ready": 1, "unready": 1}
+
+
+def test_a_pod_whose_deletion_is_under_way_is_judged_when_that_hangs(checking: Checking) -> None:
+    lab, _ = checking.labs(2)
+    checking.pod(lab)["metadata"]["deletionTimestamp"] = ago(30)
+    assert numbers(checking.check()) == {"looked_at": 2, "ready": 1, "going": 1}
+    checking.pod(lab)["metadata"]["deletionTimestamp"] = ago(61)
+    checking.patch(lab, {"phase": "Running", "conditions": unready(400, containers="True")})
+    assert checking.check()["causes"] == {"node_away": 1}
+    assert checking.told(lab) == [("lab.failed", "node_away", "admin")]
+
+
+def test_a_dry_run_says_each_verdict_and_changes_nothing(
+    checking: Checking, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "jobs.periodic.health")
+    lost, _ = checking.labs(2)
+    checking.lose(lost)
+    result = checking.check(dry_run=True)
+    assert (result["would_fail"], result["causes"]) == (1, {"pod_gone": 1})
+    assert checking.statuses([lost]) == ["RUNNING"]
+    assert [r.message for r in caplog.records if getattr(r, "action", "") == "would_fail"] == [
+        f"lab {lost} would fail: This lab is gone from the cluster. Please start it again."
+    ]
+    assert checking.told(lost) == []
+
+
+def test_an_empty_answer_of_the_api_server_fails_nobody(checking: Checking) -> None:
+    labs = checking.labs(4)
+    checking.cluster.objects.clear()
+    with pytest.raises(JobError) as refused:
+        checking.check()
+    assert refused.value.failure is Failure.TOO_MANY_AT_ONCE
+    assert "none of the 4 RUNNING labs has a Pod" in refused.value.sentence
+    with pytest.raises(JobError):
+        checking.check()
+    assert checking.statuses(labs) == ["RUNNING"] * 4
+    told = [("platform.health_refused", "health_refused", "admin")]
+    assert checking.told() == told, "once, though it was refused twice"
+    assert checking.check(dry_run=True)["would_fail"] == 4
+    assert checking.check(force=True)["failed"] == 4
+    assert set(checking.statuses(labs)) == {"FAILED"}
+
+
+def test_one_lab_without_its_pod_is_believed_where_there_are_policies(checking: Checking) -> None:
+    (lab,) = checking.labs()
+    checking.lose(lab)
+    with pytest.raises(JobError, match="the RUNNING lab has not a Pod"):
+        checking.check()
+    path = "/apis/networking.k8s.io/v1/namespaces/labs/networkpolicies/default-deny"
+    checking.cluster.add(path, {"metadata": {"name": "default-deny", "labels": {}}})
+    assert checking.check()["causes"] == {"pod_gone": 1}
+    assert checking.cluster.names() == {"default-deny"}
+
+
+def test_more_than_a_share_at_once_is_refused(checking: Checking) -> None:
+    labs = checking.labs(6)
+    checking.set(fail_always=1, fail_max_share=0.2)
+    for lab in labs[:2]:
+        checking.lose(lab)
+    with pytest.raises(JobError, match="2 of 6 RUNNING labs would fail, and at most 1 may at once"):
+        checking.check()
+    checking.set(fail_max_share=0.34)
+    assert checking.check()["failed"] == 2
+
+
+def test_another_platforms_database_fails_nobody(checking: Checking) -> None:
+    labs = checking.labs(4)
+    for lab in labs[:3]:
+        checking.pod(lab)["metadata"]["labels"]["student_id"] = "43"
+    checking.lose(labs[3])
+    with pytest.raises(JobError, match="this may be another database"):
+        checking.check()
+    assert checking.statuses(labs) == ["RUNNING"] * 4
+
+
+def test_a_pod_without_our_labels_is_nobodys_to_judge(checking: Checking) -> None:
+    lab, _ = checking.labs(2)
+    checking.pod(lab)["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "helm"}
+    checking.patch(lab, {"phase": "Failed", "reason": "Evicted"})
+    assert numbers(checking.check()) == {"looked_at": 2, "ready": 1, "left_alone": 1}
+    assert checking.statuses([lab]) == ["RUNNING"]
+    assert checking.cluster.deleted == []
+
+
+@pytest.fixture
+def after_the_look(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What happens between the look and what follows from it."""
+    actions: list[Callable[[], object]] = []
+    look = running_labs.look_at_running_labs
+
+    def late(*words: Any, **options: Any) -> Any:
+        found = look(*words, **options)
+        for act in actions:
+            act()
+        return found
+
+    monkeypatch.setattr(health, "look_at_running_labs", late)
+    return actions
+
+
+def test_what_changes_between_look_and_act_is_left_alone(
+    checking: Checking, after_the_look: list[Callable[[], object]]
+) -> None:
+    stopped, back, resized, queued, fine = checking.labs(5)
+    for lab in (stopped, back, resized, queued):
+        checking.patch(lab, {"phase": "Failed", "reason": "Evicted"})
+    claim = (
+        "INSERT INTO task_ledger (task_id, task_name, lab_instance_id, attempt, redelivered, queue,"
+        " claimed_at, outcome) VALUES ('x', 'scale', %s, 1, false, 'q', now(), 'started')"
+    )
+    add = (
+        "INSERT INTO task_outbox (task_name, kwargs) VALUES ('x', jsonb_build_object('lab_instance_id', %s))"
+    )
+    database = checking.database
+    after_the_look += [
+        lambda: database.rows("UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s", stopped),
+        lambda: checking.patch(back, READY),
+        lambda: database.rows(claim, resized),
+        lambda: database.rows(add, queued),
+    ]
+    assert numbers(checking.check()) == {"looked_at": 5, "ready": 1, "left_alone": 4}
+    assert checking.statuses([stopped, back, resized, queued, fine]) == ["RUNNING"] * 5
+    assert checking.cluster.deleted == []
+
+
+def test_a_lab_that_became_running_during_the_look_is_not_judged(checking: Checking) -> None:
+    lab, _ = checking.labs(2)
+    checking.lose(lab)
+    checking.database.rows("UPDATE lab_instances SET updated_at = now() + interval '5 s' WHERE id = %s", lab)
+    assert numbers(checking.check()) == {"looked_at": 2, "ready": 1, "left_alone": 1}
+
+
+def test_two_checks_at_once_fail_a_lab_once(
+    checking: Checking, after_the_look: list[Callable[[], object]]
+) -> None:
+    lost, _ = checking.labs(2)
+    checking.lose(lost)
+    others: list[dict[str, Any]] = []
+
+    def other_check() -> None:
+        after_the_look.clear()
+        others.append(checking.check())
+
+    after_the_look.append(other_check)
+    result = checking.check()
+    assert (others[0]["failed"], result["failed"], result["left_alone"]) == (1, 0, 1)
+    assert len(checking.told(lost)) == 1
+    assert checking.run_of(lost)["outcome"] == "succeeded"
+
+
+def test_a_program_that_ran_out_of_memory_and_is_ready_again_is_told_of_once(checking: Checking) -> None:
+    (lab,) = checking.labs()
+    ended = {"reason": "OOMKilled", "exitCode": 137, "startedAt": ago(600), "finishedAt": ago(60)}
+    container = {"name": "lab", "ready": True, "restartCount": 1, "state": {"running": {}}}
+    checking.patch(lab, {**READY, "containerStatuses": [{**container, "lastState": {"terminated": ended}}]})
+    for _ in range(2):
+        result = checking.check()
+        assert (result["ready"], result["ran_out_of_memory"], result["failed"]) == (1, 1, 0)
+    assert checking.told(lab) == [("lab.out_of_memory", "out_of_memory", "teacher")]
+    assert checking.statuses([lab]) == ["RUNNING"]
+
+
+def test_a_lab_is_started_again_where_its_cause_says_so(checking: Checking, broker: Broker) -> None:
+    checking.set(restart_causes=["pod_gone"], max_restarts=1)
+    lost, _ = checking.labs(2)
+    checking.database.rows("UPDATE lab_instances SET max_expires_at = expires_at WHERE id = %s", lost)
+    checking.lose(lost)
+    result = checking.check()
+    assert (result["failed"], result["restarted"]) == (1, 1)
+    (again,) = checking.database.rows("SELECT * FROM lab_instances WHERE restart_of = %s", lost)
+    old = checking.database.lab(lost)
+    assert (again["status"], again["lab_id"], again["student_id"]) == ("PENDING", 7, 42)
+    assert (again["expires_at"], again["max_expires_at"]) == (old["expires_at"], old["max_expires_at"])
+    assert old["error_message"].endswith(f" It was started again as lab {again['id']}.")
+    assert checking.told(lost) == [
+        ("lab.restarted", "restarted", "student"),
+        ("lab.failed", "pod_gone", "admin"),
+    ]
+    (facts,) = checking.database.rows("SELECT facts FROM notifications WHERE event_type = 'lab.restarted'")
+    assert facts["facts"] == {"because": "pod_gone", "started_again_as": again["id"]}
+    message = broker.take(topology.QUEUE_NORMAL)
+    assert (message.headers["task"], message.headers["id"]) == (CREATE_LAB_POD, again["celery_task_id"])
+    asked = json.loads(message.body)[1]
+    assert (asked["lab_instance_id"], asked["docker_image"]) == (again["id"], IMAGE)
+    assert checking.outbox() == []
+
+
+def restarted(checking: Checking, lab: int) -> list[dict[str, Any]]:
+    return checking.database.rows("SELECT * FROM lab_instances WHERE restart_of = %s", lab)
+
+
+def test_restarts_in_a_row_are_bounded(checking: Checking) -> None:
+    checking.set(restart_causes=["pod_gone"], max_restarts=1)
+    first, second, _ = checking.labs(3)
+    checking.database.rows("UPDATE lab_instances SET restart_of = %s WHERE id = %s", first, second)
+    checking.lose(second)
+    assert checking.check()["restarted"] == 0
+    assert checking.statuses([second]) == ["FAILED"]
+    checking.set(max_restarts=2)
+    third, _ = checking.labs(2)
+    checking.database.rows("UPDATE lab_instances SET restart_of = %s WHERE id = %s", second, third)
+    checking.lose(third)
+    assert checking.check()["restarted"] == 0, "two in a row were already"
+
+
+@pytest.mark.parametrize(
+    "why", ["unknown request", "time is over", "odd request", "other cause", "by default"]
+)
+def test_a_lab_is_not_started_again(checking: Checking, why: str) -> None:
+    checking.set(
+        restart_causes=[] if why == "by default" else ["node_away" if why == "other cause" else "pod_gone"]
+    )
+    lost, _ = checking.labs(2)
+    if why == "unknown request":
+        checking.database.rows("UPDATE task_ledger SET details = '{}' WHERE lab_instance_id = %s", lost)
+    if why == "odd request":
+        odd = "UPDATE task_ledger SET details = %s WHERE lab_instance_id = %s"
+        checking.database.rows(odd, '{"request": {"docker_image": "!", "lab_id": 7}}', lost)
+    if why == "time is over":
+        checking.database.expire(lost)
+    checking.lose(lost)
+    result = checking.check()
+    assert (result["failed"], result["restarted"]) == (1, 0)
+    assert restarted(checking, lost) == []
+    assert checking.outbox() == []
+    assert checking.database.lab(lost)["error_message"].endswith("Please start it again.")
+
+
+def test_a_resized_lab_is_started_again_with_its_last_resources(checking: Checking, broker: Broker) -> None:
+    checking.set(restart_causes=["pod_gone"])
+    lost, _ = checking.labs(2)
+    resized = {"lab_instance_id": lost, "new_resources": {"memory": "768Mi"}}
+    record = make_record(lost, task_name=SCALE_LAB_RESOURCES, details={"request": resized})
+    checking.connections.labs.record(record, Ending("succeeded"))
+    age(checking.database)
+    checking.lose(lost)
+    assert checking.check()["restarted"] == 1
+    asked = json.loads(broker.take(topology.QUEUE_NORMAL).body)[1]
+    assert asked["resources"] == {"memory": "768Mi"}
