@@ -20,6 +20,7 @@ import pika
 
 from deploy.demo.platform import PLATFORM, Platform, eventually
 from deploy.demo.timeline import JobWatch
+from deploy.local.platform_part import node_cores
 from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
 from tests.bench import celery_peer, publishing
 from tests.bench.measure import (
@@ -41,10 +42,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _kubectl(*words: str) -> str:
+    return subprocess.run(["kubectl", *words], check=True, capture_output=True, text=True).stdout
+
+
 def apply_spares(*options: str) -> None:
     """Render the ScaledJobs with these spares and apply them."""
     rendered = subprocess.run(
-        [sys.executable, "-m", "keda", "--image", os.environ["JOB_IMAGE"], *options],
+        [
+            *(sys.executable, "-m", "keda", "--image", os.environ["JOB_IMAGE"]),
+            *("--cores", f"{node_cores(_kubectl):g}", *options),
+        ],
         check=True,
         capture_output=True,
     )
@@ -202,7 +210,8 @@ def measure_many_spares(
     """Measure a burst with as many spares as a schedule would keep ahead of a class."""
     name = f"{MANY_SPARES} spares waiting"
     say(f"profile {name}: {arguments.burst} at once")
-    apply_spares("--spares", f"lab-operations={MANY_SPARES}")
+    bounds = (f"lab-operations={MANY_SPARES}", f"lab-operations={2 * MANY_SPARES}")
+    apply_spares("--spares", bounds[0], "--max-replicas", bounds[1])
     end_waiting_containers(platform)
     wait_for_spares(platform, normal=MANY_SPARES, high=1)
     took_s, many = burst(platform, jobs, publisher(platform), arguments.burst)

@@ -119,6 +119,32 @@ def test_an_image_that_may_change_is_refused(capsys: pytest.CaptureFixture[str],
     assert "needs a tag other than latest, or a digest" in said
 
 
+def bounds_of(manifests: dict[str, dict[str, Any]]) -> tuple[int, ...]:
+    return tuple(m["spec"]["maxReplicaCount"] for m in manifests.values() if "maxReplicaCount" in m["spec"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "bounds"),
+    [
+        ([], (40, 100, 5)),
+        (["--cores", "2"], (12, 24, 5)),
+        (["--cores", "1.93"], (11, 23, 5)),
+        (["--cores", "0.1"], (2, 2, 1)),
+        (["--cores", "64"], (40, 100, 5)),
+        (["--cores", "2", "--max-replicas", "lab-operations=60"], (12, 60, 5)),
+    ],
+)
+def test_no_more_containers_than_the_nodes_start(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], bounds: tuple[int, ...]
+) -> None:
+    assert bounds_of(rendered(capsys, *arguments)) == bounds
+
+
+@pytest.mark.parametrize("cores", ["", "0", "0.0", "-2", "x", "2,5", "1e3", "²"])
+def test_cores_that_are_no_number_are_refused(capsys: pytest.CaptureFixture[str], cores: str) -> None:
+    assert "argument --cores: " in refusal(capsys, "--image", IMAGE, f"--cores={cores}")
+
+
 @pytest.mark.parametrize("spares", ["", "-1", "x", "1.5", "=3", "lab-operations=", "lab-operations=x", "²"])
 def test_spares_that_are_no_number_are_refused(capsys: pytest.CaptureFixture[str], spares: str) -> None:
     said = refusal(capsys, "--image", IMAGE, f"--spares={spares}")
@@ -160,7 +186,15 @@ def test_every_problem_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(("spares", "max_replicas"), [(-1, 5), (5, 5), (6, 5), (0, 0), (0, -1)])
 def test_a_profile_that_could_not_work_is_refused(spares: int, max_replicas: int) -> None:
     with pytest.raises(InvalidProfile, match=r"of p is .* allowed is "):
-        Profile(name="p", queue="q", priority="low", task="t", max_replicas=max_replicas, spares=spares)
+        Profile(
+            name="p",
+            queue="q",
+            priority="low",
+            task="t",
+            max_replicas=max_replicas,
+            per_core=1,
+            spares=spares,
+        )
 
 
 def test_a_profile_that_outlasts_the_broker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
