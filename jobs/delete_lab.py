@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from dispatcher.expiry import overdue_task_id
 from dispatcher.tasks import DeleteLabPod
 from jobs import naming
 from jobs.context import TaskContext
 from jobs.failures import Failure
+from jobs.ledger import Ending
 from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)
@@ -17,7 +19,9 @@ def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
     """Stop the lab: tombstone before the deletion, so that no create that is under way can win."""
     lab_instance_id = payload.lab_instance_id
     _check_pod_name(context, payload)
-    lab = context.labs.request_stop(lab_instance_id)
+    # The row of a lab that never became usable goes on saying so; only its objects are to go.
+    failed = context.record.task_id == overdue_task_id(lab_instance_id)
+    lab = context.labs.find(lab_instance_id) if failed else context.labs.request_stop(lab_instance_id)
     if lab is None:
         logger.warning("no such lab in the database", extra={"action": "delete_unknown_lab"})
     mark(context.record, "stop_requested")
@@ -26,7 +30,11 @@ def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
     context.lab_objects.wait_gone(deleted)
     mark(context.record, "gone")
     reached("committing")
-    if context.labs.mark_stopped(context.record, lab_instance_id, deleted=len(deleted)):
+    if failed and lab and lab.status == "FAILED":
+        result = {"lab_instance_id": lab_instance_id, "status": lab.status}
+        context.labs.record(context.record, Ending("succeeded" if deleted else "noop", result=result))
+        logger.info("what was left is gone", extra={"action": "remains_gone", "objects": len(deleted)})
+    elif context.labs.mark_stopped(context.record, lab_instance_id, deleted=len(deleted)):
         mark(context.record, "stopped")
         logger.info("lab is STOPPED", extra={"action": "lab_stopped", "objects": len(deleted)})
     else:

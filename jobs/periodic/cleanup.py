@@ -1,126 +1,175 @@
-"""celery_workers.cleanup_timeout_labs: ask for the deletion of labs whose time is over, or whose stop failed.
+"""celery_workers.cleanup_timeout_labs: end the labs whose time is over, and those that never became usable.
 
-The delete is published before the tombstone is committed: a crash in between publishes it again under
-the same task id, which is harmless; the other order could lose it. Old cancellations go as well.
+A lab's tombstone and its delete are committed together, the delete in the outbox: a crash leaves neither or
+both, and two cleanups, or a cleanup and whoever extends or stops the lab, meet at its row. The outbox is
+relayed right after; what it keeps, because the broker is away, its sweep publishes, and the cleanup has done
+its work all the same.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from dispatcher import message, tasks
+from dispatcher import tasks
 from dispatcher.errors import InvalidTask
-from dispatcher.expiry import STOP_PATIENCE_MINUTES, cleanup_task_id
-from dispatcher.ladder import MAX_DELAY_S
-from dispatcher.publisher import Publisher
+from dispatcher.expiry import cleanup_task_id, overdue_task_id
 from jobs.context import TaskContext
 from jobs.database import Cursor
+from jobs.failures import Failure
 from jobs.labs import LabStore
+from jobs.life_settings import LifeSettings
+from jobs.notifications import News, add_news
+from jobs.periodic.cleanup_brake import Refusal, compare_clocks, count_unannounced
+from jobs.periodic.cleanup_relay import relay
+from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
+from jobs.periodic.forget import forget_old_rows
+from jobs.periodic.requested_ahead import without_requested_ahead
 
 logger = logging.getLogger(__name__)
 
-#: Labs per transaction: their rows are locked while the deletes are published.
-BATCH = 10
-_EXPIRED = f"""
-SELECT id, k8s_pod_name, stop_requested_at FROM lab_instances WHERE
- (status = 'RUNNING' AND expires_at < now() AND stop_requested_at IS NULL)
- OR (status IN ('PENDING', 'RUNNING')
-     AND stop_requested_at < now() - interval '{STOP_PATIENCE_MINUTES} minutes')
- ORDER BY expires_at LIMIT %s
-"""  # noqa: S608  # a constant
-_EXPIRED_LOCKED = _EXPIRED + " FOR UPDATE SKIP LOCKED"
-#: Days after which nobody needs the cancellation of a task that is over.
-KEEP_CANCELLATIONS_DAYS = 30
-#: Rows per cleanup.
-_FORGET = 1000
-# A task that never came may still wait for its time, as long as the ladder lets it.
-_FORGET_CANCELLATIONS = """
-DELETE FROM task_cancellations WHERE task_id IN (
-    SELECT task_id FROM task_cancellations AS cancelled
-    WHERE requested_at < now() - make_interval(days => %s) AND (
-        requested_at < now() - make_interval(secs => %s)
-        OR EXISTS (SELECT FROM task_ledger WHERE task_ledger.task_id = cancelled.task_id
-                   AND outcome NOT IN ('started', 'retried')))
-    LIMIT %s)
+#: Labs per transaction: their rows are locked until it is committed.
+BATCH = 100
+CLEANUP_REFUSED = "platform.cleanup_refused"
+
+_STOP = "UPDATE lab_instances SET stop_requested_at = now(), updated_at = now() WHERE id = ANY(%s)"
+_FAIL = (
+    "UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s, failed_at = now(),"
+    " updated_at = now() WHERE id = ANY(%s) RETURNING id, coalesce(celery_task_id, '')"
+)
+# A task of this id that still waits is the same one.
+_ADD_DELETES = (
+    "INSERT INTO task_outbox (task_id, task_name, kwargs)"
+    " SELECT * FROM unnest(%s, %s, CAST(%s AS jsonb[])) ON CONFLICT (task_id) DO NOTHING"
+)
+# The end of a lab is one truth, in its row: whoever warns, extends or explains asks nobody else.
+_CAP = """
+UPDATE lab_instances SET expires_at = least(expires_at, started_at + make_interval(mins => %(age)s)),
+ max_expires_at = least(max_expires_at, started_at + make_interval(mins => %(age)s)), updated_at = now()
+WHERE id IN (SELECT id FROM lab_instances WHERE status = 'RUNNING' AND stop_requested_at IS NULL
+ AND greatest(expires_at, max_expires_at) > started_at + make_interval(mins => %(age)s)
+ LIMIT 1000 FOR UPDATE SKIP LOCKED)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class ExpiredLab:
-    """A RUNNING lab past its `expires_at`, or one whose stop was asked for long ago and not done."""
-
-    id: int
-    k8s_pod_name: str | None
-    stop_requested_at: datetime | None
+_HOUR = "SELECT date_trunc('hour', now())"
 
 
 def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, Any]:
-    """Publish one delete for each lab whose time is over. Raises JobError, PublishError."""
+    """End every lab whose time is over. Raises JobError, also when that is refused."""
+    labs, settings = context.labs, context.configs.life_settings()
+    live, due = labs.transaction(lambda cursor: (count_live(cursor), find_due(cursor, settings)))
+    due = without_requested_ahead(context, due)
+    refusal = compare_clocks(labs, settings) or count_unannounced(due, live, settings)
     if payload.dry_run:
-        found = find_expired(context.labs)
-        for lab in found:
-            extra = {"action": "would_delete", "lab_instance_id": lab.id, "pod": lab.k8s_pod_name}
-            logger.info("lab %d is expired", lab.id, extra=extra)
-        return {"would_delete": len(found)}
-    return {"deletes_published": cleanup_expired(context.labs, context.publisher)}
+        return _show(due, refusal, force=payload.force)
+    if refusal and not payload.force:
+        _tell(labs, refusal, context.record.task_id)
+        raise refusal.error()
+    if refusal:
+        extra = {"action": "cleanup_forced", **refusal.facts}
+        logger.warning("the cleanup goes on by force, although %s", refusal.problem, extra=extra)
+    ended: Counter[str] = Counter()
+    task_ids: list[str] = []
+    for start in range(0, len(due), BATCH):
+        ids = [lab.id for lab in due[start : start + BATCH]]
+        done = labs.transaction(lambda cursor, ids=ids: _end_batch(cursor, settings, ids))  # type: ignore[misc]
+        task_ids += done.values()
+        ended.update(reason.value for _, reason in done)
+    waiting = relay(context, task_ids) if task_ids else 0
+    if settings.max_age_minutes:
+        labs.transaction(lambda cursor: cursor.execute(_CAP, {"age": settings.max_age_minutes}))
+    forget_old_rows(labs, settings.keep_periodic_runs_days)
+    # What waits is told of only when there is any.
+    return {
+        "deletes_published": len(task_ids) - waiting,
+        **({"deletes_waiting": waiting} if waiting else {}),
+    } | {**ended}
 
 
-def find_expired(labs: LabStore, *, limit: int = 10_000) -> list[ExpiredLab]:
-    """Return the labs that a cleanup would delete now, the longest overdue first."""
-    return labs.transaction(lambda cursor: _select(cursor, limit, lock=False))
+def _show(due: Sequence[DueLab], refusal: Refusal | None, *, force: bool) -> dict[str, Any]:
+    for lab in due:
+        extra = {
+            "action": "would_delete",
+            "lab_instance_id": lab.id,
+            "pod": lab.k8s_pod_name,
+            "reason": lab.reason.value,
+            "announced": lab.announced,
+        }
+        logger.info("lab %d would be ended: %s", lab.id, lab.reason.value, extra=extra)
+    if refusal:
+        says = "would go on by force, although" if force else "would be refused, because"
+        logger.warning("the cleanup %s %s", says, refusal.problem, extra={"action": "would_refuse"})
+    found = {"would_delete": len(due), **Counter(lab.reason.value for lab in due)}
+    return found | ({"would_refuse": refusal.failure.cause} if refusal and not force else {})
 
 
-def cleanup_expired(labs: LabStore, publisher: Publisher) -> int:
-    """Publish one delete for each expired lab and return how many; two cleanups share the work."""
-    total = 0
-    while count := labs.transaction(lambda cursor: _clean_batch(cursor, publisher)):
-        total += count
-    labs.transaction(_forget_cancellations)
-    return total
+def _tell(labs: LabStore, refusal: Refusal, task_id: str) -> None:
+    """Tell the administrator, at most once an hour."""
+
+    def tell(cursor: Cursor) -> int | None:
+        cursor.execute(_HOUR)
+        news = News(
+            event_type=CLEANUP_REFUSED,
+            cause=refusal.failure.cause,
+            told=refusal.failure.told,
+            message=f"The cleanup ended no lab, because {refusal.problem}. If it is right: --force.",
+            task_id=task_id,
+            occasion=cursor.fetchall()[0][0],
+            category=refusal.failure.category.value,
+            facts=refusal.facts,
+        )
+        return add_news(cursor, news)
+
+    labs.transaction(tell)
+    extra = {"action": "cleanup_refused", **refusal.facts}
+    logger.error("no lab was ended, because %s; --force overrides it", refusal.problem, extra=extra)
 
 
-def _forget_cancellations(cursor: Cursor) -> None:
-    cursor.execute(_FORGET_CANCELLATIONS, (KEEP_CANCELLATIONS_DAYS, MAX_DELAY_S, _FORGET))
-    if cursor.rowcount:
-        extra = {"action": "cancellations_forgotten", "count": cursor.rowcount}
-        logger.info("cancellations of old tasks are forgotten", extra=extra)
+def _end_batch(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> dict[tuple[int, Reason], str]:
+    """End what is still due of these labs; return the id of each one's delete."""
+    locked = lock_due(cursor, settings, ids)
+    overdue = [lab for lab, *_, reason in locked if reason is Reason.OVERDUE]
+    if overdue:
+        _fail_overdue(cursor, settings, overdue)
+    cursor.execute(_STOP, ([lab for lab, *_, reason in locked if reason is not Reason.OVERDUE],))
+    ended = {(lab, reason): _task_id(lab, asked, reason) for lab, _, asked, reason in locked}
+    kwargs = [json.dumps(_delete_kwargs(lab, pod)) for lab, pod, *_ in locked]
+    names = [tasks.DELETE_LAB_POD] * len(locked)
+    cursor.execute(_ADD_DELETES, ([*ended.values()], names, kwargs))
+    for (lab, reason), task_id in ended.items():
+        extra = {"action": f"lab_{reason.value}", "lab_instance_id": lab, "delete_task_id": task_id}
+        logger.info("lab %d is to end: %s", lab, reason.value, extra=extra)
+    return ended
 
 
-def _clean_batch(cursor: Cursor, publisher: Publisher) -> int:
-    expired = _select(cursor, BATCH, lock=True)
-    for lab in expired:
-        task_id = _publish_delete(publisher, lab)
-        action = "stop_repeated" if lab.stop_requested_at else "lab_expired"
-        extra = {"action": action, "lab_instance_id": lab.id, "delete_task_id": task_id}
-        logger.info("delete published for lab %d", lab.id, extra=extra)
-    cursor.execute(
-        "UPDATE lab_instances SET stop_requested_at = now(), updated_at = now() WHERE id = ANY(%s)",
-        ([lab.id for lab in expired],),
-    )
-    return len(expired)
+def _task_id(lab: int, asked: datetime | None, reason: Reason) -> str:
+    return overdue_task_id(lab) if reason is Reason.OVERDUE else cleanup_task_id(lab, asked)
 
 
-def _select(cursor: Cursor, limit: int, *, lock: bool) -> list[ExpiredLab]:
-    cursor.execute(_EXPIRED_LOCKED if lock else _EXPIRED, (limit,))
-    return [ExpiredLab(*row) for row in cursor.fetchall()]
+def _fail_overdue(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> None:
+    error = Failure.NEVER_STARTED.error(minutes=settings.pending_limit_minutes)
+    cursor.execute(_FAIL, (error.category.value, error.sentence, ids))
+    for lab, task_id in cursor.fetchall():
+        news = News(
+            event_type="lab.failed",
+            cause=error.failure.cause,
+            told=error.failure.told,
+            message=error.sentence,
+            task_id=task_id,
+            lab_instance_id=lab,
+            category=error.category.value,
+        )
+        add_news(cursor, news)
 
 
-def _publish_delete(publisher: Publisher, lab: ExpiredLab) -> str:
+def _delete_kwargs(lab: int, pod: str | None) -> dict[str, Any]:
     try:
-        payload = tasks.DeleteLabPod(lab_instance_id=lab.id, k8s_pod_name=lab.k8s_pod_name, force=True)
+        return tasks.payload_kwargs(tasks.DeleteLabPod(lab_instance_id=lab, k8s_pod_name=pod, force=True))
     except InvalidTask as exc:
         # The lab's labels find its Pod as well, and one odd row must not keep all others running.
-        logger.warning(
-            "pod name is left out: %s", exc, extra={"action": "odd_row", "lab_instance_id": lab.id}
-        )
-        payload = tasks.DeleteLabPod(lab_instance_id=lab.id, force=True)
-    task = message.TaskMessage(
-        name=payload.task_name,
-        id=cleanup_task_id(lab.id, lab.stop_requested_at),
-        kwargs=tasks.payload_kwargs(payload),
-    )
-    publisher.publish_task(task)
-    return task.id
+        extra = {"action": "odd_row", "lab_instance_id": lab}
+        logger.warning("pod name is left out: %s", exc, extra=extra)
+        return tasks.payload_kwargs(tasks.DeleteLabPod(lab_instance_id=lab, force=True))

@@ -25,6 +25,7 @@ from jobs.courier import Courier
 from jobs.labs import LabStore
 from jobs.settings import JobSettings
 from tests.support.celery_versions import VERSIONS, CeleryVersion
+from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.creates import LAST_TRY
 from tests.support.fake_cluster import FakeCluster
@@ -203,6 +204,14 @@ def connections(
 
 
 @pytest.fixture
+def cleaning(connections: Connections, database: Database, broker: Broker, bucket: Bucket) -> Cleaning:
+    """Cleanups in this process; the brake is out of the way until a test sets it."""
+    found = Cleaning(connections, database, broker, bucket)
+    found.set()
+    return found
+
+
+@pytest.fixture
 def checking(connections: Connections, database: Database, cluster: FakeCluster, bucket: Bucket) -> Checking:
     """Health checks in this process."""
     return Checking(connections, database, cluster, bucket)
@@ -245,3 +254,10 @@ def sweeper(
     for name, value in {**containers.environ, **webhook_environ(platform.webhook)}.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
+
+
+@pytest.fixture
+def command(sweeper: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of `python -m cronjobs` in this process; its log stays pytest's."""
+    sweeper.setattr("jobs.logs.configure", lambda _level: None)
+    return sweeper

@@ -89,7 +89,7 @@ def test_a_task_is_pending_then_started_then_a_success_with_its_result(
         eventually_equal(lambda: found.state, "STARTED")
         assert found.info["pid"] == container.popen.pid
         assert ResultStore(database.url).status(found.id).state == "STARTED"
-    assert found.get(timeout=20) == {"deletes_published": 1}
+    assert found.get(timeout=20) == {"deletes_published": 1, "expired": 1}
     assert container.wait() == 0
     assert (found.state, found.successful()) == ("SUCCESS", True)
     assert datetime.now(timezone.utc) - found.date_done < timedelta(minutes=5)

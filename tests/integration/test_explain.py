@@ -23,14 +23,13 @@ from dispatcher.explain.explanation import Explanation, awaited, explain
 from dispatcher.explain.facts import LabFacts, QueueSight
 from dispatcher.explain.queue import look_at_queue
 from dispatcher.explain.reading import MAX_RUNS, UnknownLab, read_lab_facts
-from dispatcher.publisher import Publisher
 from dispatcher.results import ResultStore
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD
 from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.ledger import Ending
-from jobs.periodic.cleanup import cleanup_expired
+from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_record
 from tests.support.postgres import Database
@@ -171,12 +170,12 @@ def test_a_cancelled_start_is_told_before_and_after(
 
 
 def test_a_stop_by_the_cleanup_is_told_from_one_by_somebody(
-    read: Read, database: Database, labs: LabStore, publisher: Publisher, broker: Broker
+    read: Read, database: Database, labs: LabStore, cleaning: Cleaning, broker: Broker
 ) -> None:
     lab, other = database.add_lab(status="RUNNING"), database.add_lab(status="RUNNING")
     database.expire(lab)
     assert read(lab).situation == "running_past_end"
-    assert cleanup_expired(labs, publisher) == 1
+    assert cleaning.run()["deletes_published"] == 1
     assert read(lab).situation == "stop_asked"
     task_id = broker.take("celery.lab_operations.high").headers["id"]
     labs.mark_stopped(make_record(lab, task_id=task_id, task_name=DELETE_LAB_POD), lab, deleted=3)

@@ -1,4 +1,4 @@
-"""`python -m jobs` on a node whose clock is wrong by TEST_SKEW_S seconds; it is in no image.
+"""`python -m jobs`, or another module, on a node whose clock is wrong by TEST_SKEW_S s; it is in no image.
 
 Shifted are time.time, time.time_ns and datetime's now, all that jobs and its libraries ask for the time in
 Python. libfaketime would shift the libraries in C as well, but with it waiting on a lock never ends
@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import runpy
+import sys
 import time
 from typing import Any
 
@@ -48,4 +49,6 @@ def _install(skew_s: int) -> None:
 
 if __name__ == "__main__":
     _install(int(os.environ["TEST_SKEW_S"]))
-    runpy.run_module("jobs", run_name="__main__", alter_sys=True)
+    # Without a word: a container.
+    module, sys.argv[1:] = (sys.argv[1:2] or ["jobs"])[0], sys.argv[2:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -31,7 +31,16 @@ ALSO_REAL = {
 }
 #: Rows that only tests with a scripted API server provoke, and why.
 _VERIFY = "tests/integration/test_verify.py::"
+_CLEANUP = "tests/integration/test_cleanup"
 SCRIPTED = {
+    Failure.NEVER_STARTED: (
+        f"{_CLEANUP}.py::test_a_lab_that_never_became_usable_says_so_and_what_is_left_of_it_goes",
+        "no task fails so: the cleanup finds the lab, and needs no cluster for it",
+    ),
+    Failure.CLOCKS_DIFFER: (
+        f"{_CLEANUP}_brake.py::test_a_container_whose_clock_is_wrong_ends_nothing",
+        "as the row before, with a container whose clock the test shifts",
+    ),
     Failure.REQUEST_LOST: (
         f"{_VERIFY}test_repairs_leave_a_clean_platform",
         "no task fails so: `autolabs verify` finds the lab, in a state that the tests write into real"

@@ -20,6 +20,7 @@ VALUES = {
     "unsupported": "chain",
     "pod": "x",
     "lab_instance_id": 5,
+    "minutes": 60,
     "kept": "cpu 500m",
 }
 
@@ -46,6 +47,7 @@ def test_temporary_failures_are_tried_again_and_permanent_ones_are_not(failure: 
         Failure.OBJECT_GONE,
         Failure.POD_EVICTED,
         Failure.NODE_AWAY,
+        Failure.NEVER_STARTED,
         Failure.LAB_NOT_STARTED,
         Failure.RESIZE_DEFERRED,
         Failure.RESIZE_STUCK,

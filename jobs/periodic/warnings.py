@@ -1,0 +1,69 @@
+"""lab.ends_soon: a student is told that a lab is about to end, once for each end and each warning.
+
+A lab whose end was moved is warned of again. Of two warnings that are due at once only the nearer one is
+given, so that whoever was away does not tell of the same end twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from dispatcher.categories import Audience
+from jobs.database import Cursor
+from jobs.labs import LabStore
+
+logger = logging.getLogger(__name__)
+
+ENDS_SOON = "lab.ends_soon"
+
+# One statement for all labs: a class of hundreds ends at the same minute. The minutes left are rounded up,
+# as a person counts; what is left of the maximum is rounded down, because it is an offer.
+_ADD = f"""
+INSERT INTO notifications (event_type, lab_instance_id, cause, occasion, told, message, facts, task_id)
+SELECT '{ENDS_SOON}', id, 'ends_in_' || warned || '_minutes', expires_at, '{Audience.STUDENT.value}',
+ 'This lab ends in ' || minutes || CASE minutes WHEN 1 THEN ' minute' ELSE ' minutes' END
+ || to_char(expires_at AT TIME ZONE 'UTC', ', at HH24:MI "UTC".')
+ || CASE WHEN possible > 0 THEN ' It can be extended.' ELSE ' It cannot be extended any more.' END,
+ jsonb_build_object('minutes_left', minutes, 'ends_at', {{ends_at}}, 'latest_end_at', {{latest_end_at}}),
+ coalesce(celery_task_id, '')
+FROM (
+ SELECT *, CAST(ceil(extract(epoch FROM expires_at - now()) / 60) AS int) AS minutes,
+  floor(extract(epoch FROM latest - expires_at) / 60) AS possible,
+  (SELECT min(warning) FROM unnest(CAST(%(minutes)s AS int[])) AS warning
+   WHERE expires_at <= now() + make_interval(mins => warning)) AS warned
+ FROM (SELECT *, greatest(expires_at, least(max_expires_at, '9999-01-01Z')) AS latest FROM lab_instances
+  WHERE status = 'RUNNING' AND stop_requested_at IS NULL AND expires_at > now()
+  AND expires_at <= now() + make_interval(mins => %(first)s)) AS ending
+) AS lab
+ON CONFLICT (coalesce(lab_instance_id, 0), cause, coalesce(occasion, '-infinity')) DO NOTHING
+"""  # noqa: S608  # constants of this module
+_JSON_TIME = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"')"""
+_ANNOUNCE = _ADD.format(ends_at=_JSON_TIME.format("expires_at"), latest_end_at=_JSON_TIME.format("latest"))
+# Whoever was not told until the end need not be told after it.
+_DROP = f"""
+UPDATE notifications SET next_attempt_at = '9999-01-01Z', last_error = 'its time was over'
+WHERE (published_at IS NULL OR webhook_at IS NULL) AND next_attempt_at < '9999-01-01Z'
+ AND event_type = '{ENDS_SOON}' AND occasion < now()
+"""  # noqa: S608
+
+
+def announce_ends(labs: LabStore, warn_minutes: Sequence[int]) -> int:
+    """Insert what students are to be told, for the sweep to deliver, and return how many. Raises JobError.
+
+    `warn_minutes` are LifeSettings.warn_minutes; without any nobody is warned.
+    """
+    if not warn_minutes:
+        return 0
+
+    def announce(cursor: Cursor) -> tuple[int, int]:
+        cursor.execute(_ANNOUNCE, {"minutes": [*warn_minutes], "first": max(warn_minutes)})
+        added = cursor.rowcount
+        cursor.execute(_DROP)
+        return added, cursor.rowcount
+
+    added, dropped = labs.transaction(announce)
+    if added or dropped:
+        extra = {"action": "ends_announced", "warnings": added, "too_late": dropped}
+        logger.info("students are warned of the end of %d labs", added, extra=extra)
+    return added

@@ -1,0 +1,186 @@
+"""What keeps a cleanup from emptying the platform, with clocks that are a year off, both ways."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from cronjobs import outbox
+from cronjobs.__main__ import main
+from dispatcher import topology
+from jobs.errors import PermanentError
+from jobs.failures import Failure
+from tests.support.cleaning import Cleaning
+from tests.support.container import Containers
+from tests.support.notifying import EVENTS, Platform
+from tests.support.postgres import Database
+from tests.support.rabbitmq import Broker
+
+YEAR_S = 365 * 86_400
+SHIPPED = {"cleanup_always": 5, "cleanup_max_share": 0.5}
+
+
+def ended(database: Database) -> int:
+    (found,) = database.rows("SELECT count(*) FROM lab_instances WHERE stop_requested_at IS NOT NULL")
+    return int(found["count"])
+
+
+@pytest.mark.parametrize("skew_s", [YEAR_S, -YEAR_S], ids=["ahead", "behind"])
+def test_a_container_whose_clock_is_wrong_ends_nothing(
+    cleaning: Cleaning, containers: Containers, database: Database, skew_s: int
+) -> None:
+    cleaning.add_expired(2)
+    # The store answers whatever the clock is: what is signed is tried again by its own.
+    code, container = containers.run(module="tests.support.skewed_job cronjobs cleanup", TEST_SKEW_S=skew_s)
+    assert code == 1
+    assert ended(database) == 0
+    assert cleaning.outbox() == []
+    (refused,) = [line for line in container.lines() if line.get("action") == "cleanup_refused"]
+    assert abs(refused["apart_s"] - YEAR_S) < 60
+    assert refused["level"] == "ERROR"
+    assert "--force" in refused["message"]
+    now = datetime.now(timezone.utc)
+    assert abs(datetime.fromisoformat(refused["database_clock"]) - now).total_seconds() < 60
+    assert abs((datetime.fromisoformat(refused["container_clock"]) - now).total_seconds() - skew_s) < 60
+    (run,) = database.ledger()
+    assert (run["outcome"], run["details"]["cause"]) == ("failed", Failure.CLOCKS_DIFFER.cause)
+
+
+def shift_all(database: Database, what: str) -> None:
+    """As a database sees all labs whose clock is a year ahead: every time is a year earlier."""
+    database.rows(
+        f"UPDATE lab_instances SET expires_at = expires_at {what}, created_at = created_at {what},"
+        f" max_expires_at = max_expires_at {what}, started_at = started_at {what}"
+    )
+
+
+def test_a_clock_a_year_ahead_everywhere_ends_nothing(
+    cleaning: Cleaning, database: Database, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    cleaning.set(**SHIPPED)
+    for _ in range(20):
+        database.add_lab(status="RUNNING", started_at="now")
+    for _ in range(10):
+        cleaning.add_pending(1)
+    assert cleaning.run() == {"deletes_published": 0}
+    shift_all(database, "- interval '1 year'")
+    with pytest.raises(PermanentError, match="30 of 30 live labs would end") as refused:
+        cleaning.run()
+    assert refused.value.failure is Failure.TOO_MANY_AT_ONCE
+    assert ended(database) == 0
+    assert {row["status"] for row in database.rows("SELECT status FROM lab_instances")} == {
+        "PENDING",
+        "RUNNING",
+    }
+    assert broker.is_empty()
+    (said,) = [vars(line) for line in caplog.records if vars(line).get("action") == "cleanup_refused"]
+    assert (said["unannounced"], said["live"], said["allowed"]) == (30, 30, 15)
+
+
+def test_a_clock_a_year_behind_ends_nothing(cleaning: Cleaning, database: Database) -> None:
+    cleaning.set(**SHIPPED)
+    cleaning.add_expired(20)
+    shift_all(database, "+ interval '1 year'")
+    assert cleaning.run() == {"deletes_published": 0}
+    assert ended(database) == 0
+
+
+def test_a_class_that_was_warned_ends_at_once(cleaning: Cleaning, database: Database) -> None:
+    cleaning.set(**SHIPPED)
+    for lab in cleaning.add_expired(20):
+        cleaning.warn(lab, minutes_ago=14)
+    assert cleaning.run() == {"deletes_published": 20, "expired": 20}
+    assert ended(database) == 20
+
+
+@pytest.mark.parametrize("how", ["late", "of another end", "undelivered"])
+def test_a_warning_that_did_not_help_counts_for_nothing(
+    cleaning: Cleaning, database: Database, how: str
+) -> None:
+    cleaning.set(**SHIPPED)
+    for lab in cleaning.add_expired(7):
+        cleaning.warn(lab, minutes_ago=2 if how == "late" else 14)
+        if how == "of another end":
+            cleaning.change(lab, expires_at="expires_at - interval '10 seconds'")
+    if how == "undelivered":
+        database.rows("UPDATE notifications SET published_at = NULL")
+    with pytest.raises(PermanentError, match="7 of 7"):
+        cleaning.run()
+
+
+@pytest.mark.parametrize(("expired", "live", "goes_on"), [(5, 0, True), (6, 5, False), (6, 6, True)])
+def test_some_may_always_end_and_half_of_many(
+    cleaning: Cleaning, database: Database, expired: int, live: int, goes_on: bool
+) -> None:
+    cleaning.set(**SHIPPED)
+    cleaning.add_expired(expired)
+    for _ in range(live):
+        database.add_lab(status="RUNNING")
+    # One that is being stopped is no live lab, and its stop no new end.
+    (stopping,) = cleaning.add_expired()
+    cleaning.change(stopping, stop_requested_at="now() - interval '1 hour'")
+    if goes_on:
+        assert cleaning.run() == {
+            "deletes_published": expired + 1,
+            "expired": expired,
+            "stop_repeated": 1,
+        }
+        return
+    with pytest.raises(PermanentError, match=f"{expired} of {expired + live} live labs"):
+        cleaning.run()
+
+
+def test_labs_that_wait_in_a_queue_are_not_given_up_all_at_once(
+    cleaning: Cleaning, database: Database
+) -> None:
+    cleaning.set(**SHIPPED)
+    for _ in range(7):
+        cleaning.add_pending()
+    with pytest.raises(PermanentError, match="7 of 7"):
+        cleaning.run()
+
+
+def test_force_goes_on_and_says_so(cleaning: Cleaning, caplog: pytest.LogCaptureFixture) -> None:
+    cleaning.set(**SHIPPED)
+    cleaning.add_expired(7)
+    assert cleaning.run(force=True)["deletes_published"] == 7
+    (said,) = [vars(line) for line in caplog.records if vars(line).get("action") == "cleanup_forced"]
+    assert said["unannounced"] == 7
+
+
+def test_a_dry_run_says_what_the_brake_would_say(
+    cleaning: Cleaning, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    cleaning.set(**SHIPPED)
+    cleaning.add_expired(7)
+    found: dict[str, Any] = cleaning.run(dry_run=True)
+    assert found == {"would_delete": 7, "expired": 7, "would_refuse": "too_many_at_once"}
+    assert "7 of 7 live labs would end" in caplog.text
+    assert database.rows("SELECT * FROM notifications") == []
+
+
+def test_the_administrator_is_told_once_an_hour(
+    cleaning: Cleaning, platform: Platform, command: pytest.MonkeyPatch
+) -> None:
+    del command  # the environment
+    platform.bind_events("platform.#")
+    cleaning.set(**SHIPPED)
+    cleaning.add_expired(7)
+    assert [main(["cleanup"]) for _ in range(2)] == [1, 1]
+    outbox.sweep(dry_run=False)
+    message = platform.broker.take(EVENTS)
+    assert message.routing_key == "platform.cleanup_refused.admin"
+    event = json.loads(message.body)
+    assert (event["type"], event["cause"], event["unannounced"], event["lab_instance_id"]) == (
+        "platform.cleanup_refused",
+        "too_many_at_once",
+        7,
+        None,
+    )
+    assert platform.broker.is_empty(EVENTS, topology.QUEUE_HIGH)
+    platform.database.rows("UPDATE notifications SET occasion = occasion - interval '1 hour'")
+    assert main(["cleanup"]) == 1
+    assert len(platform.database.rows("SELECT * FROM notifications")) == 2
