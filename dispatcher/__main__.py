@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from dispatcher import lab_commands, outbox_commands, task_commands
+from dispatcher import lab_commands, outbox_commands, resize_command, task_commands
 from dispatcher.dlq import commands as dlq_commands
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.explain import commands as explain_commands
@@ -96,10 +96,11 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         },
     ),
     "lab": (
-        "Show when a lab ends, and extend it.",
+        "Show when a lab ends, extend it, and change what it may use.",
         {
             "time": Command(lab_commands.show_time, lab_commands.time_options),
             "extend": Command(lab_commands.extend, lab_commands.extend_options),
+            "resize": Command(resize_command.resize, resize_command.options),
         },
     ),
     "task": (

@@ -122,6 +122,26 @@ class Dispatcher:
         payload = tasks.DeleteLabPod(lab_instance_id=lab_instance_id, k8s_pod_name=k8s_pod_name, force=force)
         return self._send(TaskRequest(payload, task_id, countdown, eta, expires))
 
+    def scale_lab(
+        self,
+        *,
+        lab_instance_id: int,
+        new_resources: Mapping[str, str],
+        task_id: str | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+    ) -> TaskHandle:
+        """Ask for other limits of cpu, memory or both for a lab that runs; it goes on without a restart.
+
+        `get()` of the answer gives {"before", "after", "seconds"}, or raises TaskFailed with the reason: the
+        lab then has what it had.
+        """
+        # What is no mapping goes on as it is, to be refused by name.
+        given = dict(new_resources) if isinstance(new_resources, Mapping) else new_resources
+        payload = tasks.ScaleLabResources(lab_instance_id=lab_instance_id, new_resources=given)
+        return self._send(TaskRequest(payload, task_id, countdown, eta, expires))
+
     def send_task(
         self,
         name: str,

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dispatcher.tasks import ScaleLabResources
+from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs import naming
 from jobs.context import TaskContext
 from jobs.database import Cursor
@@ -103,6 +103,8 @@ def _change(
 
     timeout_s = settings.resize_timeout_s
     before, wanted = resize.begin(make_wanted, patience_s=timeout_s, meanwhile=check_wanted)
+    # All of it: a lab that is started again in place of this one gets what the last request says.
+    context.record.details["request"] = payload_kwargs(payload) | {"new_resources": wanted.limits}
     began = time.monotonic()
     outcome = "noop"
     if not before.equals(wanted):

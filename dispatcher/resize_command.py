@@ -1,0 +1,97 @@
+"""The command `autolabs lab resize`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from dispatcher.errors import DispatcherError, TaskTimeout
+from dispatcher.message import new_task_id
+from dispatcher.task_status import TaskState, TaskStatus
+from dispatcher.terminal import duration, one_line
+
+#: Seconds; longer than a node is waited for, and than what could not be changed takes to be as it was.
+_TIMEOUT_S = 120.0
+#: Seconds between looks.
+_POLL_S = 0.3
+_SAID = {
+    TaskState.PENDING: "waits for a container",
+    TaskState.STARTED: "a container is at it",
+    TaskState.RETRY: "it is tried again later",
+}
+
+
+def resize(arguments: argparse.Namespace) -> int:
+    """Give a lab that runs other limits of cpu and memory, without a restart, and say what became of it.
+
+    0: it has them, or is not RUNNING any more; with --no-wait: it was asked for. 1: it was refused, and the
+    lab has what it had; standard error says why. Ctrl-C ends the waiting alone, `autolabs task cancel ID`
+    the change. Settings: AMQP_URL, DATABASE_URL (not with --no-wait).
+    """
+    from dispatcher.client import Dispatcher
+
+    given = {"cpu": arguments.cpu, "memory": arguments.memory}
+    new_resources = {name: value for name, value in given.items() if value is not None}
+    with Dispatcher() as dispatcher:
+        task_id = new_task_id()
+        if not arguments.no_wait:
+            # A database that is away is told of before anything is asked for.
+            dispatcher.status(task_id)
+        dispatcher.scale_lab(lab_instance_id=arguments.lab, new_resources=new_resources, task_id=task_id)
+        print(f"task {task_id}", flush=True)
+        return 0 if arguments.no_wait else _tell(_wait(dispatcher, task_id, arguments.timeout))
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lab resize`."""
+    parser.add_argument("lab", metavar="ID", type=int, help="the lab's id, lab_instances.id")
+    parser.add_argument("--cpu", metavar="CORES", help="such as 1 or 500m; left out: as it is")
+    parser.add_argument("--memory", metavar="BYTES", help="such as 1Gi or 512Mi; left out: as it is")
+    parser.add_argument("--no-wait", action="store_true", help="end as soon as the broker has the task")
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=_TIMEOUT_S,
+        help=f"wait no longer for the end, which comes all the same (default {_TIMEOUT_S:g})",
+    )
+
+
+def _wait(dispatcher: Any, task_id: str, timeout_s: float) -> TaskStatus:
+    """Return the status at the end, and say on the way what is new. Raises TaskTimeout."""
+    began, said = time.monotonic(), ""
+    while True:
+        found: TaskStatus = dispatcher.status(task_id)
+        if found.ready:
+            return found
+        if (news := _progress(found)) != said:
+            said = news
+            print(f"{duration(time.monotonic() - began):>6}  {said}", file=sys.stderr, flush=True)
+        left_s = began + timeout_s - time.monotonic()
+        if left_s <= 0:
+            raise TaskTimeout(found, timeout_s)
+        time.sleep(min(_POLL_S, left_s))
+
+
+def _progress(found: TaskStatus) -> str:
+    said = _SAID.get(found.state, found.state.value)
+    return f"{said}: {one_line(found.error_message)}" if found.error_message else said
+
+
+def _tell(found: TaskStatus) -> int:
+    if found.state is not TaskState.SUCCESS:
+        category = f" [{found.error_category}]" if found.error_category else ""
+        raise DispatcherError(one_line(found.error_message or f"the task is {found.state}") + category)
+    result = found.result or {}
+    if "after" not in result:
+        print(f"nothing was changed: the lab is {result.get('status')}, {result.get('why')}")
+        return 0
+    after = ", ".join(f"{name} {value}" for name, value in result["after"].items())
+    before = ", ".join(f"{name} {value}" for name, value in result["before"].items())
+    if after == before:
+        print(f"the lab has {after} already")
+        return 0
+    print(f"the lab has {after} (had {before}) since {duration(result['seconds'])} after it was asked for")
+    return 0
