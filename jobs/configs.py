@@ -1,11 +1,13 @@
 """Templates and settings in the object store: read at each task, uploaded by the setup step.
 
-`python -m jobs.configs upload` puts the defaults of this release where nothing is yet.
+`python -m jobs.configs upload` puts the defaults of this release where nothing is yet, and in place of those
+of an earlier release that nobody changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import os
 import sys
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 SETTINGS = "settings/celery-workers-config.yaml"
 LIFE_SETTINGS = "settings/lab-life.yaml"
 DEFAULTS = Path(__file__).parent / "default_configs"
+#: Metadata of an object that a release uploaded: its ETag, which differs once somebody changed it.
+_SHIPPED = "autolabs-shipped"
 
 
 @dataclass(slots=True)
@@ -68,7 +72,10 @@ class Configs:
 
 
 def upload_defaults(settings: StoreSettings, *, overwrite: bool = False) -> list[str]:
-    """Create the versioned bucket and the objects it lacks; return the keys that were written."""
+    """Create the versioned bucket and the objects it lacks; return the keys that were written.
+
+    What an earlier release uploaded, and nobody changed since, is replaced too.
+    """
     from minio import Minio
     from minio.commonconfig import ENABLED
     from minio.error import S3Error
@@ -86,22 +93,25 @@ def upload_defaults(settings: StoreSettings, *, overwrite: bool = False) -> list
     client.set_bucket_versioning(bucket_name=settings.bucket, config=VersioningConfig(ENABLED))
     written = []
     for path in sorted(p for p in DEFAULTS.rglob("*.yaml")):
-        key = path.relative_to(DEFAULTS).as_posix()
+        key, content = path.relative_to(DEFAULTS).as_posix(), path.read_bytes()
+        # The ETag of an object that came in one part, unless the store encrypts it with a key of its own.
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
         try:
-            client.stat_object(bucket_name=settings.bucket, object_name=key)
-            exists = True
+            found = client.stat_object(bucket_name=settings.bucket, object_name=key)
+            shipped = (found.metadata or {}).get(f"x-amz-meta-{_SHIPPED}")
+            outdated = found.etag == shipped and found.etag != md5
         except S3Error as exc:
             if exc.code != "NoSuchKey":
                 raise
-            exists = False
-        if overwrite or not exists:
-            content = path.read_bytes()
+            outdated = True
+        if overwrite or outdated:
             client.put_object(
                 bucket_name=settings.bucket,
                 object_name=key,
                 data=io.BytesIO(content),
                 length=len(content),
                 content_type="application/yaml",
+                metadata={_SHIPPED: md5},
             )
             written.append(key)
     return written

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,11 @@ from tests.support.http_server import Answer, ScriptedServer
 from tests.support.store import Bucket
 from tests.support.tcp_proxy import TcpProxy
 
-DEFAULT_KEYS = sorted([configs.SETTINGS, POD_TEMPLATE, NETWORK_POLICY_TEMPLATE])
+DEFAULT_KEYS = sorted(
+    path.relative_to(configs.DEFAULTS).as_posix() for path in configs.DEFAULTS.rglob("*.yaml")
+)
+#: What a create reads.
+CREATE_KEYS = sorted([configs.SETTINGS, POD_TEMPLATE, NETWORK_POLICY_TEMPLATE])
 
 
 @pytest.fixture
@@ -142,13 +147,60 @@ def test_upload_keeps_what_an_operator_changed_unless_told_otherwise(
     assert Configs(store).lab_settings().allowed_images != ["mine/*"]
 
 
+def test_upload_brings_up_to_date_what_nobody_changed(
+    bare_bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "settings"
+    folder.mkdir()
+    monkeypatch.setattr(configs, "DEFAULTS", tmp_path)
+    for name in ("kept.yaml", "changed.yaml"):
+        (folder / name).write_text("release: 1")
+    assert len(upload_defaults(bare_bucket.settings)) == 2
+    bare_bucket.put("settings/changed.yaml", b"mine: 1")
+    for name in ("kept.yaml", "changed.yaml"):
+        (folder / name).write_text("release: 2")
+    assert upload_defaults(bare_bucket.settings) == ["settings/kept.yaml"]
+    store = ObjectStore(bare_bucket.settings)
+    assert store.read("settings/kept.yaml").content == b"release: 2"
+    assert store.read("settings/changed.yaml").content == b"mine: 1"
+    # What was there before releases marked theirs is somebody's.
+    assert upload_defaults(bare_bucket.settings) == []
+
+
+def test_a_write_replaces_only_what_was_read(bucket: Bucket, store: ObjectStore) -> None:
+    bucket.put("key", b"old")
+    seen = store.read("key")
+    assert store.write("key", b"mine", replaces=seen)
+    assert not store.write("key", b"of somebody who read the old one", replaces=seen)
+    assert store.read("key").content == b"mine"
+    assert not store.write("key", b"as if nothing were there", replaces=None)
+    assert store.write("folder/new é", b"new", replaces=None)
+    assert store.read("folder/new é").content == b"new"
+    assert not store.write("gone", b"x", replaces=seen)
+
+
+def test_a_write_without_rights_names_them(bucket: Bucket) -> None:
+    store = ObjectStore(replace(bucket.settings, secret_key="wrong-secret"))
+    with pytest.raises(PermanentError) as caught:
+        store.write("key", b"x", replaces=None)
+    assert caught.value.failure is Failure.STORE_REFUSES_ACCESS
+    assert "wrong-secret" not in str(caught.value)
+
+
+def test_a_write_to_a_store_that_is_away_is_transient(bucket: Bucket, proxy: TcpProxy) -> None:
+    store = ObjectStore(bucket.with_endpoint(f"http://127.0.0.1:{proxy.port}"))
+    proxy.close()
+    with pytest.raises(TransientError):
+        store.write("key", b"x", replaces=None)
+
+
 def test_a_task_records_the_versions_it_used(bucket: Bucket, store: ObjectStore) -> None:
     version = bucket.put(configs.SETTINGS, b"allowed_images: ['*']")
     used = Configs(store)
     used.lab_settings()
     used.pod_template()
     used.network_policy_template()
-    assert sorted(used.versions) == DEFAULT_KEYS
+    assert sorted(used.versions) == CREATE_KEYS
     assert used.versions[configs.SETTINGS] == version
 
 
