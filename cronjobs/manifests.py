@@ -138,8 +138,8 @@ def _make_container(schedule: Schedule, image: str) -> dict[str, Any]:
 def _secrets(schedule: Schedule) -> list[dict[str, Any]]:
     if schedule.task != "outbox":
         return [{"secret": _source((*_SERVERS, *_STORE))}]
-    # Nothing of the object store; without a webhook its keys are not there.
-    return [{"secret": _source(_SERVERS)}, {"secret": {**_source(_WEBHOOK), "optional": True}}]
+    # Without a webhook its keys are not there.
+    return [{"secret": _source((*_SERVERS, *_STORE))}, {"secret": {**_source(_WEBHOOK), "optional": True}}]
 
 
 def _source(keys: tuple[str, ...]) -> dict[str, Any]:

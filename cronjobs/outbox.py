@@ -1,16 +1,17 @@
-"""Publish what backends left in the outbox, and deliver the notifications that wait."""
+"""Publish what backends left in the outbox, warn students whose labs end, and deliver what they are told."""
 
 from __future__ import annotations
 
 import logging
 import os
 
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import DispatcherError, InvalidSettings
+from dispatcher.outbox_commands import relay_due
 from dispatcher.publisher import Publisher
 from dispatcher.settings import ServerSettings, read_settings
 from jobs.errors import JobError
 from jobs.labs import LabStore
-from jobs.settings import WebhookSettings
+from jobs.settings import StoreSettings, WebhookSettings
 
 #: Seconds that one sweep of the outbox goes on; the next begins a minute after it began.
 OUTBOX_TIMEOUT_S = 40.0
@@ -23,40 +24,69 @@ logger = logging.getLogger(__name__)
 def sweep(*, dry_run: bool) -> None:
     """Publish what backends left in the outbox, and deliver notifications, or say what waits.
 
-    A notification that cannot be delivered is not a failure of the sweep. Raises DispatcherError.
+    Warnings of ends that come are made first. What cannot be warned of or delivered is not a failure of the
+    sweep. Raises DispatcherError.
     """
     settings = read_settings(os.environ, ServerSettings.from_environment)
     try:
         _sweep_outbox(settings, dry_run=dry_run)
     finally:
+        if not dry_run:
+            _announce_ends(settings)
         _sweep_notifications(settings, dry_run=dry_run)
 
 
 def _sweep_outbox(settings: ServerSettings, *, dry_run: bool) -> None:
-    from dispatcher import outbox_relay
-    from dispatcher.engine import make_engine
-
-    engine = make_engine(settings.database_url, application_name="autolabs-outbox-sweep")
     if dry_run:
-        for task in outbox_relay.waiting(engine):
-            extra = {"action": "would_publish", "task_id": task.task_id, "due": task.due}
-            logger.info("task %s waits for %.0f s", task.task_name, task.age_s, extra=extra)
+        _tell_what_waits(settings)
         return
-    publisher = Publisher(settings.broker, name="autolabs-outbox-sweep")
-    report = outbox_relay.relay_once(
-        engine,
-        publisher,
-        timeout_s=OUTBOX_TIMEOUT_S,
-        publish_timeout_s=settings.broker.publish_timeout_s,
-    )
-    publisher.close()
-    engine.dispose()
+    report = relay_due(settings, name="autolabs-outbox-sweep", timeout_s=OUTBOX_TIMEOUT_S)
     if report.database_error is not None:
         raise DispatcherError(report.database_error)
     if report.failed:
         first = next(iter(report.failed.values()))
         raise DispatcherError(f"{len(report.failed)} tasks were not published; the first: {first}")
     logger.info("outbox swept", extra={"action": "outbox_done", "published": len(report.published)})
+
+
+def _tell_what_waits(settings: ServerSettings) -> None:
+    from dispatcher import outbox_relay
+    from dispatcher.engine import make_engine
+
+    engine = make_engine(settings.database_url, application_name="autolabs-outbox-sweep")
+    for task in outbox_relay.waiting(engine):
+        extra = {"action": "would_publish", "task_id": task.task_id, "due": task.due}
+        logger.info("task %s waits for %.0f s", task.task_name, task.age_s, extra=extra)
+    engine.dispose()
+
+
+def _announce_ends(settings: ServerSettings) -> None:
+    from jobs.periodic.warnings import announce_ends
+
+    labs = LabStore(settings.database_url, application_name="autolabs-warnings")
+    try:
+        announce_ends(labs, _warn_minutes())
+    except JobError as exc:
+        logger.warning("students are not warned: %s", exc, extra={"action": "warnings_failed"})
+    finally:
+        labs.close()
+
+
+def _warn_minutes() -> list[int]:
+    """Return the platform's setting; the default where the object store cannot be asked: one more warning
+    does less harm than none.
+    """
+    from jobs.configs import Configs
+    from jobs.life_settings import LifeSettings
+    from jobs.objectstore import ObjectStore
+
+    try:
+        store = ObjectStore(read_settings(os.environ, StoreSettings.from_environment))
+        return Configs(store).life_settings().warn_minutes
+    except (InvalidSettings, JobError) as exc:
+        extra = {"action": "warn_minutes_unknown"}
+        logger.warning("warn_minutes cannot be read, the default counts: %s", exc, extra=extra)
+        return LifeSettings().warn_minutes
 
 
 def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
