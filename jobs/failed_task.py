@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dispatcher import tasks
 from dispatcher.categories import Audience
 from dispatcher.errors import PublishError
+from dispatcher.limits import COME_BACK_S
 from dispatcher.message import TaskMessage, next_attempt
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from jobs.failed_lab import FailedLab
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between tries to settle a failure while the database or the cluster is away.
-COME_BACK_S = 80
 
 #: Not performed, though nothing is wrong with it.
 _REVOKED = {Failure.CANCELLED, Failure.EXPIRED}

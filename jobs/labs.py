@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from dispatcher.limits import CONTAINER_DEADLINE_S
 from jobs import ledger
 from jobs.database import Cursor, Database, optional
 from jobs.errors import JobError
@@ -137,7 +138,7 @@ class LabStore(Database):
         max_restarts: int = 0,
     ) -> bool:
         """Make a lab FAILED that is not what its row says; False when something happened to it since `as_of`,
-        or a container is at it: no Job lives longer than 20 minutes.
+        or a container is at it.
 
         `status` and `pod_name` are those of the row as it was read then. The run has succeeded with it, and
         whom to tell is committed with the lab's row; so is a lab in its place, if fewer than `max_restarts`
@@ -155,8 +156,12 @@ class LabStore(Database):
                 " AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab_instances.id)"
                 " AND NOT EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab_instances.id"
                 "                 AND (coalesce(finished_at, claimed_at) >= %s OR outcome = 'started'"
-                "                      AND claimed_at > now() - interval '20 minutes'))",
-                (error.category.value, error.sentence, record.lab_instance_id, status, pod_name, as_of),
+                "                      AND claimed_at > now() - make_interval(secs => %s)))",
+                (
+                    *(error.category.value, error.sentence),
+                    *(record.lab_instance_id, status, pod_name),
+                    *(as_of, CONTAINER_DEADLINE_S),
+                ),
             )
             if cursor.rowcount != 1:
                 return False, None

@@ -10,9 +10,6 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.ladder import MAX_DELAY_S
 
-#: Seconds. No container lives longer: the longest active_deadline_s of keda.profiles.
-CONTAINER_DEADLINE_S = 1200
-
 
 class Operation(str, enum.Enum):
     """What a task is to do with a lab."""

@@ -7,21 +7,13 @@ import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 
-from dispatcher.explain.facts import (
-    CONTAINER_DEADLINE_S,
-    ActionRow,
-    LabFacts,
-    Operation,
-    Run,
-    WaitingRow,
-)
+from dispatcher.explain.facts import ActionRow, LabFacts, Operation, Run, WaitingRow
+from dispatcher.limits import COME_BACK_S, CONTAINER_DEADLINE_S
 from dispatcher.terminal import ago, duration, one_line
 from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
 
 #: Seconds within which a healthy platform has done the next thing; the outbox is swept once a minute.
 YOUNG_S, SWEPT_S = 60, 120
-#: Seconds after which a task surely comes again whose run does not say when (jobs.failed_task).
-COMES_BACK_S = 80
 #: Seconds for which a finished Job, and with it its log, is kept (keda.scaledjob).
 LOG_KEPT_S = 3600
 #: A task that failed so often in the outbox will hardly ever be published.
@@ -186,7 +178,7 @@ def _lost(facts: LabFacts, run: Run) -> Outlook:
 
 def _retried(facts: LabFacts, found: Progress, run: Run) -> Outlook:
     ended = run.finished_at or run.claimed_at
-    delay_s = run.retry_delay_s if run.retry_delay_s is not None else COMES_BACK_S
+    delay_s = run.retry_delay_s if run.retry_delay_s is not None else COME_BACK_S
     due = ended + timedelta(seconds=delay_s)
     late_s = facts.age_s(due)
     if late_s < 0:

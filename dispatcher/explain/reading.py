@@ -203,7 +203,8 @@ def _cancellations(connection: Connection, task_ids: set[str]) -> list[Cancellat
 def _notifications(connection: Connection, lab_instance_id: int, present: set[str]) -> list[NotificationRow]:
     if Notification.__tablename__ not in present:
         return []
-    about = Notification.lab_instance_id == lab_instance_id
+    # Not what is no failure: that its end comes, for example.
+    about = (Notification.lab_instance_id == lab_instance_id) & Notification.error_category.is_not(None)
     statement = select(*_columns(Notification, NotificationRow)).where(about)
     return [NotificationRow(**row) for row in _newest(connection, statement, Notification.id, _MAX_ROWS)]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.explain.facts import CONTAINER_DEADLINE_S, LabFacts, Operation, Run, WaitingRow
+from dispatcher.explain.facts import LabFacts, Operation, Run, WaitingRow
+from dispatcher.limits import CONTAINER_DEADLINE_S
 from dispatcher.terminal import duration, one_line
 
 #: Entries shown; the oldest and the newest say most.

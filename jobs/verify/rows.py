@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from datetime import datetime
 
+from dispatcher.limits import COME_BACK_S, CONTAINER_DEADLINE_S
 from dispatcher.tasks import CREATE_LAB_POD
 from dispatcher.topology import QUEUE_NORMAL
 from jobs.database import Cursor
@@ -13,10 +14,6 @@ from jobs.verify.inventory import LabRow
 
 #: Rows per statement.
 PAGE = 1000
-#: Seconds after which a run that has not ended is one that was killed: no Job lives longer (keda.profiles).
-RUN_LIMIT_S = 1200
-#: Seconds that a task waits for which the ledger names no delay (jobs.failed_task.COME_BACK_S).
-UNNAMED_DELAY_S = 80
 #: Seconds of the longest delays: between attempts, and until objects that are kept go.
 LONGEST_DELAY_S, LONGEST_KEPT_S = 3600, 7200
 #: Labs among which those are looked for; one that is missed counts as a delay that nobody knows.
@@ -38,10 +35,10 @@ _OUTBOX = (
     "SELECT id, lab_instance_id, task_name FROM task_outbox WHERE id > %s AND lab_instance_id IS NOT NULL"
     " ORDER BY id LIMIT %s"
 )
-_DELAY = f"make_interval(secs => coalesce(CAST(details ->> 'retry_delay_s' AS float), {UNNAMED_DELAY_S}))"
+_DELAY = f"make_interval(secs => coalesce(CAST(details ->> 'retry_delay_s' AS float), {COME_BACK_S}))"
 _RUNS = f"""
 SELECT lab_instance_id, task_name FROM task_ledger WHERE lab_instance_id = ANY(%s)
- AND ((outcome = 'started' AND claimed_at > now() - make_interval(secs => {RUN_LIMIT_S}))
+ AND ((outcome = 'started' AND claimed_at > now() - make_interval(secs => {CONTAINER_DEADLINE_S}))
    OR (outcome = 'retried' AND finished_at + {_DELAY} > now() - make_interval(secs => %s)))
 """  # noqa: S608
 # A dead letter that was published again counts as well: its message waits somewhere.
@@ -60,7 +57,7 @@ _KEPT_UNTIL = (
 )
 _UNDER_WAY = (
     "SELECT queue, count(*) FROM task_ledger WHERE outcome = 'started'"  # noqa: S608
-    f" AND claimed_at > now() - make_interval(secs => {RUN_LIMIT_S}) GROUP BY queue"
+    f" AND claimed_at > now() - make_interval(secs => {CONTAINER_DEADLINE_S}) GROUP BY queue"
 )
 # Bounded by what an index has: retried runs by finished_at, FAILED labs by their rows' own.
 _KNOWN_DELAYS = f"""

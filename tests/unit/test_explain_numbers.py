@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dispatcher.explain.facts import CONTAINER_DEADLINE_S
-from dispatcher.explain.progress import COMES_BACK_S, LOG_KEPT_S
+from dispatcher.explain.progress import LOG_KEPT_S
 from dispatcher.explain.reason import BACKEND_CAUSES
-from jobs.failed_task import COME_BACK_S
+from dispatcher.limits import CONTAINER_DEADLINE_S
 from jobs.failures import Failure
 from keda.profiles import PROFILES
 from keda.scaledjob import make_scaled_job
@@ -14,7 +13,6 @@ from keda.scaledjob import make_scaled_job
 def test_numbers_and_names_of_other_packages_are_theirs() -> None:
     assert max(profile.active_deadline_s for profile in PROFILES) == CONTAINER_DEADLINE_S
     assert {failure.cause for failure in Failure} >= BACKEND_CAUSES
-    assert COMES_BACK_S == COME_BACK_S
     for profile in PROFILES:
         scaled_job = make_scaled_job(profile, image="image", env={})
         assert scaled_job["spec"]["jobTargetRef"]["ttlSecondsAfterFinished"] == LOG_KEPT_S

@@ -12,8 +12,9 @@ from dispatcher.__main__ import make_parser
 from dispatcher.categories import Audience
 from dispatcher.expiry import cleanup_task_id
 from dispatcher.explain.explanation import explain
-from dispatcher.explain.facts import CONTAINER_DEADLINE_S, LabFacts
+from dispatcher.explain.facts import LabFacts
 from dispatcher.explain.reason import BACKEND_CAUSES
+from dispatcher.limits import CONTAINER_DEADLINE_S
 from jobs.failures import Failure
 from tests.support.explained import (
     CREATE,
