@@ -1,4 +1,4 @@
-"""What the API server lets the job's ServiceAccount do: good and bad manifests, sent in its name.
+"""Which Pods the API server lets the job's ServiceAccount make: good and bad ones, sent in its name.
 
 Dry runs of the server go through admission as real requests do, and leave nothing behind.
 """
@@ -7,114 +7,23 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import secrets
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deploy.demo.platform import eventually
-from dispatcher.tasks import CreateLabPod
-from jobs.lab_settings import parse_settings
-from jobs.manifests import LabManifests, make_lab_manifests
+from jobs.manifests import LabManifests
+from tests.support.admission import (
+    JOB,
+    PROBE,
+    Manifest,
+    apply,
+    kubectl,
+    make_manifests,
+    refusal,
+)
 
-Manifest = dict[str, Any]
 Change = Callable[[Manifest], object]
-
-CONFIGS = Path(__file__).parents[2] / "jobs" / "default_configs"
-JOB = "system:serviceaccount:platform:celery-workers-sa"
-PROBE = "autolabs-admission-probe"
-
-
-def kubectl(*words: str, stdin: Manifest | None = None, check: bool = True) -> str:
-    """Return what kubectl said, or fail with it."""
-    done = subprocess.run(
-        ["kubectl", *words],
-        input=json.dumps(stdin) if stdin else None,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    if check and done.returncode:
-        pytest.fail(f"kubectl {' '.join(words)}: {said}")
-    return said
-
-
-def apply(manifest: Manifest, *words: str, check: bool = True) -> str:
-    """Apply as the job does: server-side, under its field manager."""
-    return kubectl(
-        *("apply", "--server-side", "--field-manager=autolabs-jobs", "--filename=-", *words),
-        stdin=manifest,
-        check=check,
-    )
-
-
-def refusal(said: str) -> str:
-    assert "denied request: " in said or "forbidden" in said.lower(), f"not refused: {said}"
-    return said
-
-
-def make_manifests() -> LabManifests:
-    settings = "settings/celery-workers-config.yaml"
-    return make_lab_manifests(
-        # Far above the ids of the database, so that no other test has this lab.
-        CreateLabPod(
-            lab_instance_id=2**60 + secrets.randbits(40),
-            lab_id=2,
-            student_id=3,
-            docker_image=os.environ["LAB_IMAGE"],
-        ),
-        parse_settings(settings, (CONFIGS / settings).read_bytes()),
-        namespace="labs",
-        pod_template=(CONFIGS / "manifests" / "lab-pod-template.yaml").read_bytes(),
-        network_policy_template=(CONFIGS / "manifests" / "network-policy-template.yaml").read_bytes(),
-    )
-
-
-@pytest.fixture
-def lab() -> LabManifests:
-    return make_manifests()
-
-
-@pytest.fixture
-def network_policy(lab: LabManifests) -> Iterator[Manifest]:
-    """A lab's policy as the job made it; an object that starts nothing."""
-    apply(lab.network_policy, f"--as={JOB}")
-    yield lab.network_policy
-    kubectl(
-        "delete", "networkpolicy", "-n", "labs", lab.network_policy["metadata"]["name"], "--ignore-not-found"
-    )
-
-
-@pytest.fixture
-def foreign_service() -> Iterator[Manifest]:
-    """A Service in labs that an administrator made."""
-    service: Manifest = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": f"foreign-{secrets.token_hex(4)}", "namespace": "labs"},
-        "spec": {"clusterIP": "None", "ports": [{"port": 80}]},
-    }
-    kubectl("create", "--filename=-", stdin=service)
-    yield service
-    kubectl("delete", "service", "-n", "labs", service["metadata"]["name"], "--ignore-not-found")
-
-
-@pytest.fixture(scope="module")
-def unguarded_namespace() -> Iterator[str]:
-    """A namespace without Pod Security and limits, where RBAC lets the job and a probe do everything."""
-    name = f"unguarded-{secrets.token_hex(4)}"
-    kubectl("create", "namespace", name)
-    who = ("--serviceaccount=platform:celery-workers-sa", f"--user={PROBE}")
-    kubectl("create", "rolebinding", "all", "--clusterrole=admin", *who, "-n", name)
-    kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=20s")
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture(scope="module")
@@ -300,132 +209,3 @@ def test_the_policy_on_pods_has_nothing_against_the_default_template(
 ) -> None:
     lab.pod["metadata"]["namespace"] = unguarded_namespace
     assert "serverside-applied" in apply(lab.pod, f"--as={PROBE}", "--dry-run=server")
-
-
-def test_a_right_that_somebody_grants_elsewhere_is_of_no_use(
-    lab: LabManifests, unguarded_namespace: str
-) -> None:
-    lab.service["metadata"]["namespace"] = unguarded_namespace
-    said = apply(lab.service, f"--as={JOB}", "--dry-run=server", check=False)
-    assert "jobs work in namespace labs only" in refusal(said)
-
-
-SERVICE_CHANGES: dict[str, tuple[Change, str]] = {
-    "on the nodes' ports": (lambda s: s["spec"].update(type="NodePort"), "has type ClusterIP"),
-    "a load balancer": (lambda s: s["spec"].update(type="LoadBalancer"), "has type ClusterIP"),
-    "a name elsewhere": (
-        lambda s: s["spec"].update(type="ExternalName", externalName="example.com"),
-        "has type ClusterIP",
-    ),
-    "an address of somebody else": (
-        lambda s: s["spec"].update(externalIPs=["192.0.2.1"]),
-        "no external addresses",
-    ),
-    "the pod of another lab": (
-        lambda s: s["spec"].update(selector={"lab_instance_id": "1"}),
-        "selects its own lab_instance_id",
-    ),
-    "no pod": (lambda s: s["spec"].pop("selector"), "selects its own lab_instance_id"),
-}
-
-
-@pytest.mark.parametrize(("change", "reason"), SERVICE_CHANGES.values(), ids=SERVICE_CHANGES)
-def test_a_service_that_the_job_should_not_make_is_refused(
-    lab: LabManifests, change: Change, reason: str
-) -> None:
-    service = copy.deepcopy(lab.service)
-    change(service)
-    assert reason in refusal(apply(service, f"--as={JOB}", "--dry-run=server", check=False))
-
-
-@pytest.mark.parametrize(
-    "selector",
-    [{}, {"matchLabels": {"lab_instance_id": "1"}}, {"matchLabels": {"app.kubernetes.io/name": "lab"}}],
-    ids=["every lab", "another lab", "all labs by name"],
-)
-def test_a_network_policy_that_would_open_other_labs_is_refused(
-    lab: LabManifests, selector: Manifest
-) -> None:
-    policy = copy.deepcopy(lab.network_policy)
-    policy["spec"]["podSelector"] = selector
-    said = refusal(apply(policy, f"--as={JOB}", "--dry-run=server", check=False))
-    assert "selects its own lab_instance_id" in said
-
-
-def test_an_object_of_the_lab_may_be_changed_and_deleted(network_policy: Manifest) -> None:
-    policy = copy.deepcopy(network_policy)
-    policy["metadata"]["annotations"]["seen"] = "again"
-    apply(policy, f"--as={JOB}", "--dry-run=server")
-    name = network_policy["metadata"]["name"]
-    kubectl("delete", "networkpolicy", "-n", "labs", name, f"--as={JOB}", "--dry-run=server")
-
-
-def test_an_object_cannot_be_given_to_another_lab(network_policy: Manifest) -> None:
-    policy = copy.deepcopy(network_policy)
-    policy["metadata"]["labels"]["lab_instance_id"] = "1"
-    said = apply(policy, f"--as={JOB}", "--dry-run=server", "--force-conflicts", check=False)
-    assert "denied request: " in refusal(said)
-
-
-def test_what_somebody_else_made_is_neither_taken_over_nor_deleted(
-    lab: LabManifests, foreign_service: Manifest
-) -> None:
-    name = foreign_service["metadata"]["name"]
-    as_job = ("-n", "labs", f"--as={JOB}", "--dry-run=server")
-    labels = " ".join(f"{key}={value}" for key, value in lab.service["metadata"]["labels"].items())
-    taken = kubectl("label", "service", name, *labels.split(), *as_job, check=False)
-    assert "denied request: " in refusal(taken)
-    assert "denied request: " in refusal(kubectl("delete", "service", name, *as_job, check=False))
-
-
-def test_the_default_deny_policy_cannot_be_removed_by_the_job() -> None:
-    said = kubectl(
-        "delete",
-        "networkpolicy",
-        "default-deny",
-        "-n",
-        "labs",
-        f"--as={JOB}",
-        "--dry-run=server",
-        check=False,
-    )
-    assert "needs the label lab_instance_id" in refusal(said)
-
-
-def test_nobody_starts_another_image_in_labs(lab: LabManifests) -> None:
-    pod = copy.deepcopy(lab.pod)
-    _container(pod)["image"] = "docker.io/library/nginx:1"
-    assert "labs may not use" in refusal(apply(pod, "--dry-run=server", check=False))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "update pods -n labs",
-        "deletecollection pods -n labs",
-        "create pods --subresource=exec -n labs",
-        "create pods --subresource=eviction -n labs",
-        "patch pods --subresource=ephemeralcontainers -n labs",
-        "get secrets -n labs",
-        "get configmaps -n labs",
-        "create serviceaccounts --subresource=token -n labs",
-        "create jobs.batch -n labs",
-        "create rolebindings.rbac.authorization.k8s.io -n labs",
-        "patch namespaces",
-        "list nodes",
-        "list pods --all-namespaces",
-        "create pods -n platform",
-        "get secrets -n platform",
-    ],
-)
-def test_the_job_has_no_right_to(words: str) -> None:
-    said = kubectl("auth", "can-i", *words.split(), f"--as={JOB}", check=False)
-    assert said.startswith("no\n")
-
-
-def test_the_type_checker_finds_nothing_in_the_policies() -> None:
-    policies = json.loads(kubectl("get", "validatingadmissionpolicies", "--output=json"))["items"]
-    ours = {p["metadata"]["name"]: p for p in policies if p["metadata"]["name"].startswith("autolabs-")}
-    assert len(ours) == 5
-    warnings = {name: p.get("status", {}).get("typeChecking") for name, p in ours.items()}
-    assert warnings == {name: {} for name in ours}

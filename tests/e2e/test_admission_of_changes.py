@@ -1,0 +1,230 @@
+"""What else the API server lets the job's ServiceAccount do: with Services, NetworkPolicies, Pods that run.
+
+Dry runs of the server go through admission as real requests do, and leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import secrets
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from jobs.manifests import LabManifests
+from tests.support.admission import (
+    JOB,
+    Manifest,
+    apply,
+    kubectl,
+    refusal,
+)
+
+Change = Callable[[Manifest], object]
+
+
+@pytest.fixture
+def network_policy(lab: LabManifests) -> Iterator[Manifest]:
+    """A lab's policy as the job made it; an object that starts nothing."""
+    apply(lab.network_policy, f"--as={JOB}")
+    yield lab.network_policy
+    kubectl(
+        "delete", "networkpolicy", "-n", "labs", lab.network_policy["metadata"]["name"], "--ignore-not-found"
+    )
+
+
+@pytest.fixture
+def foreign_service() -> Iterator[Manifest]:
+    """A Service in labs that an administrator made."""
+    service: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"foreign-{secrets.token_hex(4)}", "namespace": "labs"},
+        "spec": {"clusterIP": "None", "ports": [{"port": 80}]},
+    }
+    kubectl("create", "--filename=-", stdin=service)
+    yield service
+    kubectl("delete", "service", "-n", "labs", service["metadata"]["name"], "--ignore-not-found")
+
+
+@pytest.fixture
+def running_pod(lab: LabManifests) -> Iterator[str]:
+    """The name of a lab's Pod that the job started."""
+    name = lab.pod["metadata"]["name"]
+    apply(lab.pod, f"--as={JOB}")
+    yield name
+    kubectl("delete", "pod", "-n", "labs", name, "--now", "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture
+def foreign_pod(lab: LabManifests) -> Iterator[str]:
+    """The name of a Pod in labs that an administrator made, for which there is no scheduler."""
+    pod = copy.deepcopy(lab.pod)
+    name = f"foreign-{secrets.token_hex(4)}"
+    pod["metadata"] = {"name": name, "namespace": "labs"}
+    pod["spec"]["schedulerName"] = "nobody"
+    kubectl("create", "--filename=-", stdin=pod)
+    yield name
+    kubectl("delete", "pod", "-n", "labs", name, "--now", "--wait=false", "--ignore-not-found")
+
+
+def test_a_right_that_somebody_grants_elsewhere_is_of_no_use(
+    lab: LabManifests, unguarded_namespace: str
+) -> None:
+    lab.service["metadata"]["namespace"] = unguarded_namespace
+    said = apply(lab.service, f"--as={JOB}", "--dry-run=server", check=False)
+    assert "jobs work in namespace labs only" in refusal(said)
+
+
+SERVICE_CHANGES: dict[str, tuple[Change, str]] = {
+    "on the nodes' ports": (lambda s: s["spec"].update(type="NodePort"), "has type ClusterIP"),
+    "a load balancer": (lambda s: s["spec"].update(type="LoadBalancer"), "has type ClusterIP"),
+    "a name elsewhere": (
+        lambda s: s["spec"].update(type="ExternalName", externalName="example.com"),
+        "has type ClusterIP",
+    ),
+    "an address of somebody else": (
+        lambda s: s["spec"].update(externalIPs=["192.0.2.1"]),
+        "no external addresses",
+    ),
+    "the pod of another lab": (
+        lambda s: s["spec"].update(selector={"lab_instance_id": "1"}),
+        "selects its own lab_instance_id",
+    ),
+    "no pod": (lambda s: s["spec"].pop("selector"), "selects its own lab_instance_id"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), SERVICE_CHANGES.values(), ids=SERVICE_CHANGES)
+def test_a_service_that_the_job_should_not_make_is_refused(
+    lab: LabManifests, change: Change, reason: str
+) -> None:
+    service = copy.deepcopy(lab.service)
+    change(service)
+    assert reason in refusal(apply(service, f"--as={JOB}", "--dry-run=server", check=False))
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [{}, {"matchLabels": {"lab_instance_id": "1"}}, {"matchLabels": {"app.kubernetes.io/name": "lab"}}],
+    ids=["every lab", "another lab", "all labs by name"],
+)
+def test_a_network_policy_that_would_open_other_labs_is_refused(
+    lab: LabManifests, selector: Manifest
+) -> None:
+    policy = copy.deepcopy(lab.network_policy)
+    policy["spec"]["podSelector"] = selector
+    said = refusal(apply(policy, f"--as={JOB}", "--dry-run=server", check=False))
+    assert "selects its own lab_instance_id" in said
+
+
+def test_an_object_of_the_lab_may_be_changed_and_deleted(network_policy: Manifest) -> None:
+    policy = copy.deepcopy(network_policy)
+    policy["metadata"]["annotations"]["seen"] = "again"
+    apply(policy, f"--as={JOB}", "--dry-run=server")
+    name = network_policy["metadata"]["name"]
+    kubectl("delete", "networkpolicy", "-n", "labs", name, f"--as={JOB}", "--dry-run=server")
+
+
+def test_an_object_cannot_be_given_to_another_lab(network_policy: Manifest) -> None:
+    policy = copy.deepcopy(network_policy)
+    policy["metadata"]["labels"]["lab_instance_id"] = "1"
+    said = apply(policy, f"--as={JOB}", "--dry-run=server", "--force-conflicts", check=False)
+    assert "denied request: " in refusal(said)
+
+
+def test_what_somebody_else_made_is_neither_taken_over_nor_deleted(
+    lab: LabManifests, foreign_service: Manifest
+) -> None:
+    name = foreign_service["metadata"]["name"]
+    as_job = ("-n", "labs", f"--as={JOB}", "--dry-run=server")
+    labels = " ".join(f"{key}={value}" for key, value in lab.service["metadata"]["labels"].items())
+    taken = kubectl("label", "service", name, *labels.split(), *as_job, check=False)
+    assert "denied request: " in refusal(taken)
+    assert "denied request: " in refusal(kubectl("delete", "service", name, *as_job, check=False))
+
+
+def test_the_default_deny_policy_cannot_be_removed_by_the_job() -> None:
+    said = kubectl(
+        "delete",
+        "networkpolicy",
+        "default-deny",
+        "-n",
+        "labs",
+        f"--as={JOB}",
+        "--dry-run=server",
+        check=False,
+    )
+    assert "needs the label lab_instance_id" in refusal(said)
+
+
+def resize(pod: str, limits: dict[str, str | None], *words: str, namespace: str = "labs") -> str:
+    """Return what the API server says to a change of what a Pod's container may use, in the job's name."""
+    patch = {"spec": {"containers": [{"name": "lab", "resources": {"limits": limits}}]}}
+    how = ("--subresource=resize", f"--patch={json.dumps(patch)}", "--dry-run=server", f"--as={JOB}")
+    return kubectl("patch", "pod", pod, "-n", namespace, *how, *words, check=False)
+
+
+def test_a_lab_that_runs_may_be_given_other_resources(running_pod: str) -> None:
+    assert "patched" in resize(running_pod, {"cpu": "1", "memory": "1Gi"})
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"cpu": "5"}, "maximum cpu usage per Container is 4"),
+        ({"memory": "9Gi"}, "maximum memory usage per Container is 8Gi"),
+        ({"cpu": None}, "need limits of cpu and memory"),
+        ({"memory": None}, "need limits of cpu and memory"),
+    ],
+)
+def test_a_lab_that_runs_cannot_be_given_its_whole_node(
+    running_pod: str, limits: dict[str, str | None], reason: str
+) -> None:
+    assert reason in refusal(resize(running_pod, limits))
+
+
+def test_the_resources_of_somebody_elses_pod_cannot_be_changed(foreign_pod: str) -> None:
+    assert "needs the label lab_instance_id" in refusal(resize(foreign_pod, {"cpu": "1"}))
+
+
+def test_nobody_starts_another_image_in_labs(lab: LabManifests) -> None:
+    pod = copy.deepcopy(lab.pod)
+    pod["spec"]["containers"][0]["image"] = "docker.io/library/nginx:1"
+    assert "labs may not use" in refusal(apply(pod, "--dry-run=server", check=False))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "update pods -n labs",
+        "deletecollection pods -n labs",
+        "create pods --subresource=exec -n labs",
+        "create pods --subresource=eviction -n labs",
+        "patch pods --subresource=ephemeralcontainers -n labs",
+        "update pods --subresource=resize -n labs",
+        "patch pods --subresource=resize -n platform",
+        "get secrets -n labs",
+        "get configmaps -n labs",
+        "create serviceaccounts --subresource=token -n labs",
+        "create jobs.batch -n labs",
+        "create rolebindings.rbac.authorization.k8s.io -n labs",
+        "patch namespaces",
+        "list nodes",
+        "list pods --all-namespaces",
+        "create pods -n platform",
+        "get secrets -n platform",
+    ],
+)
+def test_the_job_has_no_right_to(words: str) -> None:
+    said = kubectl("auth", "can-i", *words.split(), f"--as={JOB}", check=False)
+    assert said.startswith("no\n")
+
+
+def test_the_type_checker_finds_nothing_in_the_policies() -> None:
+    policies = json.loads(kubectl("get", "validatingadmissionpolicies", "--output=json"))["items"]
+    ours = {p["metadata"]["name"]: p for p in policies if p["metadata"]["name"].startswith("autolabs-")}
+    assert len(ours) == 5
+    warnings = {name: p.get("status", {}).get("typeChecking") for name, p in ours.items()}
+    assert warnings == {name: {} for name in ours}

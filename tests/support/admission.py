@@ -1,0 +1,87 @@
+"""Manifests of labs, sent to the API server in the name of the job's ServiceAccount."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispatcher.tasks import CreateLabPod
+from jobs.lab_settings import parse_settings
+from jobs.manifests import LabManifests, make_lab_manifests
+
+Manifest = dict[str, Any]
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "default_configs"
+JOB = "system:serviceaccount:platform:celery-workers-sa"
+PROBE = "autolabs-admission-probe"
+
+
+def kubectl(*words: str, stdin: Manifest | None = None, check: bool = True) -> str:
+    """Return what kubectl said, or fail with it."""
+    done = subprocess.run(
+        ["kubectl", *words],
+        input=json.dumps(stdin) if stdin else None,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    if check and done.returncode:
+        pytest.fail(f"kubectl {' '.join(words)}: {said}")
+    return said
+
+
+def apply(manifest: Manifest, *words: str, check: bool = True) -> str:
+    """Apply as the job does: server-side, under its field manager."""
+    return kubectl(
+        *("apply", "--server-side", "--field-manager=autolabs-jobs", "--filename=-", *words),
+        stdin=manifest,
+        check=check,
+    )
+
+
+def refusal(said: str) -> str:
+    assert "denied request: " in said or "forbidden" in said.lower(), f"not refused: {said}"
+    return said
+
+
+def make_manifests() -> LabManifests:
+    settings = "settings/celery-workers-config.yaml"
+    return make_lab_manifests(
+        # Far above the ids of the database, so that no other test has this lab.
+        CreateLabPod(
+            lab_instance_id=2**60 + secrets.randbits(40),
+            lab_id=2,
+            student_id=3,
+            docker_image=os.environ["LAB_IMAGE"],
+        ),
+        parse_settings(settings, (CONFIGS / settings).read_bytes()),
+        namespace="labs",
+        pod_template=(CONFIGS / "manifests" / "lab-pod-template.yaml").read_bytes(),
+        network_policy_template=(CONFIGS / "manifests" / "network-policy-template.yaml").read_bytes(),
+    )
+
+
+@pytest.fixture
+def lab() -> LabManifests:
+    return make_manifests()
+
+
+@pytest.fixture(scope="module")
+def unguarded_namespace() -> Iterator[str]:
+    """A namespace without Pod Security and limits, where RBAC lets the job and a probe do everything."""
+    name = f"unguarded-{secrets.token_hex(4)}"
+    kubectl("create", "namespace", name)
+    who = ("--serviceaccount=platform:celery-workers-sa", f"--user={PROBE}")
+    kubectl("create", "rolebinding", "all", "--clusterrole=admin", *who, "-n", name)
+    kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=20s")
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
