@@ -58,8 +58,8 @@ def probed_policy(unguarded_namespace: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["pod", "service", "network_policy"])
-def test_the_default_templates_are_admitted(lab: LabManifests, kind: str) -> None:
-    said = apply(getattr(lab, kind), f"--as={JOB}", "--dry-run=server")
+def test_the_default_templates_are_admitted(manifests: LabManifests, kind: str) -> None:
+    said = apply(getattr(manifests, kind), f"--as={JOB}", "--dry-run=server")
     assert "serverside-applied" in said
     assert "Warning" not in said
 
@@ -158,9 +158,9 @@ POD_CHANGES: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize(("change", "reason"), POD_CHANGES.values(), ids=POD_CHANGES)
 def test_a_pod_that_the_job_should_not_make_is_refused(
-    lab: LabManifests, change: Change, reason: str
+    manifests: LabManifests, change: Change, reason: str
 ) -> None:
-    pod = copy.deepcopy(lab.pod)
+    pod = copy.deepcopy(manifests.pod)
     change(pod)
     assert reason in refusal(apply(pod, f"--as={JOB}", "--dry-run=server", check=False))
 
@@ -195,9 +195,9 @@ UNGUARDED_POD_CHANGES: dict[str, tuple[Change, str]] = {
 @pytest.mark.usefixtures("probed_policy")
 @pytest.mark.parametrize(("change", "reason"), UNGUARDED_POD_CHANGES.values(), ids=UNGUARDED_POD_CHANGES)
 def test_a_pod_that_nothing_else_would_stop_is_refused(
-    lab: LabManifests, unguarded_namespace: str, change: Change, reason: str
+    manifests: LabManifests, unguarded_namespace: str, change: Change, reason: str
 ) -> None:
-    pod = copy.deepcopy(lab.pod)
+    pod = copy.deepcopy(manifests.pod)
     pod["metadata"]["namespace"] = unguarded_namespace
     change(pod)
     assert reason in refusal(apply(pod, f"--as={PROBE}", "--dry-run=server", check=False))
@@ -205,7 +205,7 @@ def test_a_pod_that_nothing_else_would_stop_is_refused(
 
 @pytest.mark.usefixtures("probed_policy")
 def test_the_policy_on_pods_has_nothing_against_the_default_template(
-    lab: LabManifests, unguarded_namespace: str
+    manifests: LabManifests, unguarded_namespace: str
 ) -> None:
-    lab.pod["metadata"]["namespace"] = unguarded_namespace
-    assert "serverside-applied" in apply(lab.pod, f"--as={PROBE}", "--dry-run=server")
+    manifests.pod["metadata"]["namespace"] = unguarded_namespace
+    assert "serverside-applied" in apply(manifests.pod, f"--as={PROBE}", "--dry-run=server")

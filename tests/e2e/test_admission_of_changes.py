@@ -25,12 +25,17 @@ Change = Callable[[Manifest], object]
 
 
 @pytest.fixture
-def network_policy(lab: LabManifests) -> Iterator[Manifest]:
+def network_policy(manifests: LabManifests) -> Iterator[Manifest]:
     """A lab's policy as the job made it; an object that starts nothing."""
-    apply(lab.network_policy, f"--as={JOB}")
-    yield lab.network_policy
+    apply(manifests.network_policy, f"--as={JOB}")
+    yield manifests.network_policy
     kubectl(
-        "delete", "networkpolicy", "-n", "labs", lab.network_policy["metadata"]["name"], "--ignore-not-found"
+        "delete",
+        "networkpolicy",
+        "-n",
+        "labs",
+        manifests.network_policy["metadata"]["name"],
+        "--ignore-not-found",
     )
 
 
@@ -49,18 +54,18 @@ def foreign_service() -> Iterator[Manifest]:
 
 
 @pytest.fixture
-def running_pod(lab: LabManifests) -> Iterator[str]:
+def running_pod(manifests: LabManifests) -> Iterator[str]:
     """The name of a lab's Pod that the job started."""
-    name = lab.pod["metadata"]["name"]
-    apply(lab.pod, f"--as={JOB}")
+    name = manifests.pod["metadata"]["name"]
+    apply(manifests.pod, f"--as={JOB}")
     yield name
     kubectl("delete", "pod", "-n", "labs", name, "--now", "--wait=false", "--ignore-not-found")
 
 
 @pytest.fixture
-def foreign_pod(lab: LabManifests) -> Iterator[str]:
+def foreign_pod(manifests: LabManifests) -> Iterator[str]:
     """The name of a Pod in labs that an administrator made, for which there is no scheduler."""
-    pod = copy.deepcopy(lab.pod)
+    pod = copy.deepcopy(manifests.pod)
     name = f"foreign-{secrets.token_hex(4)}"
     pod["metadata"] = {"name": name, "namespace": "labs"}
     pod["spec"]["schedulerName"] = "nobody"
@@ -70,10 +75,10 @@ def foreign_pod(lab: LabManifests) -> Iterator[str]:
 
 
 def test_a_right_that_somebody_grants_elsewhere_is_of_no_use(
-    lab: LabManifests, unguarded_namespace: str
+    manifests: LabManifests, unguarded_namespace: str
 ) -> None:
-    lab.service["metadata"]["namespace"] = unguarded_namespace
-    said = apply(lab.service, f"--as={JOB}", "--dry-run=server", check=False)
+    manifests.service["metadata"]["namespace"] = unguarded_namespace
+    said = apply(manifests.service, f"--as={JOB}", "--dry-run=server", check=False)
     assert "jobs work in namespace labs only" in refusal(said)
 
 
@@ -98,9 +103,9 @@ SERVICE_CHANGES: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize(("change", "reason"), SERVICE_CHANGES.values(), ids=SERVICE_CHANGES)
 def test_a_service_that_the_job_should_not_make_is_refused(
-    lab: LabManifests, change: Change, reason: str
+    manifests: LabManifests, change: Change, reason: str
 ) -> None:
-    service = copy.deepcopy(lab.service)
+    service = copy.deepcopy(manifests.service)
     change(service)
     assert reason in refusal(apply(service, f"--as={JOB}", "--dry-run=server", check=False))
 
@@ -111,9 +116,9 @@ def test_a_service_that_the_job_should_not_make_is_refused(
     ids=["every lab", "another lab", "all labs by name"],
 )
 def test_a_network_policy_that_would_open_other_labs_is_refused(
-    lab: LabManifests, selector: Manifest
+    manifests: LabManifests, selector: Manifest
 ) -> None:
-    policy = copy.deepcopy(lab.network_policy)
+    policy = copy.deepcopy(manifests.network_policy)
     policy["spec"]["podSelector"] = selector
     said = refusal(apply(policy, f"--as={JOB}", "--dry-run=server", check=False))
     assert "selects its own lab_instance_id" in said
@@ -135,11 +140,11 @@ def test_an_object_cannot_be_given_to_another_lab(network_policy: Manifest) -> N
 
 
 def test_what_somebody_else_made_is_neither_taken_over_nor_deleted(
-    lab: LabManifests, foreign_service: Manifest
+    manifests: LabManifests, foreign_service: Manifest
 ) -> None:
     name = foreign_service["metadata"]["name"]
     as_job = ("-n", "labs", f"--as={JOB}", "--dry-run=server")
-    labels = " ".join(f"{key}={value}" for key, value in lab.service["metadata"]["labels"].items())
+    labels = " ".join(f"{key}={value}" for key, value in manifests.service["metadata"]["labels"].items())
     taken = kubectl("label", "service", name, *labels.split(), *as_job, check=False)
     assert "denied request: " in refusal(taken)
     assert "denied request: " in refusal(kubectl("delete", "service", name, *as_job, check=False))
@@ -189,8 +194,8 @@ def test_the_resources_of_somebody_elses_pod_cannot_be_changed(foreign_pod: str)
     assert "needs the label lab_instance_id" in refusal(resize(foreign_pod, {"cpu": "1"}))
 
 
-def test_nobody_starts_another_image_in_labs(lab: LabManifests) -> None:
-    pod = copy.deepcopy(lab.pod)
+def test_nobody_starts_another_image_in_labs(manifests: LabManifests) -> None:
+    pod = copy.deepcopy(manifests.pod)
     pod["spec"]["containers"][0]["image"] = "docker.io/library/nginx:1"
     assert "labs may not use" in refusal(apply(pod, "--dry-run=server", check=False))
 

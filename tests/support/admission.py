@@ -71,7 +71,7 @@ def make_manifests() -> LabManifests:
 
 
 @pytest.fixture
-def lab() -> LabManifests:
+def manifests() -> LabManifests:
     return make_manifests()
 
 

@@ -119,7 +119,8 @@ class ResizedLab:
 
     def serve(self, **environ: Any) -> Process:
         """Let one container take the next message, and settle it."""
-        code, process = self.platform.containers.run(queue=topology.QUEUE_HIGH, **environ)
+        process = self.platform.containers.start(queue=topology.QUEUE_HIGH, **environ)
+        code = process.wait(90)
         if code != 0 or "idle" in process.actions():
             raise AssertionError(f"container left with {code}: {process.log.read_text()[-4000:]}")
         return process
