@@ -118,7 +118,9 @@ def _long_unready(pod: Manifest, since: datetime, now: datetime) -> Verdict:
     found = pod_failure(pod, _image(pod, None))
     if found and not found.failure.retry:
         return _lost(pod, found.failure, f"{said}: {found.evidence}")
-    return _lost(pod, Failure.STOPPED_ANSWERING, said)
+    # A Pod that never ran is not the one that the lab had.
+    never_ran = pod.get("status", {}).get("phase") == "Pending"
+    return _lost(pod, Failure.POD_GONE if never_ran else Failure.STOPPED_ANSWERING, said)
 
 
 def _of_container(pod: Manifest, container: Manifest, said: str = "") -> Verdict:
