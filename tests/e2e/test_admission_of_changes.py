@@ -29,14 +29,8 @@ def network_policy(manifests: LabManifests) -> Iterator[Manifest]:
     """A lab's policy as the job made it; an object that starts nothing."""
     apply(manifests.network_policy, f"--as={JOB}")
     yield manifests.network_policy
-    kubectl(
-        "delete",
-        "networkpolicy",
-        "-n",
-        "labs",
-        manifests.network_policy["metadata"]["name"],
-        "--ignore-not-found",
-    )
+    name = manifests.network_policy["metadata"]["name"]
+    kubectl("delete", "networkpolicy", "-n", "labs", name, "--ignore-not-found")
 
 
 @pytest.fixture
