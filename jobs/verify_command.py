@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     Every RUNNING lab has a Ready Pod, a Service and a NetworkPolicy; every object of ours has a live lab;
     every message waits for a lab that needs it; every lab that waits for its start or its stop has somebody
-    at it. What differs is looked at twice, because labs move meanwhile.
+    at it. What differs is looked at twice, because labs move meanwhile. With LABs, the ids of some in
+    lab_instances, only what is about them is told and repaired.
 
     0: nothing differs. 1: something does (with --repair: is left). 2: the command line or a setting is wrong.
     3: a server is away, or not all messages could be looked at. 130: interrupted. Settings: DATABASE_URL,
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    parser.add_argument("labs", nargs="*", type=_lab_id, metavar="LAB", help="only what is about these labs")
     parser.add_argument("--repair", action="store_true", help="mend what is safe, and print what was done")
     parser.add_argument("--dry-run", action="store_true", help="only look, even with --repair")
     parser.add_argument(
@@ -93,6 +95,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _lab_id(text: str) -> int:
+    lab = int(text)
+    if not 0 < lab < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no lab")
+    return lab
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds <= 86_400:
@@ -108,7 +117,11 @@ def _verify(arguments: argparse.Namespace, started: float, interruption: Interru
     sources = _sources(arguments, interruption)
     try:
         findings = find_differences(
-            sources, grace_s=arguments.grace, settle_s=arguments.settle, progress=_Progress()
+            sources,
+            grace_s=arguments.grace,
+            settle_s=arguments.settle,
+            progress=_Progress(),
+            only=arguments.labs,
         )
         report = Report(
             findings.differences,
@@ -118,6 +131,8 @@ def _verify(arguments: argparse.Namespace, started: float, interruption: Interru
             looked_at=sources.looked_at,
             unneeded=unneeded(findings.inventory, grace_s=arguments.grace),
         )
+        if arguments.labs:
+            report.left_out.append(_only(arguments.labs, findings))
         if arguments.no_queues:
             report.left_out.append("messages were not looked at (--no-queues)")
         elif sources.management_url is None:
@@ -128,6 +143,13 @@ def _verify(arguments: argparse.Namespace, started: float, interruption: Interru
     finally:
         sources.labs.close()
     return report
+
+
+def _only(labs: list[int], findings: Findings) -> str:
+    """Return which labs are told of, and which of them are over, or were never there."""
+    told = f"only what is about {', '.join(map(str, labs))} is told of"
+    other = [lab for lab in labs if lab not in findings.inventory.rows]
+    return f"{told}; over, with nothing left, or unknown: {', '.join(map(str, other))}" if other else told
 
 
 def _repair(sources: Sources, findings: Findings, report: Report, *, force: bool) -> None:

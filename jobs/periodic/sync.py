@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
@@ -21,7 +22,7 @@ from jobs.database import Cursor
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.labs import LabStore
-from jobs.verify.differences import Difference, Repair
+from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.look import (
     BrokerUnseen,
     CouldNotLook,
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 #: Lines of the log about single differences, of each kind; the ledger has every repair.
 MAX_LINES = 50
+#: Seconds for which a Pod that ended is left to the health check, which comes each minute and can say why.
+HEALTH_FIRST_S = 180
 # Of the session: a process that dies gives it back.
 _TAKE = "SELECT pg_try_advisory_lock(hashtextextended('autolabs.sync', 0))"
 _LEAVE = "SELECT pg_advisory_unlock(hashtextextended('autolabs.sync', 0))"
@@ -191,6 +194,8 @@ class _Sync:
         for one in differences:
             if one.repair is None:
                 self._said(logging.WARNING, one, "a person has to look", "difference")
+            elif _is_for_health(findings, one):
+                self._said(logging.WARNING, one, "left to the health check", "difference")
         repairs = Repairs(
             self._sources,
             as_of=findings.inventory.now,
@@ -198,11 +203,19 @@ class _Sync:
             task_name=tasks.SYNC_LAB_STATUS,
             restarts=dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts),
         )
-        for one, done, what in repairs.run([one for one in differences if one.repair is not None]):
+        ours = (one for one in differences if one.repair is not None and not _is_for_health(findings, one))
+        for one, done, what in repairs.run(ours):
             self._repaired[one.kind.value] += done
             self._said(
                 logging.INFO if done else logging.WARNING, one, what, "repaired" if done else "difference"
             )
+
+
+def _is_for_health(findings: Findings, one: Difference) -> bool:
+    """Tell whether a Pod ended so lately that the health check will say why."""
+    if one.kind is not Kind.POD_ENDED or one.since is None:
+        return False
+    return one.since > findings.inventory.now - timedelta(seconds=HEALTH_FIRST_S)
 
 
 def _counts(counter: Counter[str]) -> dict[str, int]:

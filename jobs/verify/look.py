@@ -6,7 +6,7 @@ met again further ahead and never overlooked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from dispatcher import ladder, topology
@@ -73,15 +73,21 @@ Progress = Callable[[str], None]
 
 
 def find_differences(
-    sources: Sources, *, grace_s: float = GRACE_S, settle_s: float = SETTLE_S, progress: Progress
+    sources: Sources,
+    *,
+    grace_s: float = GRACE_S,
+    settle_s: float = SETTLE_S,
+    progress: Progress,
+    only: Collection[int] = (),
 ) -> Findings:
-    """Return what differs in two looks, as the second one saw it.
+    """Return what differs in two looks, as the second one saw it; `only`: of these labs, if there are any.
 
     Raises:
         CouldNotLook: nothing is known then.
     """
     first = take_inventory(sources, grace_s=grace_s, queues=True, progress=progress)
-    found, waiting = compare(first, grace_s=grace_s), undecided(first, grace_s=grace_s)
+    found = [one for one in compare(first, grace_s=grace_s) if not only or one.lab in only]
+    waiting = undecided(first, grace_s=grace_s)
     if not found:
         return Findings([], first, waiting)
     before = {difference.identity for difference in found}

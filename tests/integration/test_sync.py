@@ -146,6 +146,27 @@ def test_what_is_left_is_a_warning(
     assert vars(line)["lab_instance_id"] == lab
 
 
+@pytest.mark.parametrize(("ended_s", "repaired"), [(60, {}), (240, {"pod_ended": 1})])
+def test_a_pod_that_has_just_ended_is_left_to_the_health_check(
+    synced: Sync,
+    database: Database,
+    cluster: FakeCluster,
+    caplog: pytest.LogCaptureFixture,
+    ended_s: int,
+    repaired: dict[str, int],
+) -> None:
+    lab = running(database, cluster)
+    since = (datetime.now(timezone.utc) - timedelta(seconds=ended_s)).isoformat()
+    ready = {"type": "Ready", "status": "False", "lastTransitionTime": since}
+    pod = cluster.objects[path_of("Pod", pod_name(lab))]
+    pod["status"] = {"phase": "Failed", "reason": "Evicted", "conditions": [ready]}
+    age(database)
+    result = synced()
+    assert (result["found"], result["repaired"]) == ({"pod_ended": 1}, repaired)
+    assert bool(repaired) is (status(database, lab) == "FAILED")
+    assert bool(repaired) is not ("is over: Failed Evicted" in caplog.text)
+
+
 def test_a_pile_of_differences_does_not_fill_the_log(
     synced: Sync, database: Database, cluster: FakeCluster, caplog: pytest.LogCaptureFixture
 ) -> None:

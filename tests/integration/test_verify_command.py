@@ -13,7 +13,7 @@ from jobs.verify.turn import turn
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
 from tests.support.postgres import Database
-from tests.support.verifying import Verify, add_objects, age, quick
+from tests.support.verifying import Verify, add_objects, age, path_of, pod_name, quick, running
 
 
 def test_the_broker_can_be_left_out(
@@ -114,3 +114,26 @@ def test_only_tasks_that_surely_wait_are_known_delays(verify: Verify, database: 
     labs = LabStore(database.url, application_name="test-delays")
     assert known_delays(labs) == 3
     labs.close()
+
+
+def test_some_labs_alone_are_told_of_and_repaired(
+    verify: Verify, database: Database, cluster: FakeCluster
+) -> None:
+    first, second, third = labs = [running(database, cluster) for _ in range(3)]
+    running(database, cluster)
+    for lab in labs:
+        cluster.objects.pop(path_of("Pod", pod_name(lab)))
+    age(database)
+    assert verify(*quick(str(first))).said() == [(first, "pod_gone")]
+    found = verify(*quick("--repair", str(first), str(third), "999"))
+    assert (found.code, found.said()) == (0, [(first, "pod_gone"), (third, "pod_gone")])
+    told = f"only what is about {first}, {third}, 999 is told of; over, with nothing left, or unknown: 999"
+    assert told in found.report["information"]
+    assert [database.lab(lab)["status"] for lab in labs] == ["FAILED", "RUNNING", "FAILED"]
+    assert verify(*quick()).said() == [(second, "pod_gone")]
+
+
+def test_what_is_no_lab_is_not_taken_for_one(verify: Verify, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verify("0")
+    assert "0 is no lab" in capsys.readouterr().err

@@ -1,0 +1,241 @@
+"""celery_workers.sync_lab_status on the real cluster: drift made by hand is mended or told of in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from dispatcher import Dispatcher, topology
+from dispatcher.tasks import SYNC_LAB_STATUS
+from jobs.configs import LIFE_SETTINGS
+from tests.support.container import Process
+from tests.support.own_platform import OwnPlatform
+from tests.support.verifying import age, used_up_to
+from tests.support.waiting import eventually
+
+#: The least that the settings allow; rows are made older by hand, objects grow older by themselves.
+GRACE_S = 30
+
+
+@dataclass(frozen=True)
+class Own:
+    platform: OwnPlatform
+    dispatcher: Dispatcher
+
+    def sync(self, *options: str, timeout_s: float = 60) -> dict[str, Any]:
+        """Run the CronJob's command; return the last line of its log, with the result."""
+        process = self.start_sync(*options)
+        assert process.wait(timeout_s) == 0, process.log.read_text()
+        return self.result_of(process)
+
+    def start_sync(self, *options: str) -> Process:
+        return self.platform.containers.start(module=" ".join(("cronjobs", "sync", *options)))
+
+    @staticmethod
+    def result_of(process: Process) -> dict[str, Any]:
+        (line,) = [line for line in process.lines() if line.get("action") == "periodic_done"]
+        return line
+
+    def ask_for(self) -> int:
+        lab = self.platform.database.add_lab()
+        self.dispatcher.create_lab(
+            lab_instance_id=lab, lab_id=7, student_id=42, docker_image=os.environ["LAB_IMAGE"]
+        )
+        return lab
+
+    def create(self) -> int:
+        """Return a RUNNING lab."""
+        lab = self.ask_for()
+        self.serve(topology.QUEUE_NORMAL)
+        assert self.status(lab) == "RUNNING", self.platform.database.lab(lab)
+        return lab
+
+    def delete(self, lab: int) -> None:
+        self.dispatcher.delete_lab(lab_instance_id=lab, force=True)
+        self.serve(topology.QUEUE_HIGH)
+        assert self.status(lab) == "STOPPED"
+
+    def serve(self, queue: str) -> None:
+        assert self.platform.containers.start(queue=queue).wait(90) == 0
+
+    def status(self, lab: int) -> str:
+        return str(self.platform.database.lab(lab)["status"])
+
+    def name(self, lab: int) -> str:
+        return str(self.platform.database.lab(lab)["k8s_pod_name"])
+
+    def names_of(self, lab: int) -> list[str]:
+        return self.platform.namespace.names_of(lab)
+
+    def kubectl(self, *words: str, stdin: object = None) -> str:
+        return self.platform.namespace.kubectl(*words, stdin=stdin)
+
+    def gone(self, *labs: int) -> None:
+        """Wait until nothing of these labs is in the cluster."""
+        eventually(
+            lambda: not [name for lab in labs for name in self.names_of(lab)],
+            60,
+            what=f"objects of {labs} gone",
+        )
+
+    def stray(self, name: str, like: int, **labels: str) -> None:
+        """Make a Pod like that of a lab, without its Service and NetworkPolicy."""
+        pod = json.loads(self.kubectl("get", "pod", self.name(like), "--output=json"))
+        (container,) = pod["spec"]["containers"]
+        spec = {
+            "automountServiceAccountToken": False,
+            "securityContext": pod["spec"]["securityContext"],
+            "containers": [{key: container[key] for key in ("name", "image", "securityContext")}],
+        }
+        metadata = {"name": name, "labels": pod["metadata"]["labels"] | labels}
+        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        self.kubectl("create", "--filename=-", stdin=manifest)
+
+    def foreign(self) -> None:
+        """Make objects of somebody else among the labs."""
+        theirs = {"app.kubernetes.io/managed-by": "helm", "lab_instance_id": "999998"}
+        port = {"ports": [{"port": 80}], "selector": {"app": "theirs"}}
+        policy = {"podSelector": {"matchLabels": {"app": "theirs"}}}
+        for name, labels in (("theirs", theirs), ("unlabelled", {})):
+            for api, kind, spec in (
+                ("v1", "Service", port),
+                ("networking.k8s.io/v1", "NetworkPolicy", policy),
+            ):
+                metadata = {"name": name, "labels": labels}
+                manifest = {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
+                self.kubectl("create", "--filename=-", stdin=manifest)
+
+    def versions(self, *names: str) -> dict[str, str]:
+        """Return kind/name -> uid and resourceVersion."""
+        items = json.loads(self.kubectl("get", "pods,services,networkpolicies", "--output=json"))["items"]
+        return {
+            f"{item['kind']}/{item['metadata']['name']}": (
+                f"{item['metadata']['uid']} {item['metadata']['resourceVersion']}"
+            )
+            for item in items
+            if item["metadata"]["name"] in names
+        }
+
+
+@pytest.fixture
+def own(own_platform: OwnPlatform) -> Iterator[Own]:
+    own_platform.bucket.put(LIFE_SETTINGS, f"orphan_grace_s: {GRACE_S}\n".encode())
+    with Dispatcher(own_platform.broker.url) as dispatcher:
+        yield Own(own_platform, dispatcher)
+
+
+@pytest.mark.timeout(420)
+def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own: Own) -> None:
+    database = own.platform.database
+    labs = [own.create() for _ in range(7)]
+    fine, no_pod, no_row, no_service, no_policy, not_stopped, over = labs
+    names = {lab: own.name(lab) for lab in labs}
+    own.foreign()
+    own.stray("theirs", fine, **{"app.kubernetes.io/managed-by": "helm"})
+    used_up_to(database, 999_999)
+    own.stray("lab-instance-999999-stray", fine, lab_instance_id="999999")
+    own.stray(f"lab-instance-{fine}-stray", fine)
+    own.kubectl("delete", "pod", names[no_pod], "--grace-period=1", "--wait=true")
+    own.kubectl("delete", "service", names[no_service])
+    own.kubectl("delete", "networkpolicy", names[no_policy])
+    # A Service and a NetworkPolicy without their Pod, of a lab that is over.
+    metadata = {"ownerReferences": None}
+    for kind in ("service", "networkpolicy"):
+        own.kubectl(
+            "patch", kind, names[over], "--type=merge", f"--patch={json.dumps({'metadata': metadata})}"
+        )
+    own.kubectl("delete", "pod", names[over], "--grace-period=1", "--wait=true")
+    database.rows("UPDATE lab_instances SET status = 'STOPPED', stopped_at = now() WHERE id = %s", over)
+    database.rows("DELETE FROM lab_instances WHERE id = %s", no_row)
+    database.rows("UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s", not_stopped)
+    lost = database.add_lab()
+    age(database)
+    expected = {
+        "orphan": 6,
+        "second_object": 1,
+        "pod_gone": 1,
+        "object_gone": 2,
+        "stop_lost": 1,
+        "request_lost": 1,
+    }
+    eventually(
+        lambda: own.sync("--dry-run")["found"] == expected, 60, what="objects older than the grace age"
+    )
+    before = own.versions(names[fine], "theirs", "unlabelled")
+    result = own.sync(timeout_s=240)
+    # The Service whose Pod works is told of, since the lab goes on for whoever is connected.
+    assert (result["found"], result["left"]) == (expected, 1), result
+    assert result["repaired"] == {**expected, "object_gone": 1}
+    failed = {lab: own.status(lab) for lab in (no_pod, no_policy, lost)}
+    assert failed == dict.fromkeys((no_pod, no_policy, lost), "FAILED")
+    assert (own.status(fine), own.status(no_service)) == ("RUNNING", "RUNNING")
+    own.serve(topology.QUEUE_HIGH)
+    assert own.status(not_stopped) == "STOPPED"
+    own.gone(no_pod, no_row, no_policy, not_stopped, over, 999_999)
+    eventually(lambda: len(own.names_of(fine)) == 4, 60, what="the stray Pod gone")
+    assert len(before) == 8
+    assert own.versions(names[fine], "theirs", "unlabelled") == before
+    ledger = database.rows("SELECT * FROM task_ledger WHERE task_name = %s ORDER BY id", SYNC_LAB_STATUS)
+    assert {row["lab_instance_id"] for row in ledger if row["lab_instance_id"]} == {
+        *(no_pod, no_row, no_policy, not_stopped, over, 999_999, lost, fine)
+    }
+    (run,) = [row for row in ledger if "repaired" in row["details"].get("result", {})]
+    assert run["details"]["result"]["found"] == expected
+    own.kubectl("delete", "pod", "theirs", "--grace-period=1", "--wait=false")
+    assert own.sync()["found"] == {"object_gone": 1}
+    own.delete(no_service)
+    own.delete(fine)
+
+
+@pytest.mark.timeout(240)
+def test_as_a_message_and_two_at_once(own: Own) -> None:
+    lab = own.create()
+    own.kubectl("delete", "pod", own.name(lab), "--grace-period=1", "--wait=true")
+    for _ in range(2):
+        own.platform.broker.publish_task(name=SYNC_LAB_STATUS, kwargs={})
+    both = [own.platform.containers.start(queue=topology.QUEUE_LOW) for _ in range(2)]
+    assert [process.wait(90) for process in both] == [0, 0]
+    results = [own.result_of(process) for process in both]
+    assert [result["repaired"] for result in results if result.get("repaired")] == [{"pod_gone": 1}]
+    assert own.status(lab) == "FAILED"
+    assert own.platform.broker.is_empty()
+    own.gone(lab)
+
+
+@pytest.mark.timeout(420)
+def test_labs_that_are_made_and_stopped_meanwhile_come_to_no_harm(own: Own) -> None:
+    labs = [own.ask_for() for _ in range(10)]
+    done = threading.Event()
+
+    def live() -> None:
+        try:
+            for lab in labs:
+                own.serve(topology.QUEUE_NORMAL)
+                if lab % 2:
+                    own.dispatcher.delete_lab(lab_instance_id=lab, force=True)
+                    own.serve(topology.QUEUE_HIGH)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    results = []
+    try:
+        while not done.is_set():
+            results.append(own.sync())
+    finally:
+        thread.join()
+    assert len(results) >= 3
+    assert [result["repaired"] for result in results] == [{}] * len(results)
+    assert {lab: own.status(lab) for lab in labs} == {
+        lab: "STOPPED" if lab % 2 else "RUNNING" for lab in labs
+    }
+    for lab in labs:
+        if lab % 2 == 0:
+            own.delete(lab)
