@@ -257,8 +257,8 @@ def _delay_s(found: Notification, *, tried: bool) -> float | None:
 def _log(found: Notification, problem: str, *, given_up: bool) -> None:
     extra = {"action": "notified", "notification": found.id, "cause": found.cause, "told": found.told}
     if not problem:
-        logger.info("%s is told of the failure", found.told, extra=extra)
+        logger.info("%s is told", found.told, extra=extra)
         return
     extra |= {"action": "notification_given_up" if given_up else "notification_waits"}
     level = logging.ERROR if given_up else logging.WARNING
-    logger.log(level, "%s is not told of the failure: %s", found.told, problem, extra=extra)
+    logger.log(level, "%s is not told: %s", found.told, problem, extra=extra)
