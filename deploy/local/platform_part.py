@@ -5,6 +5,7 @@ The queues have to exist before the ScaledJobs that count them, hence the order.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -135,9 +136,18 @@ def _python(layout: Layout) -> str:
 
 
 def node_cores(kubectl: Kubectl) -> float:
-    """Return the CPU cores that the nodes have for pods; Kubernetes says 2 or 1930m."""
-    seen = kubectl("get", "nodes", "--output=jsonpath={.items[*].status.allocatable.cpu}").split()
-    return sum(float(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu) for cpu in seen)
+    """Return the CPU cores of the nodes that take our pods."""
+    nodes = json.loads(kubectl("get", "nodes", "--output=json"))["items"]
+    return sum(_cores(node["status"]["allocatable"]["cpu"]) for node in nodes if _takes_any_pod(node))
+
+
+def _takes_any_pod(node: dict[str, Any]) -> bool:
+    taints = node["spec"].get("taints", ())
+    return not any(taint["effect"] in ("NoSchedule", "NoExecute") for taint in taints)
+
+
+def _cores(cpu: str) -> float:
+    return float(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
 
 
 def remove_outdated_setup(target: Target) -> None:

@@ -307,3 +307,19 @@ def test_the_cache_follows_xdg_unless_named() -> None:
 def test_the_state_does_not_depend_on_the_checkout(layout: Layout) -> None:
     made = Layout.from_env({"HOME": "/home/u"})
     assert replace(made, checkout=Path("/other")).state == made.state
+
+
+def test_cores_are_those_of_nodes_that_take_our_pods() -> None:
+    def node(cpu: str, *effects: str) -> dict[str, Any]:
+        taints = [{"key": "x", "effect": effect} for effect in effects]
+        return {"spec": {"taints": taints} if taints else {}, "status": {"allocatable": {"cpu": cpu}}}
+
+    nodes = [
+        node("2"),
+        node("1930m"),
+        node("4", "PreferNoSchedule"),
+        node("10k", "NoSchedule"),
+        node("8", "NoExecute"),
+    ]
+    listed = json.dumps({"items": nodes})
+    assert platform_part.node_cores(lambda *_: listed) == pytest.approx(7.93)
