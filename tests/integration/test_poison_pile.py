@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
+import psycopg2
+import pytest
+
+import jobs.consumer
 from dispatcher import topology
+from dispatcher.connection import connect
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
+from jobs.consumer import Consumer, Delivery
 from tests.integration.test_poison import POISON
 from tests.support.container import Containers
 from tests.support.postgres import Database
@@ -63,3 +70,73 @@ def test_a_container_is_not_ready_for_good_after_what_is_no_task(
     broker.publish_task(name=CLEANUP_TIMEOUT_LABS, kwargs={})
     assert process.wait() == 0
     assert process.actions()[-1] == "done"
+
+
+def test_a_pile_is_out_of_sight_while_it_is_put_aside(
+    containers: Containers, broker: Broker, database: Database
+) -> None:
+    broker.publish(topology.QUEUE_LOW, b"nobody asks for this one's result")
+    for number in range(50):
+        broker.publish(topology.QUEUE_LOW, b"no task", headers={"task": "x", "id": f"p-{number}"})
+    blocker = psycopg2.connect(database.url)
+    try:
+        # Shorter than the lock_timeout of a container: it waits for the ledger, and nothing fails.
+        blocker.cursor().execute("LOCK TABLE task_ledger IN EXCLUSIVE MODE")
+        process = containers.start(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=2)
+        eventually(
+            lambda: broker.depth(topology.QUEUE_LOW) == 0 and broker.depth(topology.DEAD_LETTER_QUEUE) <= 2,
+            what="an empty queue for KEDA, with nearly all of the pile in the container's hands",
+        )
+    finally:
+        blocker.close()
+    assert process.wait() == 0
+    assert broker.depth(topology.DEAD_LETTER_QUEUE) == 51
+    assert broker.is_empty()
+
+
+@pytest.fixture
+def consumer(broker: Broker) -> Iterator[Consumer]:
+    connection = connect(broker.settings, name="test-pile")
+    yield Consumer(connection, topology.QUEUE_LOW)
+    if connection.is_open:
+        connection.close()
+
+
+def put(broker: Broker, *bodies: bytes) -> None:
+    for body in bodies:
+        broker.publish(topology.QUEUE_LOW, body)
+
+
+def is_task(delivery: Delivery) -> bool:
+    return delivery.body == b"task"
+
+
+def claimed(consumer: Consumer) -> list[bytes]:
+    return [delivery.body for delivery in consumer.claim_pile(is_task)]
+
+
+def test_a_pile_ends_with_the_first_task(broker: Broker, consumer: Consumer) -> None:
+    put(broker, b"1", b"2", b"task", b"3", b"task")
+    assert claimed(consumer) == [b"1", b"2", b"task"]
+    assert broker.depth(topology.QUEUE_LOW) == 2
+
+
+@pytest.mark.parametrize(("bound", "value"), [("PILE", 3), ("PILE_BYTES", 25)])
+def test_a_pile_is_bounded(
+    broker: Broker, consumer: Consumer, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    monkeypatch.setattr(jobs.consumer, bound, value)
+    put(broker, *[b"ten bytes."] * 5)
+    assert len(claimed(consumer)) == 3
+    assert broker.depth(topology.QUEUE_LOW) == 2
+
+
+def test_nothing_is_held_beside_a_message_that_came_back(broker: Broker, consumer: Consumer) -> None:
+    put(broker, b"1", b"2", b"3", b"task")
+    assert len(claimed(consumer)) == 4
+    consumer.give_back_all()
+    again = Consumer(connect(broker.settings, name="test-again"), topology.QUEUE_LOW)
+    # Which of them killed the container nobody knows: each has to prove itself alone.
+    assert [claimed(again) for _ in range(4)] == [[b"1"], [b"2"], [b"3"], [b"task"]]
+    again.give_back_all()
+    assert broker.depth(topology.QUEUE_LOW) == 4
