@@ -1,4 +1,5 @@
-"""Print the speed of publishing beside Celery's, and that of starting labs beside a warm Celery worker.
+"""Print the speed of publishing beside Celery's, that of starting labs beside a warm Celery worker, and what
+the periodic tasks cost with ten thousand labs.
 
 `make bench`. All figures are measured in one run on the cluster of the environment; those of labs are
 seconds after the publish, p50 / p95. The default spares are put back at the end, whatever happens.
@@ -22,7 +23,7 @@ from deploy.demo.platform import PLATFORM, Platform, eventually
 from deploy.demo.timeline import JobWatch
 from deploy.local.platform_part import node_cores
 from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
-from tests.bench import celery_peer, publishing
+from tests.bench import celery_peer, periodic, publishing
 from tests.bench.measure import (
     RESOURCES,
     Figures,
@@ -32,14 +33,10 @@ from tests.bench.measure import (
     singles,
     spare_memory_mib,
 )
+from tests.bench.progress import say
 
 #: For the class of 30: a container each, started ahead.
 MANY_SPARES = 30
-
-
-def say(text: str) -> None:
-    """Print progress, apart from the figures."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _kubectl(*words: str) -> str:
@@ -239,13 +236,23 @@ def main() -> int:
         "--no-many-spares", action="store_true", help=f"leave the burst with {MANY_SPARES} spares out"
     )
     parser.add_argument("--no-publishing", action="store_true", help="leave the dispatcher's speed out")
-    parser.add_argument("--no-labs", action="store_true", help="measure the dispatcher's speed alone")
+    parser.add_argument("--no-labs", action="store_true", help="leave the starts of labs out")
+    parser.add_argument("--no-periodic", action="store_true", help="leave the periodic tasks out")
+    parser.add_argument(
+        "--periodic-labs",
+        type=int,
+        default=periodic.LABS,
+        help=f"labs for the periodic tasks (default {periodic.LABS})",
+    )
     arguments = parser.parse_args()
     if not arguments.no_publishing:
         say("publishing: one process, in turns with Celery")
         print("\n".join([*publishing.run(), ""]), flush=True)
     if not arguments.no_labs:
         measure_labs(arguments)
+    if not arguments.no_periodic:
+        say(f"periodic tasks: {arguments.periodic_labs} labs on fake nodes")
+        print("\n".join(["", *periodic.run(arguments.periodic_labs)]), flush=True)
     return 0
 
 

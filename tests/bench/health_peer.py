@@ -1,13 +1,16 @@
 """The peer: a health check as a team would write it first, with the kubernetes package.
 
 `list` gets all Pods of the namespace at once, as the package's examples do; `get N` asks for the Pod of
-each lab, of N labs alone. Either prints how many Pods are not Ready, of how many labs.
+each lab, of N labs alone. Either prints, as JSON, of how many labs how many are not Ready, and the seconds
+that the cluster took for it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 import psycopg2
@@ -43,13 +46,15 @@ def main(how: str, limit: int | None) -> None:
     """Look once."""
     core = client.CoreV1Api(config.new_client_from_config(os.environ["KUBECONFIG"]))
     labs, namespace = running_labs(limit), os.environ["LAB_NAMESPACE"]
+    started = time.monotonic()
     pods = all_pods(core, namespace) if how == "list" else pods_by_name(core, namespace, labs)
     ready = {
         pod.metadata.name
         for pod in pods
         if any(one.type == "Ready" and one.status == "True" for one in pod.status.conditions or [])
     }
-    print(f"{len(labs.keys() - ready)} of {len(labs)} not Ready")
+    looked_s = time.monotonic() - started
+    print(json.dumps({"labs": len(labs), "not_ready": len(labs.keys() - ready), "looked_s": looked_s}))
 
 
 if __name__ == "__main__":

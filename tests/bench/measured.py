@@ -24,6 +24,16 @@ class Cost:
     peak_mib: float
     output: str
 
+    @classmethod
+    def worst(cls, costs: list[Cost]) -> Cost:
+        """Return the worst of each figure."""
+        return cls(
+            wall_s=max(cost.wall_s for cost in costs),
+            cpu_s=max(cost.cpu_s for cost in costs),
+            peak_mib=max(cost.peak_mib for cost in costs),
+            output=costs[-1].output,
+        )
+
     def cells(self) -> str:
         """Return the three figures, for a table."""
         return f"{self.wall_s:>9.1f}{self.cpu_s:>9.1f}{self.peak_mib:>10.0f}"

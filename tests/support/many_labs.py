@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
 
 from dispatcher.tasks import CREATE_LAB_POD, CreateLabPod
@@ -74,12 +75,12 @@ def add_rows(database: Database, count: int) -> range:
 
 
 def add_objects(
-    api: BulkApi, nodes: FakeNodes, namespace: OwnNamespace, labs: range, *, timeout_s: float
+    api: BulkApi, nodes: FakeNodes, namespace: OwnNamespace, labs: Iterable[int], *, timeout_s: float
 ) -> None:
     """Make Pod, Service and NetworkPolicy of each lab, the Pod on a fake node.
 
-    The Services select nothing, and kube-proxy does not see them: the controllers would need ten minutes for
-    ten thousand EndpointSlices, in which no Service of anybody else gets its own.
+    The Services have no address and select nothing, and kube-proxy does not see them: the controllers would
+    need ten minutes for ten thousand EndpointSlices, in which no Service of anybody else gets its own.
     """
 
     def add(lab: int) -> None:
@@ -100,6 +101,7 @@ def not_running(api: BulkApi, namespace: OwnNamespace) -> bool:
 def _unserved(service: Manifest) -> Manifest:
     metadata = service["metadata"]
     spec = {key: value for key, value in service["spec"].items() if key != "selector"}
+    spec["clusterIP"] = "None"
     return {**service, "spec": spec, "metadata": {**metadata, "labels": {**metadata["labels"], **_NO_PROXY}}}
 
 
