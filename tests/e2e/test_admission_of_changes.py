@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from jobs.cluster import ApiError, Cluster
 from jobs.manifests import LabManifests
 from tests.support.admission import (
     JOB,
@@ -20,6 +21,7 @@ from tests.support.admission import (
     kubectl,
     refusal,
 )
+from tests.support.own_namespace import service_account_access
 
 Change = Callable[[Manifest], object]
 
@@ -158,15 +160,24 @@ def test_the_default_deny_policy_cannot_be_removed_by_the_job() -> None:
     assert "needs the label lab_instance_id" in refusal(said)
 
 
-def resize(pod: str, limits: dict[str, str | None], *words: str, namespace: str = "labs") -> str:
-    """Return what the API server says to a change of what a Pod's container may use, in the job's name."""
-    patch = {"spec": {"containers": [{"name": "lab", "resources": {"limits": limits}}]}}
-    how = ("--subresource=resize", f"--patch={json.dumps(patch)}", "--dry-run=server", f"--as={JOB}")
-    return kubectl("patch", "pod", pod, "-n", namespace, *how, *words, check=False)
+@pytest.fixture(scope="module")
+def job() -> Cluster:
+    """The API server, for the job's own ServiceAccount: kubectl would read what it changes."""
+    return Cluster(service_account_access("platform"))
 
 
-def test_a_lab_that_runs_may_be_given_other_resources(running_pod: str) -> None:
-    assert "patched" in resize(running_pod, {"cpu": "1", "memory": "1Gi"})
+def resize(job: Cluster, pod: str, limits: dict[str, str | None]) -> str:
+    """Return how the API server refuses the job a change of what a Pod's container may use, or nothing."""
+    change = {"spec": {"containers": [{"name": "lab", "resources": {"limits": limits}}]}}
+    try:
+        job.patch(f"/api/v1/namespaces/labs/pods/{pod}/resize", change, strategic=True)
+    except ApiError as exc:
+        return exc.message
+    return ""
+
+
+def test_a_lab_that_runs_may_be_given_other_resources(job: Cluster, running_pod: str) -> None:
+    assert resize(job, running_pod, {"cpu": "1", "memory": "1Gi"}) == ""
 
 
 @pytest.mark.parametrize(
@@ -174,18 +185,25 @@ def test_a_lab_that_runs_may_be_given_other_resources(running_pod: str) -> None:
     [
         ({"cpu": "5"}, "maximum cpu usage per Container is 4"),
         ({"memory": "9Gi"}, "maximum memory usage per Container is 8Gi"),
-        ({"cpu": None}, "need limits of cpu and memory"),
-        ({"memory": None}, "need limits of cpu and memory"),
     ],
 )
 def test_a_lab_that_runs_cannot_be_given_its_whole_node(
-    running_pod: str, limits: dict[str, str | None], reason: str
+    job: Cluster, running_pod: str, limits: dict[str, str | None], reason: str
 ) -> None:
-    assert reason in refusal(resize(running_pod, limits))
+    assert reason in resize(job, running_pod, limits)
 
 
-def test_the_resources_of_somebody_elses_pod_cannot_be_changed(foreign_pod: str) -> None:
-    assert "needs the label lab_instance_id" in refusal(resize(foreign_pod, {"cpu": "1"}))
+@pytest.mark.parametrize("name", ["cpu", "memory"])
+def test_a_limit_that_is_taken_away_becomes_the_default(job: Cluster, running_pod: str, name: str) -> None:
+    assert resize(job, running_pod, {"cpu": "1", "memory": "1Gi"}) == ""
+    assert resize(job, running_pod, {name: None}) == ""
+    limits = f"jsonpath={{.spec.containers[0].resources.limits.{name}}}"
+    has = kubectl("get", "pod", "-n", "labs", running_pod, "--output", limits)
+    assert has == {"cpu": "500m", "memory": "512Mi"}[name]
+
+
+def test_the_resources_of_somebody_elses_pod_cannot_be_changed(job: Cluster, foreign_pod: str) -> None:
+    assert "needs the label lab_instance_id" in resize(job, foreign_pod, {"cpu": "1"})
 
 
 def test_nobody_starts_another_image_in_labs(manifests: LabManifests) -> None:

@@ -37,6 +37,10 @@ def platform(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
 @pytest.fixture(scope="module")
 def running(own_platform: OwnPlatform) -> ResizedLab:
     """A lab that most tests share, since each leaves it settled."""
+    # What a resize was counted for that came to nothing is free again only after minutes:
+    # https://github.com/kubernetes/kubernetes/issues/127132
+    no_limit = '{"spec": {"hard": {"requests.cpu": "10k", "limits.cpu": "10k"}}}'
+    own_platform.namespace.kubectl("patch", "quota", "labs", "--type=merge", f"--patch={no_limit}")
     return ResizedLab.start(own_platform)
 
 

@@ -133,6 +133,11 @@ def _moved(tree: Any, namespace: str) -> Any:
     return [_moved(item, namespace) for item in tree] if isinstance(tree, list) else tree
 
 
+def service_account_access(namespace: str) -> ClusterAccess:
+    """Return what the job's ServiceAccount of a namespace has, for two hours."""
+    return kubeconfig_access(_kubeconfig(namespace, _operator()))
+
+
 def _operator() -> ClusterAccess:
     return kubeconfig_access(kubectl("config", "view", "--raw", "--flatten", "--minify").encode())
 
