@@ -29,6 +29,7 @@ from jobs.periodic.cleanup_relay import relay
 from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
 from jobs.periodic.forget import forget_old_rows
 from jobs.periodic.requested_ahead import without_requested_ahead
+from jobs.steps import reached
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ _FAIL = (
 # A task of this id that still waits is the same one.
 _ADD_DELETES = (
     "INSERT INTO task_outbox (task_id, task_name, kwargs)"
-    " SELECT * FROM unnest(%s, %s, CAST(%s AS jsonb[])) ON CONFLICT (task_id) DO NOTHING"
+    " SELECT * FROM unnest(CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS jsonb[]))"
+    " ON CONFLICT (task_id) DO NOTHING"
 )
 # The end of a lab is one truth, in its row: whoever warns, extends or explains asks nobody else.
 _CAP = """
@@ -78,6 +80,7 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
         done = labs.transaction(lambda cursor, ids=ids: _end_batch(cursor, settings, ids))  # type: ignore[misc]
         task_ids += done.values()
         ended.update(reason.value for _, reason in done)
+    reached("relaying")
     waiting = relay(context, task_ids) if task_ids else 0
     if settings.max_age_minutes:
         labs.transaction(lambda cursor: cursor.execute(_CAP, {"age": settings.max_age_minutes}))

@@ -111,7 +111,7 @@ def test_a_warning_that_did_not_help_counts_for_nothing(
         cleaning.run()
 
 
-@pytest.mark.parametrize(("expired", "live", "goes_on"), [(5, 0, True), (6, 5, False), (6, 6, True)])
+@pytest.mark.parametrize(("expired", "live", "goes_on"), [(5, 0, True), (7, 5, False), (6, 6, True)])
 def test_some_may_always_end_and_half_of_many(
     cleaning: Cleaning, database: Database, expired: int, live: int, goes_on: bool
 ) -> None:

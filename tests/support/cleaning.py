@@ -31,6 +31,14 @@ class Cleaning:
     broker: Broker
     bucket: Bucket
 
+    def another(self) -> Cleaning:
+        """Return one with connections of its own, for another thread."""
+        return Cleaning(Connections(self.connections.settings), self.database, self.broker, self.bucket)
+
+    def close(self) -> None:
+        self.connections.labs.close()
+        self.connections.publisher.close()
+
     def set(self, **settings: Any) -> None:
         self.bucket.put("settings/lab-life.yaml", json.dumps({**LAX, **settings}).encode())
 
