@@ -21,7 +21,7 @@ from jobs.lab_objects import LabGone
 from jobs.lab_settings import LabSettings
 from jobs.ledger import Ending
 from jobs.pod_resources import Progress, Resources, Seen
-from jobs.quantities import less_one_millicore, parse_quantity
+from jobs.quantities import less_one_millicore
 from jobs.resize import PodResize, Superseded
 from jobs.steps import mark, reached
 
@@ -99,7 +99,7 @@ def _change(
         _check_wanted(context, payload.lab_instance_id)
 
     def make_wanted(before: Resources, qos: str) -> Resources:
-        return _wanted(before, payload.new_resources, settings, qos)
+        return wanted_resources(before, payload.new_resources, settings, qos)
 
     timeout_s = settings.resize_timeout_s
     before, wanted = resize.begin(make_wanted, patience_s=timeout_s, meanwhile=check_wanted)
@@ -155,14 +155,14 @@ def _settled(seen: Seen, values: dict[str, Resources]) -> None:
         raise failure.error(evidence=seen.evidence, **values)
 
 
-def _wanted(before: Resources, new: dict[str, str], settings: LabSettings, qos: str) -> Resources:
+def wanted_resources(before: Resources, new: dict[str, str], settings: LabSettings, qos: str) -> Resources:
     """Return what a lab is to have: requests as at a create, but of the QoS class that it has for life."""
     limits = before.limits | new
     if qos == "Guaranteed":
         return Resources(limits, dict(limits))
     requests = before.requests | settings.requests_for(new)
     wanted = Resources(limits, requests)
-    if qos == "Burstable" and wanted.equals(Resources(limits, limits)) and parse_quantity(limits["cpu"]) > 0:
+    if qos == "Burstable" and wanted.equals(Resources(limits, limits)):
         return Resources(limits, requests | {"cpu": less_one_millicore(limits["cpu"])})
     return wanted
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dispatcher import topology
+from dispatcher.__main__ import main
 from jobs.failures import Failure
 from tests.support.own_platform import OwnPlatform
 from tests.support.resizing import ResizedLab
@@ -175,6 +176,35 @@ def test_a_node_that_says_nothing_is_waited_for_no_longer_than_allowed(
     assert lab.spec["limits"]["cpu"] == "500m"
     assert (lab.status, lab.note) == ("RUNNING", None)
     platform.broker.take(topology.DEAD_LETTER_QUEUE)
+
+
+def command_line(lab: ResizedLab, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run `autolabs lab resize` for a lab while a container serves."""
+    monkeypatch.setenv("AMQP_URL", lab.platform.broker.url)
+    monkeypatch.setenv("DATABASE_URL", lab.platform.database.url)
+    container = lab.platform.containers.start(queue=topology.QUEUE_HIGH, CLAIM_WAIT_S=20)
+    code = main(["lab", "resize", str(lab.lab), *words])
+    assert container.wait(60) == 0
+    return code
+
+
+def test_the_command_line_says_what_became_of_it(
+    lab: ResizedLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line(lab, monkeypatch, "--cpu", "1", "--memory", "1Gi") == 0
+    said = capsys.readouterr()
+    assert "the lab has cpu 1, memory 1Gi (had cpu 500m, memory 512Mi) since" in said.out
+    assert "waits for a container" in said.err
+    assert lab.cgroup() == (1, GI)
+    assert command_line(lab, monkeypatch, "--cpu", "9") == 1
+    assert "autolabs: The lab asks for cpu 9; at most 2 is allowed." in capsys.readouterr().err
+    assert command_line(lab, monkeypatch, "--memory", "1Gi") == 0
+    assert "the lab has cpu 1, memory 1Gi already" in capsys.readouterr().out
+    assert main(["lab", "resize", str(lab.lab)]) == 1
+    assert "new_resources is empty" in capsys.readouterr().err
+    assert command_line(lab, monkeypatch, "--cpu", "750m", "--no-wait") == 0
+    assert capsys.readouterr().out.startswith("task ")
+    eventually_equal(lambda: lab.cgroup()[0], 0.75)
 
 
 def _set_quota(platform: OwnPlatform, cpu: str) -> None:
