@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -191,22 +190,3 @@ def test_a_killed_container_is_followed_by_another_that_finishes(
     # Adopted, not made anew.
     assert [p.metadata.uid for p in _pods_of(platform, lab_instance_id)] == [pod.metadata.uid]
     assert len(platform.objects_of(lab_instance_id)) == 3
-
-
-def test_an_expired_lab_is_taken_away_by_the_cleanup(platform: Platform, start_lab: StartLab) -> None:
-    lab_instance_id, _ = start_lab()
-    other_id, _ = start_lab()
-    for lab in (lab_instance_id, other_id):
-        platform.wait_for_status(lab, "RUNNING")
-    platform.query(
-        "UPDATE lab_instances SET expires_at = now() - interval '1 second' WHERE id = %s", lab_instance_id
-    )
-    name = f"cleanup-test-{lab_instance_id}"
-    subprocess.run(
-        ["kubectl", "create", "job", "--from=cronjob/cleanup-timeout-labs", name, "-n", PLATFORM], check=True
-    )
-    platform.wait_for_status(lab_instance_id, "STOPPED")
-    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=10, what="objects gone")
-    assert platform.lab(other_id).status == "RUNNING"
-    deletes = [run for run in platform.runs(lab_instance_id) if run["task_name"].endswith("delete_lab_pod")]
-    assert len(deletes) == 1
