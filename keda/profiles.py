@@ -35,7 +35,8 @@ class Profile:
     #: Containers at once, spares included: what API server, database and nodes see at most.
     max_replicas: int
     #: The same for each core of the nodes, when these are known: the start of a container costs the node
-    #: about a CPU second, and KEDA starts as many at once as there are messages, whatever they are.
+    #: about a CPU second, and KEDA starts as many at once as there are messages, whatever they are. With
+    #: fewer than a class of 30 on two cores its last labs would wait for a Job of the first to be Complete.
     per_core: int
     #: Containers kept started and connected, waiting for a message (minReplicaCount). KEDA 2.20.2
     #: starts `spares - unfinished Jobs` whatever the queue holds, and when none is missing
@@ -81,7 +82,7 @@ PROFILES = (
         priority="high",
         task="delete-scale-health",
         max_replicas=40,
-        per_core=6,
+        per_core=16,
         spares=1,
     ),
     # A class of 100 in one go; what the nodes start per second is the real bound. The spare saves a
@@ -92,7 +93,7 @@ PROFILES = (
         priority="normal",
         task="create",
         max_replicas=100,
-        per_core=12,
+        per_core=16,
         spares=1,
     ),
     # Nobody waits for periodic work, so it scales to zero; 5, so that one that hangs blocks nothing.

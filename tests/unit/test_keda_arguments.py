@@ -127,11 +127,11 @@ def bounds_of(manifests: dict[str, dict[str, Any]]) -> tuple[int, ...]:
     ("arguments", "bounds"),
     [
         ([], (40, 100, 5)),
-        (["--cores", "2"], (12, 24, 5)),
-        (["--cores", "1.93"], (11, 23, 5)),
+        (["--cores", "2"], (32, 32, 5)),
+        (["--cores", "1.93"], (30, 30, 5)),
         (["--cores", "0.1"], (2, 2, 1)),
         (["--cores", "64"], (40, 100, 5)),
-        (["--cores", "2", "--max-replicas", "lab-operations=60"], (12, 60, 5)),
+        (["--cores", "2", "--max-replicas", "lab-operations=60"], (32, 60, 5)),
     ],
 )
 def test_no_more_containers_than_the_nodes_start(
