@@ -10,6 +10,9 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.ladder import MAX_DELAY_S
 
+#: Events of jobs.notifications that tell of a failure; all others are news.
+FAILURE_EVENTS = ("lab.failed", "lab.stop_failed")
+
 
 class Operation(str, enum.Enum):
     """What a task is to do with a lab."""
@@ -41,6 +44,10 @@ class LabRow:
     stopped_at: datetime | None = None
     stop_requested_at: datetime | None = None
     expires_at: datetime
+    #: None: an older database has no limit for extensions.
+    max_expires_at: datetime | None = None
+    #: The lab that was lost and in whose place this one was started.
+    restart_of: int | None = None
     created_at: datetime
 
 
@@ -62,7 +69,8 @@ class Run:
     outcome: str
     error_category: str | None = None
     error_message: str | None = None
-    #: steps, cause, evidence, seen, retry_delay_s, objects_kept_s; anybody may have written them, anyhow.
+    #: steps, cause, evidence, seen, retry_delay_s, objects_kept_s, and of a repair found, done; anybody may
+    #: have written them, anyhow.
     details: dict[str, Any]
 
     @property
@@ -110,12 +118,15 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationRow:
-    """A failure of the lab that somebody is told of."""
+    """What somebody is told of about the lab: that it failed, or something else."""
 
+    event_type: str = "lab.failed"
     cause: str
     told: str
-    error_category: str
+    error_category: str | None = None
     message: str
+    #: What makes it another one of the same cause: the end that is announced.
+    occasion: datetime | None = None
     created_at: datetime
     published_at: datetime | None = None
     webhook_at: datetime | None = None
@@ -167,6 +178,16 @@ class LabFacts:
     notifications: tuple[NotificationRow, ...] = ()
     actions: tuple[ActionRow, ...] = ()
     queue: QueueSight | None = None
+    #: The lab that was started in place of this one.
+    restarted_as: int | None = None
+    #: When all labs were looked at last, by the health check and the sync; None: not in the ledger.
+    health_checked_at: datetime | None = None
+    synced_at: datetime | None = None
+
+    @property
+    def failures(self) -> list[NotificationRow]:
+        """Return the notifications that say that something failed."""
+        return [row for row in self.notifications if row.event_type in FAILURE_EVENTS]
 
     def age_s(self, moment: datetime) -> float:
         """Return the seconds since a moment, negative for one to come."""

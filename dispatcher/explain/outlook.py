@@ -25,6 +25,8 @@ from dispatcher.terminal import ago, clock, duration, one_line
 
 #: Seconds before its end at which a lab is about to be stopped.
 NEAR_END_S = 600
+#: Seconds without a health check, which comes every minute, that are too many.
+HEALTH_LATE_S = 300
 _CLEANUP_S, _PATIENCE_S = CLEANUP_EVERY_MINUTES * 60, STOP_PATIENCE_MINUTES * 60
 _CLEANUP_COMMANDS = (
     "kubectl get cronjob cleanup-timeout-labs -n platform",
@@ -178,10 +180,10 @@ def _running(facts: LabFacts, lab: LabRow) -> Outlook:
     pod = (f"kubectl get pod -n labs {argument(lab.k8s_pod_name)}",) if lab.k8s_pod_name else ()
     end = f"{clock(facts.now, lab.expires_at)} (expires_at)"
     if left_s > 0:
-        text = f"the cleanup stops it at {end}, in {duration(left_s)}"
-        if left_s <= NEAR_END_S:
-            return Outlook("running_near_end", Actor.NOBODY, f"{text}, unless the backend extends it", pod)
-        return Outlook("running", Actor.NOBODY, text, pod)
+        text = f"the cleanup stops it at {end}, in {duration(left_s)}{_extensible(facts, lab)}"
+        who, looked, commands = _looked_at(facts, lab)
+        situation = "running_near_end" if left_s <= NEAR_END_S else "running"
+        return Outlook(situation, who, f"{text}. {looked}", (*pod, *commands))
     if -left_s < 2 * _CLEANUP_S:
         text = (
             f"its time was over at {end}: the next cleanup stops it, within {CLEANUP_EVERY_MINUTES} minutes"
@@ -191,7 +193,33 @@ def _running(facts: LabFacts, lab: LabRow) -> Outlook:
     return Outlook("cleanup_missing", Actor.ADMINISTRATOR, text, _CLEANUP_COMMANDS)
 
 
+def _extensible(facts: LabFacts, lab: LabRow) -> str:
+    """Return until when an extension may move the end, to be put behind it."""
+    latest = lab.max_expires_at
+    if latest is None:
+        return ", unless the backend extends it"
+    if latest <= lab.expires_at:
+        return "; it was extended as far as it may be"
+    return f", unless it is extended, which may be until {clock(facts.now, latest)}"
+
+
+def _looked_at(facts: LabFacts, lab: LabRow) -> tuple[Actor, str, tuple[str, ...]]:
+    """Return what is known of whether it is there: nobody looks into the cluster for this page."""
+    verify = f"autolabs verify {lab.id}"
+    looked = facts.health_checked_at
+    if looked is None or facts.age_s(looked) >= HEALTH_LATE_S:
+        when = f"for {duration(facts.age_s(looked))}" if looked else "that the ledger knows"
+        text = f"No health check looked at it {when}, does it run? {verify} tells whether its Pod is there"
+        return Actor.ADMINISTRATOR, text, (verify, "autolabs schedule list")
+    synced = f", the last sync {ago(facts.now, facts.synced_at)}" if facts.synced_at else ""
+    text = f"The last health check was {ago(facts.now, looked)}{synced}; {verify} looks at it now"
+    return Actor.NOBODY, text, (verify,)
+
+
 def _failed(facts: LabFacts, lab: LabRow) -> Outlook:
+    if facts.restarted_as is not None:
+        text = f"lab {facts.restarted_as} was started in its place"
+        return Outlook("restarted", Actor.NOBODY, text, (f"autolabs explain {facts.restarted_as}",))
     run = failed_run(facts, Operation.CREATE)
     who = who_acts(facts, run)
     first = {

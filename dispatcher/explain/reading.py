@@ -50,6 +50,7 @@ from dispatcher.models import (
     TaskRun,
 )
 from dispatcher.redaction import redacted, scrubbed
+from dispatcher.tasks import HEALTH_CHECK_PODS, SYNC_LAB_STATUS
 
 #: Runs of a lab that are read, the newest; and rows of each other table.
 MAX_RUNS = 50
@@ -57,14 +58,22 @@ _MAX_ROWS = 20
 #: Of any text; what a container writes is shorter.
 _MAX_CHARS = 4000
 _MAX_ID = 2**63 - 1
+#: Columns that may be infinity.
+_ENDS = ("expires_at", "max_expires_at")
 _POD = re.compile(r"lab-instance-([0-9]{1,19})(?:-.*)?")
-_DETAILS = ("steps", "cause", "evidence", "seen", "retry_delay_s", "objects_kept_s")
+_DETAILS = ("steps", "cause", "evidence", "seen", "retry_delay_s", "objects_kept_s", "found", "done")
 #: Columns that quote whoever said something.
 _FREE_TEXTS = ("connection_url", "error_message", "message", "last_error", "details_evidence", "details_seen")
 #: Bytes of JSON; a larger part is left out, since nothing of ours writes it.
 _MAX_DETAIL_BYTES = 65_536
-#: Tables of revision 0004; an older database has no rows of them.
-_NEW_TABLES = (Notification.__tablename__, DeadLetterAction.__tablename__)
+#: Tables that are newer than revision 0003, or have newer columns; an older database has no rows of them.
+_NEWER_TABLES = (LabInstance.__tablename__, Notification.__tablename__, DeadLetterAction.__tablename__)
+#: The names of those that are there, and of their columns with the table in front.
+_PRESENT = text(
+    "SELECT relation FROM unnest(CAST(:tables AS text[])) AS relation WHERE to_regclass(relation) IS NOT NULL"
+    " UNION ALL SELECT relation || '.' || attname FROM unnest(CAST(:tables AS text[])) AS relation"
+    " JOIN pg_attribute ON attrelid = to_regclass(relation) WHERE attnum > 0 AND NOT attisdropped"
+)
 
 
 class UnknownLab(DispatcherError):
@@ -90,11 +99,7 @@ def read_lab_facts(engine: Engine, given: str) -> LabFacts:
 
 
 def _read(connection: Connection, given: str) -> LabFacts:
-    present = {
-        table
-        for table in _NEW_TABLES
-        if connection.execute(select(func.to_regclass(table).is_not(None))).scalar_one()
-    }
+    present = set(connection.execute(_PRESENT, {"tables": list(_NEWER_TABLES)}).scalars())
     match = _POD.fullmatch(given)
     number = match.group(1) if match else given
     if re.fullmatch("[0-9]{1,19}", number) and 0 < int(number) <= _MAX_ID:
@@ -136,7 +141,7 @@ def _task_rows(connection: Connection, task_id: str, present: set[str]) -> list[
 
 
 def _facts(connection: Connection, lab_instance_id: int, present: set[str]) -> LabFacts:
-    lab = _lab(connection, lab_instance_id)
+    lab = _lab(connection, lab_instance_id, present)
     runs, earlier = _runs(connection, lab_instance_id, lab.celery_task_id if lab else None)
     outbox = _outbox(connection, lab_instance_id)
     known = {run.task_id for run in runs} | {row.task_id for row in outbox}
@@ -152,13 +157,35 @@ def _facts(connection: Connection, lab_instance_id: int, present: set[str]) -> L
         cancellations=tuple(_cancellations(connection, known)),
         notifications=tuple(_notifications(connection, lab_instance_id, present)),
         actions=tuple(_actions(connection, lab_instance_id, known, present)),
+        **_looked_at(connection, lab_instance_id, present),
     )
 
 
-def _lab(connection: Connection, lab_instance_id: int) -> LabRow | None:
+def _looked_at(connection: Connection, lab_instance_id: int, present: set[str]) -> dict[str, Any]:
+    """Return what took the lab's place, and when all labs were looked at last."""
+    if f"{LabInstance.__tablename__}.restart_of" not in present:
+        return {}
+    again = select(LabInstance.id).where(LabInstance.restart_of == lab_instance_id)
+
+    def last(task_name: str) -> Any:
+        of_all_labs = (TaskRun.task_name == task_name) & TaskRun.lab_instance_id.is_(None)
+        statement = select(TaskRun.finished_at).where(of_all_labs, TaskRun.outcome == "succeeded")
+        return connection.execute(statement.order_by(TaskRun.id.desc()).limit(1)).scalar()
+
+    return {
+        "restarted_as": connection.execute(again).scalar(),
+        "health_checked_at": last(HEALTH_CHECK_PODS),
+        "synced_at": last(SYNC_LAB_STATUS),
+    }
+
+
+def _lab(connection: Connection, lab_instance_id: int, present: set[str]) -> LabRow | None:
     # infinity is a way of a backend to say never, and more than Python's datetime can hold.
-    expires_at = func.least(LabInstance.expires_at, text("timestamptz '9999-01-01Z'")).label("expires_at")
-    columns = [*_columns(LabInstance, LabRow, but="expires_at"), expires_at]
+    never = text("timestamptz '9999-01-01Z'")
+    columns = [
+        func.least(column, never).label(column.key) if column.key in _ENDS else column
+        for column in _columns(LabInstance, LabRow, present=present)
+    ]
     statement = select(*columns).where(LabInstance.id == lab_instance_id)
     return next((LabRow(**row) for row in _rows(connection, statement)), None)
 
@@ -203,9 +230,8 @@ def _cancellations(connection: Connection, task_ids: set[str]) -> list[Cancellat
 def _notifications(connection: Connection, lab_instance_id: int, present: set[str]) -> list[NotificationRow]:
     if Notification.__tablename__ not in present:
         return []
-    # Not what is no failure: that its end comes, for example.
-    about = (Notification.lab_instance_id == lab_instance_id) & Notification.error_category.is_not(None)
-    statement = select(*_columns(Notification, NotificationRow)).where(about)
+    about = Notification.lab_instance_id == lab_instance_id
+    statement = select(*_columns(Notification, NotificationRow, present=present)).where(about)
     return [NotificationRow(**row) for row in _newest(connection, statement, Notification.id, _MAX_ROWS)]
 
 
@@ -222,9 +248,15 @@ def _actions(
     return [ActionRow(**row) for row in _newest(connection, statement, DeadLetterAction.id, _MAX_ROWS)]
 
 
-def _columns(model: type[Base], kind: type[Any], *, but: str | None = None) -> list[Any]:
-    """Return the columns that have the names of a dataclass's fields."""
-    return [getattr(model, field.name) for field in fields(kind) if field.name != but]
+def _columns(
+    model: type[Base], kind: type[Any], *, but: str | None = None, present: set[str] | None = None
+) -> list[Any]:
+    """Return the columns that have the names of a dataclass's fields, and are `present`."""
+    return [
+        getattr(model, field.name)
+        for field in fields(kind)
+        if field.name != but and (present is None or f"{model.__tablename__}.{field.name}" in present)
+    ]
 
 
 def _newest(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.categories import Audience, Category
-from dispatcher.explain.facts import LabFacts, NotificationRow, Operation, Run
+from dispatcher.explain.facts import FAILURE_EVENTS, LabFacts, NotificationRow, Operation, Run
 from dispatcher.explain.progress import SWEPT_S, Actor
-from dispatcher.terminal import ago, duration, one_line
+from dispatcher.terminal import ago, clock, duration, one_line
 
 #: Causes (jobs.failures) that only who sends the task can mend, whoever is told.
 BACKEND_CAUSES = frozenset({"request_invalid", "follow_up_unsupported", "message_unreadable", "lab_unknown"})
@@ -57,7 +57,7 @@ def find_why(facts: LabFacts, run: Run | None, operation: Operation | None) -> W
     if lab and lab.status == "RUNNING" and operation is None:
         return None
     if lab and lab.error_message:
-        cause = run.cause if run else facts.notifications[-1].cause if facts.notifications else None
+        cause = run.cause if run else facts.failures[-1].cause if facts.failures else None
         return Why(
             sentence=one_line(lab.error_message),
             cause=one_line(cause) if cause else None,
@@ -74,7 +74,9 @@ def find_why(facts: LabFacts, run: Run | None, operation: Operation | None) -> W
 
 def who_acts(facts: LabFacts, run: Run | None) -> Actor:
     """Return who can mend a failure: by its cause, by who was told, by its category."""
-    notified = facts.notifications[-1] if facts.notifications else None
+    if facts.restarted_as is not None:
+        return Actor.NOBODY
+    notified = facts.failures[-1] if facts.failures else None
     cause = run.cause if run and run.cause else notified.cause if notified else None
     if cause in _ACTOR_OF_CAUSE:
         return _ACTOR_OF_CAUSE[cause]
@@ -85,15 +87,18 @@ def who_acts(facts: LabFacts, run: Run | None) -> Actor:
 
 
 def told_lines(facts: LabFacts, who: Actor) -> list[str]:
-    """Return who was told of the failures, and how."""
-    if facts.notifications:
-        return [_notification(facts, row) for row in facts.notifications[-3:]]
+    """Return who was told of what, and how."""
+    lines = [_notification(facts, row) for row in facts.notifications[-3:]]
     failed = facts.lab is not None and facts.lab.status == "FAILED"
-    return ["nobody was notified: there is no record of it"] if failed and who is not Actor.NOBODY else []
+    if failed and who is not Actor.NOBODY and not facts.failures:
+        lines.append("nobody was notified of the failure: there is no record of it")
+    return lines
 
 
 def _notification(facts: LabFacts, row: NotificationRow) -> str:
     name = f"{one_line(row.told, 40)} ({one_line(row.cause, 60)})"
+    if row.occasion is not None and row.event_type not in FAILURE_EVENTS:
+        name += f" of {clock(facts.now, row.occasion)}"
     if row.told == Audience.NOBODY.value:
         return f"{name}: nobody has to be told"
     event = f"event published {ago(facts.now, row.published_at)}" if row.published_at else "event waits"

@@ -42,7 +42,8 @@ def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
     lab = facts.lab
     if lab:
         task = f", its task is {one_line(lab.celery_task_id)}" if lab.celery_task_id else ""
-        yield (lab.created_at, f"asked for{task}")
+        place = f" in place of lab {lab.restart_of}, which was lost" if lab.restart_of else ""
+        yield (lab.created_at, f"asked for{place}{task}")
         if lab.started_at:
             url = f" at {one_line(lab.connection_url)}" if lab.connection_url else ""
             yield (lab.started_at, f"RUNNING{url}")
@@ -87,7 +88,19 @@ def _name(facts: LabFacts, task_name: str, task_id: str) -> str:
     return operation.value if operation else one_line(task_name).removeprefix("celery_workers.") or "a task"
 
 
+def _repair(run: Run) -> str | None:
+    """Return what a sync, or `autolabs verify --repair`, found and did; None of any other run."""
+    found, done = run.details.get("found"), run.details.get("done")
+    if not isinstance(found, str) or not isinstance(done, str):
+        return None
+    name = one_line(run.task_name).rpartition(".")[2].removesuffix("_lab_status")
+    end = "" if run.outcome == "succeeded" else f" ({one_line(run.outcome)})"
+    return f"{name} found: {one_line(found, 200)}; {one_line(done, 200)}{end}"
+
+
 def _run(facts: LabFacts, run: Run) -> str:
+    if repair := _repair(run):
+        return repair
     again = ", delivered again" if run.redelivered else ""
     return f"{_name(facts, run.task_name, run.task_id)}, attempt {run.attempt}{again}{_by(run)}: " + _ending(
         facts, run

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dispatcher.explain.queue import look_at_queue
 from dispatcher.explain.reading import MAX_RUNS, UnknownLab, read_lab_facts
 from dispatcher.results import ResultStore
 from dispatcher.settings import BrokerSettings
-from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD
+from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
 from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.ledger import Ending
@@ -79,7 +80,7 @@ def test_a_lab_is_found_by_its_id_its_tasks_and_its_pod(
     assert found.situation == "running"
     assert "RUNNING at http://x/" in [entry.text for entry in found.timeline]
     for given in ("4711", "later", f"lab-instance-{lab}-demo", f"lab-instance-{lab}"):
-        assert read(given).commands == (f"kubectl get pod -n labs lab-instance-{lab}-demo",)
+        assert read(given).commands[0] == f"kubectl get pod -n labs lab-instance-{lab}-demo"
 
 
 def test_a_task_is_found_while_it_waits_in_the_outbox(read: Read, database: Database, lab: int) -> None:
@@ -231,6 +232,62 @@ def test_a_database_of_before_notifications_is_read_all_the_same(
     labs.mark_failed(make_record(lab, task_id="t"), IMAGE, outcome="failed")
     database.rows("DROP TABLE notifications, dead_letter_actions")
     assert (read(lab).situation, read("t").who.value) == ("failed", "teacher")
+
+
+def test_a_database_of_before_restarts_is_read_all_the_same(
+    read: Read, database: Database, labs: LabStore, lab: int
+) -> None:
+    labs.mark_failed(make_record(lab, task_id="t"), IMAGE, outcome="failed")
+    database.rows("ALTER TABLE lab_instances DROP COLUMN max_expires_at, DROP COLUMN restart_of")
+    database.rows("ALTER TABLE notifications DROP COLUMN occasion")
+    assert (read(lab).situation, read("t").who.value) == ("failed", "teacher")
+    assert len(read(lab).told) == 1
+
+
+def test_a_running_lab_names_the_last_looks_at_all_labs(
+    read: Read, database: Database, labs: LabStore
+) -> None:
+    lab = database.add_lab(max_expires_at="infinity")
+    record = make_record(lab)
+    labs.begin(record)
+    labs.mark_running(record, lab, pod_name=f"lab-instance-{lab}-demo", connection_url="http://x/")
+    assert "No health check looked at it that the ledger knows" in read(lab).next
+    for name in (HEALTH_CHECK_PODS, SYNC_LAB_STATUS):
+        labs.record(make_record(task_name=name), Ending("succeeded"))
+    labs.record(make_record(task_name=HEALTH_CHECK_PODS), Ending("failed"))
+    found = read(lab)
+    assert "The last health check was just now, the last sync just now" in found.next
+    assert "which may be until 9999-01-01 00:00" in found.next
+    assert f"autolabs verify {lab}" in found.commands
+
+
+def test_a_lab_that_took_the_place_of_another_names_it_and_is_named(
+    read: Read, database: Database, labs: LabStore
+) -> None:
+    old = database.add_lab(status="RUNNING", k8s_pod_name="x")
+    record = make_record(old, task_name=SYNC_LAB_STATUS, details={"found": "no Pod", "done": "it is FAILED"})
+    error = Failure.POD_GONE.error(evidence="gone")
+    now = datetime.now(timezone.utc)
+    assert labs.mark_lost(record, error, status="RUNNING", pod_name="x", as_of=now)
+    assert (read(old).situation, read(old).who.value) == ("failed", "administrator")
+    assert "sync found: no Pod; it is FAILED" in [entry.text for entry in read(old).timeline]
+    new = database.add_lab(restart_of=old)
+    assert (read(old).situation, read(old).who.value) == ("restarted", "nobody")
+    assert read(old).next == f"lab {new} was started in its place"
+    assert read(new).timeline[0].text == f"asked for in place of lab {old}, which was lost"
+
+
+def test_news_is_told_and_is_no_failure(read: Read, database: Database, lab: int) -> None:
+    database.rows(
+        "INSERT INTO notifications (event_type, lab_instance_id, cause, occasion, told, message, task_id)"
+        " VALUES ('lab.ends_soon', %s, 'ends_soon_15', '2030-01-01T10:00Z', 'student', 'It ends.', 't')",
+        lab,
+    )
+    database.rows("UPDATE lab_instances SET status = 'FAILED', failed_at = now() WHERE id = %s", lab)
+    found = read(lab)
+    assert found.told[0].startswith("student (ends_soon_15) of 2030-01-01 10:00: ")
+    assert found.told[1] == "nobody was notified of the failure: there is no record of it"
+    assert found.why is None
 
 
 def test_odd_rows_are_read_within_bounds(engine: Engine, database: Database, labs: LabStore) -> None:

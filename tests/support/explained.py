@@ -132,4 +132,5 @@ def cancelled(task_id: str = CREATE, *, ago_s: float = 5) -> Cancellation:
 
 
 def make_facts(lab: LabRow | None, *runs: Run, **changes: Any) -> LabFacts:
-    return LabFacts(**{"now": NOW, "lab_instance_id": 17, "lab": lab, "runs": runs, **changes})
+    valid = {"now": NOW, "lab_instance_id": 17, "lab": lab, "runs": runs, "health_checked_at": at(30)}
+    return LabFacts(**{**valid, **changes})

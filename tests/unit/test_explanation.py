@@ -205,6 +205,24 @@ CASES = {
         make_facts(replace(RUNNING, expires_at=at(-120))),
         "running_near_end", "nobody", "in 2 minutes, unless the backend extends it",
     ),
+    "running, to be extended": Case(
+        make_facts(replace(RUNNING, max_expires_at=at(-7200))),
+        "running", "nobody", "unless it is extended, which may be until 11:05:00. The last health check was",
+        "autolabs verify 17",
+    ),
+    "running, extended to the last": Case(
+        make_facts(replace(RUNNING, max_expires_at=RUNNING.expires_at)),
+        "running", "nobody", "it was extended as far as it may be",
+    ),
+    "running, and nobody checks its health": Case(
+        make_facts(RUNNING, health_checked_at=at(700)),
+        "running", "administrator", "No health check looked at it for 12 minutes, does it run?",
+        "autolabs schedule list",
+    ),
+    "lost and started again": Case(
+        make_facts(FAILED, failed_run("node_away", ROOM), restarted_as=18),
+        "restarted", "nobody", "lab 18 was started in its place", "autolabs explain 18",
+    ),
     "past its end": Case(
         make_facts(replace(RUNNING, expires_at=at(120))),
         "running_past_end", "nobody", "the next cleanup stops it, within 5 minutes",
@@ -389,6 +407,8 @@ def test_whether_they_were_told_is_said(changes: dict[str, object], told: str) -
 
 
 def test_a_failure_that_nobody_was_told_of_is_said_to_be_so() -> None:
-    assert explain(make_facts(FAILED)).told == ("nobody was notified: there is no record of it",)
+    assert explain(make_facts(FAILED)).told == (
+        "nobody was notified of the failure: there is no record of it",
+    )
     assert explain(make_facts(FAILED, failed_run("expired", ROOM, "revoked"))).told == ()
     assert explain(make_facts(RUNNING)).told == ()
