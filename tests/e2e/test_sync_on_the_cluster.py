@@ -111,16 +111,17 @@ class Own:
                 manifest = {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
                 self.kubectl("create", "--filename=-", stdin=manifest)
 
-    def versions(self, *names: str) -> dict[str, str]:
-        """Return kind/name -> uid and resourceVersion."""
+    def versions(self, *names: str) -> dict[str, object]:
+        """Return kind/name -> what changes when somebody touches the object; the kubelet writes Pods' status."""
         items = json.loads(self.kubectl("get", "pods,services,networkpolicies", "--output=json"))["items"]
-        return {
-            f"{item['kind']}/{item['metadata']['name']}": (
-                f"{item['metadata']['uid']} {item['metadata']['resourceVersion']}"
-            )
-            for item in items
-            if item["metadata"]["name"] in names
-        }
+        found: dict[str, object] = {}
+        for item in items:
+            metadata = item["metadata"]
+            if metadata["name"] in names:
+                pod = (metadata["labels"], metadata.get("deletionTimestamp"), item["spec"])
+                touched = pod if item["kind"] == "Pod" else metadata["resourceVersion"]
+                found[f"{item['kind']}/{metadata['name']}"] = (metadata["uid"], touched)
+        return found
 
 
 @pytest.fixture
