@@ -34,7 +34,7 @@ READY_TIMEOUT_S = 60.0
 #: Seconds until a node without a heartbeat is NotReady: --node-monitor-grace-period is 50 s by default, and
 #: the controller looks every 5 s.
 AWAY_TIMEOUT_S = 90.0
-_ROOM = {"cpu": "10k", "memory": "100Ti", "ephemeral-storage": "100Ti", "pods": "100k"}
+_ROOM = {"cpu": "10000", "memory": "100Ti", "ephemeral-storage": "100Ti", "pods": "100000"}
 
 
 @dataclass
