@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from jobs import classification, naming, steps
@@ -101,15 +101,16 @@ class LabObjects:
         began_late = runs_since is not None and runs_since - began > timeout_s / 2
         raise classification.not_ready(newest, image, timeout_s, began_late=began_late)
 
-    def find(self, lab_instance_id: int) -> list[Manifest]:
-        """Return everything in the cluster that carries the lab's labels."""
-        selector = naming.lab_selector(lab_instance_id)
+    def find(self, *lab_instance_ids: int) -> list[Manifest]:
+        """Return everything in the cluster that carries the labels of these labs."""
+        selector = naming.lab_selector(*lab_instance_ids)
         found: list[Manifest] = []
         with _job_errors():
             for kind, path in self._collections.items():
                 items, _ = self._cluster.list_items(path, labelSelector=selector)
                 found += [{**item, "kind": kind} for item in items]
-        if wrong := [item for item in found if not naming.belongs_to_lab(item, lab_instance_id)]:
+        wanted = {str(lab) for lab in lab_instance_ids}
+        if wrong := [item for item in found if naming.lab_of(item) not in wanted]:
             raise RuntimeError(f"the label selector returned foreign objects: {wrong}")
         return found
 
@@ -149,9 +150,14 @@ class LabObjects:
     ) -> list[Manifest]:
         """Start the deletion of a lab's objects, but of those called `keep`, and return them."""
         found = [item for item in self.find(lab_instance_id) if item["metadata"]["name"] != keep]
-        for item in found:
-            self._delete(item, grace_s=grace_s if item["kind"] == "Pod" else None)
+        self._delete_all(found, grace_s)
         return found
+
+    def delete_labs(self, lab_instance_ids: Collection[int]) -> int:
+        """Start the deletion of all objects of these labs, Pods at once; return how many they are."""
+        found = self.find(*lab_instance_ids) if lab_instance_ids else []
+        self._delete_all(found, 0)
+        return len(found)
 
     def wait_gone(self, objects: list[Manifest], *, timeout_s: float = GONE_TIMEOUT_S) -> None:
         """Wait until these objects are gone. Raises TransientError when they are not in time."""
@@ -194,6 +200,10 @@ class LabObjects:
         with _job_errors():
             item = self._cluster.get(f"{self._collections[kind]}/{name}")
         return item and {**item, "kind": kind}
+
+    def _delete_all(self, items: list[Manifest], grace_s: int | None) -> None:
+        for item in items:
+            self._delete(item, grace_s=grace_s if item["kind"] == "Pod" else None)
 
     def _delete(self, item: Manifest, *, grace_s: int | None) -> None:
         kind, name, uid = item["kind"], item["metadata"]["name"], item["metadata"]["uid"]

@@ -7,6 +7,7 @@ objects are gone and whose row still says RUNNING would tell its student nothing
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,14 +21,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What became of a lab that was made FAILED."""
+    """What became of the objects of labs that were made FAILED."""
 
     #: Objects whose deletion has begun.
     deleted: int
     #: Why there may be others, or None.
     left: str | None = None
-    #: The lab that was started in its place, or None.
-    started_again_as: int | None = None
 
 
 def fail_lost_lab(
@@ -43,8 +42,9 @@ def fail_lost_lab(
 ) -> Lost | None:
     """Make the lab of a record FAILED and delete its objects; None: something happened to it since `as_of`.
 
-    `status` and `pod_name` are those of the row as it was read then. Another lab is started in its place
-    if fewer than `max_restarts` were in a row. Raises JobError when the database does not take it.
+    `status` and `pod_name` are those of the row as it was read then. Another lab is started in its place if
+    fewer than `max_restarts` were in a row: its create is in the outbox. Raises JobError when the database
+    does not take it.
     """
     lab = record.lab_instance_id
     if lab is None:
@@ -53,12 +53,15 @@ def fail_lost_lab(
         record, error, status=status, pod_name=pod_name, as_of=as_of, max_restarts=max_restarts
     ):
         return None
-    again = record.details.get("started_again_as")
+    return delete_lost(objects, [lab])
+
+
+def delete_lost(objects: LabObjects, labs: Collection[int]) -> Lost:
+    """Delete the objects of labs that were made FAILED; what is left of them the next sync deletes."""
     try:
-        deleted = objects.delete_lab(lab, grace_s=0)
+        return Lost(objects.delete_labs(labs))
     except JobError as exc:
         told = exc.evidence or str(exc)
-        extra = {"action": "objects_left", "lab_instance_id": lab}
-        logger.warning("objects of the FAILED lab %d are left: %s", lab, told, extra=extra)
-        return Lost(0, told, again)
-    return Lost(len(deleted), started_again_as=again)
+        extra = {"action": "objects_left", "labs": [*labs]}
+        logger.warning("objects of FAILED labs are left: %s", told, extra=extra)
+        return Lost(0, told)

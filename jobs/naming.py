@@ -38,17 +38,22 @@ def lab_labels(lab_instance_id: int, lab_id: int, student_id: int) -> dict[str, 
     }
 
 
-def lab_selector(lab_instance_id: int) -> str:
-    """Return the label selector for what we made for a lab, and for nothing of anybody else."""
-    return f"lab_instance_id={lab_instance_id},app.kubernetes.io/managed-by={MANAGED_BY}"
+def lab_selector(*lab_instance_ids: int) -> str:
+    """Return the label selector for what we made for these labs, and for nothing of anybody else."""
+    labs = ",".join(map(str, lab_instance_ids))
+    which = f"lab_instance_id={labs}" if len(lab_instance_ids) == 1 else f"lab_instance_id in ({labs})"
+    return f"{which},app.kubernetes.io/managed-by={MANAGED_BY}"
+
+
+def lab_of(manifest: dict[str, object]) -> str | None:
+    """Return the label of an object that names its lab; None for an object that we did not make."""
+    metadata = manifest.get("metadata")
+    labels = metadata.get("labels") if isinstance(metadata, dict) else None
+    if not isinstance(labels, dict) or labels.get("app.kubernetes.io/managed-by") != MANAGED_BY:
+        return None
+    return labels.get("lab_instance_id")
 
 
 def belongs_to_lab(manifest: dict[str, object], lab_instance_id: int) -> bool:
     """Tell whether an object carries our labels of this lab."""
-    metadata = manifest.get("metadata")
-    labels = metadata.get("labels") if isinstance(metadata, dict) else None
-    return (
-        isinstance(labels, dict)
-        and labels.get("lab_instance_id") == str(lab_instance_id)
-        and labels.get("app.kubernetes.io/managed-by") == MANAGED_BY
-    )
+    return lab_of(manifest) == str(lab_instance_id)

@@ -24,7 +24,7 @@ from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import collections
 from jobs.ledger import TaskRunRecord
-from jobs.lost_lab import Lost, fail_lost_lab
+from jobs.lost_lab import delete_lost
 from jobs.naming import belongs_to_lab
 from jobs.notifications import News, add_news
 from jobs.periodic.pod_verdict import State, judge
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that one check goes on to fail labs; the next one, a minute later, finds the others.
 FAIL_S = 30.0
+#: Labs whose objects are deleted together.
+TOGETHER = 25
 #: Labs of which events and log are read, and of which this container tells people: each may take seconds. Of
 #: the others the sweep of the outbox tells.
 CLOSER_LOOKS = 10
@@ -126,39 +128,37 @@ class _HealthCheck:
     def _fail_all(self, suspects: list[Suspect]) -> int:
         """Fail what is still lost, and return how many are left for the next run."""
         deadline = time.monotonic() + FAIL_S
-        for at, one in enumerate(suspects):
+        for at in range(0, len(suspects), TOGETHER):
             if time.monotonic() > deadline:
                 return len(suspects) - at
-            self._fail(one.row)
+            lost = [one.row.id for one in suspects[at : at + TOGETHER] if self._fail(one.row)]
+            # Each list makes the API server look at all objects of the namespace.
+            delete_lost(self._context.lab_objects, lost)
         return 0
 
-    def _fail(self, row: LabRow) -> None:
+    def _fail(self, row: LabRow) -> bool:
+        """Make a lab FAILED if its Pod is still lost, and its row as it was read."""
         pod = self._cluster.get(f"{self._paths['Pod']}/{row.k8s_pod_name}")
         if pod is not None and not belongs_to_lab(pod, row.id):
-            self._leave(row, "its Pod is there without its labels")
-            return
+            return self._leave(row, "its Pod is there without its labels")
         verdict = judge(pod, self._now(), self._settings) if pod else None
         if verdict and verdict.state is not State.LOST:
-            self._leave(row, f"its Pod is {verdict.state.value} by now")
-            return
+            return self._leave(row, f"its Pod is {verdict.state.value} by now")
         error = self._error(Suspect(row, verdict))
         record = self._record(row, self._look_closer(row, pod, error))
-        cause = error.failure.cause
-        lost = fail_lost_lab(
-            self._context.labs,
-            self._context.lab_objects,
+        again = error.failure.cause in self._settings.restart_causes
+        if not self._context.labs.mark_lost(
             record,
             error,
             status=row.status,
             pod_name=row.k8s_pod_name,
             as_of=self._as_of,
-            max_restarts=self._settings.max_restarts if cause in self._settings.restart_causes else 0,
-        )
-        if lost is None:
-            self._leave(row, "its row has changed meanwhile, or a container is at it")
-            return
-        self._count(row, error, lost)
+            max_restarts=self._settings.max_restarts if again else 0,
+        ):
+            return self._leave(row, "its row has changed meanwhile, or a container is at it")
+        self._count(row, error, record.details.get("started_again_as"))
         self._notify(record.notification_id)
+        return True
 
     def _error(self, one: Suspect) -> JobError:
         if one.verdict:
@@ -175,23 +175,23 @@ class _HealthCheck:
         namespace = self._context.settings.namespace
         return evidence.collect(lambda: self._cluster, namespace, row.id, pod_name=row.k8s_pod_name).seen
 
-    def _count(self, row: LabRow, error: JobError, lost: Lost) -> None:
+    def _count(self, row: LabRow, error: JobError, started_again_as: int | None) -> None:
         self._causes[error.failure.cause] += 1
-        self._restarted += lost.started_again_as is not None
+        self._restarted += started_again_as is not None
         extra = {
             "action": "lab_lost",
             "lab_instance_id": row.id,
             "cause": error.failure.cause,
             "evidence": error.evidence,
-            "deleted": lost.deleted,
-            "started_again_as": lost.started_again_as,
+            "started_again_as": started_again_as,
         }
         logger.warning("lab %d is FAILED: %s", row.id, error.sentence, extra=extra)
 
-    def _leave(self, row: LabRow, why: str) -> None:
+    def _leave(self, row: LabRow, why: str) -> bool:
         self._left_alone += 1
         extra = {"action": "left_alone", "lab_instance_id": row.id}
         logger.info("lab %d is left alone: %s", row.id, why, extra=extra)
+        return False
 
     def _notify(self, notification_id: int | None) -> None:
         if notification_id is not None and self._closer_looks <= CLOSER_LOOKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
@@ -102,14 +103,20 @@ class FakeCluster:
         return Answer(content={"items": [e for e in self.events if e["involvedObject"].get(key) == wanted]})
 
     def _list(self, path: str, query: dict[str, str]) -> Answer:
-        selector = query.get("labelSelector", "")
-        wanted = dict(part.split("=") for part in selector.split(",") if part)
+        wanted = _parsed(query.get("labelSelector", ""))
         items = [
             item
             for key, item in self.objects.items()
-            if key.startswith(f"{path}/") and wanted.items() <= item["metadata"]["labels"].items()
+            if key.startswith(f"{path}/")
+            and all(item["metadata"]["labels"].get(name) in values for name, values in wanted.items())
         ]
         first = int(query.get("continue", 0))
         after = first + int(query.get("limit", len(items)))
         more = {"continue": str(after)} if after < len(items) else {}
         return Answer(content={"metadata": {"resourceVersion": "1", **more}, "items": items[first:after]})
+
+
+def _parsed(selector: str) -> dict[str, set[str]]:
+    """Return label -> values of `a=1,b in (2,3)`."""
+    parts = re.findall(r"([^=, ]+)(?:=([^,]+)| in \(([^)]+)\))", selector)
+    return {name: {one} if one else {*several.split(",")} for name, one, several in parts}

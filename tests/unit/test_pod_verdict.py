@@ -95,7 +95,7 @@ def with_condition(made: Manifest, **condition: str) -> Manifest:
 
 
 READY = pod(ready="True")
-EVICTED = {"phase": "Failed", "reason": "Evicted"}
+EVICTED: Manifest = {"phase": "Failed", "reason": "Evicted"}
 #: Case -> Pod, state, failure.
 TABLE: dict[str, tuple[Manifest, State, Failure | None]] = {
     "ready": (READY, State.READY, None),
