@@ -57,7 +57,7 @@ def test_a_cleanup_is_run_recorded_and_acknowledged(
         1,
         "job-1",
     )
-    assert run["details"]["deletes_published"] == 1
+    assert run["details"]["result"]["deletes_published"] == 1
     assert run["published_at"] <= run["finished_at"]
     tasks_named = {line["task_id"] for line in container.lines() if line["action"] in ("claimed", "done")}
     assert tasks_named == {task_id}

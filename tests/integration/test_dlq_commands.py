@@ -16,7 +16,7 @@ import pytest
 from dispatcher import topology
 from dispatcher.message import decode, encode
 from dispatcher.results import ResultStore
-from dispatcher.tasks import CREATE_LAB_POD, SYNC_LAB_STATUS
+from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.dead_letters import DLQ, ROOT, Answer, Dlq, bury, make_delete, why
 from tests.support.factories import create_kwargs, make_task
 from tests.support.postgres import Database
@@ -236,7 +236,7 @@ def test_a_task_for_later_waits_on_the_ladder(dlq: Dlq, broker: Broker) -> None:
 
 
 def test_a_task_that_no_container_performs_would_come_straight_back(dlq: Dlq, broker: Broker) -> None:
-    task = make_task(name=SYNC_LAB_STATUS, kwargs={})
+    task = make_task(name="celery_workers.nope", kwargs={})
     bury(broker, task, **{"routing-key": "lab.sync"})
     answer = dlq("requeue", task.id)
     assert answer.code == 1

@@ -64,7 +64,6 @@ POISON: dict[str, tuple[bytes, dict[Any, Any] | None, dict[str, Any], str]] = {
         {},
         "nope' is unknown",
     ),
-    "not built yet": (BODY, {**HEADERS, "task": "celery_workers.sync_lab_status"}, {}, "is unknown"),
     "id as text": (body_of(**create_kwargs(lab_instance_id="7")), HEADERS, {}, "lab_instance_id: '7'"),
     "a missing argument": (body_of(lab_instance_id=7), HEADERS, {}, "lab_id: is missing"),
     "an unknown argument": (body_of(**create_kwargs(x=1)), HEADERS, {}, "valid: x: is not an argument"),
