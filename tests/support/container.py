@@ -101,11 +101,8 @@ class Containers:
         return process
 
     def run(self, *, queue: str = QUEUE_NORMAL, module: str = "jobs", **environ: Any) -> tuple[int, Process]:
-        """Start a container, wait for its end, return the exit code too.
-
-        Its message is in the queue already; one that is no task makes it wait for another.
-        """
-        process = self.start(queue=queue, module=module, **{"CLAIM_WAIT_S": 2, **environ})
+        """Start a container, wait for its end, return the exit code too."""
+        process = self.start(queue=queue, module=module, **environ)
         return process.wait(), process
 
     def end(self) -> None:
