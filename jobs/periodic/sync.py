@@ -22,6 +22,7 @@ from jobs.database import Cursor
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.labs import LabStore
+from jobs.notifications import News, add_news
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.look import (
     BrokerUnseen,
@@ -136,7 +137,7 @@ class _Sync:
             would_repair = _repairable(findings.differences)
             return result | {"found": _counts(self._found), "would_repair": would_repair, "refused": why_not}
         if why_not:
-            raise Failure.TOO_MANY_AT_ONCE.error(problem=why_not, evidence=f"found {_counts(self._found)}")
+            self._refuse(findings, why_not)
         self._repair(findings)
         self._said.end()
         left = sum(self._found.values()) - sum(self._repaired.values())
@@ -163,6 +164,22 @@ class _Sync:
             return None
         share, always = self._settings.fail_max_share, self._settings.fail_always
         return refusal(findings.differences, findings.inventory, share=share, always=always)
+
+    def _refuse(self, findings: Findings, why: str) -> None:
+        error = Failure.TOO_MANY_AT_ONCE.error(problem=why, evidence=f"found {_counts(self._found)}")
+        news = News(
+            event_type="platform.sync_refused",
+            cause="sync_refused",
+            told=error.failure.told,
+            message=error.sentence,
+            task_id=self._context.record.task_id,
+            # Once an hour, though it may be found more often.
+            occasion=findings.inventory.now.replace(minute=0, second=0, microsecond=0),
+        )
+        notification_id = self._context.labs.transaction(lambda cursor: add_news(cursor, news))
+        if notification_id is not None:
+            self._context.notify(notification_id)
+        raise error
 
     def _repair(self, findings: Findings) -> None:
         found = findings.differences

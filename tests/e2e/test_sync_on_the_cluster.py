@@ -112,7 +112,7 @@ class Own:
                 self.kubectl("create", "--filename=-", stdin=manifest)
 
     def versions(self, *names: str) -> dict[str, object]:
-        """Return kind/name -> what changes when somebody touches the object; the kubelet writes Pods' status."""
+        """Return kind/name -> what changes when somebody touches it; the kubelet writes Pods' status."""
         items = json.loads(self.kubectl("get", "pods,services,networkpolicies", "--output=json"))["items"]
         found: dict[str, object] = {}
         for item in items:

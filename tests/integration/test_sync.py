@@ -399,6 +399,11 @@ def test_it_refuses_to_repair_too_many_labs_at_once(
     assert "11 labs would be repaired; at most 10 of 12" in raised.value.sentence
     assert {status(database, lab) for lab in gone} == {"RUNNING"}
     assert caplog.text.count("is RUNNING without its Pod") == 11
+    with pytest.raises(JobError):
+        synced()
+    (news,) = database.rows("SELECT event_type, told, message FROM notifications")
+    assert (news["event_type"], news["told"]) == ("platform.sync_refused", "admin")
+    assert news["message"] == raised.value.sentence
     dry = synced(dry_run=True)
     assert dry["would_repair"] == {"pod_gone": 11}
     assert "at most 10" in dry["refused"]
