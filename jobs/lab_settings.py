@@ -14,7 +14,7 @@ from jobs.templates import parse_documents, template_error
 
 RESOURCES = ("cpu", "memory", "storage")
 _MOST = {"cpu": "2", "memory": "4Gi", "storage": "10Gi"}
-_SECONDS = {"ready_timeout_s": (1, 240), "keep_failed_pods_s": (0, 3600), "resize_timeout_s": (1, 240)}
+_SECONDS = {"ready_timeout_s": (1, 240), "keep_failed_pods_s": (0, 3600), "resize_timeout_s": (1, 100)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class LabSettings:
     memory_request_ratio: float = 0.25
     #: Seconds until a lab must be Ready, 1 to 240; an attempt after a lack of room gets as much again.
     ready_timeout_s: int = 60
-    #: Seconds in which a node must have made room for a lab that is given more, 1 to 240.
+    #: Seconds in which a node must give a lab what it asks for, 1 to 100; also those to wait for another change.
     resize_timeout_s: int = 30
     #: Seconds for which the objects of a lab that failed stay, for whoever looks into it; 0 to 3600.
     keep_failed_pods_s: int = 0

@@ -47,7 +47,7 @@ def test_the_python_of_the_page_runs(
     # The first block publishes without the outbox; the next two labs, one of them by asyncio, go through it.
     assert [lab["celery_task_id"] is None for lab in labs] == [True, False, False]
     assert broker.depth(topology.QUEUE_NORMAL) == len(labs)
-    assert broker.depth(topology.QUEUE_HIGH) == 1 + 100
+    assert broker.depth(topology.QUEUE_HIGH) == 1 + 1 + 100
     assert broker.delayed() == 3
     assert database.rows("SELECT id FROM task_outbox") == []
 
