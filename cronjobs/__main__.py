@@ -17,6 +17,7 @@ from cronjobs import outbox
 from cronjobs.tasks import run_task
 from dispatcher import tasks
 from dispatcher.errors import DispatcherError, InvalidSettings
+from dispatcher.image_names import pinned_image
 from jobs import logs
 from jobs.errors import JobError, TransientError
 
@@ -71,7 +72,9 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--force", action="store_true", help=periodic.force)
     about = "Print the CronJobs of the schedules as YAML, for kubectl or GitOps."
     command = commands.add_parser("render", help=about, description=about)
-    command.add_argument("--image", required=True, help="the job image, with tag or digest")
+    command.add_argument(
+        "--image", type=pinned_image, required=True, help="the job image, with tag or digest"
+    )
     command.add_argument("--file", metavar="FILE", help="the schedules (default: those of this release)")
     arguments = parser.parse_args(argv)
     if arguments.task == "render":

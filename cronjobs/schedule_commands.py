@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dispatcher.errors import DispatcherError
+from dispatcher.image_names import pinned_image
 from dispatcher.terminal import many, natural, printable, table
 
 if TYPE_CHECKING:
@@ -342,7 +343,9 @@ def _add_namespace(parser: argparse.ArgumentParser) -> None:
 def _add_change(parser: argparse.ArgumentParser) -> None:
     _add_namespace(parser)
     parser.add_argument("--dry-run", action="store_true", help="only print what would change")
-    parser.add_argument("--image", metavar="IMAGE", help="of the containers (default: as it is)")
+    parser.add_argument(
+        "--image", type=pinned_image, metavar="IMAGE", help="of the containers (default: as it is)"
+    )
 
 
 #: Key of an entry that `set` can change, and what it is.

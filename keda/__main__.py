@@ -10,20 +10,11 @@ from typing import Any
 
 import yaml
 
+from dispatcher.image_names import pinned_image
 from keda.authentication import make_trigger_authentication
 from keda.podspec import OVERRIDABLE
 from keda.profiles import EVERY, PROFILES, InvalidProfile, Profile, fitted_to, with_overrides
 from keda.scaledjob import make_scaled_job
-
-# A tag or a digest after the last path component: a port of the registry is not a tag.
-_IMAGE = re.compile(r"[^\s@]*[^\s@:/](:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
-
-
-def _image(text: str) -> str:
-    # With latest and IfNotPresent two nodes may run different code for one queue.
-    if not _IMAGE.fullmatch(text) or text.endswith(":latest"):
-        raise argparse.ArgumentTypeError(f"{text!r} needs a tag other than latest, or a digest")
-    return text
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -56,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m keda", description=__doc__, epilog=f"A ScaledJob is one of {names}."
     )
-    parser.add_argument("--image", type=_image, required=True, help="the job image, with tag or digest")
+    parser.add_argument("--image", type=pinned_image, required=True, help="the job image, with tag or digest")
     parser.add_argument(
         "--env",
         type=_setting,
