@@ -37,7 +37,7 @@ class LabSettings:
     memory_request_ratio: float = 0.25
     #: Seconds until a lab must be Ready, 1 to 240; an attempt after a lack of room gets as much again.
     ready_timeout_s: int = 60
-    #: Seconds in which a node must give a lab what it asks for, 1 to 100; also those to wait for another change.
+    #: Seconds in which a node must give a lab what it asks for, and to wait for another change; 1 to 100.
     resize_timeout_s: int = 30
     #: Seconds for which the objects of a lab that failed stay, for whoever looks into it; 0 to 3600.
     keep_failed_pods_s: int = 0
