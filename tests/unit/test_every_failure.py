@@ -17,9 +17,17 @@ ROOT = Path(__file__).parents[2]
 #: Rows that tests/e2e/test_failure_causes.py provokes, each in a container on the real servers.
 REAL = {case.failure for case in (LABS | TASKS).values()}
 #: Rows that other tests on the real servers provoke.
+_HEALTH = "tests/e2e/test_health_on_the_cluster.py::"
 _RETRIES = "tests/e2e/test_failure_retries.py::"
 _RESIZES = "tests/e2e/test_resize_on_the_cluster.py::"
 ALSO_REAL = {
+    Failure.POD_EVICTED: f"{_HEALTH}test_a_node_without_room_and_a_node_that_is_away_are_told_apart",
+    Failure.NODE_AWAY: f"{_HEALTH}test_a_node_without_room_and_a_node_that_is_away_are_told_apart",
+    Failure.PROGRAM_ENDED: f"{_HEALTH}test_a_program_that_ended_for_good_is_found",
+    Failure.PROGRAM_CRASHES: f"{_HEALTH}test_programs_that_end_again_and_again_are_found",
+    Failure.STOPPED_ANSWERING: (
+        f"{_HEALTH}test_a_program_that_does_not_answer_any_more_is_found_after_the_limit"
+    ),
     Failure.QUOTA_EXCEEDED: f"{_RETRIES}test_a_full_quota_is_waited_for_with_growing_delays",
     Failure.LAB_NOT_STARTED: f"{_RESIZES}test_a_lab_that_has_not_started_is_waited_for",
     Failure.RESIZE_OVER_QUOTA: f"{_RESIZES}test_a_full_quota_is_waited_for_and_then_given_up",
