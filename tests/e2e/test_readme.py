@@ -55,7 +55,7 @@ def test_the_commands_of_the_readme_run(
         shown = (
             command.replace("make ", "make --dry-run ") if command in ("make demo", "make test") else command
         )
-        shown = shown.replace("JOB_NAME", job_name)
+        shown = re.sub(r"\bLAB\b", str(lab_instance_id), shown.replace("JOB_NAME", job_name))
         done = subprocess.run(
             ["bash", "-euc", shown], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
         )
