@@ -1,0 +1,193 @@
+"""The document of schedules: what it may say, and how an entry of it is changed in place."""
+
+from __future__ import annotations
+
+import zoneinfo
+from typing import Any
+
+import pytest
+import yaml
+
+from cronjobs.cluster import differences
+from cronjobs.run_now import make_job
+from cronjobs.schedules import KEYS, SHIPPED, InvalidSchedules, Schedule, parse_schedules
+from cronjobs.stored import Changes, with_changes
+from dispatcher.errors import DispatcherError
+
+ENTRY: dict[str, Any] = {"task": "cleanup", "schedule": "*/5 * * * *"}
+WRITTEN = """\
+# Above.
+one:  # first
+  task: outbox
+  # Every minute.
+  schedule: "* * * * *"  # really
+  suspend: true
+  ttl_s: 600
+
+two: {task: cleanup, schedule: '@hourly', suspend: true}  # in one line
+"""
+
+
+def problems(entry: object, name: object = "nightly") -> list[str]:
+    with pytest.raises(InvalidSchedules) as caught:
+        parse_schedules(yaml.safe_dump({name: entry}).encode())
+    return caught.value.problems
+
+
+def test_defaults_make_a_short_entry() -> None:
+    (schedule,) = parse_schedules(b'nightly: {task: cleanup, schedule: "0 3 * * *"}').values()
+    assert schedule == Schedule(name="nightly", task="cleanup", schedule="0 3 * * *")
+    assert (schedule.concurrency, schedule.time_zone, schedule.suspend) == ("Forbid", "Etc/UTC", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"task": "dance"}, "task: 'dance' is not one of cleanup, health, sync, outbox"),
+        ({"task": []}, "task: [] is not one of"),
+        ({"schedule": 5}, 'schedule: 5 is no text such as "*/5 * * * *"'),
+        ({"schedule": "60 * * * *"}, "schedule: '60' is no minute; allowed are 0 to 59"),
+        ({"time_zone": "Mars/Olympus"}, "time_zone: 'Mars/Olympus' is not in the tz database"),
+        ({"time_zone": "Local"}, "time_zone: 'Local' is no time zone; allowed are names such as Etc/UTC"),
+        ({"time_zone": "../../etc/passwd"}, "time_zone: '../../etc/passwd' is no time zone"),
+        ({"concurrency": "forbid"}, "concurrency: 'forbid' is not one of Forbid, Allow, Replace"),
+        ({"starting_deadline_s": 5}, "starting_deadline_s: 5 is no integer from 10 to 604800"),
+        ({"deadline_s": "60"}, "deadline_s: '60' is no integer from 10 to 86400"),
+        ({"deadline_s": True}, "deadline_s: True is no integer"),
+        ({"successful_history": -1}, "successful_history: -1 is no integer from 0 to 100"),
+        ({"failed_history": 101}, "failed_history: 101 is no integer"),
+        ({"ttl_s": 1.5}, "ttl_s: 1.5 is no integer from 60 to 604800"),
+        ({"suspend": "yes"}, "suspend: 'yes' is not true or false"),
+        ({"options": ["dry_run"]}, "options: ['dry_run'] is no mapping; allowed are dry_run, force"),
+        ({"options": {"fast": True}}, "options: 'fast' is no option of cleanup; allowed are dry_run, force"),
+        ({"options": {"force": 1}}, "options: force is 1; allowed are true and false"),
+        ({"resources": {"cpu": "1"}}, "resources: {'cpu': '1'}; allowed are requests and limits"),
+        ({"env": {"DATABASE_URL": "x"}}, "env: {'DATABASE_URL': 'x'}; allowed are texts for S3_BUCKET,"),
+        ({"env": {"S3_BUCKET": ""}}, "env: {'S3_BUCKET': ''}"),
+        ({"sheduled": 1}, "unknown key 'sheduled'; allowed are task, schedule, time_zone,"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_names_entry_key_value_and_what_is_allowed(
+    change: dict[str, Any], problem: str
+) -> None:
+    (found,) = problems(ENTRY | change)
+    assert found.startswith(f"nightly: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("requests", "limits", "problem"),
+    [
+        ({"cpu": "1", "memory": "64Mi"}, {"cpu": "500m", "memory": "256Mi"}, "cpu: requests must be"),
+        ({"cpu": "0", "memory": "64Mi"}, {"cpu": "1", "memory": "256Mi"}, "cpu: requests must be more"),
+        ({"cpu": 1, "memory": "64Mi"}, {"cpu": "1", "memory": "256Mi"}, "as texts"),
+        ({"cpu": "1", "memory": "much"}, {"cpu": "1", "memory": "256Mi"}, "'much' is not a quantity"),
+    ],
+)
+def test_resources_that_do_not_fit(requests: object, limits: object, problem: str) -> None:
+    (found,) = problems({**ENTRY, "resources": {"requests": requests, "limits": limits}})
+    assert problem in found
+
+
+def test_all_problems_of_all_entries_are_told_at_once() -> None:
+    document = b'a: {task: x, schedule: "* *"}\nB_: {}\nc: 5\n'
+    with pytest.raises(InvalidSchedules) as caught:
+        parse_schedules(document, "own.yaml")
+    assert [line.split(":")[0] for line in caught.value.problems] == ["a", "a", "B_", "B_", "B_", "c"]
+    assert str(caught.value).startswith("own.yaml is not acceptable:\n  a: task: 'x' is not one of")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "must map names to entries, at least one"),
+        (b"[]", "must map names"),
+        (b"a: {task: cleanup, schedule: */5 * * * *}", 'a schedule needs quotes: "*/5 * * * *"'),
+        (b"a: [", "no YAML: "),
+        (b"\xff\xfe\x00", "no YAML: "),
+        (b"a: &x {task: cleanup, schedule: '@daily'}\na: *x", "a: is there twice"),
+        (b"a: {task: cleanup, task: sync, schedule: '@daily'}", "a.task: is there twice"),
+        (b"? [1]\n: 5", "no YAML: "),
+    ],
+)
+def test_what_is_no_document(content: bytes, complaint: str) -> None:
+    with pytest.raises(InvalidSchedules) as caught:
+        parse_schedules(content)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Night", "-a", "a-", "a.b", "a" * 53, 5, ""])
+def test_a_name_is_one_of_a_cron_job(name: object) -> None:
+    assert len(problems(ENTRY, name)) == 1
+
+
+def test_without_a_tz_database_the_api_server_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoneinfo, "available_timezones", set)
+    assert parse_schedules(yaml.safe_dump({"a": {**ENTRY, "time_zone": "Mars/Olympus"}}).encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "before", "after"),
+    [
+        ("one", {"schedule": "@daily"}, '"* * * * *"  # really', '"@daily"  # really'),
+        ("one", {"suspend": None}, "  suspend: true\n  ttl_s", "  ttl_s"),
+        ("one", {"suspend": False}, "suspend: true\n", "suspend: false\n"),
+        ("one", {"ttl_s": None}, "  suspend: true\n  ttl_s: 600\n", "  suspend: true\n"),
+        ("one", {"deadline_s": 60}, "  task: outbox", "  deadline_s: 60\n  task: outbox"),
+        ("one", {"time_zone": None}, "", ""),
+        ("two", {"schedule": "0 1 * * *"}, "'@hourly'", '"0 1 * * *"'),
+        ("two", {"suspend": None}, ", suspend: true}", "}"),
+        ("two", {"ttl_s": 60}, "{task", "{ttl_s: 60, task"),
+    ],
+)
+def test_a_change_touches_nothing_but_the_value(name: str, changes: Changes, before: str, after: str) -> None:
+    changed = with_changes(WRITTEN.encode(), name, changes).decode()
+    assert changed == WRITTEN.replace(before, after, 1)
+    wanted: dict[str, Any] = yaml.safe_load(WRITTEN)
+    wanted[name] |= changes
+    assert yaml.safe_load(changed) == {
+        key: {k: v for k, v in entry.items() if v is not None} for key, entry in wanted.items()
+    }
+
+
+def test_every_key_of_every_shipped_entry_can_be_changed() -> None:
+    content = SHIPPED.read_bytes()
+    for name in parse_schedules(content):
+        changed = with_changes(content, name, {"time_zone": "Europe/Moscow", "suspend": True})
+        entry = parse_schedules(changed)[name]
+        assert (entry.time_zone, entry.suspend) == ("Europe/Moscow", True)
+        back = with_changes(changed, name, {"time_zone": "Etc/UTC", "suspend": None})
+        assert back.decode().replace('"Etc/UTC"', "Etc/UTC") == content.decode()
+    assert {"suspend", "options", "resources", "env"} <= set(KEYS)
+
+
+def test_an_entry_of_this_release_is_added_and_another_is_not() -> None:
+    added = with_changes(WRITTEN.encode(), "outbox", {"schedule": "*/2 * * * *"})
+    assert added.decode().startswith(WRITTEN)
+    assert parse_schedules(added)["outbox"].schedule == "*/2 * * * *"
+    with pytest.raises(DispatcherError, match="no schedule 'three'; there are cleanup-timeout-labs"):
+        with_changes(WRITTEN.encode(), "three", {})
+
+
+def test_differences_name_the_field() -> None:
+    before = {"a": [{"x": 1, "added": 2}], "c": {"resources": {"cpu": "1000m"}}, "only": 1}
+    after = {"a": [{"x": 2}], "c": {"resources": {"cpu": "1"}}, "new": True}
+    assert list(differences({"s": before}, {"s": after}, all_keys=False)) == [
+        "s.a[0].x: 1 -> 2",
+        "s.new: nothing -> True",
+    ]
+    assert "s.only: 1 -> nothing" in list(differences({"s": before}, {"s": after}))
+
+
+def test_a_job_by_hand_has_the_options_once() -> None:
+    container = {"command": ["python3", "-m", "cronjobs", "cleanup", "--dry-run"]}
+    spec = {"template": {"spec": {"containers": [container]}}}
+    cron_job = {
+        "metadata": {"name": "a" * 52, "namespace": "platform", "uid": "u"},
+        "spec": {"jobTemplate": {"metadata": {"labels": {"k": "v"}}, "spec": spec}},
+    }
+    job = make_job(cron_job, ["--dry-run", "--force"])
+    (made,) = job["spec"]["template"]["spec"]["containers"]
+    assert made["command"] == [*container["command"], "--force"]
+    assert len(job["metadata"]["name"]) == 63
+    assert container["command"][-1] == "--dry-run", "the CronJob's own is left as it is"
