@@ -80,9 +80,11 @@ def as_json(runs: list[Run]) -> str:
 def _result(run: Run) -> str:
     if run.error:
         return one_line(run.error, 120)
-    result = run.result or {}
-    shown = [f"{key}={value}" for key, value in result.items() if type(value) in (int, float, bool, str)]
-    return one_line(" ".join(shown), 160)
+    # What is 0 says little; --json has it.
+    numbers = {
+        key: value for key, value in (run.result or {}).items() if value and not isinstance(value, dict)
+    }
+    return one_line(" ".join(f"{key}={value}" for key, value in numbers.items()), 160)
 
 
 def _ledger(
