@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
-#: Between two cleanups (deploy/base/cleanup.yaml).
+#: Between two cleanups, as settings/schedules.yaml is shipped.
 CLEANUP_EVERY_MINUTES = 5
 #: A stop that did nothing for so long is asked for again: its task ended in the dead-letter queue.
 STOP_PATIENCE_MINUTES = 15
