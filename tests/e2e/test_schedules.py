@@ -11,6 +11,8 @@ from tests.support.own_platform import OwnPlatform
 from tests.support.schedules import Operator
 from tests.support.waiting import eventually
 
+# Pods wait for each other on a small machine.
+pytestmark = pytest.mark.timeout(300)
 #: Seconds until a CronJob's Job is there: a minute, and the controller's own delay.
 TICK_S = 75
 
@@ -31,7 +33,6 @@ def operator(own_platform: OwnPlatform) -> Operator:
     return operator
 
 
-@pytest.mark.timeout(300)
 def test_a_change_is_in_force_at_the_next_tick(operator: Operator) -> None:
     operator.do("suspend", "asleep")
     assert "spec.schedule: 0 0 1 1 * -> * * * * *" in operator.do("set", "waking", "--schedule", "* * * * *")

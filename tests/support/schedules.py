@@ -78,7 +78,7 @@ class Operator:
 
     def run(self, *words: str) -> Done:
         command = self.start(*words)
-        out, err = command.communicate(timeout=90)
+        out, err = command.communicate(timeout=200)
         return Done(command.returncode, out, err)
 
     def do(self, *words: str) -> str:
