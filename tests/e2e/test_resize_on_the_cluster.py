@@ -20,6 +20,10 @@ from tests.support.waiting import eventually_equal
 GI, MI = 2**30, 2**20
 
 
+#: Seconds; a lab is started, and what is refused is waited for twice, perhaps on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture
 def platform(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
     yield own_platform

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 
 import pytest
 
 from dispatcher import topology
 from dispatcher.tasks import CREATE_LAB_POD
+from jobs.cluster import Cluster
 from jobs.failures import Failure
+from jobs.lab_objects import LabObjects, PodChanged
 from tests.support.agreement import wait_until_all_agree
 from tests.support.factories import create_kwargs
 from tests.support.kill_matrix import FAULTY
@@ -26,6 +29,10 @@ from tests.support.waiting import eventually, eventually_equal
 STEPS = ["begun", "noted", "asked", "in force", "committing", "settling", "acknowledged"]
 REFUSED_STEPS = ["noted", "asked", "resize undone", "undone", "settling", "acknowledged"]
 MI = 2**20
+
+
+#: Seconds; a lab is started, and what is refused is waited for twice, perhaps on a busy machine.
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
@@ -227,6 +234,22 @@ def test_a_lab_that_is_stopped_while_it_changes_is_stopped(platform: OwnPlatform
     late = lab.resize(cpu="1")
     assert (late["outcome"], late["details"]["result"]["why"]) == ("noop", "it does not run")
     wait_until_all_agree(platform)
+
+
+@pytest.mark.parametrize("subresource", ["", "resize"])
+@pytest.mark.parametrize(
+    "changed", [{"uid": str(uuid.uuid4())}, {"resourceVersion": "1"}], ids=["uid", "version"]
+)
+def test_nothing_is_written_to_another_pod_than_the_one_that_was_read(
+    platform: OwnPlatform, lab: ResizedLab, subresource: str, changed: dict[str, str]
+) -> None:
+    objects = LabObjects(Cluster(platform.namespace.access), platform.namespace.name)
+    before = lab.pod
+    seen = before | {"metadata": before["metadata"] | changed}
+    change = {"spec": {"containers": [{"name": "lab", "resources": {"limits": {"cpu": "1"}}}]}}
+    with pytest.raises(PodChanged):
+        objects.change_pod(seen, change if subresource else {}, subresource=subresource)
+    assert lab.pod["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
 
 
 def test_the_note_says_what_was_and_what_is_to_be(platform: OwnPlatform, lab: ResizedLab) -> None:

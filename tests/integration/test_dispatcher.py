@@ -34,6 +34,7 @@ from dispatcher import (
 from dispatcher.categories import Category
 from dispatcher.engine import make_engine
 from dispatcher.message import TaskMessage, decode
+from dispatcher.tasks import SCALE_LAB_RESOURCES
 from dispatcher.testing import InMemoryDispatcher
 from jobs.labs import LabStore
 from jobs.ledger import Ending, TaskRunRecord
@@ -166,6 +167,17 @@ def test_a_bad_argument_is_refused_by_name_and_nothing_is_sent(
         dispatcher.create_lab(**{**create_kwargs(), **changes})
     assert caught.value.field.startswith(field)
     assert face.received(0) == []
+
+
+def test_other_resources_are_asked_for_in_the_queue_of_stops(face: Face, dispatcher: Dispatcher) -> None:
+    given = {"cpu": "1", "memory": "1Gi"}
+    sent = dispatcher.scale_lab(lab_instance_id=7, new_resources=given)
+    (task,) = face.received(1)
+    assert (task.id, task.name) == (sent, SCALE_LAB_RESOURCES)
+    assert task.kwargs == {"lab_instance_id": 7, "new_resources": given}
+    for wrong in ({}, {"storage": "2Gi"}, {"cpu": 1}, ["cpu"]):
+        with pytest.raises(InvalidTask, match="new_resources"):
+            dispatcher.scale_lab(lab_instance_id=7, new_resources=wrong)  # type: ignore[arg-type]
 
 
 def test_many_tasks_are_reported_one_by_one(face: Face, dispatcher: Dispatcher) -> None:
