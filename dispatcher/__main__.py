@@ -207,7 +207,10 @@ def _elsewhere(name: str, module: str) -> Command:
         """Look into the cluster as well; only in the platform's image or in a checkout."""
         raise DispatcherError(f"{name} needs {module}, which is in the platform's image and in a checkout")
 
-    return Command(run)
+    def any_words(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+    return Command(run, any_words)
 
 
 def main(argv: list[str] | None = None) -> int:

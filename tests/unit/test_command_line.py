@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,28 @@ def test_a_package_of_the_same_name_breaks_no_other_command(foreign: Path, words
     assert "not set up" in run("verify", first=foreign).stderr
 
 
+@pytest.mark.parametrize(
+    "words", [("verify",), ("verify", "no-option"), ("schedule", "list", "--json"), ("schedule",)]
+)
+def test_a_backend_alone_is_told_where_the_platforms_commands_are(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    shutil.copytree(ROOT / "dispatcher", tmp_path / "dispatcher")
+    done = subprocess.run(
+        [sys.executable, "-m", "dispatcher", *words],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"autolabs: {words[0]} needs ")
+    assert done.stderr.endswith(", which is in the platform's image and in a checkout\n")
+
+
 def test_the_help_says_of_verify_what_verify_says() -> None:
     # The short one is written down, so that nothing is imported for it.
     assert make_parser("").format_help() == make_parser().format_help()
-    assert "verify" in make_parser("").format_help()
+    assert {"verify", "schedule"} <= set(make_parser("").format_help().split())
