@@ -21,7 +21,11 @@ def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
     _check_pod_name(context, payload)
     # The row of a lab that never became usable goes on saying so; only its objects are to go.
     failed = context.record.task_id == overdue_task_id(lab_instance_id)
-    lab = context.labs.find(lab_instance_id) if failed else context.labs.request_stop(lab_instance_id)
+    lab = (
+        context.labs.find(lab_instance_id)
+        if failed
+        else context.labs.request_stop(lab_instance_id, asked_at=context.record.published_at)
+    )
     if lab is None:
         logger.warning("no such lab in the database", extra={"action": "delete_unknown_lab"})
     mark(context.record, "stop_requested")

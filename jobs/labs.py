@@ -194,8 +194,11 @@ class LabStore(Database):
 
         return self._end(record, change)
 
-    def request_stop(self, lab_instance_id: int) -> Lab | None:
-        """Set the tombstone, which no later create can pass, and return the lab."""
+    def request_stop(self, lab_instance_id: int, *, asked_at: datetime | None = None) -> Lab | None:
+        """Set the tombstone, which no later create can pass, and return the lab.
+
+        If the lab was lost after `asked_at` and started again, the lab in its place is stopped as well.
+        """
 
         def change(cursor: Cursor) -> Lab | None:
             cursor.execute(
@@ -203,7 +206,12 @@ class LabStore(Database):
                 " WHERE id = %s AND stop_requested_at IS NULL",
                 (lab_instance_id,),
             )
-            return _select(cursor, lab_instance_id)
+            lab = _select(cursor, lab_instance_id)
+            if lab and lab.status == "FAILED" and asked_at:
+                from jobs.restarts import stop_in_its_place
+
+                stop_in_its_place(cursor, lab_instance_id, asked_at)
+            return lab
 
         return self.transaction(change)
 

@@ -7,6 +7,7 @@ reused, so it is a lab of its own; `restart_of` is unique, so there is one at mo
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dispatcher import outbox, tasks
@@ -45,6 +46,16 @@ SELECT lab_id, student_id, expires_at, max_expires_at, id FROM lab_instances
  WHERE id = %s AND expires_at > now() + interval '{_LEAST}'
 ON CONFLICT (restart_of) DO NOTHING RETURNING id
 """  # noqa: S608  # a constant
+# Down the row of those that were started again; who asks to remove a lab that FAILED before means it alone.
+_STOP = """
+WITH RECURSIVE later (id) AS (
+ SELECT next.id FROM lab_instances AS next JOIN lab_instances AS lost ON lost.id = next.restart_of
+ WHERE lost.id = %s AND lost.failed_at >= %s
+ UNION ALL SELECT next.id FROM later JOIN lab_instances AS next ON next.restart_of = later.id)
+UPDATE lab_instances SET stop_requested_at = now(), updated_at = now()
+ WHERE id IN (SELECT id FROM later) AND status IN ('PENDING', 'RUNNING') AND stop_requested_at IS NULL
+RETURNING id
+"""
 _TELL = (
     "UPDATE lab_instances SET error_message = error_message || %s WHERE id = %s",
     "UPDATE lab_instances SET celery_task_id = %s WHERE id = %s",
@@ -64,6 +75,18 @@ def start_again(cursor: Cursor, record: TaskRunRecord, error: JobError, max_rest
         extra = {"action": "not_started_again", "lab_instance_id": lab}
         logger.info("lab %d is not started again: %s", lab, why, extra=extra)
         return None
+
+
+def stop_in_its_place(cursor: Cursor, lab_instance_id: int, asked_at: datetime) -> None:
+    """Ask for the stop of what was started in place of a lab that was lost after its own stop was asked for.
+
+    Their deletes are in the outbox then, which its sweep publishes.
+    """
+    cursor.execute(_STOP, (lab_instance_id, asked_at))
+    for (later,) in cursor.fetchall():
+        outbox.add_with_cursor(cursor, tasks.DeleteLabPod(lab_instance_id=later))
+        extra = {"action": "stopped_in_its_place", "lab_instance_id": later}
+        logger.info("lab %d, in place of lab %d, is stopped as well", later, lab_instance_id, extra=extra)
 
 
 class _Not(Exception):

@@ -189,6 +189,7 @@ def both(labs: BreakableLabs) -> dict[str, int] | None:
 
 
 def test_two_checks_at_once_and_a_delete_beside_them_end_each_lab_once(labs: BreakableLabs) -> None:
+    labs.set(restart_causes=["pod_gone"])
     lost, stopped = labs.start(2)
     for lab in (lost, stopped):
         labs.platform.namespace.kubectl("delete", "pod", labs.name(lab), "--grace-period=0", "--force")
@@ -199,6 +200,16 @@ def test_two_checks_at_once_and_a_delete_beside_them_end_each_lab_once(labs: Bre
     assert labs.cause(lost) == "pod_gone"
     assert sum(process.lines()[-1]["causes"].get("pod_gone", 0) for process in checks) in (1, 2)
     assert labs.statuses([stopped]) == ["STOPPED"], "a delete ends it, whether it was FAILED before or not"
+    (again,) = labs.platform.database.rows("SELECT * FROM lab_instances WHERE restart_of = %s", lost)
+    while again["status"] == "PENDING":
+        code, container = labs.platform.containers.run()
+        assert code == 0, container.log.read_text()
+        again = labs.platform.database.lab(again["id"])
+    assert (again["status"], again["expires_at"]) == (
+        "RUNNING",
+        labs.platform.database.lab(lost)["expires_at"],
+    )
+    assert labs.container(again["id"])["resources"]["limits"]["memory"] == "32Mi", "as it was asked for"
 
 
 def test_the_wrong_namespace_fails_nobody(labs: BreakableLabs) -> None:

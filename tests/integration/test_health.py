@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from dispatcher import topology
-from dispatcher.tasks import CREATE_LAB_POD, SCALE_LAB_RESOURCES
+from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.ledger import Ending
@@ -323,3 +324,21 @@ def test_a_resized_lab_is_started_again_with_its_last_resources(checking: Checki
     assert checking.check()["restarted"] == 1
     asked = json.loads(broker.take(topology.QUEUE_NORMAL).body)[1]
     assert asked["resources"] == {"memory": "768Mi"}
+
+
+@pytest.mark.parametrize(("asked", "status"), [("before", True), ("after", False)])
+def test_a_stop_that_was_asked_for_before_the_lab_was_lost_stops_the_one_in_its_place(
+    checking: Checking, asked: str, status: bool
+) -> None:
+    checking.set(restart_causes=["pod_gone"])
+    lost, _ = checking.labs(2)
+    before = datetime.now(timezone.utc)
+    checking.lose(lost)
+    assert checking.check()["restarted"] == 1
+    (again,) = restarted(checking, lost)
+    asked_at = before if asked == "before" else datetime.now(timezone.utc) + timedelta(seconds=5)
+    for _ in range(2):
+        checking.connections.labs.request_stop(lost, asked_at=asked_at)
+    assert (checking.database.lab(again["id"])["stop_requested_at"] is not None) is status
+    deletes = [(row["task_name"], row["lab_instance_id"]) for row in checking.outbox()]
+    assert deletes == ([(DELETE_LAB_POD, again["id"])] if status else [])
