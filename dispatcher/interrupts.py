@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as something to look at between two messages.
+"""Ctrl-C and SIGTERM as something to look at between two messages; asked twice, it ends at once.
 
 An exception in the middle of a call of pika leaves its connection in pieces: closing it may fail or hang, and
 what it holds goes back in another order.
@@ -11,10 +11,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic, sleep
 from types import FrameType
 
 from dispatcher.errors import DispatcherError
 
+#: Seconds for which what is half done may still be done.
+PATIENCE_S = 5.0
+_STEP_S = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -27,16 +31,34 @@ class Interrupted(DispatcherError):
 
 
 class Stop:
-    """Whether somebody asked to stop."""
+    """Whether somebody asked to stop; nobody does but within `stop_on_signals`."""
 
     def __init__(self) -> None:
         #: Of the signal.
         self.number: int | None = None
+        self._asked_at = 0.0
 
-    def check(self, message: str) -> None:
+    def ask(self, number: int) -> None:
+        """Note a signal."""
+        self.number, self._asked_at = number, monotonic()
+
+    def check(self, message: str = "interrupted") -> None:
         """Raise Interrupted with a sentence if somebody did."""
         if self.number is not None:
             raise Interrupted(self.number, message)
+
+    def check_on_the_way(self) -> None:
+        """Raise Interrupted if somebody did so long ago that what is half done stays so."""
+        if self.number is not None and monotonic() >= self._asked_at + PATIENCE_S:
+            self.check()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep. Raises Interrupted."""
+        deadline = monotonic() + seconds
+        while (left_s := deadline - monotonic()) > 0:
+            self.check()
+            sleep(min(_STEP_S, left_s))
+        self.check()
 
 
 @contextmanager
@@ -50,7 +72,7 @@ def stop_on_signals() -> Iterator[Stop]:
     def note(number: int, _frame: FrameType | None) -> None:
         if stop.number is not None:
             raise KeyboardInterrupt
-        stop.number = number
+        stop.ask(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -14,7 +14,7 @@ from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 
 if TYPE_CHECKING:
-    from jobs.verify.interruption import Interruption
+    from dispatcher.interrupts import Stop
     from jobs.verify.look import Findings, Sources
     from jobs.verify.report import Report
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     AMQP_URL, LAB_NAMESPACE, RABBITMQ_API_URL (to count what consumers hold), and KUBECONFIG, a file with
     inline data; without it KUBECONFIG_OBJECT in the bucket, or the container's ServiceAccount.
     """
-    from jobs.verify.interruption import Interrupted, Interruption
+    from dispatcher.interrupts import Interrupted, stop_on_signals
     from jobs.verify.look import CouldNotLook
 
     # Of what is away they tell in many lines, which end as one of ours.
@@ -52,11 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option) and not arguments.repair:
             print(f"autolabs: --{option.replace('_', '-')} changes nothing without --repair", file=sys.stderr)
     started = time.monotonic()
-    interruption = Interruption()
     try:
-        with interruption.listen():
-            report = _verify(arguments, started, interruption)
-    except Interrupted:
+        with stop_on_signals() as stop:
+            report = _verify(arguments, started, stop)
+    except (Interrupted, KeyboardInterrupt):
         print(
             "autolabs: interrupted; what was repaired is in the ledger, no message is lost", file=sys.stderr
         )
@@ -109,12 +108,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _verify(arguments: argparse.Namespace, started: float, interruption: Interruption) -> Report:
+def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report:
     from jobs.verify.differences import unneeded
     from jobs.verify.look import find_differences
     from jobs.verify.report import Report
 
-    sources = _sources(arguments, interruption)
+    sources = _sources(arguments, stop)
     try:
         findings = find_differences(
             sources,
@@ -179,7 +178,7 @@ def _read_only(sources: Sources) -> str | None:
         raise CouldNotLook(f"the database: {exc.evidence or exc}") from exc
 
 
-def _sources(arguments: argparse.Namespace, interruption: Interruption) -> Sources:
+def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
     """Return what to look at. Raises InvalidSettings, and CouldNotLook for a cluster without access."""
     from jobs.errors import JobError
     from jobs.labs import LabStore
@@ -205,7 +204,7 @@ def _sources(arguments: argparse.Namespace, interruption: Interruption) -> Sourc
         namespace,
         broker,
         management,
-        interruption,
+        stop,
         _looked_at(url, cluster.server, namespace, broker),
     )
 

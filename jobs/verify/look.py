@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from dispatcher import ladder, topology
+from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
 from dispatcher.terminal import many
 from jobs.cluster import ApiError, ApiUnavailable, Cluster
@@ -17,7 +18,6 @@ from jobs.errors import JobError
 from jobs.labs import LabStore
 from jobs.verify import management, objects, rows
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare, undecided
-from jobs.verify.interruption import Interruption
 from jobs.verify.inventory import Inventory, QueueLook
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.still import least_waiting
@@ -52,7 +52,7 @@ class Sources:
     broker: BrokerSettings | None
     #: RabbitMQ's management API, with user and password; None: it is not asked.
     management_url: str | None = field(default=None, repr=False)
-    interruption: Interruption = field(default_factory=Interruption)
+    stop: Stop = field(default_factory=Stop)
     #: For people: what it is -> where it is.
     looked_at: dict[str, str] = field(default_factory=dict)
     #: False: messages are only counted, since a walk turns each queue round.
@@ -95,7 +95,7 @@ def find_differences(
     held = sources.management_url is not None and Kind.REQUEST_LOST in kinds
     progress("something differs at first sight, looking again")
     del first, found  # the next look needs the room
-    sources.interruption.pause(max(settle_s, HELD_SETTLE_S) if held else settle_s)
+    sources.stop.pause(max(settle_s, HELD_SETTLE_S) if held else settle_s)
     queues = bool(kinds & _BY_MESSAGES)
     second = take_inventory(sources, grace_s=grace_s, queues=queues, progress=progress)
     stays = [one for one in compare(second, grace_s=grace_s) if one.identity in before]
@@ -120,7 +120,7 @@ def find_lost_requests(
     ledger. It takes QUIET_HEARTBEATS heartbeats. Raises CouldNotLook.
     """
     if sources.broker:
-        sources.interruption.pause(quiet_s(sources.broker))
+        sources.stop.pause(quiet_s(sources.broker))
     inventory = take_inventory(sources, grace_s=grace_s, queues=True, progress=progress)
     before = {one.identity for one in suspects}
     stays = [one for one in compare(inventory, grace_s=grace_s) if one.identity in before]
@@ -144,14 +144,14 @@ def take_inventory(
         if queues and sources.broker is not None:
             inventory.outbox = rows.outbox_tasks(sources.labs)
             if sources.walks:
-                with turn(sources.labs, sources.interruption, progress):
+                with turn(sources.labs, sources.stop, progress):
                     inventory.queues = _look_at_queues(sources, sources.broker, progress)
             else:
                 inventory.queues = _look_at_queues(sources, sources.broker, progress)
             if sources.management_url is not None:
                 unacked = management.unacked(sources.management_url, sources.broker, topology.BINDINGS)
                 inventory.queues.unacked = unacked
-        sources.interruption.check()
+        sources.stop.check()
         _look_at_objects(sources, inventory, progress)
         _read_rows(sources.labs, inventory, progress)
         if inventory.queues is not None:
@@ -172,7 +172,7 @@ def take_inventory(
 
 def _look_at_queues(sources: Sources, broker: BrokerSettings, progress: Progress) -> QueueLook:
     look = QueueLook()
-    queues = Queues(broker, interruption=sources.interruption)
+    queues = Queues(broker, stop=sources.stop)
     try:
         # Before the queues, because what leaves the ladder meanwhile is in them; and the ledger before the
         # ladder, because what it knows is still there a moment later.
@@ -180,12 +180,12 @@ def _look_at_queues(sources: Sources, broker: BrokerSettings, progress: Progress
             look.known_delays = rows.known_delays(sources.labs)
             look.delayed = queues.count(LADDER)
         if not sources.walks:
-            look.unread = least_waiting(queues, sources.interruption)
+            look.unread = least_waiting(queues, sources.stop)
         for queue in topology.BINDINGS if sources.walks else ():
             for message in queues.walk(queue, gap=look.gaps.append):
                 look.messages.append(message)
                 progress(many(len(look.messages), "message"))
-            sources.interruption.check()
+            sources.stop.check()
         look.dead_letters = queues.count([topology.DEAD_LETTER_QUEUE])
     finally:
         queues.close()
@@ -199,7 +199,7 @@ def _look_at_objects(sources: Sources, inventory: Inventory, progress: Progress)
             seen.add(item.uid)
             inventory.objects.append(item)
             progress(many(len(inventory.objects), "object"))
-    sources.interruption.check()
+    sources.stop.check()
     # A sync has the job's rights, which end at the namespace: elsewhere the list itself would be refused.
     asks = sources.walks and not inventory.objects
     if asks and not objects.namespace_exists(sources.cluster, sources.namespace):

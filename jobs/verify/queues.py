@@ -25,12 +25,12 @@ from dispatcher import topology
 from dispatcher.connection import answers_within, connect
 from dispatcher.dlq.pika_tables import tolerant_tables
 from dispatcher.errors import MalformedMessage, NotConfirmed, PublishError
+from dispatcher.interrupts import Stop
 from dispatcher.message import TaskMessage, decode, is_short_text
 from dispatcher.outgoing import Outgoing
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.verify.copies import Taken, make_copy, make_dead_letter
-from jobs.verify.interruption import Interruption
 from jobs.verify.inventory import Message
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class BrokerAway(Exception):
 class Queues:
     """Two connections to the broker: one takes and acknowledges, the other publishes."""
 
-    def __init__(self, settings: BrokerSettings, *, interruption: Interruption | None = None) -> None:
+    def __init__(self, settings: BrokerSettings, *, stop: Stop | None = None) -> None:
         """Connect. Raises BrokerAway."""
         self.publisher = Publisher(settings, name="autolabs-verify-publish")
-        self._interruption = interruption or Interruption()
+        self._stop = stop or Stop()
         try:
             self._connection = connect(settings, name="autolabs-verify")
             self._channel = self._connection.channel()
@@ -102,7 +102,7 @@ class Queues:
         """
         try:
             with tolerant_tables():
-                yield from _Walk(self, self._channel, queue, gap, discard, self._interruption).run()
+                yield from _Walk(self, self._channel, queue, gap, discard, self._stop).run()
         except AMQPError as exc:
             raise BrokerAway(repr(exc)) from exc
 
@@ -132,14 +132,14 @@ class _Walk:
         queue: str,
         gap: Callable[[str], None],
         discard: Callable[[Message], bool],
-        interruption: Interruption,
+        stop: Stop,
     ) -> None:
         self._queues = queues
         self._channel = channel
         self._queue = queue
         self._gap = gap
         self._discard = discard
-        self._interruption = interruption
+        self._stop = stop
         self._id = uuid.uuid4().hex
         self._priorities: set[int] = set()
         #: What nobody takes, and our own copy that came back: to be given back at the end, in this order.
@@ -153,7 +153,7 @@ class _Walk:
         self._queues.prove_publishing()
         most, goes_on = 1, True
         while left > 0 and goes_on and self._own is None:
-            self._interruption.check_on_the_way()
+            self._stop.check_on_the_way()
             taken = self._take(min(most, left))
             if not taken:
                 break

@@ -117,7 +117,7 @@ class Repairs:
         """
         by_broker: list[Difference] = []
         for one in sorted(differences, key=_urgency):
-            self._sources.interruption.check()
+            self._sources.stop.check()
             if one.repair in self._repairs:
                 yield one, *self._attempt(one)
             elif one.repair:
@@ -200,7 +200,7 @@ class Repairs:
         if self._sources.broker is None:
             return
         try:
-            queues = Queues(self._sources.broker, interruption=self._sources.interruption)
+            queues = Queues(self._sources.broker, stop=self._sources.stop)
         except BrokerAway as exc:
             yield from ((one, False, f"not repaired: {exc}") for one in differences)
             return
@@ -249,7 +249,7 @@ class Repairs:
             return True
 
         try:
-            with turn(self._sources.labs, self._sources.interruption):
+            with turn(self._sources.labs, self._sources.stop):
                 for _ in queues.walk(queue, gap=lambda _gap: None, discard=discard):
                     pass
         except (BrokerAway, Busy, JobError) as exc:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import monotonic
 
 from dispatcher import topology
-from jobs.verify.interruption import Interruption
+from dispatcher.interrupts import Stop
 from jobs.verify.queues import Queues
 
 #: Seconds for which a queue is looked at until nothing waits in it: containers take what comes at once.
@@ -17,7 +17,7 @@ LOOK_S = 2.0
 _POLL_S = 0.2
 
 
-def least_waiting(queues: Queues, interruption: Interruption) -> dict[str, int]:
+def least_waiting(queues: Queues, stop: Stop) -> dict[str, int]:
     """Return queue -> the fewest messages that waited there within a moment. Raises BrokerAway.
 
     The fewest will do: what was in none of the queues at its moment was not there before, since a message
@@ -31,4 +31,4 @@ def least_waiting(queues: Queues, interruption: Interruption) -> dict[str, int]:
                 least[queue] = min(queues.count([queue]), least.get(queue, 2**63))
         if not any(least.values()) or monotonic() >= deadline:
             return least
-        interruption.pause(_POLL_S)
+        stop.pause(_POLL_S)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
+from dispatcher.interrupts import Stop
 from jobs.database import Cursor
 from jobs.labs import LabStore
-from jobs.verify.interruption import Interruption
 
 #: Seconds to wait for another walk, which takes a few for thousands of messages.
 PATIENCE_S = 120.0
@@ -23,16 +23,14 @@ class Busy(Exception):
 
 
 @contextmanager
-def turn(
-    labs: LabStore, interruption: Interruption, progress: Callable[[str], None] = lambda _where: None
-) -> Iterator[None]:
+def turn(labs: LabStore, stop: Stop, progress: Callable[[str], None] = lambda _where: None) -> Iterator[None]:
     """Wait until nobody else walks, and keep others waiting. Raises Busy, Interrupted, JobError."""
     deadline = monotonic() + PATIENCE_S
     while not labs.transaction(lambda cursor: _ask(cursor, _TAKE)):
         if monotonic() >= deadline:
             raise Busy(f"somebody else has looked at them for {PATIENCE_S:g} s")
         progress("another verify looks at the queues, waiting")
-        interruption.pause(_POLL_S)
+        stop.pause(_POLL_S)
     try:
         yield
     finally:

@@ -118,7 +118,7 @@ class Own:
         for item in items:
             metadata = item["metadata"]
             if metadata["name"] in names:
-                pod = (metadata["labels"], metadata.get("deletionTimestamp"), item["spec"])
+                pod = (metadata.get("labels"), metadata.get("deletionTimestamp"), item["spec"])
                 touched = pod if item["kind"] == "Pod" else metadata["resourceVersion"]
                 found[f"{item['kind']}/{metadata['name']}"] = (metadata["uid"], touched)
         return found

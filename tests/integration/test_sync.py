@@ -363,7 +363,7 @@ def test_it_waits_for_four_heartbeats_before_a_request_is_lost(
     synced: Sync, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    pause = "jobs.verify.interruption.Interruption.pause"
+    pause = "dispatcher.interrupts.Stop.pause"
     monkeypatch.setattr(pause, lambda _self, seconds: pauses.append(seconds))
     database.add_lab()
     age(database)

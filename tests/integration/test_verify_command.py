@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 
 import pytest
 
+from dispatcher.interrupts import Stop
 from jobs.labs import LabStore
-from jobs.verify.interruption import Interruption
 from jobs.verify.rows import known_delays
 from jobs.verify.turn import turn
 from tests.support.fake_cluster import FakeCluster
@@ -57,7 +57,7 @@ def test_somebody_else_who_looks_is_waited_for(
     verify: Verify, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = LabStore(database.url, application_name="test-other")
-    with turn(other, Interruption()):
+    with turn(other, Stop()):
         monkeypatch.setattr("jobs.verify.turn.PATIENCE_S", 0.6)
         monkeypatch.setattr("jobs.verify_command.PROGRESS_S", 0.0)
         code, _, errors = verify.text(*quick())

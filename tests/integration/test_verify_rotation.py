@@ -15,11 +15,11 @@ import pika.data
 import pytest
 
 from dispatcher import topology
+from dispatcher.interrupts import Interrupted, stop_on_signals
 from dispatcher.message import encode
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.deliveries import EARLIER_DELIVERIES
-from jobs.verify.interruption import Interrupted, Interruption
 from jobs.verify.queues import BrokerAway, Queues
 from tests.support.container import ROOT, Containers
 from tests.support.factories import create_kwargs, make_task
@@ -183,24 +183,22 @@ def test_headers_that_cannot_be_read_stop_no_look(
 
 def test_an_interrupted_walk_goes_round_first(broker: Broker, publisher: Publisher) -> None:
     ids = publish(publisher, 120)
-    interruption = Interruption()
-    with interruption.listen(), opened(broker, interruption=interruption) as queues:
+    with stop_on_signals() as stop, opened(broker, stop=stop) as queues:
         messages = queues.walk(NORMAL, gap=print)
         next(messages)
         os.kill(os.getpid(), signal.SIGINT)
         list(messages)
         with pytest.raises(Interrupted):
-            interruption.check()
+            stop.check()
     assert [one.headers["id"] for one in drain(broker)] == ids
 
 
 def test_a_long_walk_is_interrupted_between_two_batches(
     broker: Broker, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.verify.interruption.TURN_S", 0.0)
+    monkeypatch.setattr("dispatcher.interrupts.PATIENCE_S", 0.0)
     publish(publisher, 120)
-    interruption = Interruption()
-    with interruption.listen(), opened(broker, interruption=interruption) as queues:
+    with stop_on_signals() as stop, opened(broker, stop=stop) as queues:
         messages = queues.walk(NORMAL, gap=print)
         next(messages)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -16,13 +16,13 @@ import jobs.cluster
 import jobs.database
 import jobs.verify.access
 import jobs.verify.look
+from dispatcher.interrupts import Stop
 from jobs import verify_command
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
 from jobs.lab_objects import collections
 from jobs.naming import lab_labels
 from jobs.verify.differences import Difference
-from jobs.verify.interruption import Interruption
 from jobs.verify.repairs import Repairs
 from tests.support.fake_cluster import READY, FakeCluster
 from tests.support.http_server import ScriptedServer
@@ -156,7 +156,7 @@ def verify(
 def between_looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     """What happens between the looks, instead of a pause."""
     actions: list[Callable[[], object]] = []
-    monkeypatch.setattr(Interruption, "pause", lambda _self, _seconds: [act() for act in actions])
+    monkeypatch.setattr(Stop, "pause", lambda _self, _seconds: [act() for act in actions])
     return actions
 
 
