@@ -135,8 +135,8 @@ class Cluster:
     def patch(self, path: str, change: Manifest, *, strategic: bool = False) -> Manifest:
         """Merge a change into an object, lists by key if `strategic`.
 
-        A uid and resourceVersion in its metadata are preconditions: another object, or a newer version of it,
-        is answered by 409.
+        A resourceVersion in its metadata is a precondition: a newer version, or another object, is answered
+        by 409; so is a uid, by 422.
         """
         kind = "strategic-merge-patch" if strategic else "merge-patch"
         query = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})

@@ -134,7 +134,7 @@ class LabObjects:
         except ApiError as exc:
             if exc.status == 404:
                 raise LabGone from exc
-            if exc.status == 409:
+            if exc.status == 409 or (exc.status == 422 and "metadata.uid:" in exc.message):
                 raise PodChanged from exc
             raise classification.api_failure(exc) from exc
         except ApiUnavailable as exc:

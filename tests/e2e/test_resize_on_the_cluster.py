@@ -205,7 +205,7 @@ def test_the_command_line_says_what_became_of_it(
     assert command_line(lab, monkeypatch, "--memory", "1Gi") == 0
     assert "the lab has cpu 1, memory 1Gi already" in capsys.readouterr().out
     assert main(["lab", "resize", str(lab.lab)]) == 1
-    assert "new_resources is empty" in capsys.readouterr().err
+    assert "new_resources: is empty" in capsys.readouterr().err
     assert command_line(lab, monkeypatch, "--cpu", "750m", "--no-wait") == 0
     assert capsys.readouterr().out.startswith("task ")
     eventually_equal(lambda: lab.cgroup()[0], 0.75)

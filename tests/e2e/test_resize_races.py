@@ -230,7 +230,8 @@ def test_a_lab_that_is_stopped_while_it_changes_is_stopped(platform: OwnPlatform
     lab.stop()
     assert container.wait(60) == 0
     run = lab.runs(task_id)[-1]
-    assert (run["outcome"], run["details"]["result"]["status"]) == ("noop", "STOPPED")
+    assert (run["outcome"], run["details"]["result"]["why"]) == ("noop", "it was stopped")
+    assert lab.status == "STOPPED"
     late = lab.resize(cpu="1")
     assert (late["outcome"], late["details"]["result"]["why"]) == ("noop", "it does not run")
     wait_until_all_agree(platform)
