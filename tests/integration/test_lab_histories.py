@@ -12,6 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -23,13 +24,17 @@ import jobs.create_lab
 import jobs.failed_task
 import jobs.lab_objects
 import jobs.lab_settings
+import jobs.life_settings
 import jobs.manifests
+import jobs.periodic.cleanup
 from jobs import naming, steps
 from jobs.configs import DEFAULTS
 from jobs.consumer import Verdict
 from jobs.lab_objects import LabObjects
 from jobs.labs import Lab, LabStore, lab_result
 from jobs.ledger import Ending
+from jobs.life_settings import LifeSettings
+from jobs.periodic.due import Reason
 from jobs.templates import parse_documents
 from tests.support import histories as histories_module
 from tests.support.histories import Violation, World
@@ -59,6 +64,10 @@ KINDS = [
     "cancelled while it runs",
     "a lab is over its time",
     "a stop is asked for again",
+    "a lab is extended",
+    "an extension that is refused",
+    "an extension while a cleanup is at it",
+    "killed before it relays",
     "a Pod is removed by somebody",
     "a Pod is evicted",
     "the template changes",
@@ -98,7 +107,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Answers of labs' Services are not what this is about, and thousands of log lines neither."""
     monkeypatch.setattr(jobs.create_lab, "wait_answers", lambda _host, _port: True)
     # Half the time of a history would go into reading the same templates.
-    for module in (jobs.manifests, jobs.lab_settings):
+    for module in (jobs.manifests, jobs.lab_settings, jobs.life_settings):
         monkeypatch.setattr(module, "parse_documents", lru_cache(parse_documents))
     logging.disable(logging.CRITICAL)
     yield
@@ -172,6 +181,14 @@ def settled_unread(_connections: object, _delivery: object, _details: object) ->
     return Verdict.SETTLED
 
 
+def without_another_look(
+    cursor: Any, _settings: LifeSettings, ids: list[int]
+) -> list[tuple[int, str | None, datetime | None, Reason]]:
+    """The flaw: a cleanup that ends what it found before, whatever happened meanwhile."""
+    cursor.execute("SELECT id, k8s_pod_name FROM lab_instances WHERE id = ANY(%s) FOR UPDATE", (ids,))
+    return [(lab, pod, None, Reason.EXPIRED) for lab, pod in cursor.fetchall()]
+
+
 FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "RUNNING without compare-and-set": lambda patch: patch.setattr(
         LabStore, "mark_running", running_whatever_happened
@@ -193,6 +210,9 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "labels of any lab": lambda patch: patch.setattr(
         naming, "lab_selector", lambda _lab: f"app.kubernetes.io/managed-by={naming.MANAGED_BY}"
+    ),
+    "a cleanup does not look again": lambda patch: patch.setattr(
+        jobs.periodic.cleanup, "lock_due", without_another_look
     ),
     "acknowledged unread": lambda patch: patch.setattr(histories_module, "run_task", settled_unread),
     "a retry that is not published": lambda patch: patch.setattr(

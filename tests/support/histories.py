@@ -35,6 +35,7 @@ OTHER = "registry.gitlab.com/autolabs/labs/other:1.0.0"
 NEWER = "registry.gitlab.com/autolabs/labs/demo:2.0.0"
 BROKEN = "registry.gitlab.com/autolabs/labs/demo:broken"
 
+CLEANUP = CLEANUP_TIMEOUT_LABS.rpartition(".")[2]
 _FORWARD = {
     "PENDING": {"RUNNING", "FAILED", "STOPPED"},
     "RUNNING": {"STOPPED"},
@@ -61,6 +62,8 @@ class LabView:
     images: set[str] = field(default_factory=set)
     #: Somebody took its Pod away: what was Ready may be gone.
     meddled: bool = False
+    #: Its student was told of an end that has not come yet.
+    extended: bool = False
     #: A create under the same names, but of another image or template, replaced the Pod of another one.
     replaced: bool = False
 
@@ -142,6 +145,11 @@ class World:
         #: The database changed since the last look.
         self.changed = True
         self._scheduler = getcurrent()
+        #: A cleanup was asked for, and may leave deletes in the outbox.
+        self.cleaned = False
+        #: It is a cleanup that goes on.
+        self._moved_cleanup = False
+        bench.rows("DELETE FROM task_outbox")
         self._foreign = self._add_foreign()
         for slot in bench.stores:
             slot.world = self
@@ -220,10 +228,14 @@ class World:
             self.seen["create after the lab's end"] += 1
 
     def resume(self, actor: Actor) -> None:
+        self._moved_cleanup = actor.name == CLEANUP
         actor.resume()
         self.check()
+        self._moved_cleanup = False
 
     def kill(self, actor: Actor) -> None:
+        if actor.at == "relaying":
+            self.seen["killed before it relays"] += 1
         committed = {"running", "stopped"} & {*actor.steps} or actor.at == "settling"
         self.seen["killed after the commit" if committed else "killed before the commit"] += 1
         actor.kill()
@@ -260,6 +272,7 @@ class World:
         self.broker.request(make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}))
 
     def clean_up(self) -> None:
+        self.cleaned = True
         self.broker.request(make_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}))
 
     def cancel(self, message: Message) -> None:
@@ -290,6 +303,8 @@ class World:
             raise Violation(f"lab {lab} went from {was.status} to {now.status}")
         if was.stop_requested and not now.stop_requested:
             raise Violation(f"the stop of lab {lab} was forgotten")
+        if now.stop_requested and not was.stop_requested and was.extended and self._moved_cleanup:
+            raise Violation(f"lab {lab} was ended by a cleanup, although it was extended")
         if now.status == "RUNNING" != was.status:
             if was.stop_requested:
                 raise Violation(f"lab {lab} became RUNNING after its stop was requested")

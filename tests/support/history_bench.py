@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
+from sqlalchemy import Engine
 
+from dispatcher.engine import make_engine
 from dispatcher.results import ResultStore
 from jobs.failures import Failure
 from jobs.labs import LabStore
@@ -63,17 +65,20 @@ class Bench:
     database_url: str
     templates: dict[str, bytes]
     looking: Any = field(init=False)
+    engine: Engine = field(init=False)
     results: ResultStore = field(init=False)
     stores: list[PausingLabStore] = field(init=False)
 
     def __post_init__(self) -> None:
         self.looking = psycopg2.connect(self.database_url)
         self.looking.autocommit = True
+        self.engine = make_engine(self.database_url, application_name="histories")
         self.results = ResultStore(self.database_url)
         self.stores = [PausingLabStore(self.database_url, application_name="histories") for _ in range(SLOTS)]
 
     def close(self) -> None:
         self.results.close()
+        self.engine.dispose()
         self.looking.close()
         for store in self.stores:
             store.close()

@@ -8,8 +8,10 @@ from functools import partial
 
 import pika
 
-from dispatcher import topology
-from tests.support.histories import BROKEN, GOOD, NEWER, OTHER, Actor, Violation, World
+from dispatcher import lab_time, topology
+from dispatcher.errors import NotExtended
+from dispatcher.outbox_relay import relay_once
+from tests.support.histories import BROKEN, CLEANUP, GOOD, NEWER, OTHER, Actor, Violation, World
 from tests.support.simulated_broker import Message
 from tests.support.simulated_cluster import (
     API_AWAY,
@@ -76,7 +78,11 @@ class Requests:
                     partial(world.create, lab, image),
                 )
             if view.status == "RUNNING" and not view.stop_requested:
-                yield self._move(2, f"expire {lab}", partial(self._expire, lab))
+                yield self._move(4, f"expire {lab}", partial(self._expire, lab))
+            if view.status == "RUNNING":
+                # The moment that matters is short.
+                racing = any(actor.name == CLEANUP for actor in world.actors)
+                yield Move(12 if racing else 2, f"extend {lab}", partial(extend, world, lab))
             if view.stop_requested and view.status in ("PENDING", "RUNNING"):
                 yield self._move(2, f"overdue {lab}", partial(make_overdue, world, lab))
         messages = [*world.broker.ready, *(actor.message for actor in world.actors)]
@@ -93,6 +99,7 @@ class Requests:
 
     def _expire(self, lab: int) -> None:
         self._world.seen["a lab is over its time"] += 1
+        self._world.labs[lab].extended = False
         statement = "UPDATE lab_instances SET expires_at = now() - interval '1 minute' WHERE id = %s"
         self._world.bench.rows(statement, lab)
         self._world.clean_up()
@@ -106,6 +113,26 @@ class Requests:
         message = Message(b"\x80\x04poison", pika.BasicProperties(), "lab.create", topology.QUEUE_NORMAL)
         self._world.seen["poison"] += 1
         self._world.broker.ready.append(message)
+
+
+def extend(world: World, lab: int) -> None:
+    """Ask for half an hour more, as a student does."""
+    if any(actor.name == CLEANUP for actor in world.actors):
+        world.seen["an extension while a cleanup is at it"] += 1
+    try:
+        with world.bench.engine.begin() as connection:
+            lab_time.extend(connection, lab, 30)
+    except NotExtended:
+        world.seen["an extension that is refused"] += 1
+    else:
+        world.seen["a lab is extended"] += 1
+        world.labs[lab].extended = True
+
+
+def sweep_outbox(world: World) -> None:
+    """Do what the CronJob of the outbox does each minute."""
+    world.bench.rows("UPDATE task_outbox SET next_attempt_at = now()")
+    relay_once(world.bench.engine, world.broker)
 
 
 def make_overdue(world: World, lab: int) -> None:
@@ -129,6 +156,8 @@ def _of_broker(world: World) -> Iterator[Move]:
             yield Move(1, "worn", partial(_wear_out, message))
     if broker.delayed:
         yield Move(4, "release", broker.release)
+    if world.cleaned:
+        yield Move(1, "sweep", partial(sweep_outbox, world))
 
 
 def _wear_out(message: Message) -> None:
@@ -234,6 +263,8 @@ def come_to_rest(world: World) -> None:
     world.cluster.next_error, world.database_fault = None, ""
     world.broker.next_fault = ""
     for _ in range(3):
+        _settle(world)
+        sweep_outbox(world)
         _settle(world)
         # What the CronJob of the cleanup does sooner or later.
         overdue = [

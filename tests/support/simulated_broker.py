@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pika
 
 from dispatcher import ladder, topology
-from dispatcher.errors import NotConfirmed
+from dispatcher.errors import NotConfirmed, PublishError
 from dispatcher.message import TaskMessage, decode, encode
 from dispatcher.tasks import routing_key
 
@@ -44,6 +45,21 @@ class SimulatedBroker:
     def publish_task(self, task: TaskMessage, *, timeout_s: float | None = None) -> None:
         body, properties = encode(task)
         self.publish(topology.TASKS_EXCHANGE, routing_key(task.name), body, properties)
+
+    def publish_tasks(
+        self, messages: Sequence[TaskMessage], *, timeout_s: float | None = None
+    ) -> list[PublishError | None]:
+        return [self._error_of(task) for task in messages]
+
+    def _error_of(self, task: TaskMessage) -> PublishError | None:
+        try:
+            self.publish_task(task)
+        except PublishError as exc:
+            return exc
+        return None
+
+    def close(self) -> None:
+        pass
 
     def publish(
         self, exchange: str, key: str, body: bytes, properties: dict[str, Any], **_options: object
