@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cronjobs import schedule_options as options
 from dispatcher.errors import DispatcherError
-from dispatcher.image_names import pinned_image
-from dispatcher.terminal import many, natural, printable, table
+from dispatcher.terminal import many, printable, table
 
 if TYPE_CHECKING:
     from cronjobs.cluster import Change, CronJobs
@@ -82,7 +82,7 @@ def set_values(arguments: argparse.Namespace) -> int:
     """
     from cronjobs.stored import with_changes
 
-    changes = {key: value for key in _SETTABLE if (value := getattr(arguments, key)) is not None}
+    changes = {key: value for key in options.SETTABLE if (value := getattr(arguments, key)) is not None}
     bucket = _bucket()
     with _told():
         return _store_and_apply(
@@ -120,8 +120,8 @@ def run_now(arguments: argparse.Namespace) -> int:
 
     with _told():
         cron_jobs = _cron_jobs(arguments)
-        options = [f"--{name.replace('_', '-')}" for name in ("dry_run", "force") if getattr(arguments, name)]
-        job = start(cron_jobs, arguments.name, options)
+        words = [f"--{name.replace('_', '-')}" for name in ("dry_run", "force") if getattr(arguments, name)]
+        job = start(cron_jobs, arguments.name, words)
         where = f"kubectl logs --follow job/{job} --namespace {cron_jobs.namespace}"
         print(f"Job {job} is made; its log: {where}", file=sys.stderr)
         if arguments.no_follow:
@@ -282,92 +282,17 @@ def _told() -> Iterator[None]:
         yield
 
 
-def _list_options(parser: argparse.ArgumentParser) -> None:
-    _add_namespace(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON array")
-
-
-def _show_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="one entry, and when it runs next")
-
-
-def _apply_options(parser: argparse.ArgumentParser) -> None:
-    _add_change(parser)
-    parser.add_argument("--file", metavar="FILE", help="store this document first; - is standard input")
-
-
-def _set_options(parser: argparse.ArgumentParser) -> None:
-    _add_name(parser)
-    _add_change(parser)
-    parser.add_argument("--schedule", metavar="CRON", help='five cron fields, "*/10 * * * *", or @hourly')
-    parser.add_argument("--time-zone", metavar="NAME", help="such as Europe/Moscow")
-    parser.add_argument("--concurrency", metavar="POLICY", help="Forbid, Allow or Replace")
-    for key in ("starting_deadline_s", "deadline_s"):
-        option = f"--{key.removesuffix('_s').replace('_', '-')}"
-        parser.add_argument(option, dest=key, type=natural, metavar="SECONDS", help=_SETTABLE[key])
-
-
-def _suspend_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="*", metavar="NAME", help="names of `schedule list`")
-    parser.add_argument("--all", action="store_true", help="every schedule")
-    _add_change(parser)
-
-
-def _run_now_options(parser: argparse.ArgumentParser) -> None:
-    _add_name(parser)
-    _add_namespace(parser)
-    parser.add_argument("--dry-run", action="store_true", help="the task only says what it would do")
-    parser.add_argument("--force", action="store_true", help="the task does it however many labs it is")
-    parser.add_argument("--no-follow", action="store_true", help="do not wait for it")
-
-
-def _history_options(parser: argparse.ArgumentParser) -> None:
-    _add_name(parser)
-    _add_namespace(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON array")
-    parser.add_argument(
-        "--limit", type=natural, default=20, metavar="N", help="show at most N runs (default: 20)"
-    )
-
-
-def _add_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a name of `schedule list`")
-
-
-def _add_namespace(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--namespace", default="platform", metavar="NAME", help="of the CronJobs (default: platform)"
-    )
-
-
-def _add_change(parser: argparse.ArgumentParser) -> None:
-    _add_namespace(parser)
-    parser.add_argument("--dry-run", action="store_true", help="only print what would change")
-    parser.add_argument(
-        "--image", type=pinned_image, metavar="IMAGE", help="of the containers (default: as it is)"
-    )
-
-
-#: Key of an entry that `set` can change, and what it is.
-_SETTABLE = {
-    "schedule": "when it runs",
-    "time_zone": "of the tz database",
-    "concurrency": "whether runs overlap",
-    "starting_deadline_s": "by which a run may begin late",
-    "deadline_s": "that a run may take",
-}
-
 #: Verb -> what it runs, and its options.
 VERBS: dict[
     str,
     tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]],
 ] = {
-    "list": (show_all, _list_options),
-    "show": (show, _show_options),
-    "apply": (apply, _apply_options),
-    "set": (set_values, _set_options),
-    "suspend": (suspend, _suspend_options),
-    "resume": (resume, _suspend_options),
-    "run-now": (run_now, _run_now_options),
-    "history": (history, _history_options),
+    "list": (show_all, options.list_options),
+    "show": (show, options.show_options),
+    "apply": (apply, options.apply_options),
+    "set": (set_values, options.set_options),
+    "suspend": (suspend, options.suspend_options),
+    "resume": (resume, options.suspend_options),
+    "run-now": (run_now, options.run_now_options),
+    "history": (history, options.history_options),
 }
