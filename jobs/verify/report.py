@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from dispatcher.terminal import many
+from dispatcher.terminal import many, table
 from jobs.verify.differences import Difference
 from jobs.verify.inventory import Inventory
 
@@ -138,14 +138,9 @@ def _table(
     for at, one in enumerate(differences):
         would = one.repair.value if one.repair else "do nothing: a person has to look"
         _, done = (repaired or {}).get(at, (False, would))
-        # Labels and messages are anybody's: a control character must not reach the terminal.
-        row = (str(one.lab or "-"), f"{one.object}: {one.seen}", _since(one.since, now), done)
-        cells.append(tuple(text if text.isprintable() else repr(text) for text in row))
-    widths = [max(len(row[column]) for row in cells) for column in range(3)]
-    return [
-        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]])
-        for row in cells
-    ]
+        cells.append((str(one.lab or "-"), f"{one.object}: {one.seen}", _since(one.since, now), done))
+    # Labels and messages are anybody's: it lets no control character reach the terminal.
+    return table(cells).splitlines()
 
 
 def _since(moment: datetime | None, now: datetime) -> str:
