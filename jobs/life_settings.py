@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
-from jobs.templates import parse_documents, template_error
+from jobs.templates import parse_mapping, template_error
 
 #: Causes of jobs.failures for which a lab can be started again: what took its Pod away was not the lab.
 RESTARTABLE = ("pod_gone", "pod_evicted", "node_away")
@@ -65,7 +65,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def parse_life_settings(name: str, content: bytes) -> LifeSettings:
     """Return the settings, or raise JobError naming the key that is wrong."""
-    document = parse_documents(name, content)[0]
+    document = parse_mapping(name, content)
     known = [f.name for f in fields(LifeSettings)]
     if unknown := sorted(map(str, set(document) - set(known))):
         raise template_error(name, f"has unknown {', '.join(unknown)}; allowed are {', '.join(known)}")

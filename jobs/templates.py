@@ -21,13 +21,27 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def parse_documents(name: str, content: bytes) -> list[dict[str, Any]]:
     """Return the YAML documents of a template. Raises JobError if it does not parse."""
-    try:
-        documents = [document for document in yaml.load_all(content, Loader=_Loader) if document]
-    except yaml.YAMLError as exc:
-        raise template_error(name, f"is not YAML: {exc}") from exc
+    documents = _load(name, content)
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise template_error(name, "must hold Kubernetes objects")
     return documents
+
+
+def parse_mapping(name: str, content: bytes) -> dict[str, Any]:
+    """Return the names and values of settings, none if all is left out. Raises JobError as above."""
+    documents = _load(name, content)
+    if not documents:
+        return {}
+    if len(documents) > 1 or not isinstance(documents[0], dict):
+        raise template_error(name, "must hold names with values, in one document")
+    return documents[0]
+
+
+def _load(name: str, content: bytes) -> list[Any]:
+    try:
+        return [document for document in yaml.load_all(content, Loader=_Loader) if document]
+    except yaml.YAMLError as exc:
+        raise template_error(name, f"is not YAML: {exc}") from exc
 
 
 def fill(name: str, tree: Any, values: Mapping[str, str]) -> Any:

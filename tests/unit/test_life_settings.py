@@ -52,3 +52,11 @@ def test_all_wrong_settings_are_named_at_once() -> None:
 
 def test_what_is_left_out_has_its_default() -> None:
     assert parse_life_settings(LIFE_SETTINGS, b"warn_minutes: []\n") == LifeSettings(warn_minutes=[])
+    for nothing in (b"", b"{}", b"# all of it\n"):
+        assert parse_life_settings(LIFE_SETTINGS, nothing) == LifeSettings()
+
+
+@pytest.mark.parametrize("content", [b"- 1\n", b"a: 1\n---\nb: 2\n", b"text", b"a: [\n", b"\xff\xfe\x00"])
+def test_what_is_no_mapping_is_refused(content: bytes) -> None:
+    with pytest.raises(JobError):
+        parse_life_settings(LIFE_SETTINGS, content)
