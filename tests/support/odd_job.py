@@ -40,5 +40,5 @@ if __name__ == "__main__":
     if os.environ["TEST_ODDITY"] == "bug":
         steps.observers.append(_break)
     else:
-        cluster.Cluster.apply = _apply_after_rival  # type: ignore[method-assign]  # a test's own fault
+        cluster.Cluster.apply = _apply_after_rival  # type: ignore[method-assign,assignment]  # a test's own fault
     runpy.run_module("jobs", run_name="__main__", alter_sys=True)
