@@ -15,13 +15,12 @@ def upgrade() -> None:
 
     A lab that is there already may be extended until eight hours from now: a default by row would rewrite
     the table. The index of the ledger keeps those waiting who write into it while it is built; where that is
-    too long, make it before the upgrade, CONCURRENTLY and under this name.
+    too long, make it before the upgrade, CONCURRENTLY and under this name. The labs come last: nobody reads
+    them from there to the commit.
     """
     op.execute("""
-        ALTER TABLE lab_instances
-            ADD COLUMN max_expires_at timestamptz NOT NULL DEFAULT now() + interval '8 hours',
-            ADD COLUMN restart_of bigint,
-            ADD CONSTRAINT lab_instances_restart_of_key UNIQUE (restart_of)
+        CREATE INDEX IF NOT EXISTS task_ledger_task_name_id_idx ON task_ledger (task_name, id)
+        WHERE lab_instance_id IS NULL
     """)
     op.execute("""
         ALTER TABLE notifications
@@ -39,6 +38,8 @@ def upgrade() -> None:
         ON notifications (coalesce(lab_instance_id, 0), cause, coalesce(occasion, '-infinity'))
     """)
     op.execute("""
-        CREATE INDEX IF NOT EXISTS task_ledger_task_name_id_idx ON task_ledger (task_name, id)
-        WHERE lab_instance_id IS NULL
+        ALTER TABLE lab_instances
+            ADD COLUMN max_expires_at timestamptz NOT NULL DEFAULT now() + interval '8 hours',
+            ADD COLUMN restart_of bigint,
+            ADD CONSTRAINT lab_instances_restart_of_key UNIQUE (restart_of)
     """)
