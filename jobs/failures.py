@@ -231,8 +231,8 @@ class Failure(enum.Enum):
     # The cleanup.
     NEVER_STARTED = _Row(
         _ROOM, False, _ADMIN,
-        "This lab could not be started within {minutes} minutes. Please start it again; the administrator must"
-        " look at why.",
+        "This lab could not be started within {minutes} minutes. Please start it again; the administrator"
+        " must look at why.",
     )  # fmt: skip
     CLOCKS_DIFFER = _Row(
         _INVALID, False, _ADMIN,
