@@ -120,11 +120,16 @@ def remove_left_over(api: BulkApi) -> None:
 
 
 def _remove(api: BulkApi, names: list[str]) -> None:
+    if not names:
+        return
+    # One walk for all nodes: after ten thousand deletions each takes etcd seconds.
+    bound = {
+        (pod["metadata"]["namespace"], pod["spec"].get("nodeName", "")) for pod in api.items("/api/v1/pods")
+    }
+    for namespace, node in sorted(bound):
+        if node in names:
+            api.delete_all(f"/api/v1/namespaces/{namespace}/pods", fieldSelector=f"spec.nodeName={node}")
     for name in names:
-        bound = {"fieldSelector": f"spec.nodeName={name}"}
-        namespaces = {pod["metadata"]["namespace"] for pod in api.items("/api/v1/pods", **bound)}
-        for namespace in namespaces:
-            api.delete_all(f"/api/v1/namespaces/{namespace}/pods", **bound)
         api.call("DELETE", f"{NODES}/{name}")
         # The garbage collector would, later.
         api.call("DELETE", f"{_LEASES}/{name}")
