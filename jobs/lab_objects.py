@@ -15,6 +15,7 @@ from jobs import classification, naming, steps
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
 from jobs.failures import Failure
 from jobs.manifests import LabManifests
+from jobs.naming import Whose
 
 logger = logging.getLogger(__name__)
 
@@ -153,11 +154,16 @@ class LabObjects:
         self._delete_all(found, grace_s)
         return found
 
-    def delete_labs(self, lab_instance_ids: Collection[int]) -> int:
-        """Start the deletion of all objects of these labs, Pods at once; return how many they are."""
-        found = self.find(*lab_instance_ids) if lab_instance_ids else []
-        self._delete_all(found, 0)
-        return len(found)
+    def delete_labs(self, labs: Collection[Whose]) -> int:
+        """Start the deletion of all objects of these labs, Pods at once; return how many they are.
+
+        What has the id of a lab, and is labelled as another lab's or student's, may be another platform's.
+        """
+        by_id = {str(whose.lab_instance_id): whose for whose in labs}
+        found = self.find(*(whose.lab_instance_id for whose in labs)) if labs else []
+        ours = [item for item in found if naming.belongs_to(item, by_id[naming.lab_of(item) or ""])]
+        self._delete_all(ours, 0)
+        return len(ours)
 
     def wait_gone(self, objects: list[Manifest], *, timeout_s: float = GONE_TIMEOUT_S) -> None:
         """Wait until these objects are gone. Raises TransientError when they are not in time."""

@@ -15,6 +15,7 @@ from jobs.errors import JobError
 from jobs.lab_objects import LabObjects
 from jobs.labs import LabStore
 from jobs.ledger import TaskRunRecord
+from jobs.naming import Whose
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def fail_lost_lab(
     record: TaskRunRecord,
     error: JobError,
     *,
+    whose: Whose,
     status: str,
     pod_name: str | None,
     as_of: datetime,
@@ -42,26 +44,23 @@ def fail_lost_lab(
 ) -> Lost | None:
     """Make the lab of a record FAILED and delete its objects; None: something happened to it since `as_of`.
 
-    `status` and `pod_name` are those of the row as it was read then. Another lab is started in its place if
-    fewer than `max_restarts` were in a row: its create is in the outbox. Raises JobError when the database
-    does not take it.
+    `whose`, `status` and `pod_name` are those of the row as it was read then. Another lab is started in its
+    place if fewer than `max_restarts` were in a row: its create is in the outbox. Raises JobError when the
+    database does not take it.
     """
-    lab = record.lab_instance_id
-    if lab is None:
-        raise ValueError("the record names no lab")
     if not labs.mark_lost(
         record, error, status=status, pod_name=pod_name, as_of=as_of, max_restarts=max_restarts
     ):
         return None
-    return delete_lost(objects, [lab])
+    return delete_lost(objects, [whose])
 
 
-def delete_lost(objects: LabObjects, labs: Collection[int]) -> Lost:
+def delete_lost(objects: LabObjects, labs: Collection[Whose]) -> Lost:
     """Delete the objects of labs that were made FAILED; what is left of them the next sync deletes."""
     try:
         return Lost(objects.delete_labs(labs))
     except JobError as exc:
         told = exc.evidence or str(exc)
-        extra = {"action": "objects_left", "labs": [*labs]}
+        extra = {"action": "objects_left", "labs": [whose.lab_instance_id for whose in labs]}
         logger.warning("objects of FAILED labs are left: %s", told, extra=extra)
         return Lost(0, told)

@@ -7,10 +7,19 @@ same for every attempt; ids are never reused, so neither are names.
 from __future__ import annotations
 
 import re
+from typing import Any, NamedTuple
 
 MANAGED_BY = "autolabs-jobs"
 SPEC_HASH = "autolabs.io/spec-hash"
 _MAX_NAME = 63  # https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
+
+
+class Whose(NamedTuple):
+    """Whose an object is, by three labels: as ids begin at 1 everywhere, one of them proves nothing."""
+
+    lab_instance_id: int
+    lab_id: int
+    student_id: int
 
 
 def image_base_name(image: str) -> str:
@@ -57,3 +66,11 @@ def lab_of(manifest: dict[str, object]) -> str | None:
 def belongs_to_lab(manifest: dict[str, object], lab_instance_id: int) -> bool:
     """Tell whether an object carries our labels of this lab."""
     return lab_of(manifest) == str(lab_instance_id)
+
+
+def belongs_to(manifest: dict[str, Any], whose: Whose) -> bool:
+    """Tell whether an object carries our labels of this lab instance, lab and student."""
+    if lab_of(manifest) is None:
+        return False
+    labels = manifest["metadata"]["labels"]
+    return all(labels.get(name) == str(value) for name, value in whose._asdict().items())

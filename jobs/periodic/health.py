@@ -25,7 +25,7 @@ from jobs.failures import Failure
 from jobs.lab_objects import collections
 from jobs.ledger import TaskRunRecord
 from jobs.lost_lab import delete_lost
-from jobs.naming import belongs_to_lab
+from jobs.naming import belongs_to
 from jobs.notifications import News, add_news
 from jobs.periodic.pod_verdict import State, judge
 from jobs.periodic.running_labs import Look, Suspect, look_at_running_labs, refusal
@@ -79,7 +79,7 @@ class _HealthCheck:
         looked_s = round(time.monotonic() - self._began, 3)
         why = refusal(look, self._settings, right_place=self._is_right_place(look))
         for row in look.strange:
-            self._leave(row, "its Pod is labelled as another lab's or student's")
+            self._leave(row, "a Pod of its id is labelled as another lab's or student's")
         if dry_run:
             return self._result(look, looked_s, would_fail=self._say(look, None if force else why))
         if why and not force:
@@ -92,7 +92,7 @@ class _HealthCheck:
 
     def _is_right_place(self, look: Look) -> bool:
         """Tell whether the namespace is under a policy, as that of labs is; asked only where it matters."""
-        if look.without_pod < look.running or look.running >= FEW:
+        if look.without_pod < look.running or look.running >= FEW or look.only_others:
             return False
         return bool(self._cluster.list_items(self._paths["NetworkPolicy"], limit="1")[0])
 
@@ -131,7 +131,7 @@ class _HealthCheck:
         for at in range(0, len(suspects), TOGETHER):
             if time.monotonic() > deadline:
                 return len(suspects) - at
-            lost = [one.row.id for one in suspects[at : at + TOGETHER] if self._fail(one.row)]
+            lost = [one.row.whose for one in suspects[at : at + TOGETHER] if self._fail(one.row)]
             # Each list makes the API server look at all objects of the namespace.
             delete_lost(self._context.lab_objects, lost)
         return 0
@@ -139,7 +139,7 @@ class _HealthCheck:
     def _fail(self, row: LabRow) -> bool:
         """Make a lab FAILED if its Pod is still lost, and its row as it was read."""
         pod = self._cluster.get(f"{self._paths['Pod']}/{row.k8s_pod_name}")
-        if pod is not None and not belongs_to_lab(pod, row.id):
+        if pod is not None and not belongs_to(pod, row.whose):
             return self._leave(row, "its Pod is there without its labels")
         verdict = judge(pod, self._now(), self._settings) if pod else None
         if verdict and verdict.state is not State.LOST:

@@ -7,7 +7,7 @@ younger than the look.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +16,7 @@ from jobs.brake import FEW, most_at_once, no_pods_at_all
 from jobs.cluster import Cluster, Manifest
 from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
-from jobs.naming import MANAGED_BY
+from jobs.naming import MANAGED_BY, Whose
 from jobs.periodic.pod_verdict import State, Verdict, judge
 from jobs.verify.inventory import LabRow
 from jobs.verify.objects import PAGE
@@ -43,12 +43,14 @@ class Look:
     #: Of their Pods.
     states: Counter[State] = field(default_factory=Counter)
     suspects: list[Suspect] = field(default_factory=list)
-    #: Pods whose labels name another lab or student than the row that names them.
+    #: Labs of which some Pod names another lab or student than the row.
     strange: list[LabRow] = field(default_factory=list)
     #: Labs that are Ready, with when their program was ended for want of memory.
     killed: list[tuple[LabRow, datetime]] = field(default_factory=list)
     #: Labs that changed since the look began, or whose row names no Pod.
     left_alone: int = 0
+    #: There are Pods, and none of them is of a lab that the rows know as live.
+    only_others: bool = False
 
     @property
     def without_pod(self) -> int:
@@ -64,16 +66,27 @@ def look_at_running_labs(
     Raises ApiError, ApiUnavailable, JobError.
     """
     pods: dict[str, tuple[str, Verdict]] = {}
+    whose_by_id: defaultdict[str, set[str]] = defaultdict(set)
     for page in cluster.list_pages(pods_path, limit=PAGE, labelSelector=_SELECTOR):
         for pod in page:
-            pods[pod["metadata"]["name"]] = _whose(pod), judge(pod, as_of, settings)
+            whose = _whose(pod)
+            whose_by_id[whose.partition(" ")[0]].add(whose)
+            pods[pod["metadata"]["name"]] = whose, judge(pod, as_of, settings)
     look = Look()
-    for row in _running(labs):
+    known = False
+    for row in _live(labs):
+        known = known or _labelled(row) in whose_by_id.get(str(row.id), ())
+        if row.status != "RUNNING" or row.stopping:
+            continue
         look.running += 1
         if row.k8s_pod_name is None or row.updated_at >= as_of:
             look.left_alone += 1
+        elif whose_by_id.get(str(row.id), set()) - {_labelled(row)}:
+            # Whatever its name: another platform's Pods of the same ids have other images, so other names.
+            look.strange.append(row)
         else:
             _compare(look, row, pods.get(row.k8s_pod_name))
+    look.only_others = bool(pods) and not known
     return look
 
 
@@ -93,9 +106,9 @@ def refusal(look: Look, settings: LifeSettings, *, right_place: bool) -> str | N
     return no_pods_at_all(look.running, look.without_pod, right_place=right_place)
 
 
-def _running(labs: LabStore) -> Iterator[LabRow]:
+def _live(labs: LabStore) -> Iterator[LabRow]:
     for rows in live_rows(labs):
-        yield from (row for row in rows if row.status == "RUNNING" and not row.stopping)
+        yield from rows
 
 
 def _compare(look: Look, row: LabRow, found: tuple[str, Verdict] | None) -> None:
@@ -103,7 +116,7 @@ def _compare(look: Look, row: LabRow, found: tuple[str, Verdict] | None) -> None
         look.suspects.append(Suspect(row, None))
         return
     whose, verdict = found
-    if whose != f"{row.id} {row.lab_id} {row.student_id}":
+    if whose != _labelled(row):
         look.strange.append(row)
         return
     look.states[verdict.state] += 1
@@ -113,6 +126,10 @@ def _compare(look: Look, row: LabRow, found: tuple[str, Verdict] | None) -> None
         look.killed.append((row, verdict.killed_at))
 
 
+def _labelled(row: LabRow) -> str:
+    return " ".join(map(str, row.whose))
+
+
 def _whose(pod: Manifest) -> str:
     labels = pod["metadata"]["labels"]
-    return " ".join(str(labels.get(name)) for name in ("lab_instance_id", "lab_id", "student_id"))
+    return " ".join(str(labels.get(name)) for name in Whose._fields)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from dispatcher import tasks
+from jobs.naming import Whose
 
 #: Tasks that end a lab's wait for its start, and for its stop.
 STARTS = frozenset({tasks.CREATE_LAB_POD, tasks.DELETE_LAB_POD})
@@ -27,6 +28,10 @@ class LabRow:
     stop_requested_at: datetime | None
     #: When it became STOPPED or FAILED; of a live lab the same as updated_at.
     ended_at: datetime
+
+    @property
+    def whose(self) -> Whose:
+        return Whose(self.id, self.lab_id, self.student_id)
 
     @property
     def over(self) -> bool:

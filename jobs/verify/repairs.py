@@ -175,6 +175,7 @@ class Repairs:
             self._objects,
             record,
             error,
+            whose=row.whose,
             status=row.status,
             pod_name=row.k8s_pod_name,
             as_of=self._as_of,

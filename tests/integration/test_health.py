@@ -11,8 +11,6 @@ import pytest
 
 from dispatcher import topology
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
-from jobs.errors import JobError
-from jobs.failures import Failure
 from jobs.ledger import Ending
 from jobs.periodic import health, running_labs
 from jobs.verify import rows
@@ -109,55 +107,6 @@ def test_a_dry_run_says_each_verdict_and_changes_nothing(
         f"lab {lost} would fail: This lab is gone from the cluster. Please start it again."
     ]
     assert checking.told(lost) == []
-
-
-def test_an_empty_answer_of_the_api_server_fails_nobody(checking: Checking) -> None:
-    labs = checking.labs(4)
-    checking.cluster.objects.clear()
-    with pytest.raises(JobError) as refused:
-        checking.check()
-    assert refused.value.failure is Failure.TOO_MANY_AT_ONCE
-    assert "none of the 4 RUNNING labs has a Pod" in refused.value.sentence
-    with pytest.raises(JobError):
-        checking.check()
-    assert checking.statuses(labs) == ["RUNNING"] * 4
-    told = [("platform.health_refused", "health_refused", "admin")]
-    assert checking.told() == told, "once, though it was refused twice"
-    assert checking.check(dry_run=True)["would_fail"] == 4
-    assert checking.check(force=True)["failed"] == 4
-    assert set(checking.statuses(labs)) == {"FAILED"}
-
-
-def test_one_lab_without_its_pod_is_believed_where_there_are_policies(checking: Checking) -> None:
-    (lab,) = checking.labs()
-    checking.lose(lab)
-    with pytest.raises(JobError, match="the RUNNING lab has not a Pod"):
-        checking.check()
-    path = "/apis/networking.k8s.io/v1/namespaces/labs/networkpolicies/default-deny"
-    checking.cluster.add(path, {"metadata": {"name": "default-deny", "labels": {}}})
-    assert checking.check()["causes"] == {"pod_gone": 1}
-    assert checking.cluster.names() == {"default-deny"}
-
-
-def test_more_than_a_share_at_once_is_refused(checking: Checking) -> None:
-    labs = checking.labs(6)
-    checking.set(fail_always=1, fail_max_share=0.2)
-    for lab in labs[:2]:
-        checking.lose(lab)
-    with pytest.raises(JobError, match="2 of 6 RUNNING labs would fail, and at most 1 may at once"):
-        checking.check()
-    checking.set(fail_max_share=0.34)
-    assert checking.check()["failed"] == 2
-
-
-def test_another_platforms_database_fails_nobody(checking: Checking) -> None:
-    labs = checking.labs(4)
-    for lab in labs[:3]:
-        checking.pod(lab)["metadata"]["labels"]["student_id"] = "43"
-    checking.lose(labs[3])
-    with pytest.raises(JobError, match="this may be another database"):
-        checking.check()
-    assert checking.statuses(labs) == ["RUNNING"] * 4
 
 
 def test_a_pod_without_our_labels_is_nobodys_to_judge(checking: Checking) -> None:

@@ -1,0 +1,102 @@
+"""What health_check_pods refuses: it may look at another cluster, namespace or database."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.errors import JobError
+from jobs.failures import Failure
+from tests.support.health import Checking
+from tests.support.verifying import path_of, pod_name
+
+
+def test_an_empty_answer_of_the_api_server_fails_nobody(checking: Checking) -> None:
+    labs = checking.labs(4)
+    checking.cluster.objects.clear()
+    with pytest.raises(JobError) as refused:
+        checking.check()
+    assert refused.value.failure is Failure.TOO_MANY_AT_ONCE
+    assert "none of the 4 RUNNING labs has a Pod" in refused.value.sentence
+    with pytest.raises(JobError):
+        checking.check()
+    assert checking.statuses(labs) == ["RUNNING"] * 4
+    told = [("platform.health_refused", "health_refused", "admin")]
+    assert checking.told() == told, "once, though it was refused twice"
+    assert checking.check(dry_run=True)["would_fail"] == 4
+    assert checking.check(force=True)["failed"] == 4
+    assert set(checking.statuses(labs)) == {"FAILED"}
+
+
+def test_one_lab_without_its_pod_is_believed_where_there_are_policies(checking: Checking) -> None:
+    (lab,) = checking.labs()
+    checking.lose(lab)
+    with pytest.raises(JobError, match="the RUNNING lab has not a Pod"):
+        checking.check()
+    path = "/apis/networking.k8s.io/v1/namespaces/labs/networkpolicies/default-deny"
+    checking.cluster.add(path, {"metadata": {"name": "default-deny", "labels": {}}})
+    assert checking.check()["causes"] == {"pod_gone": 1}
+    assert checking.cluster.names() == {"default-deny"}
+
+
+def test_more_than_a_share_at_once_is_refused(checking: Checking) -> None:
+    labs = checking.labs(6)
+    checking.set(fail_always=1, fail_max_share=0.2)
+    for lab in labs[:2]:
+        checking.lose(lab)
+    with pytest.raises(JobError, match="2 of 6 RUNNING labs would fail, and at most 1 may at once"):
+        checking.check()
+    checking.set(fail_max_share=0.34)
+    assert checking.check()["failed"] == 2
+
+
+def test_another_platforms_database_fails_nobody(checking: Checking) -> None:
+    labs = checking.labs(4)
+    for lab in labs[:3]:
+        checking.pod(lab)["metadata"]["labels"]["student_id"] = "43"
+    checking.lose(labs[3])
+    with pytest.raises(JobError, match="this may be another database"):
+        checking.check()
+    assert checking.statuses(labs) == ["RUNNING"] * 4
+
+
+def as_another_platforms(checking: Checking, lab: int, **labels: str) -> None:
+    """Let a lab's objects be those that another platform has of the same id."""
+    for kind in ("Pod", "Service", "NetworkPolicy"):
+        made = checking.cluster.objects.pop(path_of(kind, pod_name(lab)))
+        name = f"lab-instance-{lab}-theirs"
+        own = {**made["metadata"], "name": name, "uid": name}
+        own["labels"] = {**own["labels"], "lab_id": "777", **labels}
+        checking.cluster.objects[path_of(kind, name)] = {**made, "metadata": own}
+
+
+@pytest.mark.parametrize(("count", "matching"), [(1, 0), (2, 0), (5, 1)])
+def test_another_platforms_cluster_keeps_its_labs(checking: Checking, count: int, matching: int) -> None:
+    """Ids begin at 1 everywhere, and names end with the image: only labels say whose a Pod is."""
+    labs = checking.labs(count)
+    for lab in labs[matching:]:
+        as_another_platforms(checking, lab)
+    before = dict(checking.cluster.objects)
+    with pytest.raises(JobError, match="this may be another database"):
+        checking.check()
+    assert checking.statuses(labs) == ["RUNNING"] * count
+    assert checking.cluster.objects == before
+
+
+def test_another_platforms_cluster_with_other_ids_fails_nobody(checking: Checking) -> None:
+    labs = checking.labs(2)
+    for lab in labs:
+        as_another_platforms(checking, lab, lab_instance_id=str(lab + 100))
+    with pytest.raises(JobError, match="none of the 2 RUNNING labs has a Pod"):
+        checking.check()
+    assert checking.statuses(labs) == ["RUNNING"] * 2
+
+
+def test_what_is_labelled_as_another_students_is_not_deleted_with_a_lost_lab(checking: Checking) -> None:
+    lost, _ = checking.labs(2)
+    del checking.cluster.objects[path_of("Pod", pod_name(lost))]
+    service = checking.cluster.objects[path_of("Service", pod_name(lost))]
+    service["metadata"]["labels"]["student_id"] = "43"
+    assert checking.check()["failed"] == 1
+    assert [path for path in checking.cluster.objects if pod_name(lost) in path] == [
+        path_of("Service", pod_name(lost))
+    ]
