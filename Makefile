@@ -44,7 +44,7 @@ test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running clust
 	.venv/bin/python -m pytest tests/e2e || status=$$?; \
 	exit $$status
 
-bench: up ## print speed and cost beside Celery (about 9 min)
+bench: up ## print speed and cost beside Celery (about 16 min)
 	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m tests.bench $(BENCH_ARGS)
 
 lint: $(STAMP) ## check format, lint rules and types
