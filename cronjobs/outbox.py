@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import TYPE_CHECKING
 
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.outbox_commands import relay_due
@@ -12,6 +13,9 @@ from dispatcher.settings import ServerSettings, read_settings
 from jobs.errors import JobError
 from jobs.labs import LabStore
 from jobs.settings import StoreSettings, WebhookSettings
+
+if TYPE_CHECKING:
+    from jobs.life_settings import LifeSettings
 
 #: Seconds that one sweep of the outbox goes on; the next begins a minute after it began.
 OUTBOX_TIMEOUT_S = 40.0
@@ -65,15 +69,15 @@ def _announce_ends(settings: ServerSettings) -> None:
 
     labs = LabStore(settings.database_url, application_name="autolabs-warnings")
     try:
-        announce_ends(labs, _warn_minutes())
+        announce_ends(labs, _life_settings())
     except JobError as exc:
         logger.warning("students are not warned: %s", exc, extra={"action": "warnings_failed"})
     finally:
         labs.close()
 
 
-def _warn_minutes() -> list[int]:
-    """Return the platform's setting; the default where the object store cannot be asked: one more warning
+def _life_settings() -> LifeSettings:
+    """Return the platform's settings; the defaults where the object store cannot be asked: one more warning
     does less harm than none.
     """
     from jobs.configs import Configs
@@ -82,11 +86,13 @@ def _warn_minutes() -> list[int]:
 
     try:
         store = ObjectStore(read_settings(os.environ, StoreSettings.from_environment))
-        return Configs(store).life_settings().warn_minutes
+        return Configs(store).life_settings()
     except (InvalidSettings, JobError) as exc:
-        extra = {"action": "warn_minutes_unknown"}
-        logger.warning("warn_minutes cannot be read, the default counts: %s", exc, extra=extra)
-        return LifeSettings().warn_minutes
+        extra = {"action": "life_settings_unknown"}
+        logger.warning(
+            "settings/lab-life.yaml cannot be read, the defaults count for warnings: %s", exc, extra=extra
+        )
+        return LifeSettings()
 
 
 def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:

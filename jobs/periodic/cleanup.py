@@ -48,14 +48,6 @@ _ADD_DELETES = (
     " SELECT * FROM unnest(CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS jsonb[]))"
     " ON CONFLICT (task_id) DO NOTHING"
 )
-# The end of a lab is one truth, in its row: whoever warns, extends or explains asks nobody else.
-_CAP = """
-UPDATE lab_instances SET expires_at = least(expires_at, started_at + make_interval(mins => %(age)s)),
- max_expires_at = least(max_expires_at, started_at + make_interval(mins => %(age)s)), updated_at = now()
-WHERE id IN (SELECT id FROM lab_instances WHERE status = 'RUNNING' AND stop_requested_at IS NULL
- AND greatest(expires_at, max_expires_at) > started_at + make_interval(mins => %(age)s)
- LIMIT 1000 FOR UPDATE SKIP LOCKED)
-"""
 _HOUR = "SELECT date_trunc('hour', now())"
 
 
@@ -82,8 +74,6 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
         ended.update(reason.value for _, reason in done)
     reached("relaying")
     waiting = relay(context, task_ids) if task_ids else 0
-    if settings.max_age_minutes:
-        labs.transaction(lambda cursor: cursor.execute(_CAP, {"age": settings.max_age_minutes}))
     forget_old_rows(labs, settings.keep_periodic_runs_days)
     # What waits is told of only when there is any.
     return {

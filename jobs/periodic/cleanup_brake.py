@@ -63,9 +63,11 @@ def count_unannounced(due: Sequence[DueLab], live: int, settings: LifeSettings) 
     if unannounced <= most:
         return None
     problem = (
-        f"{unannounced} of {live} live labs would end without having been warned; at most {most} may:"
+        f"{unannounced} of {live} live labs would end without having been warned, or by max_age_minutes"
+        f" before their own end; at most {most} may:"
         f" {settings.cleanup_max_share:.0%} of all, or {settings.cleanup_always} (settings/lab-life.yaml)."
-        " Look at lab_instances.expires_at, the database's clock and the warnings (notifications)"
+        " Look at max_age_minutes, lab_instances.expires_at, the database's clock and the warnings"
+        " (notifications)"
     )
     facts = {"due": len(due), "unannounced": unannounced, "live": live, "allowed": most}
     return Refusal(Failure.TOO_MANY_AT_ONCE, problem, facts)

@@ -16,7 +16,7 @@ from dispatcher.expiry import STOP_PATIENCE_MINUTES
 from dispatcher.tasks import CREATE_LAB_POD
 from jobs.database import Cursor
 from jobs.life_settings import LifeSettings
-from jobs.periodic.warnings import ENDS_SOON
+from jobs.periodic.warnings import ENDS_AT, ENDS_SOON
 
 #: Minutes that a student has after a warning, at least, for the end to count as announced.
 ANNOUNCED_MINUTES = 3
@@ -29,7 +29,7 @@ class Reason(str, enum.Enum):
 
     #: RUNNING past its expires_at.
     EXPIRED = "expired"
-    #: RUNNING for longer than max_age_minutes.
+    #: RUNNING for longer than max_age_minutes, and not past its expires_at.
     MAX_AGE = "max_age"
     #: PENDING for longer than pending_limit_minutes.
     OVERDUE = "overdue"
@@ -45,14 +45,14 @@ class DueLab:
     k8s_pod_name: str | None
     stop_requested_at: datetime | None
     reason: Reason
-    #: Its student was told of this end in time.
+    #: This end was known in time, so that its student could be told of it.
     announced: bool
     #: A container has been at it; or its own end has come, after which nobody may start it.
     surely_not_ahead: bool
 
     @property
     def unannounced(self) -> bool:
-        """True: somebody loses a lab, or the place in a queue, without having been told."""
+        """True: somebody loses a lab, or the place in a queue, and it was not known before."""
         return self.reason is not Reason.STOP_REPEATED and not self.announced
 
 
@@ -65,8 +65,7 @@ CASE
   CASE WHEN stop_requested_at < now() - interval '{STOP_PATIENCE_MINUTES} minutes'
     AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab.id) THEN 'stop_repeated' END
  WHEN status = 'RUNNING' THEN
-  CASE WHEN %(max_age)s > 0 AND started_at < now() - make_interval(mins => %(max_age)s) THEN 'max_age'
-       WHEN expires_at < now() THEN 'expired' END
+  CASE WHEN expires_at < now() THEN 'expired' WHEN {ENDS_AT} < now() THEN 'max_age' END
  WHEN created_at < now() - make_interval(mins => %(pending_limit)s)
   AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab.id
                   AND eta > now() - make_interval(mins => %(pending_limit)s))
@@ -74,9 +73,12 @@ CASE
                   AND claimed_at > now() - interval '{_RUN_LIMIT_MINUTES} minutes') THEN 'overdue'
 END
 """  # noqa: S608  # constants of this module
+# A lab that still has time of its own ends by its age alone: a slip in that setting must not end a class, be
+# it warned or not. One whose own end is infinity has no other end.
 _ANNOUNCED = f"""
+(reason <> 'max_age' OR expires_at = 'infinity') AND
 EXISTS (SELECT FROM notifications WHERE coalesce(lab_instance_id, 0) = lab.id
- AND event_type = '{ENDS_SOON}' AND occasion = lab.expires_at AND published_at IS NOT NULL
+ AND event_type = '{ENDS_SOON}' AND occasion IN (expires_at, {ENDS_AT}) AND published_at IS NOT NULL
  AND created_at < now() - interval '{ANNOUNCED_MINUTES} minutes')
 """
 _NOT_AHEAD = f"""

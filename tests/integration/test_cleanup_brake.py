@@ -13,6 +13,8 @@ from cronjobs.__main__ import main
 from dispatcher import topology
 from jobs.errors import PermanentError
 from jobs.failures import Failure
+from jobs.life_settings import LifeSettings
+from jobs.periodic.warnings import announce_ends
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.notifying import EVENTS, Platform
@@ -88,12 +90,44 @@ def test_a_clock_a_year_behind_ends_nothing(cleaning: Cleaning, database: Databa
     assert ended(database) == 0
 
 
-def test_a_class_that_was_warned_ends_at_once(cleaning: Cleaning, database: Database) -> None:
-    cleaning.set(**SHIPPED)
+@pytest.mark.parametrize("max_age_minutes", [1440, 25], ids="max age {}".format)
+def test_a_class_that_was_warned_ends_at_once(
+    cleaning: Cleaning, database: Database, max_age_minutes: int
+) -> None:
+    cleaning.set(**SHIPPED, max_age_minutes=max_age_minutes)
     for lab in cleaning.add_expired(20):
         cleaning.warn(lab, minutes_ago=14)
+        # Set a moment ago, too late to be what anybody was warned of.
+        cleaning.change(lab, started_at="now() - interval '30 minutes'")
     assert cleaning.run() == {"deletes_published": 20, "expired": 20}
     assert ended(database) == 20
+
+
+@pytest.mark.parametrize("own_end", ["now() + interval '3 hours'", "'infinity'"])
+def test_a_class_ends_by_its_age_alone_only_where_it_has_no_end_of_its_own(
+    cleaning: Cleaning, database: Database, own_end: str
+) -> None:
+    cleaning.set(**SHIPPED, max_age_minutes=24)
+    for _ in range(20):
+        lab = database.add_lab(status="RUNNING")
+        cleaning.change(lab, expires_at=own_end, started_at="now() - interval '20 minutes'")
+    # The sweep warns within a minute of the setting's change; five minutes pass.
+    assert announce_ends(cleaning.connections.labs, LifeSettings(max_age_minutes=24)) == 20
+    database.rows(
+        "UPDATE notifications SET published_at = now(), created_at = created_at - interval '5 minutes',"
+        " occasion = occasion - interval '5 minutes'"
+    )
+    earlier = "started_at = started_at - interval '5 minutes', expires_at = expires_at - interval '5 minutes'"
+    database.rows(f"UPDATE lab_instances SET {earlier}")
+    if own_end == "'infinity'":
+        assert cleaning.run() == {"deletes_published": 20, "max_age": 20}
+        return
+    before = database.rows("SELECT * FROM lab_instances ORDER BY id")
+    with pytest.raises(PermanentError, match=r"20 of 20 live labs .* own end; at most 10 may"):
+        cleaning.run()
+    cleaning.set(**SHIPPED)
+    assert cleaning.run() == {"deletes_published": 0}
+    assert database.rows("SELECT * FROM lab_instances ORDER BY id") == before
 
 
 @pytest.mark.parametrize("how", ["late", "of another end", "undelivered"])

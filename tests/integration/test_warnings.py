@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -13,6 +14,7 @@ from cronjobs import outbox
 from cronjobs.outbox import NOTIFY_TIMEOUT_S
 from dispatcher import Dispatcher
 from jobs.labs import LabStore
+from jobs.life_settings import LifeSettings
 from jobs.notifications import DELIVERY_S
 from jobs.periodic.warnings import announce_ends
 from tests.support.cleaning import Cleaning
@@ -21,7 +23,7 @@ from tests.support.notifying import EVENTS, Platform
 from tests.support.postgres import Database
 from tests.support.store import Bucket
 
-WARN = [15, 5]
+WARN = LifeSettings(warn_minutes=[15, 5])
 
 
 def add_ending(database: Database, minutes: float, **columns: Any) -> int:
@@ -71,7 +73,7 @@ def test_a_lab_that_does_not_run_or_is_being_stopped_ends_unwarned(
     database.add_lab(status="RUNNING", expires_at="infinity")
     assert announce_ends(labs, WARN) == 0
     add_ending(database, 3)
-    assert announce_ends(labs, []) == 0
+    assert announce_ends(labs, replace(WARN, warn_minutes=[])) == 0
     assert announce_ends(labs, WARN) == 1
 
 
@@ -86,6 +88,23 @@ def test_an_extended_lab_is_warned_of_its_new_end(database: Database, labs: LabS
     rows = database.rows("SELECT cause, occasion FROM notifications ORDER BY id")
     assert [row["cause"] for row in rows] == ["ends_in_5_minutes", "ends_in_15_minutes"]
     assert rows[1]["occasion"] == rows[0]["occasion"] + timedelta(minutes=10) == extended.ends_at
+
+
+@pytest.mark.parametrize("minutes", [3, 60], ids="its own end in {} minutes".format)
+def test_a_lab_is_warned_of_the_end_by_its_age_if_that_comes_first(
+    database: Database, labs: LabStore, minutes: int
+) -> None:
+    lab = add_ending(database, minutes)
+    database.rows("UPDATE lab_instances SET started_at = now() - interval '50 minutes' WHERE id = %s", lab)
+    assert announce_ends(labs, replace(WARN, max_age_minutes=54)) == 1
+    (news,) = database.rows("SELECT * FROM notifications")
+    row = database.lab(lab)
+    by_age = row["started_at"] + timedelta(minutes=54)
+    assert news["occasion"] == min(row["expires_at"], by_age)
+    # No extension goes beyond the age either.
+    assert datetime.fromisoformat(news["facts"]["latest_end_at"]) - by_age < timedelta(milliseconds=1)
+    possible = "cannot be extended any more" if minutes == 60 else "can be extended"
+    assert possible in news["message"]
 
 
 def test_the_event_says_when_and_whether_it_can_be_moved(

@@ -10,6 +10,7 @@ from dispatcher import topology
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, CleanupTimeoutLabs
 from jobs.context import Connections, TaskContext
 from jobs.ledger import Ending
+from jobs.life_settings import LifeSettings
 from jobs.periodic import cleanup
 from jobs.periodic.warnings import announce_ends
 from jobs.settlement import publish_delayed
@@ -80,7 +81,7 @@ class Cleaning:
     def warn(self, lab: int, *, minutes_ago: int) -> None:
         """Have a student warned, so long ago, of an end that has just come."""
         self.change(lab, expires_at="now() + interval '4 minutes'")
-        assert announce_ends(self.connections.labs, [5]) == 1
+        assert announce_ends(self.connections.labs, LifeSettings(warn_minutes=[5])) == 1
         self.change(lab, expires_at="expires_at - interval '5 minutes'")
         statement = (
             "UPDATE notifications SET created_at = now() - make_interval(mins => %s), published_at = now(),"
