@@ -23,10 +23,8 @@ from hypothesis import strategies as st
 import jobs.create_lab
 import jobs.failed_task
 import jobs.lab_objects
-import jobs.lab_settings
-import jobs.life_settings
-import jobs.manifests
 import jobs.periodic.cleanup
+import jobs.templates
 from jobs import naming, steps
 from jobs.configs import DEFAULTS
 from jobs.consumer import Verdict
@@ -35,7 +33,6 @@ from jobs.labs import Lab, LabStore, lab_result
 from jobs.ledger import Ending
 from jobs.life_settings import LifeSettings
 from jobs.periodic.due import Reason
-from jobs.templates import parse_documents
 from tests.support import histories as histories_module
 from tests.support.histories import Violation, World
 from tests.support.history_bench import Bench
@@ -107,8 +104,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Answers of labs' Services are not what this is about, and thousands of log lines neither."""
     monkeypatch.setattr(jobs.create_lab, "wait_answers", lambda _host, _port: True)
     # Half the time of a history would go into reading the same templates.
-    for module in (jobs.manifests, jobs.lab_settings, jobs.life_settings):
-        monkeypatch.setattr(module, "parse_documents", lru_cache(parse_documents))
+    monkeypatch.setattr(jobs.templates, "_load", lru_cache(jobs.templates._load))
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
