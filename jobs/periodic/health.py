@@ -25,7 +25,7 @@ from jobs.failures import Failure
 from jobs.lab_objects import collections
 from jobs.ledger import TaskRunRecord
 from jobs.lost_lab import delete_lost
-from jobs.naming import belongs_to
+from jobs.naming import Whose, belongs_to
 from jobs.notifications import News, add_news
 from jobs.periodic.pod_verdict import State, judge
 from jobs.periodic.running_labs import Look, Suspect, look_at_running_labs, refusal
@@ -84,10 +84,12 @@ class _HealthCheck:
             return self._result(look, looked_s, would_fail=self._say(look, None if force else why))
         if why and not force:
             self._refuse(why)
-        put_off = self._fail_all(look.suspects)
-        self._tell_of_killed(look)
-        if self._restarted:
-            self._relay()
+        try:
+            put_off = self._fail_all(look.suspects)
+            self._tell_of_killed(look)
+        finally:
+            if self._restarted:
+                self._relay()
         return self._result(look, looked_s, failed=self._causes.total(), put_off=put_off)
 
     def _is_right_place(self, look: Look) -> bool:
@@ -131,10 +133,19 @@ class _HealthCheck:
         for at in range(0, len(suspects), TOGETHER):
             if time.monotonic() > deadline:
                 return len(suspects) - at
-            lost = [one.row.whose for one in suspects[at : at + TOGETHER] if self._fail(one.row)]
-            # Each list makes the API server look at all objects of the namespace.
-            delete_lost(self._context.lab_objects, lost)
+            self._fail_some(suspects[at : at + TOGETHER])
         return 0
+
+    def _fail_some(self, suspects: list[Suspect]) -> None:
+        lost: list[Whose] = []
+        try:
+            for one in suspects:
+                if self._fail(one.row):
+                    lost.append(one.row.whose)
+        finally:
+            # What is FAILED loses its objects, though a server that goes away may end the check. Together,
+            # as each list makes the API server look at all objects of the namespace.
+            delete_lost(self._context.lab_objects, lost)
 
     def _fail(self, row: LabRow) -> bool:
         """Make a lab FAILED if its Pod is still lost, and its row as it was read."""
@@ -221,8 +232,10 @@ class _HealthCheck:
         from dispatcher.outbox_relay import relay_once
 
         engine = make_engine(self._context.settings.database_url, application_name="autolabs-health")
-        relay_once(engine, self._context.publisher)
-        engine.dispose()
+        try:
+            relay_once(engine, self._context.publisher)
+        finally:
+            engine.dispose()
 
     def _now(self) -> datetime:
         return self._as_of + timedelta(seconds=time.monotonic() - self._began)

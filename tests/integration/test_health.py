@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+import jobs.cluster
 from dispatcher import topology
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
+from jobs.errors import JobError
 from jobs.ledger import Ending
 from jobs.periodic import health, running_labs
 from jobs.verify import rows
@@ -219,6 +221,23 @@ def test_a_lab_is_started_again_where_its_cause_says_so(checking: Checking, brok
     asked = json.loads(message.body)[1]
     assert (asked["lab_instance_id"], asked["docker_image"]) == (again["id"], IMAGE)
     assert checking.outbox() == []
+
+
+def test_a_check_that_a_server_ends_finishes_what_it_has_failed(
+    checking: Checking, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
+    checking.set(restart_causes=["pod_evicted"])
+    first, second, fine = checking.labs(3)
+    for lab in (first, second):
+        checking.patch(lab, {"phase": "Failed", "reason": "Evicted"})
+    checking.cluster.unavailable.add(path_of("Pod", pod_name(second)))
+    with pytest.raises(JobError):
+        checking.check()
+    assert checking.statuses([first, second]) == ["FAILED", "RUNNING"]
+    assert checking.cluster.names() == {pod_name(second), pod_name(fine)}
+    (again,) = restarted(checking, first)
+    assert broker.take(topology.QUEUE_NORMAL).headers["id"] == again["celery_task_id"]
 
 
 def restarted(checking: Checking, lab: int) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ class FakeCluster:
         self.on_apply: Callable[[str], None] = lambda _path: None
         #: True: the server answers 503 to deletions.
         self.refuses_deletes = False
+        #: Paths that are answered with 503.
+        self.unavailable: set[str] = set()
         self.deleted: list[str] = []
         self.namespaces = {"labs"}
         #: Events of Pods, those that are posted too.
@@ -36,6 +38,8 @@ class FakeCluster:
 
     def __call__(self, request: Request) -> Answer:
         path, _, query = request.path.partition("?")
+        if path in self.unavailable:
+            return Answer(503, status_object(503, "ServiceUnavailable", "not now"))
         if request.method == "PATCH":
             return self._apply(path, request.json())
         if request.method == "DELETE":
