@@ -11,9 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from jobs.brake import FEW, most_at_once, no_pods_at_all
 from jobs.cluster import Cluster, Manifest
+from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
 from jobs.naming import MANAGED_BY, Whose
@@ -22,6 +24,8 @@ from jobs.verify.inventory import LabRow
 from jobs.verify.objects import PAGE
 from jobs.verify.rows import live_rows
 
+#: Nodes that a refusal names.
+_NAMED = 5
 _SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
 
@@ -32,6 +36,19 @@ class Suspect:
     row: LabRow
     #: Of its Pod; None: there is none.
     verdict: Verdict | None
+    #: Where its Pod is.
+    node: str = ""
+
+    @property
+    def lost_with_its_node(self) -> bool:
+        """True if the API server says that the node is away, and which one that is."""
+        return bool(self.node) and self.verdict is not None and self.verdict.failure is Failure.NODE_AWAY
+
+
+class _Found(NamedTuple):
+    whose: str
+    node: str
+    verdict: Verdict
 
 
 @dataclass(slots=True)
@@ -49,6 +66,8 @@ class Look:
     killed: list[tuple[LabRow, datetime]] = field(default_factory=list)
     #: Labs that changed since the look began, or whose row names no Pod.
     left_alone: int = 0
+    #: Nodes with a lab that is Ready.
+    nodes_heard: set[str] = field(default_factory=set)
     #: There are Pods, and none of them is of a lab that the rows know as live.
     only_others: bool = False
 
@@ -56,6 +75,11 @@ class Look:
     def without_pod(self) -> int:
         """How many of the labs have no Pod."""
         return sum(1 for one in self.suspects if one.verdict is None)
+
+    @property
+    def nodes_away(self) -> set[str]:
+        """Nodes that took their labs with them."""
+        return {one.node for one in self.suspects if one.lost_with_its_node} - self.nodes_heard
 
 
 def look_at_running_labs(
@@ -65,13 +89,14 @@ def look_at_running_labs(
 
     Raises ApiError, ApiUnavailable, JobError.
     """
-    pods: dict[str, tuple[str, Verdict]] = {}
+    pods: dict[str, _Found] = {}
     whose_by_id: defaultdict[str, set[str]] = defaultdict(set)
     for page in cluster.list_pages(pods_path, limit=PAGE, labelSelector=_SELECTOR):
         for pod in page:
             whose = _whose(pod)
             whose_by_id[whose.partition(" ")[0]].add(whose)
-            pods[pod["metadata"]["name"]] = whose, judge(pod, as_of, settings)
+            node = pod.get("spec", {}).get("nodeName", "")
+            pods[pod["metadata"]["name"]] = _Found(whose, node, judge(pod, as_of, settings))
     look = Look()
     known = False
     for row in _live(labs):
@@ -99,11 +124,26 @@ def refusal(look: Look, settings: LifeSettings, *, right_place: bool) -> str | N
     if strange >= FEW or (strange and not matched):
         return f"{strange} Pods are of another lab or student than the row: this may be another database"
     most = most_at_once(look.running, share=settings.fail_max_share, always=settings.fail_always)
-    if len(look.suspects) > most:
+    if _events(look) > most:
+        away = ", ".join(sorted(look.nodes_away)[:_NAMED])
         return (
             f"{len(look.suspects)} of {look.running} RUNNING labs would fail, and at most {most} may at once"
+            + (f" ({len(look.nodes_away)} nodes are away: {away})" if away else "")
         )
     return no_pods_at_all(look.running, look.without_pod, right_place=right_place)
+
+
+def _events(look: Look) -> int:
+    """Return how many suspects the brake counts: those that went with one node are one.
+
+    Such Pods are ours by all their labels, and the API server itself says what became of them. Unless most
+    nodes are silent: then it is rather the control plane that is cut off from them.
+    """
+    away = look.nodes_away
+    if len(away) > len(look.nodes_heard):
+        return len(look.suspects)
+    with_them = sum(1 for one in look.suspects if one.lost_with_its_node and one.node in away)
+    return len(look.suspects) - with_them + len(away)
 
 
 def _live(labs: LabStore) -> Iterator[LabRow]:
@@ -111,18 +151,21 @@ def _live(labs: LabStore) -> Iterator[LabRow]:
         yield from rows
 
 
-def _compare(look: Look, row: LabRow, found: tuple[str, Verdict] | None) -> None:
+def _compare(look: Look, row: LabRow, found: _Found | None) -> None:
     if found is None:
         look.suspects.append(Suspect(row, None))
         return
-    whose, verdict = found
-    if whose != _labelled(row):
+    verdict = found.verdict
+    if found.whose != _labelled(row):
         look.strange.append(row)
         return
     look.states[verdict.state] += 1
     if verdict.state is State.LOST:
-        look.suspects.append(Suspect(row, verdict))
-    elif verdict.killed_at:
+        look.suspects.append(Suspect(row, verdict, found.node))
+        return
+    if verdict.state is State.READY:
+        look.nodes_heard.add(found.node)
+    if verdict.killed_at:
         look.killed.append((row, verdict.killed_at))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import JobError
 from jobs.failures import Failure
-from tests.support.health import Checking
+from tests.support.health import Checking, unready
 from tests.support.verifying import path_of, pod_name
 
 
@@ -47,6 +47,57 @@ def test_more_than_a_share_at_once_is_refused(checking: Checking) -> None:
         checking.check()
     checking.set(fail_max_share=0.34)
     assert checking.check()["failed"] == 2
+
+
+def on_nodes(checking: Checking, **labs: int) -> dict[str, list[int]]:
+    """Return so many labs of each node."""
+    nodes = {node: checking.labs(count) for node, count in labs.items()}
+    for node, some in nodes.items():
+        for lab in some:
+            checking.pod(lab)["spec"] = {"nodeName": node}
+    return nodes
+
+
+def silence(checking: Checking, labs: list[int]) -> None:
+    for lab in labs:
+        checking.patch(lab, {"phase": "Running", "conditions": unready(130, containers="True")})
+
+
+def test_the_loss_of_one_node_is_one_event(checking: Checking) -> None:
+    checking.set(fail_always=1, fail_max_share=0.1)
+    nodes = on_nodes(checking, a=4, b=1)
+    silence(checking, nodes["a"])
+    assert checking.check()["causes"] == {"node_away": 4}
+    assert checking.statuses(nodes["b"]) == ["RUNNING"]
+
+
+@pytest.mark.parametrize("heard", [{}, {"c": 1}], ids=["all", "most"])
+def test_where_most_nodes_are_silent_the_control_plane_is_not_believed(
+    checking: Checking, heard: dict[str, int]
+) -> None:
+    checking.set(fail_always=2, fail_max_share=0.1)
+    nodes = on_nodes(checking, a=2, b=1, **heard)
+    silence(checking, nodes["a"] + nodes["b"])
+    with pytest.raises(JobError, match=r"at most 2 may at once \(2 nodes are away: a, b\)"):
+        checking.check()
+    assert checking.statuses(nodes["a"]) == ["RUNNING"] * 2
+
+
+def test_what_else_is_lost_counts_beside_a_node(checking: Checking) -> None:
+    checking.set(fail_always=1, fail_max_share=0.1)
+    nodes = on_nodes(checking, a=2, b=2)
+    silence(checking, nodes["a"])
+    checking.patch(nodes["b"][0], {"phase": "Failed", "reason": "Evicted"})
+    with pytest.raises(JobError, match="3 of 4 RUNNING labs would fail"):
+        checking.check()
+
+
+def test_a_node_with_a_ready_lab_is_not_away(checking: Checking) -> None:
+    checking.set(fail_always=1, fail_max_share=0.1)
+    nodes = on_nodes(checking, a=3, b=1)
+    silence(checking, nodes["a"][:2])
+    with pytest.raises(JobError, match="2 of 4 RUNNING labs would fail, and at most 1 may at once"):
+        checking.check()
 
 
 def test_another_platforms_database_fails_nobody(checking: Checking) -> None:
