@@ -21,7 +21,7 @@ class LifeSettings:
     max_age_minutes: int = 1440
     #: Minutes after its request at which a lab that never became usable is given up.
     pending_limit_minutes: int = 60
-    #: Minutes before its end at which a student is warned, the earliest first.
+    #: Minutes before its end at which a student is warned, the earliest first; none: cleanup_max_share is 1.
     warn_minutes: list[int] = field(default_factory=lambda: [15, 5])
     #: The most of all live labs that one cleanup may end without their having been warned.
     cleanup_max_share: float = 0.5
@@ -73,7 +73,11 @@ def parse_life_settings(name: str, content: bytes) -> LifeSettings:
     problems = [f"{key}: {problem}" for key, value in document.items() if (problem := _problem(key, value))]
     if problems:
         raise template_error(name, "; ".join(problems))
-    return LifeSettings(**document)
+    settings = LifeSettings(**document)
+    if not settings.warn_minutes and settings.cleanup_max_share < 1:
+        unwarned = "warn_minutes: without warnings no end is known before, so cleanup_max_share must be 1"
+        raise template_error(name, unwarned)
+    return settings
 
 
 def _problem(key: str, value: Any) -> str | None:

@@ -1,7 +1,8 @@
 """What keeps a cleanup from emptying the platform: a wrong clock, or too many ends that nobody knew of.
 
-A class that ends at eleven was warned at a quarter to, so that it counts for nothing here, however large it
-is. Labs that a jumped clock or a bad UPDATE ends were not. A stop that is asked for again ends nothing new.
+A class that ends at eleven was to be warned at a quarter to, so that it counts for nothing here, however
+large it is, and whether or not the broker took the warnings. Labs that a jumped clock or a bad UPDATE ends
+have none. A stop that is asked for again ends nothing new.
 """
 
 from __future__ import annotations

@@ -73,12 +73,13 @@ CASE
                   AND claimed_at > now() - interval '{_RUN_LIMIT_MINUTES} minutes') THEN 'overdue'
 END
 """  # noqa: S608  # constants of this module
-# A lab that still has time of its own ends by its age alone: a slip in that setting must not end a class, be
-# it warned or not. One whose own end is infinity has no other end.
+# That a warning was made shows that the end was known, whatever became of it: a broker that is away is no
+# reason to keep a class running, and what a jumped clock ends has none. A lab that still has time of its own
+# ends by its age alone: a slip in that setting must not end a class, be it warned or not.
 _ANNOUNCED = f"""
 (reason <> 'max_age' OR expires_at = 'infinity') AND
 EXISTS (SELECT FROM notifications WHERE coalesce(lab_instance_id, 0) = lab.id
- AND event_type = '{ENDS_SOON}' AND occasion IN (expires_at, {ENDS_AT}) AND published_at IS NOT NULL
+ AND event_type = '{ENDS_SOON}' AND occasion IN (expires_at, {ENDS_AT})
  AND created_at < now() - interval '{ANNOUNCED_MINUTES} minutes')
 """
 _NOT_AHEAD = f"""

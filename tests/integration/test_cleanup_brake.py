@@ -103,6 +103,26 @@ def test_a_class_that_was_warned_ends_at_once(
     assert ended(database) == 20
 
 
+def test_a_class_whose_warnings_the_broker_did_not_take_ends_all_the_same(
+    cleaning: Cleaning, database: Database
+) -> None:
+    cleaning.set(**SHIPPED)
+    for lab in cleaning.add_expired(20):
+        cleaning.warn(lab, minutes_ago=14)
+    database.rows("UPDATE notifications SET published_at = NULL")
+    assert cleaning.run() == {"deletes_published": 20, "expired": 20}
+
+
+def test_a_class_that_nobody_is_to_warn_ends_at_once(cleaning: Cleaning, database: Database) -> None:
+    cleaning.add_expired(20)
+    cleaning.set(cleanup_always=5, warn_minutes=[])
+    with pytest.raises(PermanentError, match="cleanup_max_share must be 1"):
+        cleaning.run()
+    assert ended(database) == 0
+    cleaning.set(cleanup_always=5, warn_minutes=[], cleanup_max_share=1)
+    assert cleaning.run() == {"deletes_published": 20, "expired": 20}
+
+
 @pytest.mark.parametrize("own_end", ["now() + interval '3 hours'", "'infinity'"])
 def test_a_class_ends_by_its_age_alone_only_where_it_has_no_end_of_its_own(
     cleaning: Cleaning, database: Database, own_end: str
@@ -130,17 +150,13 @@ def test_a_class_ends_by_its_age_alone_only_where_it_has_no_end_of_its_own(
     assert database.rows("SELECT * FROM lab_instances ORDER BY id") == before
 
 
-@pytest.mark.parametrize("how", ["late", "of another end", "undelivered"])
-def test_a_warning_that_did_not_help_counts_for_nothing(
-    cleaning: Cleaning, database: Database, how: str
-) -> None:
+@pytest.mark.parametrize("how", ["late", "of another end"])
+def test_a_warning_that_did_not_help_counts_for_nothing(cleaning: Cleaning, how: str) -> None:
     cleaning.set(**SHIPPED)
     for lab in cleaning.add_expired(7):
         cleaning.warn(lab, minutes_ago=2 if how == "late" else 14)
         if how == "of another end":
             cleaning.change(lab, expires_at="expires_at - interval '10 seconds'")
-    if how == "undelivered":
-        database.rows("UPDATE notifications SET published_at = NULL")
     with pytest.raises(PermanentError, match="7 of 7"):
         cleaning.run()
 

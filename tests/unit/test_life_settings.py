@@ -23,6 +23,7 @@ def test_what_is_shipped_names_every_setting_with_its_default() -> None:
         ("warn_minutes: [15, 15]", "each less than the one before"),
         ("warn_minutes: 15", "warn_minutes: must be a list"),
         ("warn_minutes: [true]", "warn_minutes: must be a list"),
+        ("warn_minutes: []", "no end is known before, so cleanup_max_share must be 1"),
         ("cleanup_max_share: 1.5", "cleanup_max_share: must be a number from 0 to 1"),
         ("cleanup_max_share: half", "cleanup_max_share: must be a number"),
         ("cleanup_always: 2.5", "cleanup_always: must be an integer from 0 to 1000000"),
@@ -51,7 +52,8 @@ def test_all_wrong_settings_are_named_at_once() -> None:
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    assert parse_life_settings(LIFE_SETTINGS, b"warn_minutes: []\n") == LifeSettings(warn_minutes=[])
+    settings = parse_life_settings(LIFE_SETTINGS, b"warn_minutes: []\ncleanup_max_share: 1\n")
+    assert settings == LifeSettings(warn_minutes=[], cleanup_max_share=1)
     for nothing in (b"", b"{}", b"# all of it\n"):
         assert parse_life_settings(LIFE_SETTINGS, nothing) == LifeSettings()
 
