@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Iterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -62,6 +64,7 @@ class Cluster:
         except ssl.SSLError as exc:
             raise Failure.CERTIFICATES_INVALID.error(evidence=str(exc)) from exc
         self._access = access
+        self._date = ""
         self._pool = urllib3.PoolManager(
             ssl_context=context,
             maxsize=4,
@@ -73,6 +76,14 @@ class Cluster:
     def server(self) -> str:
         """The URL of the API server."""
         return self._access.server
+
+    @property
+    def answered_at(self) -> datetime:
+        """The API server's time at its last answer, to the second. Raises ApiUnavailable without any."""
+        try:
+            return parsedate_to_datetime(self._date)
+        except (TypeError, ValueError) as exc:
+            raise ApiUnavailable(f"an answer without the server's time: Date {self._date!r}") from exc
 
     def warm(self) -> None:
         """Open the connection; /version needs no rights."""
@@ -270,6 +281,7 @@ class Cluster:
             )
         except (urllib3.exceptions.HTTPError, OSError) as exc:
             raise ApiUnavailable(f"{method} {path}: {exc}") from exc
+        self._date = response.headers.get("date", "")
         if response.status < 400:
             return response
         status = _status(response)

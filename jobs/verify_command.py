@@ -137,7 +137,7 @@ def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report
         elif sources.management_url is None:
             report.left_out.append("what consumers hold was not counted: RABBITMQ_API_URL is not set")
         if arguments.repair and not arguments.dry_run:
-            _repair(sources, findings, report, force=arguments.force)
+            _repair(sources, findings, report, grace_s=arguments.grace, force=arguments.force)
         report.seconds = time.monotonic() - started
     finally:
         sources.labs.close()
@@ -151,13 +151,14 @@ def _only(labs: list[int], findings: Findings) -> str:
     return f"{told}; over, with nothing left, or unknown: {', '.join(map(str, other))}" if other else told
 
 
-def _repair(sources: Sources, findings: Findings, report: Report, *, force: bool) -> None:
-    from jobs.verify.repairs import Repairs, refusal
+def _repair(sources: Sources, findings: Findings, report: Report, *, grace_s: float, force: bool) -> None:
+    from jobs.verify.repairs import Repairs, clocks_apart, refusal
 
     report.repaired = {}
     report.refusal = _read_only(sources)
     if report.refusal is None and not force:
-        report.refusal = refusal(findings.differences, findings.inventory)
+        found, inventory = findings.differences, findings.inventory
+        report.refusal = clocks_apart(found, inventory, grace_s=grace_s) or refusal(found, inventory)
     if report.refusal:
         return
     index = {id(one): at for at, one in enumerate(findings.differences)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
@@ -152,7 +152,7 @@ class _HealthCheck:
         pod = self._cluster.get(f"{self._paths['Pod']}/{row.k8s_pod_name}")
         if pod is not None and not belongs_to(pod, row.whose):
             return self._leave(row, "its Pod is there without its labels")
-        verdict = judge(pod, self._now(), self._settings) if pod else None
+        verdict = judge(pod, self._cluster.answered_at, self._settings) if pod else None
         if verdict and verdict.state is not State.LOST:
             return self._leave(row, f"its Pod is {verdict.state.value} by now")
         error = self._error(Suspect(row, verdict))
@@ -210,7 +210,7 @@ class _HealthCheck:
 
     def _tell_of_killed(self, look: Look) -> None:
         """Tell once of each program that was ended for want of memory in a lab that is Ready again."""
-        since = self._as_of - timedelta(seconds=_KILLED_LATELY_S)
+        since = self._cluster.answered_at - timedelta(seconds=_KILLED_LATELY_S)
         for row, killed_at in [one for one in look.killed if one[1] > since][:_MOST_KILLED]:
             news = News(
                 event_type="lab.out_of_memory",
@@ -236,9 +236,6 @@ class _HealthCheck:
             relay_once(engine, self._context.publisher)
         finally:
             engine.dispose()
-
-    def _now(self) -> datetime:
-        return self._as_of + timedelta(seconds=time.monotonic() - self._began)
 
     def _record(self, row: LabRow, seen: Seen) -> TaskRunRecord:
         ours = self._context.record

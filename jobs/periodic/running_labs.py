@@ -85,7 +85,9 @@ class Look:
 def look_at_running_labs(
     labs: LabStore, cluster: Cluster, pods_path: str, settings: LifeSettings, *, as_of: datetime
 ) -> Look:
-    """Return what is wrong with RUNNING labs; `as_of` is the database's time.
+    """Return what is wrong with RUNNING labs; `as_of` is the database's time, by which rows are judged.
+
+    Pods are judged by the API server's: a clock of ours that is wrong makes no Pod old.
 
     Raises ApiError, ApiUnavailable, JobError.
     """
@@ -96,7 +98,8 @@ def look_at_running_labs(
             whose = _whose(pod)
             whose_by_id[whose.partition(" ")[0]].add(whose)
             node = pod.get("spec", {}).get("nodeName", "")
-            pods[pod["metadata"]["name"]] = _Found(whose, node, judge(pod, as_of, settings))
+            verdict = judge(pod, cluster.answered_at, settings)
+            pods[pod["metadata"]["name"]] = _Found(whose, node, verdict)
     look = Look()
     known = False
     for row in _live(labs):

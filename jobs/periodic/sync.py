@@ -33,7 +33,7 @@ from jobs.verify.look import (
     find_lost_requests,
     quiet_s,
 )
-from jobs.verify.repairs import Repairs, refusal
+from jobs.verify.repairs import Repairs, clocks_apart, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def run(context: TaskContext, payload: tasks.SyncLabStatus) -> dict[str, Any]:
     """Look, mend, and return counts by kind; of two at a time the second one does nothing.
 
     Raises:
-        JobError: a server is away, or so much differs that it is not believed (TOO_MANY_AT_ONCE).
+        JobError: a server is away, or what differs is not believed (TOO_MANY_AT_ONCE, CLOCKS_DIFFER).
     """
     with _alone(context.labs) as alone:
         if not alone:
@@ -135,9 +135,10 @@ class _Sync:
             self._said.end()
         if self._payload.dry_run:
             would_repair = _repairable(findings.differences)
-            return result | {"found": _counts(self._found), "would_repair": would_repair, "refused": why_not}
+            why = why_not[1] if why_not else None
+            return result | {"found": _counts(self._found), "would_repair": would_repair, "refused": why}
         if why_not:
-            self._refuse(findings, why_not)
+            self._refuse(findings, *why_not)
         self._repair(findings)
         self._said.end()
         left = sum(self._found.values()) - sum(self._repaired.values())
@@ -159,14 +160,18 @@ class _Sync:
     def _differences(self) -> Findings:
         return find_differences(self._sources, grace_s=self._settings.orphan_grace_s, progress=_silent)
 
-    def _refusal(self, findings: Findings) -> str | None:
+    def _refusal(self, findings: Findings) -> tuple[Failure, str] | None:
         if self._payload.force:
             return None
+        found, inventory = findings.differences, findings.inventory
+        if why := clocks_apart(found, inventory, grace_s=self._settings.orphan_grace_s):
+            return Failure.CLOCKS_DIFFER, why
         share, always = self._settings.fail_max_share, self._settings.fail_always
-        return refusal(findings.differences, findings.inventory, share=share, always=always)
+        why = refusal(found, inventory, share=share, always=always)
+        return (Failure.TOO_MANY_AT_ONCE, why) if why else None
 
-    def _refuse(self, findings: Findings, why: str) -> None:
-        error = Failure.TOO_MANY_AT_ONCE.error(problem=why, evidence=f"found {_counts(self._found)}")
+    def _refuse(self, findings: Findings, failure: Failure, why: str) -> None:
+        error = failure.error(problem=why, evidence=f"found {_counts(self._found)}")
         news = News(
             event_type="platform.sync_refused",
             cause="sync_refused",

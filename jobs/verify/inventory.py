@@ -136,6 +136,8 @@ class Inventory:
     overtaken_by: datetime | None = None
     #: The newest id that a lab ever had; None: unknown, so that an object without a row may be anybody's.
     last_lab: int | None = None
+    #: Seconds by which the API server's clock, that of all objects, is ahead of the database's.
+    cluster_ahead_s: float = 0.0
 
     @property
     def perhaps(self) -> int:

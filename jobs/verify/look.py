@@ -6,6 +6,7 @@ met again further ahead and never overlooked.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
@@ -140,7 +141,7 @@ def take_inventory(
 ) -> Inventory:
     """Look at everything once. Raises CouldNotLook."""
     try:
-        inventory = Inventory(rows.database_now(sources.labs))
+        inventory, began = Inventory(rows.database_now(sources.labs)), time.monotonic()
         if queues and sources.broker is not None:
             inventory.outbox = rows.outbox_tasks(sources.labs)
             if sources.walks:
@@ -153,6 +154,8 @@ def take_inventory(
                 inventory.queues.unacked = unacked
         sources.stop.check()
         _look_at_objects(sources, inventory, progress)
+        since = sources.cluster.answered_at - inventory.now
+        inventory.cluster_ahead_s = since.total_seconds() - (time.monotonic() - began)
         _read_rows(sources.labs, inventory, progress)
         if inventory.queues is not None:
             _read_ledger(sources.labs, inventory, grace_s)

@@ -30,7 +30,24 @@ TASK_NAME = "autolabs.verify"
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
 
+#: Seconds by which clocks may differ whatever the grace age is: they are read one after the other.
+BLUR_S = 10.0
+
 _MEANWHILE = "left alone: it has changed meanwhile"
+
+
+def clocks_apart(differences: Iterable[Difference], inventory: Inventory, *, grace_s: float) -> str | None:
+    """Return why nothing must be repaired by the age of objects and rows, or None.
+
+    Only the clocks of the database and the API server are compared: these are what ages are made of.
+    """
+    apart_s, most_s = round(abs(inventory.cluster_ahead_s)), max(grace_s / 2, BLUR_S)
+    if apart_s <= most_s or not any(one.repair for one in differences):
+        return None
+    return (
+        f"the clocks of the API server and the database are {apart_s} s apart; at most {most_s:g} s are"
+        " allowed, half of the grace age"
+    )
 
 
 def refusal(

@@ -100,6 +100,18 @@ def test_a_node_with_a_ready_lab_is_not_away(checking: Checking) -> None:
         checking.check()
 
 
+def test_pods_are_judged_by_the_clock_of_the_cluster(checking: Checking) -> None:
+    """The database's clock is ahead of it: Pods that became not Ready 5 s ago look like lost ones."""
+    labs = checking.labs(3)
+    checking.cluster.ahead_s = -125
+    for lab in labs[:2]:
+        checking.patch(lab, {"phase": "Running", "conditions": unready(130)})
+    result = checking.check()
+    assert (result["unready"], result["ready"], result["failed"]) == (2, 1, 0)
+    checking.cluster.ahead_s = 0
+    assert checking.check()["causes"] == {"stopped_answering": 2}
+
+
 def test_another_platforms_database_fails_nobody(checking: Checking) -> None:
     labs = checking.labs(4)
     for lab in labs[:3]:

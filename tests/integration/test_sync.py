@@ -420,6 +420,21 @@ def test_how_many_are_too_many_is_a_setting(
         synced()
 
 
+@pytest.mark.parametrize("ahead_s", [-90, 90, 86_400 * 365])
+def test_it_repairs_nothing_by_clocks_that_differ(
+    synced: Sync, database: Database, cluster: FakeCluster, ahead_s: float
+) -> None:
+    (gone,) = lose(database, cluster, 2)
+    cluster.ahead_s = ahead_s
+    with pytest.raises(JobError, match="at most 60 s are allowed, half of the grace age") as raised:
+        synced()
+    assert raised.value.failure is Failure.CLOCKS_DIFFER
+    assert "s apart" in synced(dry_run=True)["refused"]
+    assert status(database, gone) == "RUNNING"
+    cluster.ahead_s = 20
+    assert synced()["repaired"] == {"pod_gone": 1}
+
+
 def test_the_grace_age_is_a_setting(
     synced: Sync, database: Database, cluster: FakeCluster, bucket: Bucket
 ) -> None:

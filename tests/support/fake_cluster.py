@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -27,6 +28,8 @@ class FakeCluster:
         self.refuses_deletes = False
         #: Paths that are answered with 503.
         self.unavailable: set[str] = set()
+        #: Seconds by which the server's clock is ahead.
+        self.ahead_s = 0.0
         self.deleted: list[str] = []
         self.namespaces = {"labs"}
         #: Events of Pods, those that are posted too.
@@ -37,6 +40,9 @@ class FakeCluster:
         self.port = 0
 
     def __call__(self, request: Request) -> Answer:
+        return replace(self._answer(request), ahead_s=self.ahead_s)
+
+    def _answer(self, request: Request) -> Answer:
         path, _, query = request.path.partition("?")
         if path in self.unavailable:
             return Answer(503, status_object(503, "ServiceUnavailable", "not now"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,8 @@ class Answer:
     status: int = 200
     #: A dict goes as JSON; a list goes as one chunk each, as a watch does.
     content: Any = None
+    #: Seconds by which the server's clock is ahead.
+    ahead_s: float = 0.0
     #: Close the connection in the middle of the answer.
     broken: bool = False
 
@@ -73,12 +76,18 @@ def _handler(script: Script, requests: list[Request]) -> type[BaseHTTPRequestHan
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        ahead_s = 0.0
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string((timestamp or time.time()) + self.ahead_s)
+
         def answer(self) -> None:
             length = int(self.headers.get("content-length") or 0)
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = Request(self.command, self.path, headers, self.rfile.read(length))
             requests.append(request)
             answer = script(request)
+            self.ahead_s = answer.ahead_s
             if isinstance(answer.content, list):
                 self._stream(answer)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -238,3 +239,12 @@ def test_a_list_that_always_takes_too_long_ends(serve: Serve) -> None:
     with pytest.raises(ApiError, match="410 Expired"):
         list(cluster.list_pages("/pods", limit=1))
     assert len(server.requests) == 8
+
+
+def test_the_servers_time_is_that_of_its_last_answer(serve: Serve) -> None:
+    cluster, _ = serve(scripted(Answer(content=POD, ahead_s=-3600)))
+    with pytest.raises(ApiUnavailable, match="without the server's time"):
+        _ = cluster.answered_at
+    cluster.get("/p")
+    behind = datetime.now(timezone.utc) - cluster.answered_at
+    assert timedelta(seconds=3600) <= behind < timedelta(seconds=3630)
