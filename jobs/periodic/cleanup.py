@@ -12,7 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher import tasks
@@ -48,7 +48,6 @@ _ADD_DELETES = (
     " SELECT * FROM unnest(CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS jsonb[]))"
     " ON CONFLICT (task_id) DO NOTHING"
 )
-_HOUR = "SELECT date_trunc('hour', now())"
 
 
 def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, Any]:
@@ -101,22 +100,17 @@ def _show(due: Sequence[DueLab], refusal: Refusal | None, *, force: bool) -> dic
 
 def _tell(labs: LabStore, refusal: Refusal, task_id: str) -> None:
     """Tell the administrator, at most once an hour."""
-
-    def tell(cursor: Cursor) -> int | None:
-        cursor.execute(_HOUR)
-        news = News(
-            event_type=CLEANUP_REFUSED,
-            cause=refusal.failure.cause,
-            told=refusal.failure.told,
-            message=f"The cleanup ended no lab, because {refusal.problem}. If it is right: --force.",
-            task_id=task_id,
-            occasion=cursor.fetchall()[0][0],
-            category=refusal.failure.category.value,
-            facts=refusal.facts,
-        )
-        return add_news(cursor, news)
-
-    labs.transaction(tell)
+    news = News(
+        event_type=CLEANUP_REFUSED,
+        cause=refusal.failure.cause,
+        told=refusal.failure.told,
+        message=f"The cleanup ended no lab, because {refusal.problem}. If it is right: --force.",
+        task_id=task_id,
+        occasion=datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0),
+        category=refusal.failure.category.value,
+        facts=refusal.facts,
+    )
+    labs.transaction(lambda cursor: add_news(cursor, news))
     extra = {"action": "cleanup_refused", **refusal.facts}
     logger.error("no lab was ended, because %s; --force overrides it", refusal.problem, extra=extra)
 

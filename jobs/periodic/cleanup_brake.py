@@ -14,11 +14,18 @@ from datetime import datetime, timezone
 from typing import Any
 
 from jobs.brake import most_at_once
+from jobs.database import Cursor
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
 from jobs.periodic.due import DueLab
+
+_CLOCK = """
+SELECT CAST(extract(epoch FROM at) AS float),
+ to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"')
+FROM clock_timestamp() AS at
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +45,15 @@ def compare_clocks(labs: LabStore, settings: LifeSettings) -> Refusal | None:
     """Return why the clocks are not believed: which of the two is wrong, nobody can tell here."""
     before = datetime.now(timezone.utc)
     started = time.monotonic()
-    database = labs.at_once(_clock)
+    database, database_says = labs.at_once(_clock)
     half_s = (time.monotonic() - started) / 2
     apart_s = abs(database - before.timestamp() - half_s)
     # The answer may have been on its way for any part of the time.
     if apart_s - half_s <= settings.max_clock_skew_s:
         return None
     facts = {
-        "database_clock": _iso(datetime.fromtimestamp(database, timezone.utc)),
-        "container_clock": _iso(before),
+        "database_clock": database_says,
+        "container_clock": before.isoformat(timespec="seconds"),
         "apart_s": round(apart_s),
     }
     problem = (
@@ -74,11 +81,8 @@ def count_unannounced(due: Sequence[DueLab], live: int, settings: LifeSettings) 
     return Refusal(Failure.TOO_MANY_AT_ONCE, problem, facts)
 
 
-def _clock(cursor: Any) -> float:
-    # A clock that is out of what datetime can hold is wrong as well.
-    cursor.execute("SELECT CAST(extract(epoch FROM clock_timestamp()) AS float)")
-    return float(cursor.fetchall()[0][0])
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds")
+def _clock(cursor: Cursor) -> tuple[float, str]:
+    """Return the database's time, as seconds since 1970 and in words: datetime holds no year after 9999."""
+    cursor.execute(_CLOCK)
+    [(seconds, words)] = cursor.fetchall()
+    return float(seconds), str(words)

@@ -51,6 +51,26 @@ def test_a_container_whose_clock_is_wrong_ends_nothing(
     assert (run["outcome"], run["details"]["cause"]) == ("failed", Failure.CLOCKS_DIFFER.cause)
 
 
+def test_a_database_in_a_year_that_datetime_does_not_know_ends_nothing(
+    cleaning: Cleaning, database: Database
+) -> None:
+    cleaning.add_expired(2)
+    database.rows(
+        "CREATE SCHEMA far; CREATE FUNCTION far.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
+        " AS $$ SELECT timestamptz '12026-11-21 10:00:00+00' $$"
+    )
+    first = f'ALTER DATABASE "{database.name}" SET search_path = far, pg_catalog, public'
+    database.rows(first)
+    another = cleaning.another()
+    with pytest.raises(PermanentError, match="12026-11-21T10:00:00") as refused:
+        another.run()
+    another.close()
+    assert refused.value.failure is Failure.CLOCKS_DIFFER
+    assert ended(database) == 0
+    (news,) = database.rows("SELECT cause FROM notifications")
+    assert news["cause"] == Failure.CLOCKS_DIFFER.cause
+
+
 def shift_all(database: Database, what: str) -> None:
     """As a database sees all labs whose clock is a year ahead: every time is a year earlier."""
     database.rows(
