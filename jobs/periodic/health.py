@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from dispatcher import tasks
@@ -20,6 +20,7 @@ from jobs import classification
 from jobs.brake import FEW
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext
+from jobs.database import Cursor
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import collections
@@ -44,12 +45,21 @@ TOGETHER = 25
 CLOSER_LOOKS = 10
 #: Seconds after which a program that was ended for want of memory, and runs again, is no news.
 _KILLED_LATELY_S = 3600.0
-#: Labs told of that in one run.
-_MOST_KILLED = 100
 _KILLED = (
     "A program in this lab was ended because the lab needed more memory than it may use. The lab goes on, but"
     " what that program held is lost. Please give the lab more memory or correct the image."
 )
+
+# One statement for all of them, and once an hour and lab: the kubelet starts a program that always needs too
+# much a dozen times an hour.
+_ADD_KILLED = """
+INSERT INTO notifications
+ (event_type, lab_instance_id, cause, occasion, told, error_category, message, facts, task_id)
+SELECT 'lab.out_of_memory', lab, %(cause)s, hour, %(told)s, %(category)s, %(message)s, '{}', %(task_id)s
+FROM unnest(CAST(%(labs)s AS bigint[]), CAST(%(hours)s AS timestamptz[])) AS killed (lab, hour)
+ON CONFLICT (coalesce(lab_instance_id, 0), cause, coalesce(occasion, '-infinity')) DO NOTHING
+RETURNING lab_instance_id
+"""
 
 
 def run(context: TaskContext, payload: tasks.HealthCheckPods) -> dict[str, Any]:
@@ -122,7 +132,7 @@ class _HealthCheck:
             message=error.sentence,
             task_id=self._context.record.task_id,
             # Once an hour, though it is found every minute.
-            occasion=self._as_of.replace(minute=0, second=0, microsecond=0),
+            occasion=_hour(self._as_of),
         )
         self._notify(self._context.labs.transaction(lambda cursor: add_news(cursor, news)))
         raise error
@@ -209,22 +219,29 @@ class _HealthCheck:
             self._context.notify(notification_id)
 
     def _tell_of_killed(self, look: Look) -> None:
-        """Tell once of each program that was ended for want of memory in a lab that is Ready again."""
+        """Tell of programs that were ended for want of memory in labs that are Ready again."""
         since = self._cluster.answered_at - timedelta(seconds=_KILLED_LATELY_S)
-        for row, killed_at in [one for one in look.killed if one[1] > since][:_MOST_KILLED]:
-            news = News(
-                event_type="lab.out_of_memory",
-                cause=Failure.OUT_OF_MEMORY.cause,
-                told=Failure.OUT_OF_MEMORY.told,
-                message=_KILLED,
-                task_id=self._context.record.task_id,
-                lab_instance_id=row.id,
-                occasion=killed_at,
-                category=Failure.OUT_OF_MEMORY.category.value,
-            )
-            if self._context.labs.transaction(lambda cursor, news=news: add_news(cursor, news)):  # type: ignore[misc]
-                extra = {"action": "lab_out_of_memory", "lab_instance_id": row.id, "at": killed_at}
-                logger.warning("lab %d is Ready after it ran out of memory", row.id, extra=extra)
+        killed = [(row.id, killed_at) for row, killed_at in look.killed if killed_at > since]
+        if not killed:
+            return
+        failure = Failure.OUT_OF_MEMORY
+        values = {
+            "labs": [lab for lab, _ in killed],
+            "hours": [_hour(killed_at) for _, killed_at in killed],
+            "cause": failure.cause,
+            "told": failure.told.value,
+            "category": failure.category.value,
+            "message": _KILLED,
+            "task_id": self._context.record.task_id,
+        }
+
+        def tell(cursor: Cursor) -> list[int]:
+            cursor.execute(_ADD_KILLED, values)
+            return [lab for (lab,) in cursor.fetchall()]
+
+        for lab in self._context.labs.transaction(tell):
+            extra = {"action": "lab_out_of_memory", "lab_instance_id": lab}
+            logger.warning("lab %d is Ready after it ran out of memory", lab, extra=extra)
 
     def _relay(self) -> None:
         """Publish the creates of labs that are started again; what is not, the sweep of the outbox does."""
@@ -263,3 +280,7 @@ class _HealthCheck:
             "left_alone": self._left_alone + look.left_alone,
             "looked_s": looked_s,
         }
+
+
+def _hour(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)

@@ -198,6 +198,21 @@ def test_a_program_that_ran_out_of_memory_and_is_ready_again_is_told_of_once(che
     assert checking.statuses([lab]) == ["RUNNING"]
 
 
+def test_a_lab_that_runs_out_of_memory_again_and_again_is_told_of_once_an_hour(checking: Checking) -> None:
+    labs = checking.labs(2)
+    hour = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0)
+    container = {"name": "lab", "ready": True, "restartCount": 1, "state": {"running": {}}}
+    for minute in range(30, 35):
+        finished = (hour + timedelta(minutes=minute)).isoformat()
+        ended = {"reason": "OOMKilled", "exitCode": 137, "finishedAt": finished}
+        for lab in labs:
+            status = {**container, "lastState": {"terminated": ended}}
+            checking.patch(lab, {**READY, "containerStatuses": [status]})
+        assert checking.check()["ran_out_of_memory"] == 2
+    for lab in labs:
+        assert checking.told(lab) == [("lab.out_of_memory", "out_of_memory", "teacher")]
+
+
 def test_a_lab_is_started_again_where_its_cause_says_so(checking: Checking, broker: Broker) -> None:
     checking.set(restart_causes=["pod_gone"], max_restarts=1)
     lost, _ = checking.labs(2)
