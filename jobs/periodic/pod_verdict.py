@@ -52,8 +52,6 @@ class Verdict:
 
 #: Seconds for which a deletion that should be done may go on: a kubelet is late at times.
 STUCK_S = 60.0
-#: The kubelet forgets earlier ends of a program that then ran so many seconds (twice its longest back-off).
-CALM_S = 600.0
 #: By which the kubelet's times of one event differ.
 _ONE_BLINK = timedelta(seconds=2)
 #: Why the control plane deletes what is on a node that does not answer, or is gone.
@@ -76,7 +74,7 @@ def judge(pod: Manifest, now: datetime, settings: LifeSettings) -> Verdict:
         killed_at = _killed_at(pod)
         return Verdict(State.READY, killed_at=killed_at) if killed_at else _READY
     for container in container_statuses(pod):
-        if _loops(container, settings.crash_limit):
+        if _loops(container, settings):
             return _of_container(pod, container)
     since = _time(ready.get("lastTransitionTime")) or _time(pod["metadata"].get("creationTimestamp"))
     if since is None or now - since <= timedelta(seconds=settings.unready_limit_s):
@@ -135,16 +133,21 @@ def _lost(pod: Manifest, failure: Failure, said: str, container: Manifest | None
     return Verdict(State.LOST, failure, _image(pod, container), evidence)
 
 
-def _loops(container: Manifest, limit: int) -> bool:
-    """Tell whether a program does not run, after it ended again and again, each time soon after its start."""
+def _loops(container: Manifest, settings: LifeSettings) -> bool:
+    """Tell whether a program does not run, after it ended again and again, and lastly soon after its start.
+
+    One that ran for longer is given the limit of any Pod that is not Ready, which a loop soon passes.
+    """
     state = container.get("state", {})
-    if int(container.get("restartCount", 0)) < limit or "running" in state:
+    if int(container.get("restartCount", 0)) < settings.crash_limit or "running" in state:
         return False
-    if "waiting" in state:
-        return bool(state["waiting"].get("reason") == "CrashLoopBackOff")
+    if state.get("waiting", {"reason": "CrashLoopBackOff"}).get("reason") != "CrashLoopBackOff":
+        return False
     ended = _last_end(container)
     began, finished = _time(ended.get("startedAt")), _time(ended.get("finishedAt"))
-    return began is not None and finished is not None and (finished - began).total_seconds() < CALM_S
+    if began is None or finished is None:
+        return False
+    return (finished - began).total_seconds() < settings.unready_limit_s
 
 
 def _is_why(container: Manifest, since: datetime) -> bool:

@@ -127,6 +127,21 @@ TABLE: dict[str, tuple[Manifest, State, Failure | None]] = {
         State.LOST,
         Failure.PROGRAM_CRASHES,
     ),
+    "backs off for a moment after a run of minutes": (
+        pod(container(BACK_OFF, restarts=3, last=ended("Completed", 0, ran_s=560, ago_s=3)), since_s=3),
+        State.UNREADY,
+        None,
+    ),
+    "backs off for long after a run of minutes": (
+        pod(container(BACK_OFF, restarts=3, last=ended("Completed", 0, ran_s=150, ago_s=125)), since_s=125),
+        State.LOST,
+        Failure.PROGRAM_CRASHES,
+    ),
+    "just ended, after a run of minutes": (
+        pod(container({"terminated": ended("Error", 1, ago_s=0, ran_s=150)}, restarts=3)),
+        State.UNREADY,
+        None,
+    ),
     "ends without an error, again and again": (
         pod(container(BACK_OFF, restarts=3, last=ended("Completed", 0))),
         State.LOST,
