@@ -46,16 +46,18 @@ def test_several_objects_of_one_lab_are_one_lab() -> None:
 @pytest.mark.parametrize(("running", "gone", "refused"), [(3, 3, True), (2, 2, False), (4, 3, False)])
 def test_labs_that_are_all_gone_are_in_another_cluster(running: int, gone: int, refused: bool) -> None:
     labs = [row("RUNNING", lab) for lab in range(1, running + 1)]
-    inventory = Inventory(NOW, {one.id: one for one in labs}, [item(lab=9)])
+    inventory = Inventory(NOW, {one.id: one for one in [*labs, row("STOPPED", 9)]}, [item(lab=9)])
     found = differences(gone, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
     assert bool(refusal(found, inventory)) is refused
 
 
+@pytest.mark.parametrize("others", [0, 2], ids=["empty", "of others"])
 @pytest.mark.parametrize(("running", "gone", "refused"), [(1, 1, True), (2, 2, True), (2, 1, False)])
-def test_few_labs_that_are_all_gone_are_in_another_cluster_if_it_is_empty(
-    running: int, gone: int, refused: bool
+def test_few_labs_that_are_all_gone_are_in_another_cluster_if_nothing_there_is_ours(
+    running: int, gone: int, refused: bool, others: int
 ) -> None:
-    inventory = Inventory(NOW, {lab: row("RUNNING", lab) for lab in range(1, running + 1)})
+    objects = [item(lab=lab) for lab in range(101, 101 + others)]
+    inventory = Inventory(NOW, {lab: row("RUNNING", lab) for lab in range(1, running + 1)}, objects)
     found = differences(gone, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
     assert bool(refusal(found, inventory)) is refused
 
