@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -80,11 +80,16 @@ def as_json(runs: list[Run]) -> str:
 def _result(run: Run) -> str:
     if run.error:
         return one_line(run.error, 120)
-    # What is 0 says little; --json has it.
-    numbers = {
-        key: value for key, value in (run.result or {}).items() if value and not isinstance(value, dict)
-    }
-    return one_line(" ".join(f"{key}={value}" for key, value in numbers.items()), 160)
+    return one_line(" ".join(f"{key}={value}" for key, value in _numbers(run.result or {})), 200)
+
+
+def _numbers(result: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what a run counted, by name; what is 0 says little, and --json has it."""
+    for key, value in sorted(result.items(), key=lambda item: not isinstance(item[1], dict)):
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{of}{key}.")
+        elif value:
+            yield f"{of}{key}", value
 
 
 def _ledger(

@@ -62,9 +62,13 @@ def extend_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.utcoffset() is None:
-        raise ValueError(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.utcoffset() is None:
+        allowed = "a time with its offset, such as 2026-03-01T11:00:00Z"
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be {allowed}")
     return moment
 
 

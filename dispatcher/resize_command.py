@@ -37,8 +37,8 @@ def resize(arguments: argparse.Namespace) -> int:
     with Dispatcher() as dispatcher:
         task_id = new_task_id()
         if not arguments.no_wait:
-            # A database that is away is told of before anything is asked for.
-            dispatcher.status(task_id)
+            # A database that is away, or has no such lab, is told of before anything is asked for.
+            dispatcher.lab_time(arguments.lab)
         dispatcher.scale_lab(lab_instance_id=arguments.lab, new_resources=new_resources, task_id=task_id)
         print(f"task {task_id}", flush=True)
         return 0 if arguments.no_wait else _tell(_wait(dispatcher, task_id, arguments.timeout))

@@ -93,7 +93,6 @@ def clock(now: datetime, moment: datetime) -> str:
 
 def natural(text: str) -> int:
     """Return the number that an option of a command line has. Raises what argparse tells of."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return number
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be an integer from 0")
+    return int(text)

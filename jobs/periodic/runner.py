@@ -25,7 +25,8 @@ def run_periodic(context: TaskContext, payload: tasks.PeriodicPayload) -> None:
     """Run the task of a payload. Raises JobError."""
     run: Callable[[TaskContext, tasks.PeriodicPayload], dict[str, Any]]
     run = import_module(_MODULES[type(payload)]).run
-    result = run(context, payload)
+    result = {"dry_run": True} if payload.dry_run else {}
+    result |= run(context, payload)
     context.labs.record(context.record, Ending("succeeded", result=result))
-    extra = {"action": "periodic_done", "dry_run": payload.dry_run, **result}
+    extra = {"action": "periodic_done", **result}
     logger.info("%s is done", payload.task_name.rpartition(".")[2], extra=extra)

@@ -36,4 +36,6 @@ def _access(environ: Mapping[str, str]) -> ClusterAccess:
     if key := environ.get("KUBECONFIG_OBJECT"):
         store = ObjectStore(read_settings(environ, StoreSettings.from_environment))
         return kubeconfig_access(store.read(key).content)
+    if "KUBERNETES_SERVICE_HOST" not in environ:
+        raise InvalidSettings(["KUBECONFIG: not set, and this is no container of a cluster"])
     return service_account_access()

@@ -36,7 +36,8 @@ def test_one_thing_is_no_plural() -> None:
     assert [many(number, "message") for number in (0, 1, 2)] == ["0 messages", "1 message", "2 messages"]
 
 
-def test_a_number_below_nothing_is_refused() -> None:
+@pytest.mark.parametrize("text", ["-1", "abc", "1.5", "", "\u0663"])
+def test_what_is_no_number_is_refused_with_what_is_allowed(text: str) -> None:
     assert natural("0") == 0
-    with pytest.raises(argparse.ArgumentTypeError, match="-1 is less than 0"):
-        natural("-1")
+    with pytest.raises(argparse.ArgumentTypeError, match="must be an integer from 0"):
+        natural(text)
