@@ -33,12 +33,13 @@ WITH RECURSIVE earlier (restart_of, length) AS (
  WHERE length < %s)
 SELECT max(length) FROM earlier
 """
-# The last that was told how much it may use counts as well.
+# The last change of its resources counts as well, also one that an attempt found done by the one before it.
 _REQUESTS = """
 SELECT (SELECT details -> 'request' FROM task_ledger WHERE lab_instance_id = %(lab)s
          AND task_name = %(create)s AND outcome = 'succeeded' ORDER BY id DESC LIMIT 1),
  (SELECT details -> 'request' -> 'new_resources' FROM task_ledger WHERE lab_instance_id = %(lab)s
-   AND task_name = %(scale)s AND outcome = 'succeeded' ORDER BY id DESC LIMIT 1)
+   AND task_name = %(scale)s AND (outcome = 'succeeded'
+   OR outcome = 'noop' AND details -> 'result' -> 'after' IS NOT NULL) ORDER BY id DESC LIMIT 1)
 """
 _INSERT = f"""
 INSERT INTO lab_instances (lab_id, student_id, expires_at, max_expires_at, restart_of)

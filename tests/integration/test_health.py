@@ -296,17 +296,26 @@ def test_a_lab_is_not_started_again(checking: Checking, why: str) -> None:
     assert checking.database.lab(lost)["error_message"].endswith("Please start it again.")
 
 
-def test_a_resized_lab_is_started_again_with_its_last_resources(checking: Checking, broker: Broker) -> None:
+@pytest.mark.parametrize("found", ["done", "changed", "superseded"])
+def test_a_resized_lab_is_started_again_with_its_last_resources(
+    checking: Checking, broker: Broker, found: str
+) -> None:
     checking.set(restart_causes=["pod_gone"])
     lost, _ = checking.labs(2)
     resized = {"lab_instance_id": lost, "new_resources": {"memory": "768Mi"}}
+    anew = {"lab_instance_id": lost, "new_resources": {"memory": "1Gi"}}
     record = make_record(lost, task_name=SCALE_LAB_RESOURCES, details={"request": resized})
     checking.connections.labs.record(record, Ending("succeeded"))
+    if found != "changed":
+        # An attempt that found it done by one that was killed; or that another change took the place of.
+        record = make_record(lost, task_name=SCALE_LAB_RESOURCES, details={"request": anew})
+        result = {"after": {"memory": "1Gi"}} if found == "done" else {"why": "another change took its place"}
+        checking.connections.labs.record(record, Ending("noop", result=result))
     age(checking.database)
     checking.lose(lost)
     assert checking.check()["restarted"] == 1
     asked = json.loads(broker.take(topology.QUEUE_NORMAL).body)[1]
-    assert asked["resources"] == {"memory": "768Mi"}
+    assert asked["resources"] == {"memory": "1Gi" if found == "done" else "768Mi"}
 
 
 @pytest.mark.parametrize(("asked", "status"), [("before", True), ("after", False)])
