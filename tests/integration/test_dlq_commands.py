@@ -325,7 +325,7 @@ def test_a_message_that_is_not_there_is_said_without_a_database(dlq: Dlq) -> Non
 def test_a_limit_below_nothing_is_refused(dlq: Dlq) -> None:
     answer = dlq("list", "--limit", "-3")
     assert answer.code == 2
-    assert "-3 is less than 0" in answer.err
+    assert "must be an integer from 0" in answer.err
 
 
 def test_a_missing_queue_is_a_sentence(bare_broker: Broker, database: Database) -> None:
