@@ -78,11 +78,11 @@ class Requests:
                     partial(world.create, lab, image),
                 )
             if view.status == "RUNNING" and not view.stop_requested:
-                yield self._move(4, f"expire {lab}", partial(self._expire, lab))
+                yield self._move(8, f"expire {lab}", partial(self._expire, lab))
             if view.status == "RUNNING":
                 # The moment that matters is short.
                 racing = any(actor.name == CLEANUP for actor in world.actors)
-                yield Move(12 if racing else 2, f"extend {lab}", partial(extend, world, lab))
+                yield Move(20 if racing else 3, f"extend {lab}", partial(extend, world, lab))
             if view.stop_requested and view.status in ("PENDING", "RUNNING"):
                 yield self._move(2, f"overdue {lab}", partial(make_overdue, world, lab))
         messages = [*world.broker.ready, *(actor.message for actor in world.actors)]
@@ -172,7 +172,7 @@ def _of_containers(world: World) -> Iterator[Move]:
         yield Move(6, f"finish {actor}", partial(_run, world, actor, 60))
         if not actor.lost_channel:
             # One that is killed as well would leave what only `autolabs verify` finds.
-            late = 12 if actor.at in ("running", "stopped", "settling") else 2
+            late = 12 if actor.at in ("running", "stopped", "relaying", "settling") else 2
             yield Move(late, f"kill {actor}", partial(world.kill, actor))
             yield Move(1, f"lose {actor}", partial(world.lose_channel, actor))
 
