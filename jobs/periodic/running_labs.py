@@ -94,11 +94,12 @@ def look_at_running_labs(
     pods: dict[str, _Found] = {}
     whose_by_id: defaultdict[str, set[str]] = defaultdict(set)
     for page in cluster.list_pages(pods_path, limit=PAGE, labelSelector=_SELECTOR):
+        now = cluster.answered_at
         for pod in page:
             whose = _whose(pod)
             whose_by_id[whose.partition(" ")[0]].add(whose)
             node = pod.get("spec", {}).get("nodeName", "")
-            verdict = judge(pod, cluster.answered_at, settings)
+            verdict = judge(pod, now, settings)
             pods[pod["metadata"]["name"]] = _Found(whose, node, verdict)
     look = Look()
     known = False
