@@ -23,7 +23,7 @@ from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.notifications import News, add_news
-from jobs.verify.differences import Difference, Kind, Repair
+from jobs.verify.differences import Difference, Kind, Repair, still_waiting
 from jobs.verify.look import (
     BrokerUnseen,
     CouldNotLook,
@@ -117,15 +117,17 @@ class _Sync:
         )
         self._said = _Said()
         self._found: Counter[str] = Counter()
+        self._undecided = 0
         self._repaired: Counter[str] = Counter()
 
     def run(self) -> dict[str, Any]:
         findings = self._look()
         self._found.update(one.kind.value for one in findings.differences)
+        self._undecided = findings.undecided
         result: dict[str, Any] = {
             "rows": len(findings.inventory.rows),
             "objects": len(findings.inventory.objects),
-            "undecided": findings.undecided,
+            "undecided": self._undecided,
         }
         why_not = self._refusal(findings)
         if self._payload.dry_run or why_not:
@@ -142,7 +144,8 @@ class _Sync:
         self._repair(findings)
         self._said.end()
         left = sum(self._found.values()) - sum(self._repaired.values())
-        return result | {"found": _counts(self._found), "repaired": _counts(self._repaired), "left": left}
+        done = {"found": _counts(self._found), "repaired": _counts(self._repaired), "left": left}
+        return result | {"undecided": self._undecided, **done}
 
     def _look(self) -> Findings:
         try:
@@ -206,11 +209,21 @@ class _Sync:
             )
         except CouldNotLook as exc:
             raise _error(exc) from exc
-        came = {one.lab for one in lost} - {one.lab for one in for_sure.differences}
+        sure = {one.lab for one in for_sure.differences}
+        waits = still_waiting(for_sure.inventory, grace_s=self._settings.orphan_grace_s)
+        self._leave_open([one for one in lost if one.lab not in sure and one.lab in waits])
+        came = {one.lab for one in lost} - sure - waits
         if came:
             logger.info("requests came after all", extra={"action": "came", "labs": len(came)})
             self._found["request_lost"] -= len(came)
         self._apply(for_sure, for_sure.differences)
+
+    def _leave_open(self, differences: list[Difference]) -> None:
+        """Count as undecided what a message that came meanwhile, of whichever lab, left unproven."""
+        for one in differences:
+            self._said(logging.WARNING, one, "undecided: messages wait that may be its own", "undecided")
+        self._found["request_lost"] -= len(differences)
+        self._undecided += len(differences)
 
     def _apply(self, findings: Findings, differences: list[Difference]) -> None:
         for one in differences:

@@ -105,6 +105,12 @@ def undecided(inventory: Inventory, *, grace_s: float = GRACE_S) -> int:
     return _Comparison(inventory, timedelta(seconds=grace_s)).undecided()
 
 
+def still_waiting(inventory: Inventory, *, grace_s: float = GRACE_S) -> set[int]:
+    """Return the PENDING labs of which row, outbox and ledger say nothing new."""
+    look = _Comparison(inventory, timedelta(seconds=grace_s))
+    return {row.id for row in look.lost_labs(stopping=False)}
+
+
 def unneeded(inventory: Inventory, *, grace_s: float = GRACE_S) -> int:
     """Return how many messages wait for a lab that needs them no more, though not for long."""
     return sum(1 for one in _Comparison(inventory, timedelta(seconds=grace_s)).useless(long=False))

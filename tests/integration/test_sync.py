@@ -359,6 +359,33 @@ def test_a_message_that_comes_back_meanwhile_is_seen(
     assert status(database, lab) == "PENDING"
 
 
+def test_what_waits_for_others_meanwhile_does_not_mean_that_a_request_came(
+    synced: Sync,
+    database: Database,
+    publisher: Publisher,
+    between_looks: Between,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab, other = database.add_lab(), database.add_lab(status="FAILED")
+    age(database)
+    eta = datetime.now(timezone.utc) + timedelta(hours=1)
+    task = make_task(kwargs=create_kwargs(lab_instance_id=other), eta=eta)
+    pauses: list[int] = []
+
+    def delay_another() -> None:
+        pauses.append(1)
+        if len(pauses) == 2:
+            publish_delayed(publisher, task, 3600)
+
+    between_looks.append(delay_another)
+    result = synced()
+    assert (result["found"], result["undecided"], result["left"]) == ({}, 1, 0)
+    assert "came after all" not in caplog.text
+    warned = [record for record in caplog.records if getattr(record, "action", None) == "undecided"]
+    assert [(record.levelname, record.__dict__["lab_instance_id"]) for record in warned] == [("WARNING", lab)]
+    assert status(database, lab) == "PENDING"
+
+
 def test_it_waits_for_four_heartbeats_before_a_request_is_lost(
     synced: Sync, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
