@@ -161,6 +161,14 @@ class QueueSight:
     problem: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A periodic task that did nothing, because what it found was not believed."""
+
+    at: datetime
+    cause: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabFacts:
     """All that is known of a lab at one moment; lists are the oldest first."""
@@ -183,6 +191,8 @@ class LabFacts:
     #: When all labs were looked at last, by the health check and the sync; None: not in the ledger.
     health_checked_at: datetime | None = None
     synced_at: datetime | None = None
+    #: None: the last cleanup did its work, or none ever ran.
+    cleanup_refused: Refused | None = None
 
     @property
     def failures(self) -> list[NotificationRow]:

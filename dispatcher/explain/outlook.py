@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
 from dispatcher.explain.facts import LabFacts, LabRow, Operation, Run
@@ -28,10 +29,10 @@ NEAR_END_S = 600
 #: Seconds without a health check, which comes every minute, that are too many.
 HEALTH_LATE_S = 300
 _CLEANUP_S, _PATIENCE_S = CLEANUP_EVERY_MINUTES * 60, STOP_PATIENCE_MINUTES * 60
-_CLEANUP_COMMANDS = (
-    "kubectl get cronjob cleanup-timeout-labs -n platform",
-    "kubectl create job -n platform --from=cronjob/cleanup-timeout-labs cleanup-now",
-)
+_CLEANUP_HISTORY = "autolabs schedule history cleanup-timeout-labs"
+_RUN_CLEANUP = "autolabs schedule run-now cleanup-timeout-labs"
+_CLEANUP_COMMANDS = (_CLEANUP_HISTORY, _RUN_CLEANUP)
+_FORCE_COMMANDS = (_CLEANUP_HISTORY, f"{_RUN_CLEANUP} --dry-run", f"{_RUN_CLEANUP} --force")
 
 
 def awaited(facts: LabFacts) -> Operation | None:
@@ -164,6 +165,9 @@ def _stopping(facts: LabFacts, lab: LabRow) -> Outlook:
     elif age_s >= YOUNG_S:
         text += " and nothing did it"
     if age_s >= _PATIENCE_S + 2 * _CLEANUP_S:
+        if refused_since := _cleanup_refused(facts, requested):
+            text += f"; the cleanup, which should have asked again, {refused_since}"
+            return Outlook("cleanup_refused", Actor.ADMINISTRATOR, text, (*_FORCE_COMMANDS, *commands))
         text += "; the cleanup should have asked again since: does it run?"
         return Outlook("stop_forgotten", Actor.ADMINISTRATOR, text, (*_CLEANUP_COMMANDS, *commands))
     if age_s < YOUNG_S and not refused:
@@ -184,6 +188,9 @@ def _running(facts: LabFacts, lab: LabRow) -> Outlook:
         who, looked, commands = _looked_at(facts, lab)
         situation = "running_near_end" if left_s <= NEAR_END_S else "running"
         return Outlook(situation, who, f"{text}. {looked}", (*pod, *commands))
+    if refused := _cleanup_refused(facts, lab.expires_at):
+        text = f"its time was over at {end}, but the cleanup {refused}"
+        return Outlook("cleanup_refused", Actor.ADMINISTRATOR, text, _FORCE_COMMANDS)
     if -left_s < 2 * _CLEANUP_S:
         text = (
             f"its time was over at {end}: the next cleanup stops it, within {CLEANUP_EVERY_MINUTES} minutes"
@@ -191,6 +198,17 @@ def _running(facts: LabFacts, lab: LabRow) -> Outlook:
         return Outlook("running_past_end", Actor.NOBODY, text, pod)
     text = f"its time was over at {end}, {duration(-left_s)} ago, and no cleanup stopped it: does it run?"
     return Outlook("cleanup_missing", Actor.ADMINISTRATOR, text, _CLEANUP_COMMANDS)
+
+
+def _cleanup_refused(facts: LabFacts, since: datetime) -> str | None:
+    """Return what the last cleanup did if it refused to end any lab, to be put behind its name."""
+    refused = facts.cleanup_refused
+    if refused is None or refused.at < since:
+        return None
+    return (
+        f"refused to end any lab {ago(facts.now, refused.at)} ({one_line(refused.cause)}): its history says"
+        " why; once that is mended, or if it is right, --force"
+    )
 
 
 def _extensible(facts: LabFacts, lab: LabRow) -> str:

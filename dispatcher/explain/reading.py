@@ -36,6 +36,7 @@ from dispatcher.explain.facts import (
     LabFacts,
     LabRow,
     NotificationRow,
+    Refused,
     Run,
     WaitingRow,
 )
@@ -50,7 +51,7 @@ from dispatcher.models import (
     TaskRun,
 )
 from dispatcher.redaction import redacted, scrubbed
-from dispatcher.tasks import HEALTH_CHECK_PODS, SYNC_LAB_STATUS
+from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
 
 #: Runs of a lab that are read, the newest; and rows of each other table.
 MAX_RUNS = 50
@@ -58,6 +59,8 @@ _MAX_ROWS = 20
 #: Of any text; what a container writes is shorter.
 _MAX_CHARS = 4000
 _MAX_ID = 2**63 - 1
+#: Causes (jobs.failures) by which a periodic task does nothing until somebody forces it.
+_REFUSALS = ("too_many_at_once", "clocks_differ")
 #: Columns that may be infinity.
 _ENDS = ("expires_at", "max_expires_at")
 _POD = re.compile(r"lab-instance-([0-9]{1,19})(?:-.*)?")
@@ -176,7 +179,18 @@ def _looked_at(connection: Connection, lab_instance_id: int, present: set[str]) 
         "restarted_as": connection.execute(again).scalar(),
         "health_checked_at": last(HEALTH_CHECK_PODS),
         "synced_at": last(SYNC_LAB_STATUS),
+        "cleanup_refused": _cleanup_refused(connection),
     }
+
+
+def _cleanup_refused(connection: Connection) -> Refused | None:
+    of_all_labs = (TaskRun.task_name == CLEANUP_TIMEOUT_LABS) & TaskRun.lab_instance_id.is_(None)
+    # A dry run is none.
+    dry = func.coalesce(TaskRun.details["result"]["dry_run"].astext, "false") == "true"
+    statement = select(TaskRun.finished_at, TaskRun.details["cause"].astext.label("cause"))
+    ended = statement.where(of_all_labs, TaskRun.finished_at.is_not(None), ~dry)
+    row = connection.execute(ended.order_by(TaskRun.id.desc()).limit(1)).one_or_none()
+    return Refused(row.finished_at, row.cause) if row and row.cause in _REFUSALS else None
 
 
 def _lab(connection: Connection, lab_instance_id: int, present: set[str]) -> LabRow | None:

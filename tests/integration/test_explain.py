@@ -185,6 +185,30 @@ def test_a_stop_by_the_cleanup_is_told_from_one_by_somebody(
     assert "by the delete task " in read(other).headline
 
 
+@pytest.mark.parametrize("outcome", ["failed", "dead_lettered"])
+def test_a_cleanup_that_refuses_is_told_until_one_does_its_work(
+    read: Read, database: Database, labs: LabStore, outcome: Any
+) -> None:
+    lab = database.add_lab(status="RUNNING")
+    database.expire(lab)
+
+    def cleanup(ending: Ending) -> None:
+        record = make_record(None, task_name=CLEANUP_TIMEOUT_LABS)
+        labs.begin(record)
+        labs.record(record, ending)
+
+    refusal = Failure.TOO_MANY_AT_ONCE.error(problem="6 of 9 live labs would end")
+    cleanup(Ending.of_error(outcome, refusal))
+    cleanup(Ending("succeeded", result={"dry_run": True, "would_delete": 6}))
+    labs.begin(make_record(None, task_name=CLEANUP_TIMEOUT_LABS))
+    found = read(lab)
+    assert (found.situation, found.who.value) == ("cleanup_refused", "administrator")
+    assert "(too_many_at_once)" in found.next
+    assert "autolabs schedule run-now cleanup-timeout-labs --force" in found.commands
+    cleanup(Ending("succeeded", result={"deletes_published": 0}))
+    assert read(lab).situation == "running_past_end"
+
+
 def test_a_lab_without_a_row_is_told_by_what_is_about_it(read: Read, labs: LabStore) -> None:
     record = make_record(4711, task_id="early")
     labs.record(record, Ending.of_error("retried", Failure.LAB_UNKNOWN.error(lab_instance_id=4711)))

@@ -12,7 +12,7 @@ from dispatcher.__main__ import make_parser
 from dispatcher.categories import Audience
 from dispatcher.expiry import cleanup_task_id
 from dispatcher.explain.explanation import explain
-from dispatcher.explain.facts import LabFacts
+from dispatcher.explain.facts import LabFacts, Refused
 from dispatcher.explain.reason import BACKEND_CAUSES
 from dispatcher.limits import CONTAINER_DEADLINE_S
 from jobs.failures import Failure
@@ -229,7 +229,18 @@ CASES = {
     ),
     "long past its end": Case(
         make_facts(replace(RUNNING, expires_at=at(1800))),
-        "cleanup_missing", "administrator", "30 minutes ago, and no cleanup stopped it", "create job",
+        "cleanup_missing", "administrator", "30 minutes ago, and no cleanup stopped it",
+        "schedule run-now cleanup-timeout-labs",
+    ),
+    "past its end, and the cleanup refuses": Case(
+        make_facts(replace(RUNNING, expires_at=at(400)), cleanup_refused=Refused(at(20), "too_many_at_once")),
+        "cleanup_refused", "administrator",
+        "but the cleanup refused to end any lab 20 s ago (too_many_at_once): its history says why",
+        "schedule run-now cleanup-timeout-labs --force",
+    ),
+    "past its end since the cleanup refused": Case(
+        make_facts(replace(RUNNING, expires_at=at(10)), cleanup_refused=Refused(at(20), "clocks_differ")),
+        "running_past_end", "nobody", "the next cleanup stops it",
     ),
     "never to end": Case(
         make_facts(replace(RUNNING, expires_at=at(-10**8), k8s_pod_name=None)),
@@ -259,7 +270,14 @@ CASES = {
     ),
     "its stop was forgotten": Case(
         make_facts(replace(STOPPING, stop_requested_at=at(7200))),
-        "stop_forgotten", "administrator", "should have asked again since: does it run?", "cleanup-now",
+        "stop_forgotten", "administrator", "should have asked again since: does it run?",
+        "schedule history cleanup-timeout-labs",
+    ),
+    "its stop waits for a cleanup that refuses": Case(
+        make_facts(
+            replace(STOPPING, stop_requested_at=at(7200)), cleanup_refused=Refused(at(20), "clocks_differ")
+        ),
+        "cleanup_refused", "administrator", "refused to end any lab 20 s ago (clocks_differ)", "--force",
     ),
     "its stop was dead-lettered": Case(
         make_facts(STOPPING, DEAD_DELETE), "stop_unattended", "administrator",
