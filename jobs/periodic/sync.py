@@ -42,7 +42,11 @@ MAX_LINES = 50
 #: Seconds for which a Pod that ended is left to the health check, which comes each minute and can say why.
 HEALTH_FIRST_S = 180
 # Of the session: a process that dies gives it back.
-_TAKE = "SELECT pg_try_advisory_lock(hashtextextended('autolabs.sync', 0))"
+# A container whose node vanished would keep the lock for two hours, until the server's own keepalive.
+_TAKE = (
+    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;"
+    " SELECT pg_try_advisory_lock(hashtextextended('autolabs.sync', 0))"
+)
 _LEAVE = "SELECT pg_advisory_unlock(hashtextextended('autolabs.sync', 0))"
 
 
