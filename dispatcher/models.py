@@ -246,7 +246,7 @@ class Notification(Base):
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    #: lab.failed, lab.stop_failed, lab.ends_soon, lab.restarted or platform.cleanup_refused.
+    #: Such as lab.failed, lab.ends_soon or platform.cleanup_refused; docs/reference.md has them all.
     event_type: Mapped[str] = mapped_column(server_default=text("'lab.failed'"))
     #: None: it is about the platform.
     lab_instance_id: Mapped[int | None]
