@@ -12,6 +12,8 @@ from dispatcher.ladder import MAX_DELAY_S
 
 #: Events of jobs.notifications that tell of a failure; all others are news.
 FAILURE_EVENTS = ("lab.failed", "lab.stop_failed")
+#: Of a lab that runs where nobody can reach it.
+UNREACHABLE = "lab.unreachable"
 
 
 class Operation(str, enum.Enum):

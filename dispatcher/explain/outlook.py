@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
-from dispatcher.explain.facts import LabFacts, LabRow, Operation, Run
+from dispatcher.explain.facts import UNREACHABLE, LabFacts, LabRow, Operation, Run
 from dispatcher.explain.progress import (
     DEAD_LETTERS,
     SCALEDJOBS,
@@ -229,6 +229,11 @@ def _looked_at(facts: LabFacts, lab: LabRow) -> tuple[Actor, str, tuple[str, ...
         when = f"for {duration(facts.age_s(looked))}" if looked else "that the ledger knows"
         text = f"No health check looked at it {when}, does it run? {verify} tells whether its Pod is there"
         return Actor.ADMINISTRATOR, text, (verify, "autolabs schedule list")
+    lacks = next((row for row in facts.notifications if row.event_type == UNREACHABLE), None)
+    if lacks is not None:
+        text = f"{ago(facts.now, lacks.created_at)} a sync found that nobody can reach it, as its Service was"
+        text += f" gone; {verify} tells whether it still is"
+        return Actor.ADMINISTRATOR, text[:1].upper() + text[1:], (verify,)
     synced = f", the last sync {ago(facts.now, facts.synced_at)}" if facts.synced_at else ""
     text = f"The last health check was {ago(facts.now, looked)}{synced}; {verify} looks at it now"
     return Actor.NOBODY, text, (verify,)

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
+from dispatcher.categories import Audience
 from jobs.classification import api_failure
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.context import TaskContext
@@ -243,11 +244,36 @@ class _Sync:
             restarts=dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts),
         )
         ours = (one for one in differences if one.repair is not None and not _is_for_health(findings, one))
+        unreachable: list[Difference] = []
         for one, done, what in repairs.run(ours):
             self._repaired[one.kind.value] += done
+            if one.repair is Repair.FAIL_WORKING and not done:
+                unreachable.append(one)
             self._said(
                 logging.INFO if done else logging.WARNING, one, what, "repaired" if done else "difference"
             )
+        self._tell(unreachable)
+
+    def _tell(self, unreachable: list[Difference]) -> None:
+        """Tell the administrator, once for each lab, that it runs where nobody can reach it."""
+        if not unreachable:
+            return
+        # No cause of a failure: that of a lab which becomes FAILED later is to be told as well.
+        news = [
+            News(
+                event_type="lab.unreachable",
+                cause="service_gone",
+                told=Audience.ADMIN,
+                message="This lab runs without its Service, so nobody can reach it.",
+                task_id=self._context.record.task_id,
+                lab_instance_id=one.lab,
+                facts={"object": one.object},
+            )
+            for one in unreachable
+        ]
+        added = self._context.labs.transaction(lambda cursor: [add_news(cursor, one) for one in news])
+        for notification_id in filter(None, added):
+            self._context.notify(notification_id)
 
 
 def _is_for_health(findings: Findings, one: Difference) -> bool:

@@ -132,6 +132,21 @@ def test_both_directions_are_repaired_and_in_the_ledger(
     assert (again["found"], again["left"]) == ({"object_gone": 1}, 1)
 
 
+def test_a_lab_without_its_service_is_told_of_once(
+    synced: Sync, database: Database, cluster: FakeCluster
+) -> None:
+    deaf, _ = running(database, cluster), running(database, cluster)
+    cluster.objects.pop(path_of("Service", pod_name(deaf)))
+    age(database)
+    synced(dry_run=True)
+    assert database.rows("SELECT * FROM notifications") == []
+    for _ in range(2):
+        assert (synced()["left"], status(database, deaf)) == (1, "RUNNING")
+    (told,) = database.rows("SELECT * FROM notifications")
+    assert (told["event_type"], told["cause"], told["told"]) == ("lab.unreachable", "service_gone", "admin")
+    assert (told["lab_instance_id"], told["facts"]) == (deaf, {"object": f"Service {pod_name(deaf)}"})
+
+
 def test_what_is_left_is_a_warning(
     synced: Sync, database: Database, cluster: FakeCluster, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -219,6 +219,12 @@ CASES = {
         "running", "administrator", "No health check looked at it for 12 minutes, does it run?",
         "autolabs schedule list",
     ),
+    "running without its Service": Case(
+        make_facts(RUNNING, notifications=(make_notification(event_type="lab.unreachable", told="admin"),)),
+        "running", "administrator",
+        "4 minutes ago a sync found that nobody can reach it, as its Service was gone",
+        "autolabs verify 17",
+    ),
     "lost and started again": Case(
         make_facts(FAILED, failed_run("node_away", ROOM), restarted_as=18),
         "restarted", "nobody", "lab 18 was started in its place", "autolabs explain 18",
