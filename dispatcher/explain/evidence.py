@@ -73,13 +73,14 @@ def _log(seen: Mapping[str, Any]) -> Iterator[str]:
 
 def _line(subject: str, found: Mapping[str, Any], *keys: str, more: list[str] | None = None) -> str:
     parts = [text for key in keys if (text := _text(found, key))] + (more or [])
-    message = _text(found, "message")
+    # All that the ledger keeps of it: the kubelet says what is wrong at the end.
+    message = _text(found, "message", most=400)
     return ": ".join(part for part in (subject, ", ".join(parts), message) if part)
 
 
-def _text(found: Mapping[str, Any], key: str) -> str:
+def _text(found: Mapping[str, Any], key: str, *, most: int = 200) -> str:
     value = found.get(key)
-    return "" if value is None else one_line(str(value), 200)
+    return "" if value is None else one_line(str(value), most)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
