@@ -234,7 +234,7 @@ def test_the_end_of_what_the_kubelet_says_is_shown() -> None:
     said = (
         f'Failed to create pod sandbox: code = Unknown desc = failed to start sandbox "{"0" * 64}":'
         " failed to create containerd task: failed to create shim task: OCI runtime create failed: runc"
-        " create failed: unable to start container process: container init was OOM-killed (memory limit too low?)"
+        " create failed: unable to start: container init was OOM-killed (memory limit too low?)"
     )
     (line,) = seen_lines(make_run("retried", details={"seen": {"events": [{"message": said}]}}))
     assert line.endswith("(memory limit too low?)")
