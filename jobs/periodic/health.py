@@ -32,6 +32,7 @@ from jobs.periodic.pod_verdict import State, judge
 from jobs.periodic.running_labs import Look, Suspect, look_at_running_labs, refusal
 from jobs.pod_facts import Seen, bounded, pod_facts
 from jobs.verify.inventory import LabRow
+from jobs.verify.objects import is_governed
 from jobs.verify.rows import database_now
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class _HealthCheck:
         """Tell whether the namespace is under a policy, as that of labs is; asked only where it matters."""
         if look.without_pod < look.running or look.running >= FEW or look.only_others:
             return False
-        return bool(self._cluster.list_items(self._paths["NetworkPolicy"], limit="1")[0])
+        return is_governed(self._cluster, self._context.settings.namespace)
 
     def _say(self, look: Look, why: str | None) -> int:
         for one in look.suspects:

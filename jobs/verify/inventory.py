@@ -120,6 +120,8 @@ class Inventory:
     #: The live labs, and those that are over but have an object or a message.
     rows: dict[int, LabRow] = field(default_factory=dict)
     objects: list[LabObject] = field(default_factory=list)
+    #: There is no object of ours, and the namespace is under a policy, as that of labs is.
+    empty_but_governed: bool = False
     #: None: the broker was not looked at.
     queues: QueueLook | None = None
     #: (lab, task name) of what waits in the outbox.

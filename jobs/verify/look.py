@@ -203,6 +203,8 @@ def _look_at_objects(sources: Sources, inventory: Inventory, progress: Progress)
             inventory.objects.append(item)
             progress(many(len(inventory.objects), "object"))
     sources.stop.check()
+    if not inventory.objects:
+        inventory.empty_but_governed = objects.is_governed(sources.cluster, sources.namespace)
     # A sync has the job's rights, which end at the namespace: elsewhere the list itself would be refused.
     asks = sources.walks and not inventory.objects
     if asks and not objects.namespace_exists(sources.cluster, sources.namespace):

@@ -24,6 +24,11 @@ def lab_objects(cluster: Cluster, namespace: str) -> Iterator[LabObject]:
             yield from (make_object(kind, item) for item in page)
 
 
+def is_governed(cluster: Cluster, namespace: str) -> bool:
+    """Tell whether the namespace is under a policy, as that of labs is. Raises ApiError, ApiUnavailable."""
+    return bool(cluster.list_items(collections(namespace)["NetworkPolicy"], limit="1")[0])
+
+
 def namespace_exists(cluster: Cluster, namespace: str) -> bool:
     """Tell whether there is such a namespace; who may not know could list there by a Role in it."""
     try:

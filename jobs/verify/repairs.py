@@ -81,7 +81,8 @@ def refusal(
         )
     running = {row.id for row in live if row.status == "RUNNING" and not row.stopping}
     gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
-    right_place = bool((with_objects & inventory.rows.keys()) - strange)
+    known = (with_objects & inventory.rows.keys()) - strange
+    right_place = bool(known) or inventory.empty_but_governed
     if why := no_pods_at_all(len(running), len(running & gone), right_place=right_place):
         return why
     if len(with_objects) >= FEW and not with_objects & inventory.rows.keys():

@@ -62,6 +62,12 @@ def test_few_labs_that_are_all_gone_are_in_another_cluster_if_nothing_there_is_o
     assert bool(refusal(found, inventory)) is refused
 
 
+def test_two_labs_that_are_all_gone_are_believed_where_a_policy_governs_the_empty_namespace() -> None:
+    rows = {lab: row("RUNNING", lab) for lab in (1, 2)}
+    found = differences(2, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
+    assert refusal(found, Inventory(NOW, rows, empty_but_governed=True)) is None
+
+
 def test_objects_of_other_students_are_in_another_database() -> None:
     inventory = Inventory(NOW, {5: row("STOPPED")}, [item(), item("Service", student_id="43")])
     found = compare(inventory)
