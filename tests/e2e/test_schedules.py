@@ -80,10 +80,11 @@ def test_a_second_run_is_refused_and_an_interrupted_one_goes_on(operator: Operat
     command = operator.start("run-now", "checked")
     assert command.stderr is not None
     assert "is made" in command.stderr.readline()
+    # Both while the Job, whose pod takes seconds, is not done.
+    command.send_signal(signal.SIGINT)
     second = operator.run("run-now", "checked")
     assert (second.code, second.out) == (1, "")
     assert "runs already, and concurrency of checked is Forbid" in second.err
-    command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=20)
     assert command.returncode == 130
     assert "goes on; its log: kubectl logs" in said
