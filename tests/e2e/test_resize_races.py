@@ -148,7 +148,7 @@ def test_a_change_waits_for_another_that_is_under_way(platform: OwnPlatform, lab
 def test_a_change_whose_container_died_is_taken_over_as_if_it_never_was(
     platform: OwnPlatform, lab: ResizedLab
 ) -> None:
-    platform.set_lab_settings(resize_timeout_s=3)
+    platform.set_lab_settings(resize_timeout_s=10)
     first = lab.publish(cpu="750m")
     kill_at(lab, "asked")
     message = platform.broker.take(topology.QUEUE_HIGH)
