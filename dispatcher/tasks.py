@@ -174,51 +174,36 @@ class ScaleLabResources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CleanupTimeoutLabs:
+class _ForAllLabs:
+    #: True: only say what would be done.
+    dry_run: bool = False
+    #: True: however many labs it is.
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bool("dry_run", self.dry_run)
+        _check_bool("force", self.force)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanupTimeoutLabs(_ForAllLabs):
     """Ask for the deletion of every lab whose time is over, or that never became usable."""
 
     task_name: ClassVar[str] = CLEANUP_TIMEOUT_LABS
 
-    #: True: only say what would be deleted.
-    dry_run: bool = False
-    #: True: however many labs it is.
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        _check_bool("dry_run", self.dry_run)
-        _check_bool("force", self.force)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HealthCheckPods:
+class HealthCheckPods(_ForAllLabs):
     """Look at the Pod of every RUNNING lab, and fail labs that cannot be used any more."""
 
     task_name: ClassVar[str] = HEALTH_CHECK_PODS
 
-    #: True: only say what is wrong.
-    dry_run: bool = False
-    #: True: however many labs it is.
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        _check_bool("dry_run", self.dry_run)
-        _check_bool("force", self.force)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SyncLabStatus:
+class SyncLabStatus(_ForAllLabs):
     """Compare rows and objects, both ways, and mend what differs."""
 
     task_name: ClassVar[str] = SYNC_LAB_STATUS
-
-    #: True: only say what differs.
-    dry_run: bool = False
-    #: True: however many labs it is.
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        _check_bool("dry_run", self.dry_run)
-        _check_bool("force", self.force)
 
 
 #: What is done for all labs, at its times or when asked.
