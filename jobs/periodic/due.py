@@ -1,7 +1,7 @@
 """Which labs are to end now, and why: by their time, their age, for want of a start, or once more.
 
-All times are compared by the database's clock. What is found is judged by jobs.periodic.brake first; each
-lab is looked at again, under its lock, before it is ended.
+All times are compared by the database's clock. What is found is judged by jobs.periodic.cleanup_brake first;
+each lab is looked at again, under its lock, before it is ended.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher.expiry import STOP_PATIENCE_MINUTES
+from dispatcher.limits import CONTAINER_DEADLINE_S
 from dispatcher.tasks import CREATE_LAB_POD
 from jobs.database import Cursor
 from jobs.life_settings import LifeSettings
@@ -20,8 +21,6 @@ from jobs.periodic.warnings import ENDS_AT, ENDS_SOON
 
 #: Minutes that a student has after a warning, at least, for the end to count as announced.
 ANNOUNCED_MINUTES = 3
-#: Minutes for which a container may be at a lab: no Job lives longer (keda.profiles).
-_RUN_LIMIT_MINUTES = 20
 
 
 class Reason(str, enum.Enum):
@@ -70,7 +69,7 @@ CASE
   AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab.id
                   AND eta > now() - make_interval(mins => %(pending_limit)s))
   AND NOT EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab.id AND outcome = 'started'
-                  AND claimed_at > now() - interval '{_RUN_LIMIT_MINUTES} minutes') THEN 'overdue'
+                  AND claimed_at > now() - interval '{CONTAINER_DEADLINE_S} seconds') THEN 'overdue'
 END
 """  # noqa: S608  # constants of this module
 # That a warning was made shows that the end was known, whatever became of it: a broker that is away is no
