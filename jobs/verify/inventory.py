@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
 from dispatcher import tasks
@@ -117,6 +117,7 @@ class Inventory:
     """One look at all of it. Times are the database's."""
 
     now: datetime
+    _: KW_ONLY
     #: The live labs, and those that are over but have an object or a message.
     rows: dict[int, LabRow] = field(default_factory=dict)
     objects: list[LabObject] = field(default_factory=list)

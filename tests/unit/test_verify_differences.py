@@ -68,7 +68,9 @@ def found(
 ) -> list[Difference]:
     looked = others.pop("queues", QueueLook(messages or [], **others.pop("look", {})))
     others = {"last_lab": 100, **others}
-    inventory = Inventory(NOW, {one.id: one for one in rows}, objects or [], looked, **others)
+    inventory = Inventory(
+        NOW, rows={one.id: one for one in rows}, objects=objects or [], queues=looked, **others
+    )
     return compare(inventory)
 
 
@@ -331,6 +333,6 @@ def test_differences_are_sorted_by_lab_and_know_what_a_repair_compares() -> None
 
 
 def test_the_grace_age_is_the_callers() -> None:
-    inventory = Inventory(NOW, {5: row("PENDING", created_at=ago(30))}, queues=QueueLook())
+    inventory = Inventory(NOW, rows={5: row("PENDING", created_at=ago(30))}, queues=QueueLook())
     assert compare(inventory) == []
     assert [one.kind for one in compare(inventory, grace_s=10)] == [Kind.REQUEST_LOST]

@@ -23,7 +23,7 @@ def differences(count: int, **changes: Any) -> list[Difference]:
 
 def platform(live: int, **changes: Any) -> Inventory:
     labs: list[LabRow] = [row("PENDING", lab) for lab in range(1, live + 1)]
-    return Inventory(NOW, {one.id: one for one in labs}, **changes)
+    return Inventory(NOW, rows={one.id: one for one in labs}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,9 @@ def test_several_objects_of_one_lab_are_one_lab() -> None:
 @pytest.mark.parametrize(("running", "gone", "refused"), [(3, 3, True), (2, 2, False), (4, 3, False)])
 def test_labs_that_are_all_gone_are_in_another_cluster(running: int, gone: int, refused: bool) -> None:
     labs = [row("RUNNING", lab) for lab in range(1, running + 1)]
-    inventory = Inventory(NOW, {one.id: one for one in [*labs, row("STOPPED", 9)]}, [item(lab=9)])
+    inventory = Inventory(
+        NOW, rows={one.id: one for one in [*labs, row("STOPPED", 9)]}, objects=[item(lab=9)]
+    )
     found = differences(gone, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
     assert bool(refusal(found, inventory)) is refused
 
@@ -57,7 +59,9 @@ def test_few_labs_that_are_all_gone_are_in_another_cluster_if_nothing_there_is_o
     running: int, gone: int, refused: bool, others: int
 ) -> None:
     objects = [item(lab=lab) for lab in range(101, 101 + others)]
-    inventory = Inventory(NOW, {lab: row("RUNNING", lab) for lab in range(1, running + 1)}, objects)
+    inventory = Inventory(
+        NOW, rows={lab: row("RUNNING", lab) for lab in range(1, running + 1)}, objects=objects
+    )
     found = differences(gone, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
     assert bool(refusal(found, inventory)) is refused
 
@@ -65,11 +69,11 @@ def test_few_labs_that_are_all_gone_are_in_another_cluster_if_nothing_there_is_o
 def test_two_labs_that_are_all_gone_are_believed_where_a_policy_governs_the_empty_namespace() -> None:
     rows = {lab: row("RUNNING", lab) for lab in (1, 2)}
     found = differences(2, kind=Kind.POD_GONE, repair=Repair.FAIL_RUNNING)
-    assert refusal(found, Inventory(NOW, rows, empty_but_governed=True)) is None
+    assert refusal(found, Inventory(NOW, rows=rows, empty_but_governed=True)) is None
 
 
 def test_objects_of_other_students_are_in_another_database() -> None:
-    inventory = Inventory(NOW, {5: row("STOPPED")}, [item(), item("Service", student_id="43")])
+    inventory = Inventory(NOW, rows={5: row("STOPPED")}, objects=[item(), item("Service", student_id="43")])
     found = compare(inventory)
     assert {(one.kind, one.repair) for one in found} == {
         (Kind.ORPHAN, Repair.DELETE_OBJECT),
@@ -82,7 +86,7 @@ def test_objects_of_other_students_are_in_another_database() -> None:
 def test_objects_that_are_all_unknown_are_in_another_database(known: int, refused: bool) -> None:
     labs = [row("STOPPED", lab) for lab in range(1, known + 1)]
     objects = [item(lab=lab) for lab in (1, 2, 3)]
-    inventory = Inventory(NOW, {one.id: one for one in labs}, objects, last_lab=100)
+    inventory = Inventory(NOW, rows={one.id: one for one in labs}, objects=objects, last_lab=100)
     assert bool(refusal(compare(inventory), inventory)) is refused
 
 
@@ -147,5 +151,5 @@ def test_what_is_normal_is_a_note() -> None:
 
 def test_what_is_not_needed_for_a_short_time_is_counted() -> None:
     stopped = row("STOPPED", ended_at=ago(300))
-    inventory = Inventory(NOW, {5: stopped}, queues=QueueLook([message()]))
+    inventory = Inventory(NOW, rows={5: stopped}, queues=QueueLook([message()]))
     assert (compare(inventory), unneeded(inventory)) == ([], 1)
