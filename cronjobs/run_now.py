@@ -35,7 +35,7 @@ def start(cron_jobs: CronJobs, name: str, options: list[str]) -> str:
     if found["spec"].get("concurrencyPolicy") == "Forbid":
         _refuse_second(cron_jobs, name)
     job = make_job(found, options)
-    created = cron_jobs.cluster.create(cron_jobs.jobs_path, job, timeout_s=_CREATE_S)
+    created = cron_jobs.cluster.create_once(cron_jobs.jobs_path, job, timeout_s=_CREATE_S)
     if not created:
         raise DispatcherError(f"a Job {job['metadata']['name']} is there already; try again")
     return str(job["metadata"]["name"])

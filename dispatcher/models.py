@@ -118,8 +118,13 @@ class LabInstance(Base):
     expires_at: Mapped[datetime] = mapped_column(server_default=text("now() + interval '2 hours'"))
     #: The latest `expires_at` that an extension may set.
     max_expires_at: Mapped[datetime] = mapped_column(server_default=text("now() + interval '8 hours'"))
+    #: The end that the last extension confirmed; no greatest age ends the lab before it.
+    extended_to: Mapped[datetime | None]
     #: The lab in whose place this one was started, because that one's Pod was lost.
     restart_of: Mapped[int | None]
+    #: The run of a create (task_ledger.run_id) that replaced what another one made under the same name, which
+    #: k8s_pod_name says then: only this one may make the lab RUNNING.
+    starting_run: Mapped[uuid.UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 

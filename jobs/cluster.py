@@ -124,6 +124,19 @@ class Cluster:
             if not token:
                 return
 
+    def create(self, path: str, manifest: Manifest) -> Manifest | None:
+        """Create an object in a collection and return it; None when one of its name is there already.
+
+        That may be this very object: the answer to an earlier try can be lost.
+        """
+        query = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})
+        try:
+            return self._request("POST", f"{path}?{query}", manifest)
+        except ApiError as exc:
+            if exc.reason == "AlreadyExists":
+                return None
+            raise
+
     def apply(
         self,
         path: str,
@@ -198,7 +211,7 @@ class Cluster:
         finally:
             response.close()
 
-    def create(self, path: str, manifest: Manifest, *, timeout_s: float) -> bool:
+    def create_once(self, path: str, manifest: Manifest, *, timeout_s: float) -> bool:
         """Create an object, tried once; False when one of its name is there already."""
         try:
             response = self._open("POST", path, manifest, read_timeout_s=timeout_s)
@@ -253,7 +266,7 @@ class Cluster:
             finally:
                 response.release_conn()
 
-        # Every call is idempotent: apply and delete name their object, delete its uid, patch its version.
+        # Every call may be repeated: create and apply name their object, delete its uid, patch its version.
         blips = (ApiUnavailable, _RefusedByRbac)
         return through_blips(once, on=blips, within_s=BLIP_S, what=f"{method} {path}")
 

@@ -37,18 +37,21 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
             lab_instance_id=payload.lab_instance_id,
             evidence="the message may be ahead of the backend's commit",
         )
-    if not lab.wants_start:
-        own_name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
-        if lab.status != "RUNNING" or lab.k8s_pod_name != own_name:
-            # An attempt of ours may have died between making objects and finding this out.
-            context.only_objects_left = True
-            _take_down_but_running(context, payload.lab_instance_id, lab)
-        result = lab_result(payload.lab_instance_id, lab)
-        context.labs.record(context.record, Ending("noop", result=result))
-        state = "stop requested" if lab.stop_requested else lab.status
-        logger.info("nothing to create: lab is %s", state, extra={"action": "create_noop"})
+    own_name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
+    if lab.wants_start and (
+        lab.starting_run is None
+        or context.labs.take_over(context.record, payload.lab_instance_id, pod_name=own_name)
+    ):
+        _start(context, payload)
         return
-    _start(context, payload)
+    if lab.keeps != own_name:
+        # An attempt of ours may have died between making objects and finding this out.
+        context.only_objects_left = True
+        _take_down_others(context, payload.lab_instance_id, lab)
+    result = lab_result(payload.lab_instance_id, lab)
+    context.labs.record(context.record, Ending("noop", result=result))
+    state = "stop requested" if lab.stop_requested else lab.status
+    logger.info("nothing to create: lab is %s", state, extra={"action": "create_noop"})
 
 
 def fail_create(
@@ -88,15 +91,13 @@ def cancel_create(context: TaskContext, lab_instance_id: int) -> None:
 def _take_down_unless_running(context: TaskContext, lab_instance_id: int, *, surely: bool) -> None:
     lab = None if surely else context.labs.find(lab_instance_id)
     if surely or lab is not None:
-        _take_down_but_running(context, lab_instance_id, lab)
+        _take_down_others(context, lab_instance_id, lab)
 
 
-def _take_down_but_running(context: TaskContext, lab_instance_id: int, lab: Lab | None) -> None:
-    """Take a lab's objects down, but those that it is RUNNING with: another create, of another image, won."""
-    if lab is None or lab.status != "RUNNING":
-        context.lab_objects.delete_lab(lab_instance_id, grace_s=0)
-    elif lab.k8s_pod_name is not None:
-        context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.k8s_pod_name)
+def _take_down_others(context: TaskContext, lab_instance_id: int, lab: Lab | None) -> None:
+    """Take a lab's objects down, but those with which another create, of another image, won or goes on."""
+    if lab is None or lab.status != "RUNNING" or lab.keeps is not None:
+        context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.keeps if lab else None)
 
 
 def _start(context: TaskContext, payload: CreateLabPod) -> None:
@@ -115,21 +116,23 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
     # A lack of room is often over once a node was added: later attempts wait longer.
     timeout_s = min(settings.ready_timeout_s * context.record.attempt, MAX_READY_TIMEOUT_S)
 
-    def check_wanted() -> None:
+    def take_over() -> None:
+        # What another create of this lab made RUNNING meanwhile, or is replacing, is not ours to replace.
         _check_wanted(context, payload.lab_instance_id)
+        if not context.labs.take_over(context.record, payload.lab_instance_id, pod_name=_name(manifests)):
+            raise _NotWanted
 
     def meanwhile() -> None:
         try:
-            check_wanted()
+            _check_wanted(context, payload.lab_instance_id)
         except TransientError as exc:
             # Without an answer the lab is still wanted: a Pod that starts well must not be lost for it.
             extra = {"action": "not_asked", "evidence": exc.evidence}
             logger.warning("whether the lab is still wanted is not known", extra=extra)
 
     try:
-        # What another create of this lab made RUNNING meanwhile is not ours to replace.
         pod, service = context.lab_objects.ensure(
-            payload.lab_instance_id, manifests, before_replacing=check_wanted
+            payload.lab_instance_id, manifests, before_replacing=take_over
         )
         mark(context.record, "applied")
         context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s, meanwhile=meanwhile)
@@ -165,7 +168,7 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
 
 
 class _NotWanted(Exception):
-    """Raised when the lab was stopped while it was waited for."""
+    """Raised when the lab was stopped, or taken over by another create, while this one was at it."""
 
 
 def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
@@ -183,9 +186,11 @@ def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifest
     if lab is not None and lab.wants_start:
         if context.labs.is_cancelled(context.record.task_id):
             raise Failure.CANCELLED.error(evidence="cancelled while it started")
-        raise Failure.REMOVED_MEANWHILE.error(evidence=why)
-    if lab is None or lab.status != "RUNNING" or lab.k8s_pod_name != _name(manifests):
-        _take_down_but_running(context, payload.lab_instance_id, lab)
+        if lab.starting_run in (None, context.record.run_id):
+            raise Failure.REMOVED_MEANWHILE.error(evidence=why)
+        why = "another create took it over"
+    if lab is None or lab.keeps != _name(manifests):
+        _take_down_others(context, payload.lab_instance_id, lab)
     result = lab_result(payload.lab_instance_id, lab) if lab else None
     context.labs.record(context.record, Ending("noop", result=result))
     logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})

@@ -53,7 +53,7 @@ def post_event(cluster: Cluster, event: Manifest) -> None:
     path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
     extra = {"action": "event_posted", "reason": event["reason"], "event": event["metadata"]["name"]}
     try:
-        created = within(PATIENCE_S, lambda: cluster.create(path, event, timeout_s=PATIENCE_S))
+        created = within(PATIENCE_S, lambda: cluster.create_once(path, event, timeout_s=PATIENCE_S))
     except Exception as exc:  # no trouble here may become the task's
         extra["action"] = "event_missed"
         logger.warning("no Kubernetes Event says that the lab failed: %s", exc, extra=extra)

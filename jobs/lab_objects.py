@@ -54,7 +54,7 @@ class LabObjects:
     def ensure(
         self, lab_instance_id: int, manifests: LabManifests, *, before_replacing: Callable[[], None]
     ) -> tuple[Manifest, Manifest]:
-        """Apply the three objects, the Pod first, and return the Pod and the Service as they are.
+        """Make sure of the three objects, the Pod first, and return the Pod and the Service as they are.
 
         `before_replacing` is called before an object of the lab that is another than the one asked for
         is deleted, and may raise.
@@ -184,7 +184,17 @@ class LabObjects:
         before_replacing: Callable[[], None],
     ) -> Manifest:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        while existing := self._get(kind, name):
+        while True:
+            existing = self._get(kind, name)
+            # Never applied: over what another create has just made that would change what it waits for.
+            if existing is None and (created := self._create(kind, manifest)):
+                logger.info("%s created", kind, extra={"action": "object_created", "object": name})
+                steps.reached(f"{kind} created")
+                return created
+            if existing is None:
+                if time.monotonic() > deadline:
+                    raise Failure.CHANGED_MEANWHILE.error(evidence=f"{kind} {name} comes and goes")
+                continue
             if not naming.belongs_to_lab(existing, lab_instance_id):
                 raise Failure.NAME_TAKEN.error(
                     evidence=f"{kind} {name} is not managed by {naming.MANAGED_BY}"
@@ -196,11 +206,10 @@ class LabObjects:
             before_replacing()
             self._delete(existing, grace_s=0)
             self.wait_gone([existing], timeout_s=deadline - time.monotonic())
+
+    def _create(self, kind: str, manifest: Manifest) -> Manifest | None:
         with _job_errors():
-            applied = self._cluster.apply(f"{self._collections[kind]}/{name}", manifest)
-        logger.info("%s applied", kind, extra={"action": "object_applied", "object": name})
-        steps.reached(f"{kind} applied")
-        return applied
+            return self._cluster.create(self._collections[kind], manifest)
 
     def _get(self, kind: str, name: str) -> Manifest | None:
         with _job_errors():

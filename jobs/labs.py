@@ -19,6 +19,14 @@ from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.ledger import Ending, TaskRunRecord, insert_started, write_ending
 
+_TAKE_OVER = """
+UPDATE lab_instances SET starting_run = %(run)s, k8s_pod_name = %(pod)s, updated_at = now()
+WHERE id = %(lab)s AND status = 'PENDING' AND stop_requested_at IS NULL
+ AND (starting_run IS NULL OR starting_run = %(run)s
+  OR EXISTS (SELECT FROM task_ledger AS own JOIN task_ledger AS earlier USING (task_id)
+             WHERE own.run_id = %(run)s AND earlier.run_id = starting_run AND earlier.id < own.id))
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Lab:
@@ -28,11 +36,19 @@ class Lab:
     stop_requested: bool
     k8s_pod_name: str | None
     connection_url: str | None
+    #: Of several creates, the run that replaced the objects of another.
+    starting_run: str | None = None
 
     @property
     def wants_start(self) -> bool:
         """True while the lab is asked for and not started."""
         return self.status == "PENDING" and not self.stop_requested
+
+    @property
+    def keeps(self) -> str | None:
+        """The name of the objects that are to stay, whoever finds nothing to start any more."""
+        taken_over = self.wants_start and self.starting_run is not None
+        return self.k8s_pod_name if taken_over or self.status == "RUNNING" else None
 
 
 class LabStore(Database):
@@ -78,10 +94,23 @@ class LabStore(Database):
 
         return self.at_once(ask)
 
+    def take_over(self, record: TaskRunRecord, lab_instance_id: int, *, pod_name: str) -> bool:
+        """Let only this run make the lab RUNNING, before it replaces objects that are called `pod_name`.
+
+        False when another create has done so, or the lab is not wanted any more; a later run of the same
+        task takes the place of an earlier one.
+        """
+
+        def change(cursor: Cursor) -> bool:
+            cursor.execute(_TAKE_OVER, {"run": record.run_id, "lab": lab_instance_id, "pod": pod_name})
+            return cursor.rowcount == 1
+
+        return self.at_once(change)
+
     def mark_running(
         self, record: TaskRunRecord, lab_instance_id: int, *, pod_name: str, connection_url: str
     ) -> bool:
-        """Make a PENDING lab RUNNING; False when it is no longer wanted.
+        """Make a PENDING lab RUNNING; False when it is no longer wanted, or another create took it over.
 
         A lab that is RUNNING under the same Pod counts as made: an earlier commit of ours, whose
         answer was lost, or a duplicate of this task.
@@ -93,8 +122,9 @@ class LabStore(Database):
                 " celery_task_id = coalesce(celery_task_id, %s), started_at = now(), updated_at = now(),"
                 " error_category = NULL, error_message = NULL"
                 " WHERE id = %s AND status = 'PENDING' AND stop_requested_at IS NULL"
+                " AND (starting_run IS NULL OR starting_run = %s)"
                 " AND NOT EXISTS (SELECT FROM task_cancellations WHERE task_id = %s)",
-                (pod_name, connection_url, record.task_id, lab_instance_id, record.task_id),
+                (pod_name, connection_url, record.task_id, lab_instance_id, record.run_id, record.task_id),
             )
             if cursor.rowcount == 1:
                 lab = Lab("RUNNING", False, pod_name, connection_url)
@@ -264,7 +294,7 @@ class LabStore(Database):
 
 def _select(cursor: Cursor, lab_instance_id: int) -> Lab | None:
     cursor.execute(
-        "SELECT status, stop_requested_at IS NOT NULL, k8s_pod_name, connection_url"
+        "SELECT status, stop_requested_at IS NOT NULL, k8s_pod_name, connection_url, starting_run::text"
         " FROM lab_instances WHERE id = %s",
         (lab_instance_id,),
     )

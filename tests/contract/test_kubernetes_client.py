@@ -22,6 +22,10 @@ def theirs(api: client.CoreV1Api, call: str) -> Any:
         return api.read_namespaced_pod("lab", "labs")
     if call == "list":
         return api.list_namespaced_pod("labs", label_selector="a=b,c=d")
+    if call == "create":
+        return api.create_namespaced_pod(
+            "labs", POD, field_manager="autolabs-jobs", field_validation="Strict"
+        )
     if call == "apply":
         return api.patch_namespaced_pod(
             "lab", "labs", POD, field_manager="autolabs-jobs", field_validation="Strict"
@@ -39,6 +43,7 @@ def theirs(api: client.CoreV1Api, call: str) -> Any:
 OURS: dict[str, Callable[[Cluster], Any]] = {
     "get": lambda cluster: cluster.get(f"{PODS}/lab"),
     "list": lambda cluster: cluster.list_items(PODS, labelSelector="a=b,c=d"),
+    "create": lambda cluster: cluster.create(PODS, POD),
     "apply": lambda cluster: cluster.apply(f"{PODS}/lab", POD),
     "delete": lambda cluster: cluster.delete(f"{PODS}/lab", uid="u1", grace_s=0),
 }

@@ -69,7 +69,7 @@ def halted_at(trials: Trials, queue: str, step: str) -> Iterator[Callable[[], li
             process.popen.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("step", ["begun", "Pod applied", "committing", "running"])
+@pytest.mark.parametrize("step", ["begun", "Pod created", "committing", "running"])
 def test_a_create_that_goes_on_after_another_did_its_work_changes_nothing(
     trials: Trials, lab: int, step: str
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_create_that_goes_on_after_another_did_its_work_changes_nothing(
     wait_until_all_agree(trials.platform)
 
 
-@pytest.mark.parametrize("step", ["begun", "rendered", "Pod applied", "ready", "committing"])
+@pytest.mark.parametrize("step", ["begun", "rendered", "Pod created", "ready", "committing"])
 def test_a_create_that_goes_on_after_its_lab_was_stopped_leaves_nothing(
     trials: Trials, lab: int, step: str
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_create_after_the_delete_makes_nothing(trials: Trials, was: str) -> No
     late = trials.publish_create(lab)
     process = trials.serve(NORMAL)
     assert trials.outcomes(late) == ["noop"]
-    assert "object_applied" not in process.actions()
+    assert "object_created" not in process.actions()
     assert trials.status(lab) == "STOPPED"
     wait_until_all_agree(trials.platform)
 

@@ -20,9 +20,9 @@ CREATE_STEPS = [
     "claimed",
     "begun",
     "rendered",
-    "Pod applied",
-    "Service applied",
-    "NetworkPolicy applied",
+    "Pod created",
+    "Service created",
+    "NetworkPolicy created",
     "applied",
     "ready",
     "answers",
@@ -47,7 +47,7 @@ DELETE_STEPS = [
 #: From here on the outcome is committed.
 COMMITTED = ("running", "stopped", *MAIN_THREAD)
 CREATES = [(step, fault) for fault in ("kill", "term") for step in CREATE_STEPS]
-CREATES += [(step, "drain") for step in ("begun", "Pod applied", "applied", "ready", "committing", "running")]
+CREATES += [(step, "drain") for step in ("begun", "Pod created", "applied", "ready", "committing", "running")]
 DELETES = [(step, fault) for fault in ("kill", "term") for step in DELETE_STEPS]
 DELETES += [(step, "drain") for step in ("begun", "stop_requested", "Pod deleted", "gone", "committing")]
 

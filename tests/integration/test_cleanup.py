@@ -77,9 +77,7 @@ def test_a_stop_that_is_under_way_or_done_is_not_repeated(cleaning: Cleaning, br
     assert broker.is_empty()
 
 
-def test_a_lab_that_is_too_old_ends_however_far_its_end_was_moved(
-    cleaning: Cleaning, database: Database
-) -> None:
+def test_a_lab_that_is_too_old_ends_whatever_its_row_says(cleaning: Cleaning, database: Database) -> None:
     old, young = (database.add_lab(status="RUNNING", expires_at="infinity") for _ in range(2))
     cleaning.change(old, started_at="now() - interval '121 minutes'")
     cleaning.change(young, started_at="now() - interval '119 minutes'")

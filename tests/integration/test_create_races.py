@@ -24,9 +24,9 @@ from tests.support.creates import (
     context_of,
     name_of,
     set_lab,
-    when_applied,
+    when_created,
 )
-from tests.support.factories import IMAGE, make_payload
+from tests.support.factories import IMAGE, make_payload, make_record
 from tests.support.fake_cluster import READY, FakeCluster
 from tests.support.postgres import Database
 
@@ -153,7 +153,7 @@ def test_a_create_that_lost_to_another_image_deletes_only_what_it_made(
 ) -> None:
     winner = name_of(lab, "registry/other:1")
     kept = add_pod(cluster, lab, winner)
-    when_applied(cluster, "networkpolicies", lambda: set_lab(database, lab, "RUNNING", winner))
+    when_created(cluster, "networkpolicies", lambda: set_lab(database, lab, "RUNNING", winner))
     create_lab(context_of(connections, lab), make_payload(lab_instance_id=lab))
     assert list(cluster.objects) == [kept]
     assert len(cluster.deleted) == 3
@@ -206,7 +206,7 @@ def test_a_create_whose_lab_was_stopped_meanwhile_takes_everything_down(
     connections: Connections, cluster: FakeCluster, database: Database, labs: LabStore, lab: int
 ) -> None:
     add_pod(cluster, lab, name_of(lab, "registry/other:1"))
-    when_applied(cluster, "networkpolicies", lambda: labs.request_stop(lab))
+    when_created(cluster, "networkpolicies", lambda: labs.request_stop(lab))
     create_lab(context_of(connections, lab), make_payload(lab_instance_id=lab))
     assert cluster.objects == {}
     assert database.lab(lab)["status"] == "PENDING"
@@ -235,3 +235,46 @@ def test_the_pod_of_an_earlier_attempt_that_was_evicted_is_replaced(
     create_lab(context_of(connections, lab, attempt=2), make_payload(lab_instance_id=lab))
     assert cluster.deleted == [f"{PODS}/{name_of(lab)}"]
     assert database.lab(lab)["status"] == "RUNNING"
+
+
+@pytest.mark.parametrize("image", [IMAGE, "registry/other:1"], ids=["the same names", "other names"])
+def test_a_create_whose_lab_another_took_over_leaves_it_to_that_one(
+    connections: Connections, cluster: FakeCluster, database: Database, labs: LabStore, lab: int, image: str
+) -> None:
+    taken = name_of(lab, image)
+    if image != IMAGE:
+        add_pod(cluster, lab, taken)
+    when_created(cluster, "networkpolicies", lambda: labs.take_over(make_record(lab), lab, pod_name=taken))
+    context = context_of(connections, lab)
+    create_lab(context, make_payload(lab_instance_id=lab))
+    assert database.lab(lab)["status"] == "PENDING"
+    assert database.outcomes() == ["noop"]
+    assert cluster.names() == {taken}
+    # Nor does its message, should it be delivered again.
+    create_lab(
+        context_of(connections, lab, task_id=context.record.task_id), make_payload(lab_instance_id=lab)
+    )
+    assert (database.outcomes(), cluster.names()) == (["noop", "noop"], {taken})
+
+
+def test_of_several_creates_the_first_takes_over_and_of_one_task_the_last_run(
+    database: Database, labs: LabStore, lab: int
+) -> None:
+    first = make_record(lab)
+    again, other = make_record(lab, task_id=first.task_id, attempt=2), make_record(lab)
+    for record in (first, again, other):
+        labs.begin(record)
+    took = [labs.take_over(record, lab, pod_name="p") for record in (first, other, first, again, first)]
+    assert took == [True, False, True, True, False]
+    started = [
+        labs.mark_running(record, lab, pod_name="p", connection_url="u") for record in (first, other, again)
+    ]
+    assert started == [False, False, True]
+
+
+@pytest.mark.parametrize("columns", [{"status": "RUNNING"}, {"stop_requested_at": "now"}], ids=str)
+def test_a_lab_that_is_not_wanted_is_not_taken_over(
+    database: Database, labs: LabStore, columns: dict[str, str]
+) -> None:
+    lab = database.add_lab(**columns)
+    assert not labs.take_over(make_record(lab), lab, pod_name="p")

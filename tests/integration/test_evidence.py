@@ -56,7 +56,7 @@ def when_pod_applied(cluster: FakeCluster, **event: Any) -> None:
         if "/pods/" in path:
             cluster.add_event(cluster.objects[path], **event)
 
-    cluster.on_apply = happen
+    cluster.on_create = happen
 
 
 def test_the_ledger_has_the_state_the_events_and_the_log_of_a_crash_loop(
@@ -201,7 +201,7 @@ def test_the_newest_events_and_lines_are_kept(
                 at = f"2030-01-01T00:00:{second:02}Z"
                 cluster.add_event(cluster.objects[path], reason=f"R{second}", lastTimestamp=at)
 
-    cluster.on_apply = happen
+    cluster.on_create = happen
     on_log(cluster, b"".join(b"%d\n" % number for number in range(100)))
     fail(connections, lab)
     seen = seen_of(database)
@@ -298,7 +298,7 @@ def test_without_a_pod_the_events_of_its_name_are_kept(
             cluster.add_event(cluster.objects.pop(pod_path), reason="Evicted", message="The node is full")
 
     cluster.pod_status = {"phase": "Pending"}
-    cluster.on_apply = refuse_and_evict
+    cluster.on_create = refuse_and_evict
     fail(connections, lab)
     seen = seen_of(database)
     assert seen["note"] == "the lab had no Pod"
@@ -316,6 +316,6 @@ def test_the_platforms_own_events_are_no_evidence(
             cluster.add_event(cluster.objects[path], reason="BackOff", reportingComponent="kubelet")
             cluster.add_event(cluster.objects[path], reason="LabProgramEnds", reportingComponent=COMPONENT)
 
-    cluster.on_apply = happen
+    cluster.on_create = happen
     fail(connections, lab)
     assert [event["reason"] for event in seen_of(database)["events"]] == ["BackOff"]

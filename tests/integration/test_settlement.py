@@ -30,7 +30,7 @@ from tests.support.creates import (
     delivery_of,
     name_of,
     set_lab,
-    when_applied,
+    when_created,
 )
 from tests.support.factories import create_kwargs, make_record, make_task
 from tests.support.fake_cluster import FakeCluster
@@ -156,7 +156,7 @@ def test_a_failure_that_the_database_refuses_for_good_is_in_the_dead_letters(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cluster.pod_status = NO_SUCH_IMAGE
-    when_applied(cluster, "pods", lambda: database.rows("DROP TABLE task_ledger"))
+    when_created(cluster, "pods", lambda: database.rows("DROP TABLE task_ledger"))
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
     message = broker.take(topology.DEAD_LETTER_QUEUE)
@@ -225,7 +225,7 @@ def test_a_create_that_is_cancelled_while_it_starts_stops_its_lab(
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     seen: list[TaskState] = []
     results = ResultStore(database.url)
-    when_applied(cluster, "networkpolicies", lambda: seen.append(results.cancel(create.id).state))
+    when_created(cluster, "networkpolicies", lambda: seen.append(results.cancel(create.id).state))
     assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
     assert seen == [TaskState.STARTED]
     assert (database.lab(lab)["status"], cluster.objects) == ("STOPPED", {})
@@ -242,7 +242,7 @@ def test_a_create_that_is_cancelled_while_it_waits_for_its_pod_stops_waiting(
     monkeypatch.setattr("jobs.lab_objects._MEANWHILE_S", 0.2)
     cluster.pod_status = {"phase": "Pending"}
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    when_applied(cluster, "networkpolicies", lambda: cancel_late(database, create))
+    when_created(cluster, "networkpolicies", lambda: cancel_late(database, create))
     began = time.monotonic()
     assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
     assert time.monotonic() - began < 20  # of 60 to become Ready
@@ -259,7 +259,7 @@ def test_a_create_whose_lab_is_stopped_meanwhile_does_not_wait_for_the_delete(
     monkeypatch.setattr("jobs.lab_objects._MEANWHILE_S", 0.2)
     cluster.pod_status = {"phase": "Pending"}
     stop = "UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s"
-    when_applied(cluster, "networkpolicies", lambda: database.rows(stop, lab))
+    when_created(cluster, "networkpolicies", lambda: database.rows(stop, lab))
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
     assert (database.lab(lab)["status"], cluster.objects) == ("PENDING", {})
@@ -273,7 +273,7 @@ def test_the_next_attempt_of_a_create_that_was_cancelled_meanwhile_is_not_begun(
     cluster.pod_status = NO_ROOM
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     results = ResultStore(database.url)
-    when_applied(cluster, "networkpolicies", lambda: results.cancel(create.id))
+    when_created(cluster, "networkpolicies", lambda: results.cancel(create.id))
     assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
     assert results.status(create.id).state is TaskState.REVOKED
     assert len(cluster.objects) == 3

@@ -66,9 +66,9 @@ def delivery_of(task: TaskMessage) -> Delivery:
     return Delivery(body, pika.BasicProperties(**sent), "lab.create", redelivered=False, tag=1)
 
 
-def when_applied(cluster: FakeCluster, kind: str, act: Callable[[], object]) -> None:
-    def on_apply(path: str) -> None:
+def when_created(cluster: FakeCluster, kind: str, act: Callable[[], object]) -> None:
+    def on_create(path: str) -> None:
         if f"/{kind}/" in path:
             act()
 
-    cluster.on_apply = on_apply
+    cluster.on_create = on_create

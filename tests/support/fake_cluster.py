@@ -16,14 +16,14 @@ READY: Manifest = {"phase": "Running", "conditions": [{"type": "Ready", "status"
 
 
 class FakeCluster:
-    """Answer get, list, apply, delete and watch; every Pod has `pod_status` as soon as it is applied."""
+    """Answer get, list, create, delete and watch; every Pod has `pod_status` as soon as it is created."""
 
     def __init__(self, pod_status: Manifest = READY) -> None:
         self.pod_status = pod_status
         self.objects: dict[str, Manifest] = {}
-        #: Called with the path before an object is deleted, and after one was applied.
+        #: Called with the path before an object is deleted, and after one was created.
         self.on_delete: Callable[[str], None] = lambda _path: None
-        self.on_apply: Callable[[str], None] = lambda _path: None
+        self.on_create: Callable[[str], None] = lambda _path: None
         #: True: the server answers 503 to deletions.
         self.refuses_deletes = False
         #: Paths that are answered with 503.
@@ -46,12 +46,12 @@ class FakeCluster:
         path, _, query = request.path.partition("?")
         if path in self.unavailable:
             return Answer(503, status_object(503, "ServiceUnavailable", "not now"))
-        if request.method == "PATCH":
-            return self._apply(path, request.json())
         if request.method == "DELETE":
             return self._delete(path, request.json().get("preconditions", {}).get("uid"))
         if path.endswith("/events"):
             return self._events(request, query)
+        if request.method == "POST":
+            return self._create(path, request.json())
         if path.endswith("/log"):
             return self.log({name: value for name, (value,) in parse_qs(query).items()})
         if "watch=1" in query:
@@ -77,13 +77,16 @@ class FakeCluster:
         metadata = {**made, **manifest["metadata"], "resourceVersion": version}
         self.objects[path] = {**manifest, "metadata": metadata}
 
-    def _apply(self, path: str, manifest: Manifest) -> Answer:
+    def _create(self, collection: str, manifest: Manifest) -> Answer:
+        path = f"{collection}/{manifest['metadata']['name']}"
+        if path in self.objects:
+            return Answer(409, status_object(409, "AlreadyExists", f"{path} already exists"))
         if manifest["kind"] == "Pod":
             manifest["status"] = self.pod_status
         if manifest["kind"] == "Service":
             manifest["spec"] |= {"clusterIP": "127.0.0.1", "ports": [{"port": self.port}, {"port": 1}]}
         self.add(path, manifest)
-        self.on_apply(path)
+        self.on_create(path)
         return Answer(content=self.objects.get(path, manifest))
 
     def _delete(self, path: str, uid: str | None) -> Answer:

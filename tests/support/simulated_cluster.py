@@ -53,7 +53,7 @@ def copy(manifest: Manifest) -> Manifest:
 class SimulatedCluster:
     """`pause` is called before each request takes effect, and while a watch has nothing to tell.
 
-    `on_delete` gets each Pod that a client is about to delete, or to give another image.
+    `on_delete` gets each Pod that a client is about to delete.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class SimulatedCluster:
     def list_items(self, path: str, **query: str) -> tuple[list[Manifest], str]:
         return self._request("list", lambda: (self._select(path, query), str(self._version)))
 
-    def apply(self, path: str, manifest: Manifest) -> Manifest:
-        return self._request("apply", lambda: copy(self._apply(path, manifest)))
+    def create(self, path: str, manifest: Manifest) -> Manifest | None:
+        return self._request("create", lambda: self._create(path, manifest))
 
     def delete(self, path: str, *, uid: str, grace_s: int | None) -> None:
         def work() -> None:
@@ -125,7 +125,7 @@ class SimulatedCluster:
             return json.dumps({"items": self._select(path, query)})
         return "" if path.endswith("/log") else json.dumps({"items": []})
 
-    def create(self, path: str, manifest: Manifest, *, timeout_s: float) -> bool:
+    def create_once(self, path: str, manifest: Manifest, *, timeout_s: float) -> bool:
         return True
 
     def _request(self, name: str, work: Callable[[], T]) -> T:
@@ -146,31 +146,18 @@ class SimulatedCluster:
             if key.rpartition("/")[0] == path and wanted.items() <= manifest["metadata"]["labels"].items()
         ]
 
-    def _apply(self, path: str, manifest: Manifest) -> Manifest:
-        found = self.objects.get(path)
-        if found is None:
-            made = copy(manifest)
-            made["metadata"]["uid"] = f"uid-{self._version + 1}"
-            if made["kind"] == "Pod":
-                made["status"] = {"phase": "Pending", "conditions": []}
-            if made["kind"] == "Service":
-                made["spec"]["clusterIP"] = "10.96.0.9"
-            self.objects[path] = made
-            return self._changed("ADDED", path)
-        given, kept = copy(manifest), found["metadata"]
-        if found["kind"] == "Pod" and _but_image(given) != _but_image(found):
-            raise ApiError(422, "Invalid", f"{path}: pod updates may not change fields but the image")
-        if found["kind"] == "Pod" and given["spec"] != found["spec"]:
-            self._on_delete(found)
-            found["status"] = {"phase": "Running", "conditions": []}  # its container starts anew
-        owners = {one["uid"]: one for item in (found, given) for one in _owners(item)}
-        merged = {**given["metadata"], "uid": kept["uid"]}
-        if owners:
-            merged["ownerReferences"] = [*owners.values()]
-        if "deletionTimestamp" in kept:
-            merged["deletionTimestamp"] = kept["deletionTimestamp"]
-        found |= {"metadata": merged, "spec": {**found["spec"], **given["spec"]}}
-        return self._changed("MODIFIED", path)
+    def _create(self, collection: str, manifest: Manifest) -> Manifest | None:
+        path = f"{collection}/{manifest['metadata']['name']}"
+        if path in self.objects:
+            return None
+        made = copy(manifest)
+        made["metadata"]["uid"] = f"uid-{self._version + 1}"
+        if made["kind"] == "Pod":
+            made["status"] = {"phase": "Pending", "conditions": []}
+        if made["kind"] == "Service":
+            made["spec"]["clusterIP"] = "10.96.0.9"
+        self.objects[path] = made
+        return copy(self._changed("ADDED", path))
 
     def _changed(self, event: str, path: str) -> Manifest:
         self._version += 1
@@ -217,13 +204,6 @@ def _owners(item: Manifest) -> list[Manifest]:
 
 def _ended(pod: Manifest) -> bool:
     return pod["status"].get("phase") in ("Succeeded", "Failed")
-
-
-def _but_image(pod: Manifest) -> Manifest:
-    spec = copy(pod["spec"])
-    for container in spec["containers"]:
-        container["image"] = ""
-    return spec
 
 
 def is_ready(pod: Manifest) -> bool:

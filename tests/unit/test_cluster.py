@@ -203,8 +203,25 @@ def test_a_huge_error_is_not_read_to_its_end(serve: Serve) -> None:
 def test_an_object_that_is_there_is_not_created_again(serve: Serve) -> None:
     conflict = Answer(409, status_object(409, "AlreadyExists", "it is there"))
     cluster, server = serve(scripted(Answer(201, POD), conflict))
-    assert [cluster.create("/pods", POD, timeout_s=5) for _ in range(2)] == [True, False]
+    assert [cluster.create_once("/pods", POD, timeout_s=5) for _ in range(2)] == [True, False]
     assert [(request.method, request.json()) for request in server.requests] == [("POST", POD)] * 2
+
+
+def test_create_returns_the_object_and_is_strict(serve: Serve) -> None:
+    conflict = Answer(409, status_object(409, "AlreadyExists", "it is there"))
+    cluster, server = serve(
+        scripted(Answer(503, status_object(503, "Busy", "later")), Answer(201, POD), conflict)
+    )
+    assert [cluster.create("/pods", POD) for _ in range(2)] == [POD, None]
+    assert {request.path for request in server.requests} == {
+        "/pods?fieldManager=autolabs-jobs&fieldValidation=Strict"
+    }
+
+
+def test_a_conflict_with_another_object_is_an_error(serve: Serve) -> None:
+    cluster, _ = serve(scripted(Answer(409, status_object(409, "Conflict", "the quota has been modified"))))
+    with pytest.raises(ApiError, match="quota"):
+        cluster.create("/pods", POD)
 
 
 def page(*names: str, after: str = "") -> Answer:

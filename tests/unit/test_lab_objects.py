@@ -196,9 +196,9 @@ def test_absent_objects_are_applied_pod_first_and_owned_by_it(serve: Serve) -> N
 
     labs, server = serve(api)
     labs.ensure(7, MANIFESTS, before_replacing=lambda: None)
-    applied = [request.json() for request in server.requests if request.method == "PATCH"]
-    assert [item["kind"] for item in applied] == ["Pod", "Service", "NetworkPolicy"]
-    owners = [item["metadata"].get("ownerReferences") for item in applied]
+    created = [request.json() for request in server.requests if request.method == "POST"]
+    assert [item["kind"] for item in created] == ["Pod", "Service", "NetworkPolicy"]
+    owners = [item["metadata"].get("ownerReferences") for item in created]
     assert owners[0] is None
     assert owners[1] == owners[2] == [{"apiVersion": "v1", "kind": "Pod", "name": "lab", "uid": "u1"}]
 
@@ -259,7 +259,7 @@ def test_an_object_of_an_earlier_attempt_is_replaced(
     pod, _ = labs.ensure(7, MANIFESTS, before_replacing=lambda: None)
     assert deleted == ["old"]
     assert pod["metadata"]["uid"] == "u1"
-    assert methods(server).count("PATCH") == 3
+    assert methods(server).count("POST") == 3
 
 
 def test_an_old_object_that_stays_is_not_waited_for_without_end(
@@ -271,7 +271,7 @@ def test_an_old_object_that_stays_is_not_waited_for_without_end(
     with pytest.raises(TransientError) as caught:
         labs.ensure(7, MANIFESTS, before_replacing=lambda: None)
     assert caught.value.evidence == "still there: Pod lab"
-    assert "PATCH" not in methods(server)
+    assert "POST" not in methods(server)
 
 
 def test_deleting_a_lab_takes_only_what_the_selector_finds(serve: Serve) -> None:

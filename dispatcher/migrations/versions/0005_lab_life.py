@@ -1,4 +1,4 @@
-"""How long a lab may be extended, what takes its place, and whom to tell of its end."""
+"""How long a lab may be extended, what takes its place, who starts it, and whom to tell of its end."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ def upgrade() -> None:
     op.execute("""
         ALTER TABLE lab_instances
             ADD COLUMN max_expires_at timestamptz NOT NULL DEFAULT now() + interval '8 hours',
+            ADD COLUMN extended_to timestamptz,
             ADD COLUMN restart_of bigint,
+            ADD COLUMN starting_run uuid,
             ADD CONSTRAINT lab_instances_restart_of_key UNIQUE (restart_of)
     """)
