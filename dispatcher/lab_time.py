@@ -32,7 +32,8 @@ least(max_expires_at, {_FOREVER}) AS latest_end_at, clock_timestamp() AS now,
 _READ = f"SELECT {_COLUMNS} FROM lab_instances AS lab WHERE id = :id"  # noqa: S608
 _LOCK = f"{_READ} FOR UPDATE"
 _EXTEND = f"""
-UPDATE lab_instances AS lab SET expires_at = expires_at + make_interval(mins => :minutes), updated_at = now()
+UPDATE lab_instances AS lab SET expires_at = expires_at + make_interval(mins => :minutes),
+ extended_to = expires_at + make_interval(mins => :minutes), updated_at = now()
 WHERE id = :id RETURNING {_COLUMNS}
 """  # noqa: S608
 

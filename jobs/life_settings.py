@@ -16,8 +16,8 @@ RESTARTABLE = ("pod_gone", "pod_evicted", "node_away")
 class LifeSettings:
     """When labs end, and what is done about those that break; each field is a key of the YAML object."""
 
-    #: Minutes after its start at which a lab ends, however far its end was moved; 0: never for that alone.
-    #: Longer than what max_expires_at grants, or it takes time from students that was confirmed.
+    #: Minutes after its start at which a lab ends, whatever its expires_at is, but not before an end that an
+    #: extension confirmed; 0: never for that alone.
     max_age_minutes: int = 1440
     #: Minutes after its request at which a lab that never became usable is given up.
     pending_limit_minutes: int = 60

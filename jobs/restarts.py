@@ -42,8 +42,8 @@ SELECT (SELECT details -> 'request' FROM task_ledger WHERE lab_instance_id = %(l
    OR outcome = 'noop' AND details -> 'result' -> 'after' IS NOT NULL) ORDER BY id DESC LIMIT 1)
 """
 _INSERT = f"""
-INSERT INTO lab_instances (lab_id, student_id, expires_at, max_expires_at, restart_of)
-SELECT lab_id, student_id, expires_at, max_expires_at, id FROM lab_instances
+INSERT INTO lab_instances (lab_id, student_id, expires_at, max_expires_at, extended_to, restart_of)
+SELECT lab_id, student_id, expires_at, max_expires_at, extended_to, id FROM lab_instances
  WHERE id = %s AND expires_at > now() + interval '{_LEAST}'
 ON CONFLICT (restart_of) DO NOTHING RETURNING id
 """  # noqa: S608  # a constant

@@ -16,8 +16,9 @@ from jobs.life_settings import LifeSettings
 logger = logging.getLogger(__name__)
 
 ENDS_SOON = "lab.ends_soon"
-# NULL, which least() passes over, where there is no limit.
-_AGE_LIMIT = "started_at + make_interval(mins => nullif(%(max_age)s, 0))"
+# NULL, which least() passes over, where there is no limit. What an extension confirmed is not taken back.
+_MAX_AGE = "make_interval(mins => nullif(%(max_age)s, 0))"
+_AGE_LIMIT = f"started_at + {_MAX_AGE} + greatest(extended_to - started_at - {_MAX_AGE}, interval '0')"
 #: When a RUNNING lab ends. The age is not written into its row: a slip in the setting goes with the setting.
 ENDS_AT = f"least(expires_at, {_AGE_LIMIT})"
 
@@ -33,11 +34,11 @@ SELECT '{ENDS_SOON}', id, 'ends_in_' || warned || '_minutes', ends_at, '{Audienc
  coalesce(celery_task_id, '')
 FROM (
  SELECT *, CAST(ceil(extract(epoch FROM ends_at - now()) / 60) AS int) AS minutes,
-  floor(extract(epoch FROM latest - ends_at) / 60) AS possible,
+  floor(extract(epoch FROM latest - least(expires_at, latest)) / 60) AS possible,
   (SELECT min(warning) FROM unnest(CAST(%(minutes)s AS int[])) AS warning
    WHERE ends_at <= now() + make_interval(mins => warning)) AS warned
  FROM (SELECT *, {ENDS_AT} AS ends_at,
-   greatest({ENDS_AT}, least(max_expires_at, {_AGE_LIMIT}, '9999-01-01Z')) AS latest
+   greatest({ENDS_AT}, least(max_expires_at, '9999-01-01Z')) AS latest
   FROM lab_instances WHERE status = 'RUNNING' AND stop_requested_at IS NULL) AS running
  WHERE ends_at > now() AND ends_at <= now() + make_interval(mins => %(first)s)
 ) AS lab

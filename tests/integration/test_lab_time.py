@@ -258,3 +258,18 @@ def test_the_command_shows_and_extends(
     assert capsys.readouterr().err == "autolabs: lab 4711 is not in the database\n"
     with pytest.raises(SystemExit):
         main(["lab", "extend", str(running), "30", "--ends-at", "2026-01-01T00:00:00"])
+
+
+def test_a_greatest_age_takes_no_time_back_that_an_extension_confirmed(
+    cleaning: Cleaning, database: Database, dispatcher: Dispatcher
+) -> None:
+    lab = database.add_lab(status="RUNNING")
+    cleaning.change(
+        lab, started_at="now() - interval '121 minutes'", expires_at="now() + interval '1 minute'"
+    )
+    cleaning.set(max_age_minutes=30)
+    dispatcher.extend_lab(lab, 10)
+    assert cleaning.run() == {"deletes_published": 0}
+    past = "now() - interval '1 second'"
+    cleaning.change(lab, extended_to=past, expires_at=past)
+    assert cleaning.run() == {"deletes_published": 1, "expired": 1}

@@ -101,10 +101,20 @@ def test_a_lab_is_warned_of_the_end_by_its_age_if_that_comes_first(
     row = database.lab(lab)
     by_age = row["started_at"] + timedelta(minutes=54)
     assert news["occasion"] == min(row["expires_at"], by_age)
-    # No extension goes beyond the age either.
-    assert datetime.fromisoformat(news["facts"]["latest_end_at"]) - by_age < timedelta(milliseconds=1)
-    possible = "cannot be extended any more" if minutes == 60 else "can be extended"
-    assert possible in news["message"]
+    # What an extension confirms is not taken back by the age.
+    latest = datetime.fromisoformat(news["facts"]["latest_end_at"])
+    assert abs(latest - row["max_expires_at"]) < timedelta(milliseconds=1)
+    assert "can be extended" in news["message"]
+
+
+def test_an_end_that_was_confirmed_is_the_end_whatever_the_age_is(database: Database, labs: LabStore) -> None:
+    lab = add_ending(database, 1)
+    database.rows("UPDATE lab_instances SET started_at = now() - interval '50 minutes' WHERE id = %s", lab)
+    with Dispatcher("amqp://nowhere", database=database.url) as dispatcher:
+        confirmed = dispatcher.extend_lab(lab, 10)
+    assert announce_ends(labs, replace(WARN, max_age_minutes=54)) == 1
+    (news,) = database.rows("SELECT * FROM notifications")
+    assert news["occasion"] == confirmed.ends_at
 
 
 def test_the_event_says_when_and_whether_it_can_be_moved(
