@@ -25,9 +25,9 @@ from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
 from jobs.notifications import News, add_news
 from jobs.periodic.cleanup_brake import Refusal, compare_clocks, count_unannounced
-from jobs.periodic.cleanup_relay import relay
 from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
 from jobs.periodic.forget import forget_old_rows
+from jobs.periodic.relay import relay_deletes
 from jobs.periodic.requested_ahead import without_requested_ahead
 from jobs.steps import reached
 
@@ -72,7 +72,7 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
         task_ids += done.values()
         ended.update(reason.value for _, reason in done)
     reached("relaying")
-    waiting = relay(context, task_ids) if task_ids else 0
+    waiting = relay_deletes(context, task_ids) if task_ids else 0
     forget_old_rows(labs, settings.keep_periodic_runs_days)
     # What waits is told of only when there is any.
     return {

@@ -29,6 +29,7 @@ from jobs.lost_lab import delete_lost
 from jobs.naming import Whose, belongs_to
 from jobs.notifications import News, add_news
 from jobs.periodic.pod_verdict import State, judge
+from jobs.periodic.relay import relay
 from jobs.periodic.running_labs import Look, Suspect, look_at_running_labs, refusal
 from jobs.pod_facts import Seen, bounded, pod_facts
 from jobs.verify.inventory import LabRow
@@ -100,7 +101,7 @@ class _HealthCheck:
             self._tell_of_killed(look)
         finally:
             if self._restarted:
-                self._relay()
+                relay(self._context)
         return self._result(look, looked_s, failed=self._causes.total(), put_off=put_off)
 
     def _is_right_place(self, look: Look) -> bool:
@@ -243,17 +244,6 @@ class _HealthCheck:
         for lab in self._context.labs.transaction(tell):
             extra = {"action": "lab_out_of_memory", "lab_instance_id": lab}
             logger.warning("lab %d is Ready after it ran out of memory", lab, extra=extra)
-
-    def _relay(self) -> None:
-        """Publish the creates of labs that are started again; what is not, the sweep of the outbox does."""
-        from dispatcher.engine import make_engine
-        from dispatcher.outbox_relay import relay_once
-
-        engine = make_engine(self._context.settings.database_url, application_name="autolabs-health")
-        try:
-            relay_once(engine, self._context.publisher)
-        finally:
-            engine.dispose()
 
     def _record(self, row: LabRow, seen: Seen) -> TaskRunRecord:
         ours = self._context.record

@@ -1,11 +1,15 @@
-"""Relay the outbox right after a cleanup, so that its deletes are out at once."""
+"""Relay the outbox right after a periodic task has put something into it, so that it is out at once."""
 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from jobs.context import TaskContext
 from jobs.database import Cursor
+
+if TYPE_CHECKING:
+    from dispatcher.outbox_relay import RelayReport
 
 logger = logging.getLogger(__name__)
 
@@ -13,19 +17,15 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
 
 
-def relay(context: TaskContext, task_ids: list[str]) -> int:
-    """Publish what the outbox holds and return how many of the tasks still wait in it.
-
-    That the broker is away is no failure: the tasks are committed, and the outbox's sweep publishes them.
-    Raises JobError when the database does not answer.
-    """
-    # A cleanup that finds nothing, as most do, needs no SQLAlchemy.
-    from dispatcher import outbox_relay
+def relay(context: TaskContext) -> RelayReport:
+    """Publish what the outbox holds; what is not, because the broker is away, its sweep publishes."""
+    # Most runs leave nothing in the outbox, and need no SQLAlchemy.
     from dispatcher.engine import make_engine
+    from dispatcher.outbox_relay import relay_once
 
-    engine = make_engine(context.settings.database_url, application_name="autolabs-cleanup-relay")
+    engine = make_engine(context.settings.database_url, application_name="autolabs-periodic-relay")
     try:
-        report = outbox_relay.relay_once(
+        return relay_once(
             engine,
             context.publisher,
             timeout_s=TIMEOUT_S,
@@ -33,6 +33,14 @@ def relay(context: TaskContext, task_ids: list[str]) -> int:
         )
     finally:
         engine.dispose()
+
+
+def relay_deletes(context: TaskContext, task_ids: list[str]) -> int:
+    """Relay the outbox, and return how many of these deletes still wait in it.
+
+    Raises JobError when the database does not answer.
+    """
+    report = relay(context)
     # Another relay may have them in its hands, or have published them.
     waiting = _count(context, [*{*task_ids} - {*report.published}])
     if waiting:
