@@ -68,7 +68,8 @@ class Operator:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.words(*words),
+            # A shell's background job, as these tests may be, ignores Ctrl-C, and so would what it starts.
+            ["env", "--default-signal=INT", *self.words(*words)],
             cwd=ROOT,
             env=self.environ,
             stdout=subprocess.PIPE,

@@ -195,7 +195,7 @@ def test_what_the_scheduler_says(said: str, failure: Failure) -> None:
               ' resource "pods" in API group "" in the namespace "labs"', Failure.CLUSTER_REFUSES_ACCESS),
         (403, 'pods is forbidden: User "x" cannot list resource "pods" in API group "" in the namespace'
               ' "labs"', Failure.CLUSTER_REFUSES_ACCESS),
-        (403, 'networkpolicies.networking.k8s.io "lab" is forbidden: User "x" cannot patch resource'
+        (403, 'networkpolicies.networking.k8s.io "lab" is forbidden: User "x" cannot create resource'
               ' "networkpolicies" in API group "networking.k8s.io" in the namespace "labs"',
          Failure.CLUSTER_REFUSES_ACCESS),
         # Admission repeats what it refuses.
@@ -206,6 +206,8 @@ def test_what_the_scheduler_says(said: str, failure: Failure) -> None:
         (409, 'Operation cannot be fulfilled on resourcequotas "labs": the object has been modified',
          Failure.CHANGED_MEANWHILE),
         (404, 'namespaces "labs" not found', Failure.CLUSTER_REFUSES_LAB),
+        (400, 'Pod in version "v1" cannot be handled as a Pod: strict decoding error: unknown field "spec.x"',
+         Failure.CLUSTER_REFUSES_LAB),
         (500, "failed to create typed patch object (labs/lab; /v1, Kind=Pod): .spec.x: field not declared in"
               " schema", Failure.CLUSTER_REFUSES_LAB),
     ],
