@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from dispatcher import Dispatcher, topology
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.configs import LIFE_SETTINGS
 from tests.support.container import Process
+from tests.support.own_labs import OwnLabs
 from tests.support.own_platform import OwnPlatform
 from tests.support.verifying import age, used_up_to
 from tests.support.waiting import eventually
@@ -23,11 +22,7 @@ from tests.support.waiting import eventually
 GRACE_S = 30
 
 
-@dataclass(frozen=True)
-class Own:
-    platform: OwnPlatform
-    dispatcher: Dispatcher
-
+class SyncedLabs(OwnLabs):
     def sync(self, *options: str, timeout_s: float = 60) -> dict[str, Any]:
         """Run the CronJob's command; return the last line of its log, with the result."""
         process = self.start_sync(*options)
@@ -41,61 +36,6 @@ class Own:
     def result_of(process: Process) -> dict[str, Any]:
         (line,) = [line for line in process.lines() if line.get("action") == "periodic_done"]
         return line
-
-    def ask_for(self) -> int:
-        lab = self.platform.database.add_lab()
-        self.dispatcher.create_lab(
-            lab_instance_id=lab, lab_id=7, student_id=42, docker_image=os.environ["LAB_IMAGE"]
-        )
-        return lab
-
-    def create(self) -> int:
-        """Return a RUNNING lab."""
-        lab = self.ask_for()
-        self.serve(topology.QUEUE_NORMAL)
-        assert self.status(lab) == "RUNNING", self.platform.database.lab(lab)
-        return lab
-
-    def delete(self, lab: int) -> None:
-        self.dispatcher.delete_lab(lab_instance_id=lab, force=True)
-        self.serve(topology.QUEUE_HIGH)
-        assert self.status(lab) == "STOPPED"
-
-    def serve(self, queue: str) -> None:
-        assert self.platform.containers.start(queue=queue).wait(90) == 0
-
-    def status(self, lab: int) -> str:
-        return str(self.platform.database.lab(lab)["status"])
-
-    def name(self, lab: int) -> str:
-        return str(self.platform.database.lab(lab)["k8s_pod_name"])
-
-    def names_of(self, lab: int) -> list[str]:
-        return self.platform.namespace.names_of(lab)
-
-    def kubectl(self, *words: str, stdin: object = None) -> str:
-        return self.platform.namespace.kubectl(*words, stdin=stdin)
-
-    def gone(self, *labs: int) -> None:
-        """Wait until nothing of these labs is in the cluster."""
-        eventually(
-            lambda: not [name for lab in labs for name in self.names_of(lab)],
-            60,
-            what=f"objects of {labs} gone",
-        )
-
-    def stray(self, name: str, like: int, **labels: str) -> None:
-        """Make a Pod like that of a lab, without its Service and NetworkPolicy."""
-        pod = json.loads(self.kubectl("get", "pod", self.name(like), "--output=json"))
-        (container,) = pod["spec"]["containers"]
-        spec = {
-            "automountServiceAccountToken": False,
-            "securityContext": pod["spec"]["securityContext"],
-            "containers": [{key: container[key] for key in ("name", "image", "securityContext")}],
-        }
-        metadata = {"name": name, "labels": pod["metadata"]["labels"] | labels}
-        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        self.kubectl("create", "--filename=-", stdin=manifest)
 
     def foreign(self) -> None:
         """Make objects of somebody else among the labs."""
@@ -125,14 +65,14 @@ class Own:
 
 
 @pytest.fixture
-def own(own_platform: OwnPlatform) -> Iterator[Own]:
+def own(own_platform: OwnPlatform) -> Iterator[SyncedLabs]:
     own_platform.bucket.put(LIFE_SETTINGS, f"orphan_grace_s: {GRACE_S}\n".encode())
     with Dispatcher(own_platform.broker.url) as dispatcher:
-        yield Own(own_platform, dispatcher)
+        yield SyncedLabs(own_platform, dispatcher)
 
 
 @pytest.mark.timeout(420)
-def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own: Own) -> None:
+def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own: SyncedLabs) -> None:
     database = own.platform.database
     labs = [own.create() for _ in range(7)]
     fine, no_pod, no_row, no_service, no_policy, not_stopped, over = labs
@@ -178,7 +118,7 @@ def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own:
     assert (own.status(fine), own.status(no_service)) == ("RUNNING", "RUNNING")
     own.serve(topology.QUEUE_HIGH)
     assert own.status(not_stopped) == "STOPPED"
-    own.gone(no_pod, no_row, no_policy, not_stopped, over, 999_999)
+    own.wait_gone(no_pod, no_row, no_policy, not_stopped, over, 999_999)
     eventually(lambda: len(own.names_of(fine)) == 4, 60, what="the stray Pod gone")
     assert len(before) == 8
     assert own.versions(names[fine], "theirs", "unlabelled") == before
@@ -195,7 +135,7 @@ def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own:
 
 
 @pytest.mark.timeout(240)
-def test_as_a_message_and_two_at_once(own: Own) -> None:
+def test_as_a_message_and_two_at_once(own: SyncedLabs) -> None:
     lab = own.create()
     own.kubectl("delete", "pod", own.name(lab), "--grace-period=1", "--wait=true")
     for _ in range(2):
@@ -206,11 +146,11 @@ def test_as_a_message_and_two_at_once(own: Own) -> None:
     assert [result["repaired"] for result in results if result.get("repaired")] == [{"pod_gone": 1}]
     assert own.status(lab) == "FAILED"
     assert own.platform.broker.is_empty()
-    own.gone(lab)
+    own.wait_gone(lab)
 
 
 @pytest.mark.timeout(420)
-def test_labs_that_are_made_and_stopped_meanwhile_come_to_no_harm(own: Own) -> None:
+def test_labs_that_are_made_and_stopped_meanwhile_come_to_no_harm(own: SyncedLabs) -> None:
     labs = [own.ask_for() for _ in range(10)]
     done = threading.Event()
 

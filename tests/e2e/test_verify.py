@@ -16,6 +16,7 @@ import pytest
 from dispatcher import Dispatcher, topology
 from dispatcher.tasks import DELETE_LAB_POD
 from tests.support.container import ROOT
+from tests.support.own_labs import OwnLabs
 from tests.support.own_platform import OwnPlatform
 from tests.support.verifying import age, used_up_to
 from tests.support.waiting import eventually
@@ -38,13 +39,7 @@ class Verified:
         }
 
 
-@dataclass(frozen=True)
-class Own:
-    """What the tests of this module do with their platform."""
-
-    platform: OwnPlatform
-    dispatcher: Dispatcher
-
+class VerifiedLabs(OwnLabs):
     def verify(self, *words: str, **environ: str) -> Verified:
         done = subprocess.run(
             [sys.executable, "-m", "dispatcher", "verify", "--json", *GRACE, *words],
@@ -56,38 +51,6 @@ class Own:
             check=False,
         )
         return Verified(done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr)
-
-    def create(self) -> int:
-        """Return a RUNNING lab."""
-        lab = self.platform.database.add_lab()
-        self.dispatcher.create_lab(
-            lab_instance_id=lab, lab_id=7, student_id=42, docker_image=os.environ["LAB_IMAGE"]
-        )
-        self.serve(topology.QUEUE_NORMAL)
-        row = self.platform.database.lab(lab)
-        assert row["status"] == "RUNNING", row
-        return lab
-
-    def delete(self, lab: int) -> None:
-        self.dispatcher.delete_lab(lab_instance_id=lab, force=True)
-        self.serve(topology.QUEUE_HIGH)
-        assert self.status(lab) == "STOPPED"
-
-    def serve(self, queue: str) -> None:
-        assert self.platform.containers.start(queue=queue).wait(90) == 0
-
-    def status(self, lab: int) -> str:
-        return str(self.platform.database.lab(lab)["status"])
-
-    def name(self, lab: int) -> str:
-        return str(self.platform.database.lab(lab)["k8s_pod_name"])
-
-    def kubectl(self, *words: str, stdin: object = None) -> str:
-        return self.platform.namespace.kubectl(*words, stdin=stdin)
-
-    def gone(self, lab: int) -> None:
-        """Wait until nothing of a lab is in the cluster."""
-        eventually(lambda: not self.platform.namespace.names_of(lab), 60, what=f"objects of lab {lab} gone")
 
     def repaired(self, *expected: tuple[int | None, str, str], words: tuple[str, ...] = ()) -> dict[str, Any]:
         """Let one look find these, another repair them, a third find nothing; return the second's report."""
@@ -104,41 +67,41 @@ class Own:
 
 
 @pytest.fixture
-def own(own_platform: OwnPlatform) -> Iterator[Own]:
+def own(own_platform: OwnPlatform) -> Iterator[VerifiedLabs]:
     with Dispatcher(own_platform.broker.url) as dispatcher:
-        yield Own(own_platform, dispatcher)
+        yield VerifiedLabs(own_platform, dispatcher)
 
 
 @pytest.fixture(autouse=True)
-def clean(own: Own) -> None:
+def clean(own: VerifiedLabs) -> None:
     """Each test begins, and the last ended, on a platform in order."""
     seen = own.verify()
     assert (seen.code, seen.report.get("differences")) == (0, []), seen
 
 
-def test_labs_that_come_and_go_leave_it_clean(own: Own) -> None:
+def test_labs_that_come_and_go_leave_it_clean(own: VerifiedLabs) -> None:
     first, second = own.create(), own.create()
     seen = own.verify()
     assert (seen.code, seen.report["checked"]) == (0, {"rows": 2, "objects": 6, "messages": 0})
     own.delete(first)
     own.delete(second)
     assert own.verify().code == 0
-    assert own.platform.namespace.names_of(first) == []
+    assert own.names_of(first) == []
 
 
-def test_an_operators_kubeconfig_serves_as_well(own: Own) -> None:
+def test_an_operators_kubeconfig_serves_as_well(own: VerifiedLabs) -> None:
     lab = own.create()
     seen = own.verify(KUBECONFIG=os.environ["KUBECONFIG"])
     assert (seen.code, seen.report["checked"]["objects"]) == (0, 3)
     own.delete(lab)
 
 
-def test_a_deleted_pod(own: Own) -> None:
+def test_a_deleted_pod(own: VerifiedLabs) -> None:
     lab, other = own.create(), own.create()
     own.kubectl("delete", "pod", own.name(lab), "--grace-period=1")
     own.repaired((lab, "pod_gone", "Pod"))
     assert own.status(lab) == "FAILED"
-    own.gone(lab)
+    own.wait_gone(lab)
     (notification,) = own.platform.database.rows(
         "SELECT cause, told FROM notifications WHERE lab_instance_id = %s", lab
     )
@@ -147,21 +110,21 @@ def test_a_deleted_pod(own: Own) -> None:
 
 
 @pytest.mark.parametrize(("kind", "words"), [("Service", ("--force",)), ("NetworkPolicy", ())])
-def test_a_deleted_object_beside_the_pod(own: Own, kind: str, words: tuple[str, ...]) -> None:
+def test_a_deleted_object_beside_the_pod(own: VerifiedLabs, kind: str, words: tuple[str, ...]) -> None:
     lab = own.create()
     own.kubectl("delete", kind.lower(), own.name(lab))
     own.repaired((lab, "object_gone", kind), words=words)
     assert own.status(lab) == "FAILED"
-    own.gone(lab)
+    own.wait_gone(lab)
 
 
-def test_a_pod_that_its_node_ended(own: Own) -> None:
+def test_a_pod_that_its_node_ended(own: VerifiedLabs) -> None:
     lab = own.create()
     own.kubectl("patch", "pod", own.name(lab), "--patch", json.dumps({"spec": {"activeDeadlineSeconds": 1}}))
     report = own.repaired((lab, "pod_ended", "Pod"))
     assert "is over: Failed DeadlineExceeded" in report["differences"][0]["is"]
     assert own.status(lab) == "FAILED"
-    own.gone(lab)
+    own.wait_gone(lab)
 
 
 THREE = ("Pod", "Service", "NetworkPolicy")
@@ -176,47 +139,28 @@ THREE = ("Pod", "Service", "NetworkPolicy")
     ],
     ids=["deleted", "STOPPED", "FAILED"],
 )
-def test_a_row_changed_by_hand(own: Own, change: str) -> None:
+def test_a_row_changed_by_hand(own: VerifiedLabs, change: str) -> None:
     lab = own.create()
     own.platform.database.rows(change, lab)
     own.repaired(*((lab, "orphan", kind) for kind in THREE))
-    own.gone(lab)
+    own.wait_gone(lab)
 
 
-def test_a_stray_pod_with_the_labels_of_a_lab_and_one_of_somebody_else(own: Own) -> None:
+def test_a_stray_pod_with_the_labels_of_a_lab_and_one_of_somebody_else(own: VerifiedLabs) -> None:
     lab = own.create()
-    pod = json.loads(own.kubectl("get", "pod", own.name(lab), "--output=json"))
-    labels = pod["metadata"]["labels"]
-
-    def stray(name: str, labels: dict[str, str]) -> None:
-        metadata = {"name": name, "labels": labels}
-        spec = {
-            "automountServiceAccountToken": False,
-            "securityContext": pod["spec"]["securityContext"],
-            "containers": [
-                {
-                    "name": "lab",
-                    "image": os.environ["LAB_IMAGE"],
-                    "securityContext": pod["spec"]["containers"][0]["securityContext"],
-                }
-            ],
-        }
-        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        own.kubectl("create", "--filename=-", stdin=manifest)
-
     used_up_to(own.platform.database, 999_999)
-    stray(f"lab-instance-{lab}-stray", labels)
-    stray("lab-instance-999999-stray", labels | {"lab_instance_id": "999999"})
-    stray("theirs", labels | {"app.kubernetes.io/managed-by": "helm", "lab_instance_id": "999998"})
+    own.stray(f"lab-instance-{lab}-stray", lab)
+    own.stray("lab-instance-999999-stray", lab, lab_instance_id="999999")
+    own.stray("theirs", lab, **{"app.kubernetes.io/managed-by": "helm", "lab_instance_id": "999998"})
     own.repaired((lab, "second_object", "Pod"), (999999, "orphan", "Pod"))
-    own.gone(999999)
-    assert own.platform.namespace.names_of(999998) == ["Pod/theirs"]
+    own.wait_gone(999999)
+    assert own.names_of(999998) == ["Pod/theirs"]
     assert own.status(lab) == "RUNNING"
     own.kubectl("delete", "pod", "theirs", "--grace-period=1")
     own.delete(lab)
 
 
-def test_a_message_for_a_stopped_lab_that_nobody_consumes(own: Own) -> None:
+def test_a_message_for_a_stopped_lab_that_nobody_consumes(own: VerifiedLabs) -> None:
     lab = own.create()
     own.delete(lab)
     old = datetime.now(timezone.utc) - timedelta(hours=1)
@@ -228,7 +172,7 @@ def test_a_message_for_a_stopped_lab_that_nobody_consumes(own: Own) -> None:
     assert own.platform.broker.is_empty()
 
 
-def test_a_request_and_a_stop_whose_messages_are_gone(own: Own) -> None:
+def test_a_request_and_a_stop_whose_messages_are_gone(own: VerifiedLabs) -> None:
     lab, waiting = own.create(), own.platform.database.add_lab()
     own.platform.database.rows("UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s", lab)
     age(own.platform.database)
@@ -240,7 +184,7 @@ def test_a_request_and_a_stop_whose_messages_are_gone(own: Own) -> None:
     assert own.status(lab) == "STOPPED"
 
 
-def test_the_cluster_of_somebody_else_is_left_alone(own: Own) -> None:
+def test_the_cluster_of_somebody_else_is_left_alone(own: VerifiedLabs) -> None:
     labs = [own.create() for _ in range(3)]
     seen = own.verify("--repair", LAB_NAMESPACE="labs", KUBECONFIG=os.environ["KUBECONFIG"])
     assert seen.code == 1
@@ -250,7 +194,7 @@ def test_the_cluster_of_somebody_else_is_left_alone(own: Own) -> None:
         own.delete(lab)
 
 
-def test_a_cluster_that_gives_no_access_is_named(own: Own) -> None:
+def test_a_cluster_that_gives_no_access_is_named(own: VerifiedLabs) -> None:
     seen = own.verify(LAB_NAMESPACE="kube-system")
     assert seen.code == 3
     assert "could not look at the cluster: 403 Forbidden" in seen.errors
