@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 import jobs.cluster
 import jobs.database
+import jobs.verify.still
 from dispatcher import celery_config, topology
 from dispatcher.database import upgrade
 from dispatcher.engine import make_engine
@@ -36,7 +37,15 @@ from tests.support.outbox import Arrivals
 from tests.support.postgres import Database, Server
 from tests.support.rabbitmq import Broker
 from tests.support.store import Bucket
-from tests.support.verifying import api_server, api_url, before_repairs, between_looks, verify  # noqa: F401
+from tests.support.syncing import Sync
+from tests.support.verifying import (  # noqa: F401
+    Actions,
+    api_server,
+    api_url,
+    before_repairs,
+    between_looks,
+    verify,
+)
 from tests.support.webhook import Receiver, receiver
 
 
@@ -215,6 +224,17 @@ def cleaning(connections: Connections, database: Database, broker: Broker, bucke
 def checking(connections: Connections, database: Database, cluster: FakeCluster, bucket: Bucket) -> Checking:
     """Health checks in this process."""
     return Checking(connections, database, cluster, bucket)
+
+
+@pytest.fixture
+def synced(
+    connections: Connections,
+    between_looks: Actions,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> Sync:
+    """Syncs in this process; of the pauses that `between_looks` replaces, the last is for lost requests."""
+    monkeypatch.setattr(jobs.verify.still, "LOOK_S", 0.0)
+    return Sync(connections)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
@@ -24,7 +23,17 @@ from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
-from tests.support.verifying import Verify, add_objects, age, path_of, pod_name, quick, running, used_up_to
+from tests.support.verifying import (
+    Actions,
+    Verify,
+    add_objects,
+    age,
+    path_of,
+    pod_name,
+    quick,
+    running,
+    used_up_to,
+)
 from tests.support.waiting import eventually
 
 
@@ -163,7 +172,7 @@ def test_what_heals_between_the_looks_is_no_difference(
     database: Database,
     broker: Broker,
     cluster: FakeCluster,
-    between_looks: list[Callable[[], object]],
+    between_looks: Actions,
 ) -> None:
     late, lost = database.add_lab(), database.add_lab()
     gone = running(database, cluster)
@@ -183,7 +192,7 @@ def test_a_lab_that_changed_since_the_look_is_left_alone(
     verify: Verify,
     database: Database,
     cluster: FakeCluster,
-    before_repairs: list[Callable[[], object]],
+    before_repairs: Actions,
 ) -> None:
     back, claimed, stopped, queued = running(database, cluster), *(database.add_lab() for _ in range(3))
     cluster.objects.pop(path_of("Pod", pod_name(back)))
@@ -209,7 +218,7 @@ def test_a_lab_that_changed_since_the_look_is_left_alone(
 
 
 def test_an_object_that_has_taken_an_orphans_name_stays(
-    verify: Verify, database: Database, cluster: FakeCluster, before_repairs: list[Callable[[], object]]
+    verify: Verify, database: Database, cluster: FakeCluster, before_repairs: Actions
 ) -> None:
     used_up_to(database, 999)
     add_objects(cluster, 999, "Pod")

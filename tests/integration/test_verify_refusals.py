@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 import jobs.verify.look
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
-from tests.support.verifying import Verify, add_objects, age, path_of, pod_name, quick, running, used_up_to
+from tests.support.verifying import (
+    Actions,
+    Verify,
+    add_objects,
+    age,
+    path_of,
+    pod_name,
+    quick,
+    running,
+    used_up_to,
+)
 
 
 def test_much_is_not_repaired_at_once(verify: Verify, database: Database, cluster: FakeCluster) -> None:
@@ -82,7 +90,7 @@ def test_a_database_that_cannot_be_written_has_nothing_repaired(
 
 
 def test_an_object_that_the_ledger_cannot_tell_of_stays(
-    verify: Verify, database: Database, cluster: FakeCluster, before_repairs: list[Callable[[], object]]
+    verify: Verify, database: Database, cluster: FakeCluster, before_repairs: Actions
 ) -> None:
     add_objects(cluster, 1, "Pod")
     used_up_to(database, 1)
@@ -115,7 +123,7 @@ def test_without_figures_of_consumers_a_lost_request_is_repaired_after_a_quiet_t
     verify: Verify,
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
-    between_looks: list[Callable[[], object]],
+    between_looks: Actions,
 ) -> None:
     monkeypatch.setattr(jobs.verify.look, "QUIET_HEARTBEATS", 4)
     lab = database.add_lab()
@@ -129,7 +137,7 @@ def test_without_figures_of_consumers_a_lost_request_is_repaired_after_a_quiet_t
 
 
 def test_a_run_that_began_before_the_look_keeps_its_lab(
-    verify: Verify, database: Database, before_repairs: list[Callable[[], object]]
+    verify: Verify, database: Database, before_repairs: Actions
 ) -> None:
     lab = database.add_lab()
     age(database)

@@ -29,6 +29,9 @@ from tests.support.http_server import ScriptedServer
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 
+#: What a test lets happen at a moment of a run.
+Actions = list[Callable[[], object]]
+
 
 @dataclass
 class Verified:
@@ -153,17 +156,17 @@ def verify(
 
 
 @pytest.fixture
-def between_looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+def between_looks(monkeypatch: pytest.MonkeyPatch) -> Actions:
     """What happens between the looks, instead of a pause."""
-    actions: list[Callable[[], object]] = []
+    actions: Actions = []
     monkeypatch.setattr(Stop, "pause", lambda _self, _seconds: [act() for act in actions])
     return actions
 
 
 @pytest.fixture
-def before_repairs(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+def before_repairs(monkeypatch: pytest.MonkeyPatch) -> Actions:
     """What happens between the last look and the first repair."""
-    actions: list[Callable[[], object]] = []
+    actions: Actions = []
     run = Repairs.run
 
     def late(self: Repairs, differences: Iterable[Difference]) -> Iterator[tuple[Difference, bool, str]]:
