@@ -1,10 +1,16 @@
-"""Facts of labs for `autolabs explain`: valid values that a test changes in the one place it is about."""
+"""Facts of labs for `autolabs explain`: valid values that a test changes in the one place it is about.
+
+Last come the facts that many tests begin with, and what has to be said of whatever facts.
+"""
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
+from dispatcher.__main__ import make_parser
+from dispatcher.explain.explanation import explain
 from dispatcher.explain.facts import (
     ActionRow,
     Cancellation,
@@ -134,3 +140,34 @@ def cancelled(task_id: str = CREATE, *, ago_s: float = 5) -> Cancellation:
 def make_facts(lab: LabRow | None, *runs: Run, **changes: Any) -> LabFacts:
     valid = {"now": NOW, "lab_instance_id": 17, "lab": lab, "runs": runs, "health_checked_at": at(30)}
     return LabFacts(**{**valid, **changes})
+
+
+PENDING, RUNNING, FAILED, STOPPED = map(make_lab, ("PENDING", "RUNNING", "FAILED", "STOPPED"))
+ROOM, INVALID = "TEMPORARY_RESOURCE_ERROR", "PERMANENT_INVALID_REQUEST"
+RETRIED = failed_run("no_room", ROOM, "retried", details={"retry_delay_s": 20.0})
+DEAD_DELETE = failed_run("cluster_away", "TEMPORARY_NETWORK_ERROR", "dead_lettered", delete=True, ago_s=290)
+
+
+class Case(NamedTuple):
+    """Facts, and what is found: the situation, who acts, a part of what comes next and of a command."""
+
+    facts: LabFacts
+    situation: str
+    who: str
+    next: str
+    command: str | None = None
+
+    def check(self) -> None:
+        """Explain the facts; each command is one that our parser takes, or kubectl's."""
+        found = explain(self.facts)
+        assert (found.situation, found.who.value) == (self.situation, self.who)
+        assert self.next in found.next
+        for command in found.commands:
+            program, *arguments = shlex.split(command)
+            assert program in ("autolabs", "kubectl")
+            if program == "autolabs":
+                assert make_parser().parse_args(arguments).run
+        if self.command == "":
+            assert found.commands == ()
+        elif self.command:
+            assert any(self.command in command for command in found.commands), found.commands
