@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-import pika
 import pytest
 from sqlalchemy import Engine
 
-from dispatcher import ladder
-from dispatcher.__main__ import main
-from dispatcher.connection import connect
-from dispatcher.explain import queue as explain_queue
-from dispatcher.explain.explanation import Explanation, awaited, explain
-from dispatcher.explain.facts import LabFacts, QueueSight
-from dispatcher.explain.queue import look_at_queue
+from dispatcher.explain.explanation import Explanation, explain
 from dispatcher.explain.reading import MAX_RUNS, UnknownLab, read_lab_facts
 from dispatcher.results import ResultStore
-from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
 from jobs.failures import Failure
 from jobs.labs import LabStore
@@ -33,11 +20,10 @@ from jobs.ledger import Ending
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_record
+from tests.support.outbox import insert_create
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 
-ROOT = Path(__file__).parents[2]
 IMAGE = Failure.IMAGE_NOT_LOADABLE.error(image="x:1", evidence="ErrImagePull: postgresql://u:hidden@h/d")
 NO_ROOM = Failure.NO_ROOM.error(evidence="0/3 nodes are available")
 
@@ -47,25 +33,6 @@ Read = Callable[[Any], Explanation]
 @pytest.fixture
 def read(engine: Engine) -> Read:
     return lambda given: explain(read_lab_facts(engine, str(given)))
-
-
-def run_command(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run `autolabs explain` as an operator does."""
-    return subprocess.run(
-        [sys.executable, "-m", "dispatcher", "explain", *map(str, arguments)],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-def add_outbox_row(database: Database, lab: int, task_id: str = "t") -> None:
-    kwargs = json.dumps(create_kwargs(lab_instance_id=lab))
-    statement = "INSERT INTO task_outbox (task_id, task_name, kwargs) VALUES (%s, %s, %s)"
-    database.rows(statement, task_id, "celery_workers.create_lab_pod", kwargs)
 
 
 def test_a_lab_is_found_by_its_id_its_tasks_and_its_pod(
@@ -84,7 +51,7 @@ def test_a_lab_is_found_by_its_id_its_tasks_and_its_pod(
 
 
 def test_a_task_is_found_while_it_waits_in_the_outbox(read: Read, database: Database, lab: int) -> None:
-    add_outbox_row(database, lab, "waiting")
+    insert_create(database, lab, "waiting")
     assert (read("waiting").situation, read(lab).situation) == ("outbox_waiting", "outbox_waiting")
 
 
@@ -331,124 +298,3 @@ def test_odd_rows_are_read_within_bounds(engine: Engine, database: Database, lab
     assert set(facts.runs[-1].details) == {"cause", "seen"}
     assert len(json.dumps(facts.runs[-1].details)) < 5000
     assert "9999-01-01" in explain(facts).next
-
-
-def awaited_queue(facts: LabFacts) -> str | None:
-    operation = awaited(facts)
-    return operation.value if operation else None
-
-
-def test_only_a_lab_that_waits_has_its_queue_looked_at(engine: Engine, database: Database) -> None:
-    given = [{"status": status} for status in ("PENDING", "RUNNING", "FAILED", "STOPPED")]
-    given += [{"status": "RUNNING", "stop_requested_at": "now"}]
-    waits = [awaited_queue(read_lab_facts(engine, str(database.add_lab(**columns)))) for columns in given]
-    assert waits == ["create", None, None, None, "delete"]
-
-
-def test_the_command_is_a_page_for_people_and_an_object_for_programs(
-    database: Database, broker: Broker, lab: int
-) -> None:
-    database.rows("UPDATE lab_instances SET created_at = now() - interval '5 minutes'")
-    environ = {"DATABASE_URL": database.url, "AMQP_URL": broker.url}
-    done = run_command(lab, **environ)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"Lab {lab} (lab 7 of student 42) has been PENDING for 5 minutes." in done.stdout
-    page = " ".join(done.stdout.split())
-    assert "or it was not published (did the backend die between commit and publish?)" in page
-    broker.publish("celery.dlq", b"x")
-    page = " ".join(run_command(lab, **environ).stdout.split())
-    assert "it is not in celery.lab_operations; elsewhere 1 message is in celery.dlq" in page
-    broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab))
-    found = json.loads(run_command(lab, "--json", **environ).stdout)
-    assert found["findings"]["situation"] == "in_queue"
-    assert found["facts"]["queue"] == {
-        "queue": "celery.lab_operations", "messages": 1, "consumers": 0, "delayed": 0, "dead": 1,
-        "problem": None,
-    }  # fmt: skip
-    assert (found["facts"]["lab"]["id"], found["facts"]["runs"]) == (lab, [])
-
-
-def test_an_outbox_that_cannot_be_published_is_told_with_the_brokers_words(
-    database: Database, bare_broker: Broker, lab: int, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    add_outbox_row(database, lab)
-    monkeypatch.setenv("DATABASE_URL", database.url)
-    monkeypatch.setenv("AMQP_URL", bare_broker.url)
-    assert main(["outbox", "relay", "--once"]) == 1
-    capsys.readouterr()
-    assert main(["explain", str(lab)]) == 0
-    page = capsys.readouterr().out
-    assert "The task could not be published: " in page
-    assert "not published in one try: " in page
-
-
-@pytest.mark.parametrize("amqp_url", ["amqp://u:hidden@127.0.0.1:1/", "{without queues}"])
-def test_a_broker_that_does_not_tell_is_no_failure(
-    database: Database, bare_broker: Broker, lab: int, amqp_url: str
-) -> None:
-    url = bare_broker.url if amqp_url.startswith("{") else amqp_url
-    done = run_command(lab, DATABASE_URL=database.url, AMQP_URL=url)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "celery.lab_operations was not looked at: " in " ".join(done.stdout.split())
-    assert "hidden" not in done.stdout
-
-
-def test_a_look_at_a_queue_counts_what_waits_and_who_takes_it(broker: Broker) -> None:
-    broker.publish_task()
-    assert look_at_queue(broker.settings, "celery.lab_operations") == QueueSight(
-        queue="celery.lab_operations", messages=1, consumers=0, delayed=0, dead=0
-    )
-    assert broker.depth("celery.lab_operations") == 1
-    channel = broker.channel()
-    channel.basic_consume("celery.cleanup", lambda *_delivery: None)
-    channel.confirm_delivery()
-    channel.basic_publish(ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(600, "lab.create"), b"x")
-    channel.queue_delete("celery.dlq")
-    assert look_at_queue(broker.settings, "celery.cleanup") == QueueSight(
-        queue="celery.cleanup", messages=0, consumers=1, delayed=1, dead=None
-    )
-
-
-@pytest.mark.parametrize("connected", [False, True])
-def test_a_broker_that_says_nothing_is_not_waited_for(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch, connected: bool
-) -> None:
-    monkeypatch.setattr(explain_queue, "TIMEOUT_S", 1)
-    with TcpProxy.to(broker.url) as proxy:
-
-        def freeze_around(settings: BrokerSettings, **options: Any) -> pika.BlockingConnection:
-            if connected:
-                opened = connect(settings, **options)
-                proxy.freeze()
-                return opened
-            proxy.freeze()
-            return connect(settings, **options)
-
-        monkeypatch.setattr(explain_queue, "connect", freeze_around)
-        began = time.monotonic()
-        found = look_at_queue(BrokerSettings(proxy.through(broker.url)), "celery.cleanup")
-    assert time.monotonic() - began < 6
-    assert (found.messages, bool(found.problem)) == (None, True)
-
-
-def test_without_a_broker_no_queue_is_looked_at(
-    database: Database, lab: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("DATABASE_URL", database.url)
-    monkeypatch.delenv("AMQP_URL", raising=False)
-    assert main(["explain", str(lab), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["facts"]["queue"] is None
-
-
-def test_what_goes_wrong_is_one_sentence(database: Database) -> None:
-    away = run_command(1, DATABASE_URL="postgresql://u:hidden@127.0.0.1:1/db")
-    assert away.returncode == 1
-    assert away.stderr.startswith("autolabs: the database did not tell about the lab: ")
-    assert "hidden" not in away.stderr
-    unknown = run_command(1, DATABASE_URL=database.url)
-    assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr == "autolabs: lab 1 is not in the database, and no task was ever about it\n"
-    wrong = run_command(1, DATABASE_URL=database.url, AMQP_URL="http://x")
-    assert wrong.returncode == 2
-    assert "AMQP_URL: must look like" in wrong.stderr

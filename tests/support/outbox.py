@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
@@ -11,7 +12,9 @@ from sqlalchemy import Engine
 
 from dispatcher import outbox, topology
 from dispatcher.message import TaskMessage, decode
-from tests.support.factories import make_payload
+from dispatcher.tasks import CREATE_LAB_POD
+from tests.support.factories import create_kwargs, make_payload
+from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 
 ALL = "test.all"
@@ -45,6 +48,13 @@ def commit(engine: Engine, *tasks: Any) -> list[str]:
         with engine.begin() as connection:
             ids.append(outbox.add(connection, task))
     return ids
+
+
+def insert_create(database: Database, lab: int, task_id: str = "t") -> None:
+    """Add a create as plain SQL does."""
+    kwargs = json.dumps(create_kwargs(lab_instance_id=lab))
+    statement = "INSERT INTO task_outbox (task_id, task_name, kwargs) VALUES (%s, %s, %s)"
+    database.rows(statement, task_id, CREATE_LAB_POD, kwargs)
 
 
 def creates(labs: Iterable[int], *, each: int = 1) -> list[Any]:
