@@ -17,8 +17,10 @@ logger = logging.getLogger(__name__)
 
 ENDS_SOON = "lab.ends_soon"
 # NULL, which least() passes over, where there is no limit. What an extension confirmed is not taken back.
-_MAX_AGE = "make_interval(mins => nullif(%(max_age)s, 0))"
-_AGE_LIMIT = f"started_at + {_MAX_AGE} + greatest(extended_to - started_at - {_MAX_AGE}, interval '0')"
+_AGE_LIMIT = (
+    "CASE WHEN %(max_age)s > 0 AND started_at IS NOT NULL"
+    " THEN greatest(started_at + make_interval(mins => %(max_age)s), extended_to) END"
+)
 #: When a RUNNING lab ends. The age is not written into its row: a slip in the setting goes with the setting.
 ENDS_AT = f"least(expires_at, {_AGE_LIMIT})"
 
