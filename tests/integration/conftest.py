@@ -38,6 +38,7 @@ from tests.support.postgres import Database, Server
 from tests.support.rabbitmq import Broker
 from tests.support.store import Bucket
 from tests.support.syncing import Sync
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.verifying import (  # noqa: F401
     Actions,
     api_server,
@@ -62,6 +63,13 @@ def broker(bare_broker: Broker) -> Broker:
     """A vhost with the topology."""
     bare_broker.declare()
     return bare_broker
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[TcpProxy]:
+    """A way to the broker that a test cuts or freezes."""
+    with TcpProxy.to(broker.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -54,12 +54,6 @@ def backend(database: Database) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def proxy(broker: Broker) -> Iterator[TcpProxy]:
-    with TcpProxy.to(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def distant(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
     """A publisher that reaches the broker through the proxy."""
     publisher = Publisher(BrokerSettings(proxy.through(broker.url)))

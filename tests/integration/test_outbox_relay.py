@@ -28,12 +28,6 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def proxy(broker: Broker) -> Iterator[TcpProxy]:
-    with TcpProxy.to(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def distant_publisher(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
     """A publisher that reaches the broker through the proxy."""
     publisher = Publisher(BrokerSettings(proxy.through(broker.url), publish_timeout_s=2))

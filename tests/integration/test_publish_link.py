@@ -25,12 +25,6 @@ from tests.support.waiting import eventually
 HEARTBEAT_S = 1
 
 
-@pytest.fixture
-def proxy(broker: Broker) -> Iterator[TcpProxy]:
-    with TcpProxy.to(broker.url) as proxy:
-        yield proxy
-
-
 def idle_for(seconds: float) -> None:
     until = time.monotonic() + seconds
     eventually(lambda: time.monotonic() > until, seconds + 5)

@@ -28,12 +28,6 @@ MANY = 3 * WINDOW + 17
 
 
 @pytest.fixture
-def proxy(broker: Broker) -> Iterator[TcpProxy]:
-    with TcpProxy.to(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def through(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
     publisher = Publisher(BrokerSettings(proxy.through(broker.url), publish_timeout_s=20))
     yield publisher

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,12 +15,6 @@ from tests.support.factories import IMAGE, create_kwargs, make_task
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import eventually, eventually_equal
-
-
-@pytest.fixture
-def proxy(broker: Broker) -> Iterator[TcpProxy]:
-    with TcpProxy.to(broker.url) as proxy:
-        yield proxy
 
 
 def through(proxy: TcpProxy, broker: Broker, *, timeout_s: float) -> Publisher:
