@@ -1,6 +1,8 @@
-"""Small templates of a lab, with every placeholder in use."""
+"""Small templates of a lab, with every placeholder in use; and what filling one must never change."""
 
 from __future__ import annotations
+
+from typing import Any
 
 POD_AND_SERVICE = b"""\
 apiVersion: v1
@@ -39,3 +41,12 @@ spec:
 SETTINGS = b"""\
 allowed_images: ["registry.gitlab.com/autolabs/labs/*"]
 """
+
+
+def shape(tree: Any) -> Any:
+    """Reduce a tree to what a value must never change: keys, lengths, types."""
+    if isinstance(tree, dict):
+        return {key: shape(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [shape(value) for value in tree]
+    return type(tree)

@@ -17,6 +17,7 @@ from jobs.lab_settings import LabSettings
 from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, make_lab_manifests
 from tests.support import templates
 from tests.support.factories import IMAGE, create_kwargs
+from tests.support.templates import shape
 
 TEMPLATES = {
     "own": (templates.POD_AND_SERVICE, templates.NETWORK_POLICY),
@@ -57,15 +58,6 @@ def hostile(valid: str) -> st.SearchStrategy[str]:
 def arguments(field: str, value: Any) -> dict[str, Any]:
     name, _, key = field.partition(".")
     return create_kwargs(**{name: {key: value} if key else value})
-
-
-def shape(tree: Any) -> Any:
-    """Reduce a tree to its keys, lengths and types."""
-    if isinstance(tree, dict):
-        return {key: shape(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [shape(value) for value in tree]
-    return type(tree)
 
 
 def objects(payload: CreateLabPod, kind: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dispatcher.categories import Category
 from jobs.errors import PermanentError
 from jobs.templates import fill, parse_documents
+from tests.support.templates import shape
 
 NAMES = ("a", "b")
 scalars = (
@@ -22,15 +23,6 @@ trees = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)
 )
 hostile = st.text() | st.sampled_from(["}\n- x: 1", "${b}", "${nope}", "'\"", "---\nkind: Pod", "\x00"])
-
-
-def shape(tree: Any) -> Any:
-    """Reduce a tree to what a value must never change: keys, lengths, types."""
-    if isinstance(tree, dict):
-        return {key: shape(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [shape(value) for value in tree]
-    return type(tree)
 
 
 def placeholders_known(tree: Any) -> bool:
