@@ -27,20 +27,11 @@ from deploy.local import (
     settings,
     spares,
 )
-from deploy.local.credentials import Credentials
 from deploy.local.errors import CommandError, LocalClusterError
 from deploy.local.lock import exclusive
 from deploy.local.paths import Layout
 from deploy.local.services import Addresses, Urls
-
-MADE = Credentials(
-    amqp_admin="adminpw",
-    amqp_jobs="jobspw",
-    amqp_keda="kedapw",
-    postgresql="pgpw",
-    minio="s3pw",
-    redis="redispw",
-)
+from tests.support.local_credentials import MADE
 
 
 def test_node_settings_stay_clear_of_other_software(layout: Layout) -> None:

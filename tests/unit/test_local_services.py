@@ -21,16 +21,9 @@ from deploy.local import (
 from deploy.local.credentials import Credentials
 from deploy.local.paths import Layout
 from deploy.local.services import Addresses, Urls
+from tests.support.local_credentials import MADE
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "deploy/local/manifests"
-MADE = Credentials(
-    amqp_admin="adminpw",
-    amqp_jobs="jobspw",
-    amqp_keda="kedapw",
-    postgresql="pgpw",
-    minio="s3pw",
-    redis="redispw",
-)
 
 
 def local_objects() -> list[dict[str, Any]]:
