@@ -8,7 +8,7 @@ from dispatcher import topology
 from jobs.consumer import Verdict
 from jobs.context import Connections
 from jobs.worker import run_task
-from tests.support.creates import NO_ROOM, delivery_of
+from tests.support.creates import NO_ROOM, delivery_of, settle
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
@@ -22,12 +22,12 @@ def test_one_is_enough_however_long_its_objects_cannot_be_taken_down(
     cluster.refuses_deletes = True
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     for _ in range(3):
-        assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+        settle(connections, create)
         assert broker.take_delayed().headers["id"] == create.id
     assert broker.depth(topology.DEAD_LETTER_QUEUE) == 1
     assert database.outcomes() == ["dead_lettered", "retried", "retried"]
     cluster.refuses_deletes = False
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert (cluster.objects, broker.delayed()) == ({}, 0)
     assert broker.depth(topology.DEAD_LETTER_QUEUE) == 1
 
@@ -55,7 +55,7 @@ def test_a_database_without_the_table_of_notifications_keeps_no_lab_pending(
     cluster.pod_status = NO_ROOM
     database.rows("DROP TABLE notifications")
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert (database.lab(lab)["status"], cluster.objects) == ("FAILED", {})
     assert database.outcomes() == ["dead_lettered"]
 
@@ -78,7 +78,7 @@ def test_a_pod_that_starts_well_is_not_lost_to_a_database_that_is_away_for_a_mom
     connections.labs.is_wanted = away  # type: ignore[method-assign]
     cluster.pod_status = {"phase": "Pending"}
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert asked == [create.id]
     assert database.lab(lab)["status"] == "RUNNING"
     assert broker.delayed() == 0

@@ -13,7 +13,7 @@ from jobs.context import Connections
 from jobs.courier import Courier
 from jobs.notifications import sweep
 from jobs.worker import run_task
-from tests.support.creates import add_pod, delivery_of, name_of
+from tests.support.creates import add_pod, delivery_of, name_of, settle
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
@@ -44,7 +44,7 @@ def test_the_administrator_is_told_of_a_stop_that_failed_for_good(
     kwargs = {"lab_instance_id": lab, "k8s_pod_name": name_of(lab + 1)}
     delete = make_task(name=DELETE_LAB_POD, kwargs=kwargs)
     for _ in range(2):
-        assert run_task(connections, delivery_of(delete), {}) is Verdict.SETTLED
+        settle(connections, delete)
     assert list(cluster.objects) == [foreign]
     sweep(connections.labs, Courier(connections.publisher, None), timeout_s=20)
     event = broker.take(EVENTS)

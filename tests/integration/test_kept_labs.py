@@ -19,7 +19,7 @@ from jobs.configs import DEFAULTS, SETTINGS
 from jobs.consumer import Delivery, Verdict
 from jobs.context import Connections
 from jobs.worker import run_task
-from tests.support.creates import CRASHED, delivery_of, name_of
+from tests.support.creates import CRASHED, delivery_of, name_of, settle
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
@@ -39,7 +39,7 @@ def crashing(bucket: Bucket, cluster: FakeCluster) -> None:
 def fail(connections: Connections, lab: int, **changes: Any) -> TaskMessage:
     """Run a create that fails, and return it as it waits on the ladder."""
     task = make_task(kwargs=create_kwargs(lab_instance_id=lab), **changes)
-    assert run_task(connections, delivery_of(task), {}) is Verdict.SETTLED
+    settle(connections, task)
     return task
 
 
@@ -118,7 +118,7 @@ def test_a_wait_that_the_broker_does_not_take_keeps_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Publisher, "publish", refuse)
         assert run_task(connections, delivery_of(task), {}) is Verdict.GIVE_BACK
-    assert run_task(connections, delivery_of(task), {}) is Verdict.SETTLED
+    settle(connections, task)
     assert cluster.names() == set()
     assert database.outcomes() == ["failed", "noop"]
 

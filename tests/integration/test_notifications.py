@@ -11,7 +11,6 @@ import pytest
 from cronjobs.__main__ import main as cron
 from dispatcher import topology
 from dispatcher.publisher import Publisher
-from jobs.consumer import Verdict
 from jobs.context import Connections
 from jobs.courier import Courier
 from jobs.labs import LabStore
@@ -19,7 +18,7 @@ from jobs.notifications import deliver_one, sweep, waiting
 from jobs.settings import WebhookSettings
 from jobs.worker import run_task
 from tests.support.container import Containers
-from tests.support.creates import CRASHED, delivery_of
+from tests.support.creates import CRASHED, delivery_of, settle
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import Answer
@@ -109,7 +108,7 @@ def test_duplicates_of_the_task_tell_once(
     cluster.pod_status = CRASHED
     for _ in range(3):
         task = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-        assert run_task(connections, delivery_of(task), {}) is Verdict.SETTLED
+        settle(connections, task)
     assert platform.row()["cause"] == "program_ends"
     assert connections.notifications == [platform.row()["id"]]
 

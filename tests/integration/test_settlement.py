@@ -30,6 +30,7 @@ from tests.support.creates import (
     delivery_of,
     name_of,
     set_lab,
+    settle,
     when_created,
 )
 from tests.support.factories import create_kwargs, make_record, make_task
@@ -44,7 +45,7 @@ def test_a_try_before_the_last_keeps_the_lab_and_its_objects(
     connections.settings = replace(connections.settings, retry=RetrySettings(max_retries=1, jitter=False))
     cluster.pod_status = NO_ROOM
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     message = broker.take_delayed()
     assert (message.headers["id"], message.headers["retries"], message.delay_s) == (create.id, 1, 5)
     assert len(cluster.objects) == 3
@@ -58,7 +59,7 @@ def test_the_last_try_takes_the_lab_down(
 ) -> None:
     cluster.pod_status = NO_ROOM
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     message = broker.take(topology.DEAD_LETTER_QUEUE)
     assert message.headers["id"] == create.id
     assert cluster.objects == {}
@@ -72,7 +73,7 @@ def test_a_failure_that_the_database_cannot_take_now_comes_back_with_the_same_re
     connections.labs = LabStore("postgresql://u@127.0.0.1:1/db", application_name="away")
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab), retries=retries)
     for _ in range(2):
-        assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+        settle(connections, create)
         message = broker.take_delayed()
         assert (message.headers["id"], message.headers["retries"]) == (create.id, retries)
         assert message.body == encode(create)[0]
@@ -87,12 +88,12 @@ def test_a_take_down_that_the_cluster_refuses_now_comes_back_until_it_is_done(
     cluster.pod_status = NO_SUCH_IMAGE
     cluster.refuses_deletes = True
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert database.lab(lab)["status"] == "FAILED"
     assert len(cluster.objects) == 3
     assert broker.take_delayed().headers["retries"] == 0
     cluster.refuses_deletes = False
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert cluster.objects == {}
     assert database.lab(lab)["error_category"] == "PERMANENT_IMAGE_ERROR"
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
@@ -111,11 +112,11 @@ def test_a_failed_create_that_comes_back_or_is_delivered_twice_stays_a_failure(
     cluster.pod_status = NO_SUCH_IMAGE
     cluster.refuses_deletes = True
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert broker.take_delayed().headers["id"] == create.id
     cluster.refuses_deletes = False
     for _ in range(2):
-        assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+        settle(connections, create)
     assert database.outcomes() == ["failed", "noop", "noop"]
     status = ResultStore(database.url).status(create.id)
     assert (status.state, status.error_category) == (TaskState.FAILURE, "PERMANENT_IMAGE_ERROR")
@@ -129,7 +130,7 @@ def test_a_delete_that_fails_for_good_while_the_database_is_away_comes_back(
 ) -> None:
     connections.labs = LabStore("postgresql://u@127.0.0.1:1/db", application_name="away")
     delete = make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}, retries=3)
-    assert run_task(connections, delivery_of(delete), {}) is Verdict.SETTLED
+    settle(connections, delete)
     message = broker.take_delayed()
     assert (message.headers["id"], message.headers["retries"]) == (delete.id, 3)
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
@@ -158,7 +159,7 @@ def test_a_failure_that_the_database_refuses_for_good_is_in_the_dead_letters(
     cluster.pod_status = NO_SUCH_IMAGE
     when_created(cluster, "pods", lambda: database.rows("DROP TABLE task_ledger"))
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     message = broker.take(topology.DEAD_LETTER_QUEUE)
     assert message.headers["x-autolabs-category"] == "PERMANENT_IMAGE_ERROR"
     assert "ledger_missed" in [getattr(record, "action", "") for record in caplog.records]
@@ -180,7 +181,7 @@ def test_a_cancelled_create_stops_its_pending_lab_and_takes_down_what_an_attempt
     add_pod(cluster, lab, name_of(lab))
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab), retries=1)
     cancel(database, create)
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert cluster.objects == {}
     row = database.lab(lab)
     assert (row["status"], row["error_message"]) == ("STOPPED", "The start of this lab was cancelled.")
@@ -198,7 +199,7 @@ def test_a_cancelled_duplicate_leaves_a_running_lab_alone(
     add_pod(cluster, lab, name_of(lab))
     set_lab(database, lab, "RUNNING", name_of(lab))
     cancel(database, create)
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert cluster.deleted == []
     assert (database.lab(lab)["status"], database.outcomes()) == ("RUNNING", ["revoked"])
 
@@ -210,10 +211,10 @@ def test_a_cancelled_create_whose_objects_cannot_go_now_comes_back_until_they_ar
     cluster.refuses_deletes = True
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     cancel(database, create)
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert broker.take_delayed().headers["retries"] == 0
     cluster.refuses_deletes = False
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert cluster.objects == {}
     assert database.outcomes() == ["revoked", "revoked"]
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
@@ -226,7 +227,7 @@ def test_a_create_that_is_cancelled_while_it_starts_stops_its_lab(
     seen: list[TaskState] = []
     results = ResultStore(database.url)
     when_created(cluster, "networkpolicies", lambda: seen.append(results.cancel(create.id).state))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert seen == [TaskState.STARTED]
     assert (database.lab(lab)["status"], cluster.objects) == ("STOPPED", {})
     assert results.status(create.id).state is TaskState.REVOKED
@@ -244,7 +245,7 @@ def test_a_create_that_is_cancelled_while_it_waits_for_its_pod_stops_waiting(
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     when_created(cluster, "networkpolicies", lambda: cancel_late(database, create))
     began = time.monotonic()
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert time.monotonic() - began < 20  # of 60 to become Ready
     assert (database.lab(lab)["status"], cluster.objects) == ("STOPPED", {})
 
@@ -261,7 +262,7 @@ def test_a_create_whose_lab_is_stopped_meanwhile_does_not_wait_for_the_delete(
     stop = "UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s"
     when_created(cluster, "networkpolicies", lambda: database.rows(stop, lab))
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert (database.lab(lab)["status"], cluster.objects) == ("PENDING", {})
     assert database.outcomes() == ["noop"]
 
@@ -274,7 +275,7 @@ def test_the_next_attempt_of_a_create_that_was_cancelled_meanwhile_is_not_begun(
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     results = ResultStore(database.url)
     when_created(cluster, "networkpolicies", lambda: results.cancel(create.id))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert results.status(create.id).state is TaskState.REVOKED
     assert len(cluster.objects) == 3
     assert run_task(connections, delivery_of(replace(create, retries=1)), {}) is Verdict.SETTLED
@@ -288,7 +289,7 @@ def test_a_redelivery_after_a_container_died_runs_and_leaves_the_dead_run_as_it_
 ) -> None:
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     assert labs.begin(make_record(lab, task_id=create.id))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert database.outcomes() == ["started", "succeeded"]
     assert database.lab(lab)["status"] == "RUNNING"
 
@@ -304,7 +305,7 @@ def test_a_delete_that_is_not_to_be_begun_is_only_recorded(
     delete = make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}, expires=long_ago)
     if why == "cancelled":
         cancel(database, delete)
-    assert run_task(connections, delivery_of(delete), {}) is Verdict.SETTLED
+    settle(connections, delete)
     assert cluster.deleted == []
     assert database.lab(lab) == before
     (run,) = database.ledger()
@@ -320,7 +321,7 @@ def test_an_expired_create_fails_its_lab_and_is_not_kept(
     create = make_task(
         kwargs=create_kwargs(lab_instance_id=lab), expires=datetime.now(timezone.utc) - timedelta(hours=1)
     )
-    assert run_task(connections, delivery_of(create), {}) is Verdict.SETTLED
+    settle(connections, create)
     assert cluster.objects == {}
     assert database.lab(lab)["status"] == "FAILED"
     assert "ran out before it could be performed" in database.lab(lab)["error_message"]
@@ -336,7 +337,7 @@ def test_the_results_of_stops_and_of_creates_with_nothing_to_do(
     late = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     unknown = make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": 4711})
     for task in (create, delete, late, unknown):
-        assert run_task(connections, delivery_of(task), {}) is Verdict.SETTLED
+        settle(connections, task)
     results = ResultStore(database.url)
     assert results.status(delete.id).result == {"lab_instance_id": lab, "status": "STOPPED"}
     assert results.status(late.id).result == {

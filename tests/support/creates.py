@@ -8,12 +8,13 @@ from typing import Any
 import pika
 
 from dispatcher.message import TaskMessage, encode
-from jobs.consumer import Delivery
+from jobs.consumer import Delivery, Verdict
 from jobs.context import Connections, TaskContext
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.naming import lab_labels, lab_object_name
 from jobs.settings import RetrySettings
+from jobs.worker import run_task
 from tests.support.factories import IMAGE, make_record
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
@@ -64,6 +65,11 @@ def set_lab(database: Database, lab: int, status: str, pod_name: str | None = No
 def delivery_of(task: TaskMessage) -> Delivery:
     body, sent = encode(task)
     return Delivery(body, pika.BasicProperties(**sent), "lab.create", redelivered=False, tag=1)
+
+
+def settle(connections: Connections, task: TaskMessage) -> None:
+    """Run a task as a container does, up to its settlement."""
+    assert run_task(connections, delivery_of(task), {}) is Verdict.SETTLED
 
 
 def when_created(cluster: FakeCluster, kind: str, act: Callable[[], object]) -> None:
