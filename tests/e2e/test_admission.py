@@ -5,9 +5,8 @@ Dry runs of the server go through admission as real requests do, and leave nothi
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,14 +15,13 @@ from jobs.manifests import LabManifests
 from tests.support.admission import (
     JOB,
     PROBE,
+    Change,
     Manifest,
     apply,
     kubectl,
     make_manifests,
-    refusal,
+    refusal_of_change,
 )
-
-Change = Callable[[Manifest], object]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def probed_policy(unguarded_namespace: str) -> Iterator[None]:
     kubectl(
         "create", "--filename=-", stdin={**api, "kind": "ValidatingAdmissionPolicyBinding", "spec": binding}
     )
-    pod = copy.deepcopy(make_manifests().pod)
+    pod = make_manifests().pod
     pod["metadata"]["namespace"] = unguarded_namespace
     pod["spec"]["hostNetwork"] = True
     eventually(
@@ -160,9 +158,7 @@ POD_CHANGES: dict[str, tuple[Change, str]] = {
 def test_a_pod_that_the_job_should_not_make_is_refused(
     manifests: LabManifests, change: Change, reason: str
 ) -> None:
-    pod = copy.deepcopy(manifests.pod)
-    change(pod)
-    assert reason in refusal(apply(pod, f"--as={JOB}", "--dry-run=server", check=False))
+    assert reason in refusal_of_change(manifests.pod, change)
 
 
 #: Pod Security and the LimitRange of labs step in before these; without them the policies still do.
@@ -197,10 +193,8 @@ UNGUARDED_POD_CHANGES: dict[str, tuple[Change, str]] = {
 def test_a_pod_that_nothing_else_would_stop_is_refused(
     manifests: LabManifests, unguarded_namespace: str, change: Change, reason: str
 ) -> None:
-    pod = copy.deepcopy(manifests.pod)
-    pod["metadata"]["namespace"] = unguarded_namespace
-    change(pod)
-    assert reason in refusal(apply(pod, f"--as={PROBE}", "--dry-run=server", check=False))
+    manifests.pod["metadata"]["namespace"] = unguarded_namespace
+    assert reason in refusal_of_change(manifests.pod, change, who=PROBE)
 
 
 @pytest.mark.usefixtures("probed_policy")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,14 +16,14 @@ from jobs.cluster import ApiError, Cluster
 from jobs.manifests import LabManifests
 from tests.support.admission import (
     JOB,
+    Change,
     Manifest,
     apply,
     kubectl,
     refusal,
+    refusal_of_change,
 )
 from tests.support.own_namespace import service_account_access
-
-Change = Callable[[Manifest], object]
 
 
 @pytest.fixture
@@ -101,9 +101,7 @@ SERVICE_CHANGES: dict[str, tuple[Change, str]] = {
 def test_a_service_that_the_job_should_not_make_is_refused(
     manifests: LabManifests, change: Change, reason: str
 ) -> None:
-    service = copy.deepcopy(manifests.service)
-    change(service)
-    assert reason in refusal(apply(service, f"--as={JOB}", "--dry-run=server", check=False))
+    assert reason in refusal_of_change(manifests.service, change)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jobs.lab_settings import parse_settings
 from jobs.manifests import LabManifests, make_lab_manifests
 
 Manifest = dict[str, Any]
+Change = Callable[[Manifest], object]
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "default_configs"
 JOB = "system:serviceaccount:platform:celery-workers-sa"
@@ -51,6 +53,13 @@ def apply(manifest: Manifest, *words: str, check: bool = True) -> str:
 def refusal(said: str) -> str:
     assert "denied request: " in said or "forbidden" in said.lower(), f"not refused: {said}"
     return said
+
+
+def refusal_of_change(manifest: Manifest, change: Change, *, who: str = JOB) -> str:
+    """Return why a manifest is refused, changed and sent in somebody's name."""
+    changed = copy.deepcopy(manifest)
+    change(changed)
+    return refusal(apply(changed, f"--as={who}", "--dry-run=server", check=False))
 
 
 def make_manifests() -> LabManifests:
