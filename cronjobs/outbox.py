@@ -35,9 +35,11 @@ def sweep(*, dry_run: bool) -> None:
     try:
         _sweep_outbox(settings, dry_run=dry_run)
     finally:
-        if not dry_run:
-            _announce_ends(settings)
-        _sweep_notifications(settings, dry_run=dry_run)
+        try:
+            if not dry_run:
+                _announce_ends(settings)
+        finally:
+            _sweep_notifications(settings, dry_run=dry_run)
 
 
 def _sweep_outbox(settings: ServerSettings, *, dry_run: bool) -> None:

@@ -94,11 +94,15 @@ _RANGES = {
 def parse_schedules(content: bytes, source: str = SCHEDULES) -> dict[str, Schedule]:
     """Return the entries by name. Raises InvalidSchedules, which lists all problems."""
     try:
-        root = yaml.compose(content, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError) as exc:
+        text = content.decode()
+        anchors = _has_anchors(text)
+        root = None if anchors else yaml.compose(text, Loader=yaml.SafeLoader)
+        document = None if anchors else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as exc:
         hint = '; a schedule needs quotes: "*/5 * * * *"' if "alias" in str(exc) else ""
         raise InvalidSchedules(source, [f"no YAML: {one_line(str(exc))}{hint}"]) from exc
+    if anchors:
+        raise InvalidSchedules(source, ["must have no anchors and aliases (& and *)"])
     if not isinstance(document, dict) or not document:
         raise InvalidSchedules(source, ["must map names to entries, at least one"])
     problems = [f"{name}: is there twice" for name in _twice(root)]
@@ -117,6 +121,12 @@ def zone_of(name: str) -> tzinfo | None:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         return None
+
+
+def _has_anchors(text: str) -> bool:
+    # A change of one entry would change another, and seven levels of aliases take seconds to read.
+    events = yaml.parse(text, Loader=yaml.SafeLoader)
+    return any(getattr(event, "anchor", None) is not None for event in events)
 
 
 def _twice(root: yaml.Node | None, path: str = "") -> Iterator[str]:

@@ -10,6 +10,7 @@ from dispatcher.settings import read_settings
 from jobs import logs
 from jobs.context import Connections, TaskContext
 from jobs.errors import JobError
+from jobs.failures import Failure
 from jobs.ledger import Ending, TaskRunRecord
 from jobs.periodic.runner import run_periodic
 from jobs.settings import JobSettings
@@ -33,9 +34,11 @@ def run_task(payload: tasks.PeriodicPayload) -> None:
     context.labs.begin(record)
     try:
         run_periodic(context, payload)
-    except JobError as exc:
-        # The next run is the retry.
-        context.labs.record(record, Ending.of_error("failed", exc))
+    except Exception as exc:
+        # The next run is the retry. Of a bug the row is to tell too: as `started` it would seem to go on.
+        evidence = f"{type(exc).__name__}: {exc}"
+        error = exc if isinstance(exc, JobError) else Failure.INTERNAL_ERROR.error(evidence=evidence)
+        context.labs.record(record, Ending.of_error("failed", error))
         raise
     finally:
         context.publisher.close()

@@ -17,6 +17,8 @@ from jobs.failures import Failure
 
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: Levels; libyaml ends the process at some ten thousand.
+MAX_DEPTH = 50
 
 
 def parse_documents(name: str, content: bytes) -> list[dict[str, Any]]:
@@ -39,9 +41,24 @@ def parse_mapping(name: str, content: bytes) -> dict[str, Any]:
 
 def _load(name: str, content: bytes) -> list[Any]:
     try:
+        if _nests_deeper(content, MAX_DEPTH):
+            raise template_error(name, f"is nested deeper than {MAX_DEPTH} levels")
         return [document for document in yaml.load_all(content, Loader=_Loader) if document]
-    except yaml.YAMLError as exc:
-        raise template_error(name, f"is not YAML: {exc}") from exc
+    # What PyYAML lets through of a date without such a day, an unknown bool, a number of 5,000 digits.
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as exc:
+        raise template_error(name, f"is not YAML: {type(exc).__name__}: {exc}") from exc
+
+
+def _nests_deeper(content: bytes, most: int) -> bool:
+    depth = 0
+    for event in yaml.parse(content, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > most:
+            return True
+    return False
 
 
 def fill(name: str, tree: Any, values: Mapping[str, str]) -> Any:

@@ -34,6 +34,12 @@ def test_what_is_shipped_names_every_setting_with_its_default() -> None:
         ("unready_limit_s: 9", "unready_limit_s: must be an integer from 10 to 86400"),
         ("restart_causes: [out_of_memory]", f"allowed are {', '.join(RESTARTABLE)}"),
         ("restart_causes: pod_gone", "restart_causes: must be a list"),
+        ("max_age_minutes: 2024-13-45", "is not YAML: ValueError"),
+        ("max_age_minutes: 0b_", "is not YAML: ValueError"),
+        ("max_age_minutes: !!bool x", "is not YAML: KeyError"),
+        ("max_age_minutes: !!timestamp x", "is not YAML: AttributeError"),
+        (f"max_age_minutes: {'9' * 5000}", "is not YAML: ValueError"),
+        (f"max_age_minutes: {'[' * 100_000}", "is nested deeper than 50 levels"),
         ("max_labs: 1", "has unknown max_labs; allowed are max_age_minutes"),
     ],
 )
