@@ -11,6 +11,18 @@ from __future__ import annotations
 FEW = 3
 
 
+def another_database(strange: int, matched: int) -> str | None:
+    """Return why objects are not believed to be of the labs in the rows, or None.
+
+    `strange`: labs of which an object names another lab or student than the row; `matched`: labs of which
+    none does. One may be anybody's mistake; in another database it is nearly all of them.
+    """
+    if not strange or strange < matched:
+        return None
+    labs = "1 lab" if strange == 1 else f"{strange} labs"
+    return f"{labs} with objects of another lab or student than the row: this may be another database"
+
+
 def most_at_once(live: int, *, share: float, always: int) -> int:
     """Return how many of the live labs may be changed in one run."""
     return max(always, round(share * live))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from jobs.brake import FEW, most_at_once, no_pods_at_all
+from jobs.brake import another_database, most_at_once, no_pods_at_all
 from jobs.cluster import Cluster, Manifest
 from jobs.failures import Failure
 from jobs.labs import LabStore
@@ -97,7 +97,9 @@ def look_at_running_labs(
         now = cluster.answered_at
         for pod in page:
             whose = _whose(pod)
-            whose_by_id[whose.partition(" ")[0]].add(whose)
+            # All objects of any platform have all three: what lacks one was made by hand.
+            if pod["metadata"]["labels"].keys() >= {*Whose._fields}:
+                whose_by_id[whose.partition(" ")[0]].add(whose)
             node = pod.get("spec", {}).get("nodeName", "")
             verdict = judge(pod, now, settings)
             pods[pod["metadata"]["name"]] = _Found(whose, node, verdict)
@@ -110,11 +112,9 @@ def look_at_running_labs(
         look.running += 1
         if row.k8s_pod_name is None or row.updated_at >= as_of:
             look.left_alone += 1
-        elif whose_by_id.get(str(row.id), set()) - {_labelled(row)}:
-            # Whatever its name: another platform's Pods of the same ids have other images, so other names.
-            look.strange.append(row)
         else:
-            _compare(look, row, pods.get(row.k8s_pod_name))
+            others = whose_by_id.get(str(row.id), set()) - {_labelled(row)}
+            _compare(look, row, pods.get(row.k8s_pod_name), others=bool(others))
     look.only_others = bool(pods) and not known
     return look
 
@@ -124,9 +124,8 @@ def refusal(look: Look, settings: LifeSettings, *, right_place: bool) -> str | N
 
     `right_place`: the namespace has what every namespace of labs has.
     """
-    strange, matched = len(look.strange), look.states.total()
-    if strange >= FEW or (strange and not matched):
-        return f"{strange} Pods are of another lab or student than the row: this may be another database"
+    if why := another_database(len(look.strange), look.states.total()):
+        return why
     most = most_at_once(look.running, share=settings.fail_max_share, always=settings.fail_always)
     if _events(look) > most:
         away = ", ".join(sorted(look.nodes_away)[:_NAMED])
@@ -155,14 +154,16 @@ def _live(labs: LabStore) -> Iterator[LabRow]:
         yield from rows
 
 
-def _compare(look: Look, row: LabRow, found: _Found | None) -> None:
-    if found is None:
-        look.suspects.append(Suspect(row, None))
+def _compare(look: Look, row: LabRow, found: _Found | None, *, others: bool) -> None:
+    """Judge a lab by the Pod of its row; `others`: some Pod of its id is another lab's or student's."""
+    if found is None or found.whose != _labelled(row):
+        # Whatever their names: another platform's Pods of the same ids have other images, so other names.
+        if others or found is not None:
+            look.strange.append(row)
+        else:
+            look.suspects.append(Suspect(row, None))
         return
     verdict = found.verdict
-    if found.whose != _labelled(row):
-        look.strange.append(row)
-        return
     look.states[verdict.state] += 1
     if verdict.state is State.LOST:
         look.suspects.append(Suspect(row, verdict, found.node))

@@ -122,6 +122,19 @@ def test_another_platforms_database_fails_nobody(checking: Checking) -> None:
     assert checking.statuses(labs) == ["RUNNING"] * 4
 
 
+def test_pods_that_somebody_labelled_by_hand_keep_no_lab_from_being_judged(checking: Checking) -> None:
+    lost, *others = checking.labs(5)
+    for number, (lab, left_out) in enumerate([(lost, "lab_id"), *((lab, "") for lab in others[:2])]):
+        own = checking.pod(lab)
+        labels = {**own["metadata"]["labels"], "student_id": "43"}
+        labels.pop(left_out, None)
+        stray = {**own, "metadata": {**own["metadata"], "name": f"stray-{number}", "labels": labels}}
+        checking.cluster.objects[path_of("Pod", f"stray-{number}")] = stray
+    checking.patch(lost, {"phase": "Running", "conditions": unready(400)})
+    assert checking.check()["failed"] == 1
+    assert checking.statuses([lost, *others]) == ["FAILED"] + ["RUNNING"] * 4
+
+
 def as_another_platforms(checking: Checking, lab: int, **labels: str) -> None:
     """Let a lab's objects be those that another platform has of the same id."""
     for kind in ("Pod", "Service", "NetworkPolicy"):
