@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from jobs import classification, naming, steps
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.errors import JobError, TransientError
 from jobs.failures import Failure
 from jobs.manifests import LabManifests
 from jobs.naming import Whose
@@ -116,8 +117,8 @@ class LabObjects:
         return found
 
     def find_pod(self, name: str) -> Manifest | None:
-        """Return a Pod by name."""
-        return self._get("Pod", name)
+        """Return a Pod by name; what can be no Pod's name is that of none."""
+        return self._get("Pod", name) if naming.is_object_name(name) else None
 
     def change_pod(self, pod: Manifest, change: Manifest, *, subresource: str = "") -> Manifest:
         """Merge a change into exactly this version of a Pod, and return the new one.
@@ -217,8 +218,19 @@ class LabObjects:
         return item and {**item, "kind": kind}
 
     def _delete_all(self, items: list[Manifest], grace_s: int | None) -> None:
+        """Start the deletion of all that can be deleted, then raise why the first other one cannot."""
+        refused: list[JobError] = []
         for item in items:
-            self._delete(item, grace_s=grace_s if item["kind"] == "Pod" else None)
+            try:
+                self._delete(item, grace_s=grace_s if item["kind"] == "Pod" else None)
+            except TransientError:
+                raise
+            except JobError as exc:
+                extra = {"action": "object_not_deleted", "object": item["metadata"]["name"]}
+                logger.error("%s is not deleted: %s", item["kind"], exc.evidence, extra=extra)
+                refused.append(exc)
+        if refused:
+            raise refused[0]
 
     def _delete(self, item: Manifest, *, grace_s: int | None) -> None:
         kind, name, uid = item["kind"], item["metadata"]["name"], item["metadata"]["uid"]

@@ -126,6 +126,16 @@ def test_an_object_of_the_lab_may_be_changed_and_deleted(network_policy: Manifes
     kubectl("delete", "networkpolicy", "-n", "labs", name, f"--as={JOB}", "--dry-run=server")
 
 
+def test_an_object_of_a_lab_under_another_name_may_be_deleted(manifests: LabManifests) -> None:
+    stray = copy.deepcopy(manifests.service)
+    stray["metadata"]["name"] = "stray"
+    apply(stray)
+    try:
+        kubectl("delete", "service", "-n", "labs", "stray", f"--as={JOB}")
+    finally:
+        kubectl("delete", "service", "-n", "labs", "stray", "--ignore-not-found")
+
+
 def test_an_object_cannot_be_given_to_another_lab(network_policy: Manifest) -> None:
     policy = copy.deepcopy(network_policy)
     policy["metadata"]["labels"]["lab_instance_id"] = "1"

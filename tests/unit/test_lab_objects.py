@@ -274,6 +274,26 @@ def test_an_old_object_that_stays_is_not_waited_for_without_end(
     assert "POST" not in methods(server)
 
 
+def test_one_object_that_cannot_be_deleted_keeps_no_other(serve: Serve) -> None:
+    deleted: list[str] = []
+
+    def api(request: Request) -> Answer:
+        if request.method == "DELETE":
+            deleted.append(request.path.rpartition("/")[2])
+            refused = Answer(422, status_object(422, "Invalid", "a policy denied request: no"))
+            return refused if deleted[-1] == "stray" else Answer(content={})
+        stray, own = make_object(), make_object()
+        stray["metadata"]["name"] = "stray"
+        items = [stray, own] if "/pods" in request.path else []
+        return Answer(content={"metadata": {"resourceVersion": "1"}, "items": items})
+
+    labs, _ = serve(api)
+    with pytest.raises(PermanentError) as caught:
+        labs.delete_lab(7)
+    assert "a policy denied request" in caught.value.evidence
+    assert deleted == ["stray", "lab"]
+
+
 def test_deleting_a_lab_takes_only_what_the_selector_finds(serve: Serve) -> None:
     def api(request: Request) -> Answer:
         if request.method == "DELETE":
