@@ -12,13 +12,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dispatcher.limits import CONTAINER_DEADLINE_S
+from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs import ledger
 from jobs.database import Cursor, Database, optional
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.ledger import Ending, TaskRunRecord, insert_started, write_ending
+from jobs.ledger import Ending, TaskRunRecord, insert_started, may_go_on, write_ending
 
+# What a sync or `autolabs verify` has begun at a lab changes its objects alone, in a moment.
+_AT_THE_LAB = f"({may_go_on('run')} AND task_name NOT IN ('{SYNC_LAB_STATUS}', 'autolabs.verify'))"
+_MARK_LOST = f"""
+UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s, connection_url = NULL,
+ failed_at = now(), updated_at = now()
+WHERE id = %s AND status = %s AND k8s_pod_name IS NOT DISTINCT FROM %s AND stop_requested_at IS NULL
+ AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab_instances.id)
+ AND NOT EXISTS (SELECT FROM task_ledger AS run WHERE lab_instance_id = lab_instances.id
+  AND (coalesce(finished_at, claimed_at) >= %s OR {_AT_THE_LAB}))
+"""  # noqa: S608  # constants of this module
 _TAKE_OVER = """
 UPDATE lab_instances SET starting_run = %(run)s, k8s_pod_name = %(pod)s, updated_at = now()
 WHERE id = %(lab)s AND status = 'PENDING' AND stop_requested_at IS NULL
@@ -179,18 +189,11 @@ class LabStore(Database):
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             cursor.execute(
-                "UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s,"
-                " connection_url = NULL, failed_at = now(), updated_at = now()"
-                " WHERE id = %s AND status = %s AND k8s_pod_name IS NOT DISTINCT FROM %s"
-                " AND stop_requested_at IS NULL"
-                " AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab_instances.id)"
-                " AND NOT EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab_instances.id"
-                "                 AND (coalesce(finished_at, claimed_at) >= %s OR outcome = 'started'"
-                "                      AND claimed_at > now() - make_interval(secs => %s)))",
+                _MARK_LOST,
                 (
                     *(error.category.value, error.sentence),
                     *(record.lab_instance_id, status, pod_name),
-                    *(as_of, CONTAINER_DEADLINE_S),
+                    as_of,
                 ),
             )
             if cursor.rowcount != 1:

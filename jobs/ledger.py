@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dispatcher.limits import CONTAINER_DEADLINE_S
 from dispatcher.task_lock import lock_task
 from jobs.database import Cursor
 from jobs.errors import JobError
@@ -59,6 +60,18 @@ class TaskRunRecord:
     ending: Ending | None = None
     #: Of whom to tell of the failed lab (jobs.notifications).
     notification_id: int | None = None
+
+
+def may_go_on(run: str) -> str:
+    """Return the SQL condition of a run, by its table's alias, that a container may still be at.
+
+    The row of one that was killed stays `started`; it is over once another run of its task has ended.
+    """
+    return (
+        f"({run}.outcome = 'started' AND {run}.claimed_at > now() - interval '{CONTAINER_DEADLINE_S} seconds'"
+        f" AND NOT EXISTS (SELECT FROM task_ledger AS later WHERE later.task_id = {run}.task_id"
+        f" AND later.id > {run}.id AND later.outcome <> 'started'))"
+    )
 
 
 _COLUMNS = (

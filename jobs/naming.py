@@ -33,6 +33,11 @@ def lab_object_name(lab_instance_id: int, image: str) -> str:
     return f"lab-instance-{lab_instance_id}-{image_base_name(image)}"[:_MAX_NAME].rstrip("-")
 
 
+def is_object_name(text: str) -> bool:
+    """Tell whether an object can have this name: a row may say anything, and a path must not."""
+    return len(text) <= _MAX_NAME and re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", text) is not None
+
+
 def lab_labels(lab_instance_id: int, lab_id: int, student_id: int) -> dict[str, str]:
     """Return the labels of every object of a lab."""
     return {

@@ -117,7 +117,7 @@ def _tell(labs: LabStore, refusal: Refusal, task_id: str) -> None:
 
 def _end_batch(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> dict[tuple[int, Reason], str]:
     """End what is still due of these labs; return the id of each one's delete."""
-    locked = lock_due(cursor, settings, ids)
+    locked = [lab for lab in lock_due(cursor, settings, ids) if _can_be_deleted(lab[0])]
     overdue = [lab for lab, *_, reason in locked if reason is Reason.OVERDUE]
     if overdue:
         _fail_overdue(cursor, settings, overdue)
@@ -150,6 +150,16 @@ def _fail_overdue(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> Non
             category=error.category.value,
         )
         add_news(cursor, news)
+
+
+def _can_be_deleted(lab: int) -> bool:
+    try:
+        tasks.DeleteLabPod(lab_instance_id=lab)
+    except InvalidTask as exc:
+        extra = {"action": "odd_row", "lab_instance_id": lab}
+        logger.error("lab %d cannot be ended: %s", lab, exc, extra=extra)
+        return False
+    return True
 
 
 def _delete_kwargs(lab: int, pod: str | None) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class _HealthCheck:
 
     def _fail(self, row: LabRow) -> bool:
         """Make a lab FAILED if its Pod is still lost, and its row as it was read."""
-        pod = self._cluster.get(f"{self._paths['Pod']}/{row.k8s_pod_name}")
+        pod = self._context.lab_objects.find_pod(row.k8s_pod_name or "")
         if pod is not None and not belongs_to(pod, row.whose):
             return self._leave(row, "its Pod is there without its labels")
         verdict = judge(pod, self._cluster.answered_at, self._settings) if pod else None

@@ -8,8 +8,7 @@ from datetime import datetime
 
 from dispatcher.message import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
-from dispatcher.terminal import many
-from jobs.brake import FEW, most_at_once, no_pods_at_all
+from jobs.brake import FEW, another_database, most_at_once, no_pods_at_all
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.errors import JobError
 from jobs.failures import Failure
@@ -17,6 +16,7 @@ from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import Ending, TaskRunRecord
 from jobs.life_settings import LifeSettings
 from jobs.lost_lab import fail_lost_lab
+from jobs.naming import is_object_name
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
 from jobs.verify.look import Sources
@@ -65,12 +65,8 @@ def refusal(
     differences = list(differences)
     strange = {one.lab for one in differences if one.kind is Kind.WRONG_LABELS}
     with_objects = {item.lab for item in inventory.objects if item.lab is not None}
-    # One may be anybody's mistake; in another database it is nearly all of them.
-    if strange and 2 * len(strange) >= len(with_objects & inventory.rows.keys()):
-        return (
-            f"{many(len(strange), 'lab')} with objects of another lab or student than the row: this may be"
-            " another database"
-        )
+    if why := another_database(len(strange), len((with_objects & inventory.rows.keys()) - strange)):
+        return why
     repairable = [one for one in differences if one.repair not in (None, Repair.FAIL_WORKING)]
     affected = {one.lab for one in repairable}
     live = list(inventory.live)
@@ -210,7 +206,11 @@ class Repairs:
     def _is_there(self, one: Difference) -> bool:
         """Tell whether what was missing is there after all, perhaps without our labels."""
         kind, _, name = one.object.partition(" ")
-        found = self._sources.cluster.get(f"{collections(self._sources.namespace)[kind]}/{name}")
+        found = (
+            self._sources.cluster.get(f"{collections(self._sources.namespace)[kind]}/{name}")
+            if is_object_name(name)
+            else None
+        )
         if found is None:
             return False
         item = make_object(kind, found)

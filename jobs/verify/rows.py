@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from datetime import datetime
 
-from dispatcher.limits import COME_BACK_S, CONTAINER_DEADLINE_S
+from dispatcher.limits import COME_BACK_S
 from dispatcher.tasks import CREATE_LAB_POD
 from dispatcher.topology import QUEUE_NORMAL
 from jobs.database import Cursor
 from jobs.labs import LabStore
+from jobs.ledger import may_go_on
 from jobs.verify.inventory import LabRow
 
 #: Rows per statement.
@@ -37,8 +38,8 @@ _OUTBOX = (
 )
 _DELAY = f"make_interval(secs => coalesce(CAST(details ->> 'retry_delay_s' AS float), {COME_BACK_S}))"
 _RUNS = f"""
-SELECT lab_instance_id, task_name FROM task_ledger WHERE lab_instance_id = ANY(%s)
- AND ((outcome = 'started' AND claimed_at > now() - make_interval(secs => {CONTAINER_DEADLINE_S}))
+SELECT lab_instance_id, task_name FROM task_ledger AS run WHERE lab_instance_id = ANY(%s)
+ AND ({may_go_on("run")}
    OR (outcome = 'retried' AND finished_at + {_DELAY} > now() - make_interval(secs => %s)))
 """  # noqa: S608
 # A dead letter that was published again counts as well: its message waits somewhere.
@@ -55,10 +56,9 @@ _KEPT_UNTIL = (
     " FROM task_ledger WHERE lab_instance_id = ANY(%(ids)s) AND details ->> 'objects_kept_s' IS NOT NULL"
     " GROUP BY lab_instance_id"
 )
-_UNDER_WAY = (
-    "SELECT queue, count(*) FROM task_ledger WHERE outcome = 'started'"  # noqa: S608
-    f" AND claimed_at > now() - make_interval(secs => {CONTAINER_DEADLINE_S}) GROUP BY queue"
-)
+_UNDER_WAY = f"""
+SELECT queue, count(*) FROM task_ledger AS run WHERE {may_go_on("run")} GROUP BY queue
+"""  # noqa: S608
 # Bounded by what an index has: retried runs by finished_at, FAILED labs by their rows' own.
 _KNOWN_DELAYS = f"""
 SELECT count(DISTINCT task_id) FROM (

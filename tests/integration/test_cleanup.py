@@ -221,6 +221,13 @@ def test_one_odd_row_does_not_keep_the_others_running(cleaning: Cleaning, pod: s
     assert cleaning.deleted() == [odd, ordinary]
 
 
+def test_a_row_that_no_task_can_be_about_does_not_keep_the_others_running(cleaning: Cleaning) -> None:
+    cleaning.add_expired(id=0)
+    (ordinary,) = cleaning.add_expired()
+    assert cleaning.run() == {"deletes_published": 1, "expired": 1}
+    assert cleaning.deleted() == [ordinary]
+
+
 @pytest.mark.usefixtures("command")
 def test_a_dry_run_prints_each_lab_with_its_reason_and_changes_nothing(
     cleaning: Cleaning, database: Database, broker: Broker, caplog: pytest.LogCaptureFixture

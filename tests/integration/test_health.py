@@ -161,6 +161,28 @@ def test_what_changes_between_look_and_act_is_left_alone(
     assert checking.cluster.deleted == []
 
 
+def test_a_run_that_was_killed_shields_no_lab_once_its_task_has_ended(checking: Checking) -> None:
+    lab, at_work = checking.labs(2)
+    for one in (lab, at_work):
+        checking.patch(one, {"phase": "Failed", "reason": "Evicted"})
+        killed = make_record(one)
+        checking.connections.labs.begin(killed)
+        if one == lab:
+            checking.connections.labs.record(make_record(one, task_id=killed.task_id), Ending("noop"))
+    age_ledger = "UPDATE task_ledger SET claimed_at = now() - interval '2 minutes'"
+    checking.database.rows(f"{age_ledger}, finished_at = finished_at - interval '2 minutes'")
+    assert numbers(checking.check()) == {"looked_at": 2, "failed": 1, "left_alone": 1}
+    assert checking.statuses([lab, at_work]) == ["FAILED", "RUNNING"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "x?watch=true", "Not_A_Name"])
+def test_a_row_whose_pod_can_have_no_such_name_has_lost_it(checking: Checking, name: str) -> None:
+    lab, fine = checking.labs(2)
+    checking.database.rows("UPDATE lab_instances SET k8s_pod_name = %s WHERE id = %s", name, lab)
+    assert numbers(checking.check()) == {"looked_at": 2, "ready": 1, "failed": 1}
+    assert checking.statuses([lab, fine]) == ["FAILED", "RUNNING"]
+
+
 def test_a_lab_that_became_running_during_the_look_is_not_judged(checking: Checking) -> None:
     lab, _ = checking.labs(2)
     checking.lose(lab)
