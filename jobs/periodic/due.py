@@ -13,14 +13,19 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher.expiry import STOP_PATIENCE_MINUTES
-from dispatcher.limits import CONTAINER_DEADLINE_S
 from dispatcher.tasks import CREATE_LAB_POD
 from jobs.database import Cursor
+from jobs.ledger import may_go_on
 from jobs.life_settings import LifeSettings
 from jobs.periodic.warnings import ENDS_AT, ENDS_SOON
 
 #: Minutes that a student has after a warning, at least, for the end to count as announced.
 ANNOUNCED_MINUTES = 3
+#: The same, as a share of the longest warning, for labs whose end was known for longer: a bad UPDATE of all
+#: ends is warned of as well, but late.
+ANNOUNCED_SHARE = 0.5
+#: Minutes after its start until which a lab is warned of an end that was near from the beginning.
+ANNOUNCED_AT_ONCE_MINUTES = 2
 
 
 class Reason(str, enum.Enum):
@@ -68,8 +73,8 @@ CASE
  WHEN created_at < now() - make_interval(mins => %(pending_limit)s)
   AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab.id
                   AND eta > now() - make_interval(mins => %(pending_limit)s))
-  AND NOT EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab.id AND outcome = 'started'
-                  AND claimed_at > now() - interval '{CONTAINER_DEADLINE_S} seconds') THEN 'overdue'
+  AND NOT EXISTS (SELECT FROM task_ledger AS run WHERE lab_instance_id = lab.id AND {may_go_on("run")})
+  THEN 'overdue'
 END
 """  # noqa: S608  # constants of this module
 # That a warning was made shows that the end was known, whatever became of it: a broker that is away is no
@@ -79,7 +84,10 @@ _ANNOUNCED = f"""
 (reason <> 'max_age' OR expires_at = 'infinity') AND
 EXISTS (SELECT FROM notifications WHERE coalesce(lab_instance_id, 0) = lab.id
  AND event_type = '{ENDS_SOON}' AND occasion IN (expires_at, {ENDS_AT})
- AND created_at < now() - interval '{ANNOUNCED_MINUTES} minutes')
+ AND created_at < now() - interval '{ANNOUNCED_MINUTES} minutes'
+ AND (created_at <= occasion - {ANNOUNCED_SHARE} * make_interval(mins => %(longest_warning)s)
+  OR occasion = extended_to
+  OR created_at <= started_at + interval '{ANNOUNCED_AT_ONCE_MINUTES} minutes'))
 """
 _NOT_AHEAD = f"""
 expires_at < now() OR EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab.id
@@ -126,4 +134,8 @@ def lock_due(
 
 
 def _limits(settings: LifeSettings) -> dict[str, Any]:
-    return {"max_age": settings.max_age_minutes, "pending_limit": settings.pending_limit_minutes}
+    return {
+        "max_age": settings.max_age_minutes,
+        "pending_limit": settings.pending_limit_minutes,
+        "longest_warning": max(settings.warn_minutes, default=0),
+    }

@@ -147,17 +147,19 @@ def test_a_class_that_nobody_is_to_warn_ends_at_once(cleaning: Cleaning, databas
 def test_a_class_ends_by_its_age_alone_only_where_it_has_no_end_of_its_own(
     cleaning: Cleaning, database: Database, own_end: str
 ) -> None:
-    cleaning.set(**SHIPPED, max_age_minutes=24)
+    cleaning.set(**SHIPPED, max_age_minutes=30)
     for _ in range(20):
         lab = database.add_lab(status="RUNNING")
         cleaning.change(lab, expires_at=own_end, started_at="now() - interval '20 minutes'")
-    # The sweep warns within a minute of the setting's change; five minutes pass.
-    assert announce_ends(cleaning.connections.labs, LifeSettings(max_age_minutes=24)) == 20
+    # The sweep warns within a minute of the setting's change; eleven minutes pass.
+    assert announce_ends(cleaning.connections.labs, LifeSettings(max_age_minutes=30)) == 20
     database.rows(
-        "UPDATE notifications SET published_at = now(), created_at = created_at - interval '5 minutes',"
-        " occasion = occasion - interval '5 minutes'"
+        "UPDATE notifications SET published_at = now(), created_at = created_at - interval '11 minutes',"
+        " occasion = occasion - interval '11 minutes'"
     )
-    earlier = "started_at = started_at - interval '5 minutes', expires_at = expires_at - interval '5 minutes'"
+    earlier = (
+        "started_at = started_at - interval '11 minutes', expires_at = expires_at - interval '11 minutes'"
+    )
     database.rows(f"UPDATE lab_instances SET {earlier}")
     if own_end == "'infinity'":
         assert cleaning.run() == {"deletes_published": 20, "max_age": 20}
@@ -177,6 +179,31 @@ def test_a_warning_that_did_not_help_counts_for_nothing(cleaning: Cleaning, how:
         cleaning.warn(lab, minutes_ago=2 if how == "late" else 14)
         if how == "of another end":
             cleaning.change(lab, expires_at="expires_at - interval '10 seconds'")
+    with pytest.raises(PermanentError, match="7 of 7"):
+        cleaning.run()
+
+
+@pytest.mark.parametrize(
+    ("columns", "goes_on"),
+    [
+        ({}, False),
+        ({"extended_to": "expires_at"}, True),
+        ({"started_at": "now() - interval '6 minutes'"}, True),
+    ],
+    ids=["a bad update of all ends", "extended a moment before", "short from the beginning"],
+)
+def test_a_warning_that_came_late_counts_where_the_end_was_known(
+    cleaning: Cleaning, columns: dict[str, str], goes_on: bool
+) -> None:
+    cleaning.set(**SHIPPED)
+    for lab in cleaning.add_expired(7):
+        cleaning.change(lab, started_at="now() - interval '1 hour'")
+        cleaning.warn(lab, minutes_ago=5)
+        if columns:
+            cleaning.change(lab, **columns)
+    if goes_on:
+        assert cleaning.run() == {"deletes_published": 7, "expired": 7}
+        return
     with pytest.raises(PermanentError, match="7 of 7"):
         cleaning.run()
 
