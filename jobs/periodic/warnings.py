@@ -36,11 +36,12 @@ SELECT '{ENDS_SOON}', id, 'ends_in_' || warned || '_minutes', ends_at, '{Audienc
  coalesce(celery_task_id, '')
 FROM (
  SELECT *, CAST(ceil(extract(epoch FROM ends_at - now()) / 60) AS int) AS minutes,
-  floor(extract(epoch FROM latest - least(expires_at, latest)) / 60) AS possible,
+  floor(extract(epoch FROM latest - ends_at) / 60) AS possible,
   (SELECT min(warning) FROM unnest(CAST(%(minutes)s AS int[])) AS warning
    WHERE ends_at <= now() + make_interval(mins => warning)) AS warned
  FROM (SELECT *, {ENDS_AT} AS ends_at,
-   greatest({ENDS_AT}, least(max_expires_at, '9999-01-01Z')) AS latest
+   CASE WHEN {ENDS_AT} < expires_at THEN {ENDS_AT}
+    ELSE greatest(expires_at, least(max_expires_at, '9999-01-01Z')) END AS latest
   FROM lab_instances WHERE status = 'RUNNING' AND stop_requested_at IS NULL) AS running
  WHERE ends_at > now() AND ends_at <= now() + make_interval(mins => %(first)s)
 ) AS lab
