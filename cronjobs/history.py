@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -23,11 +24,14 @@ LEDGER_NAMES = {
     "health": tasks.HEALTH_CHECK_PODS,
     "sync": tasks.SYNC_LAB_STATUS,
 }
-#: By the index task_ledger_task_name_id_idx.
+#: By the index task_ledger_task_name_id_idx. Two schedules may have one task: the name that the controller or
+#: `run-now` gave a Job, or its owner, tells whose run it was. That of a message is shown with each.
 _RUNS = """
 SELECT claimed_at, extract(epoch FROM coalesce(finished_at, now()) - claimed_at)::float8, outcome, queue,
        coalesce(job_name, ''), details -> 'result', coalesce(error_message, '')
-  FROM task_ledger WHERE task_name = %s AND lab_instance_id IS NULL ORDER BY id DESC LIMIT %s
+  FROM task_ledger WHERE task_name = %s AND lab_instance_id IS NULL
+   AND (queue <> '' OR job_name IS NULL OR job_name ~ %s OR job_name = ANY(%s))
+ ORDER BY id DESC LIMIT %s
 """
 
 
@@ -54,7 +58,7 @@ def runs_of(cron_jobs: CronJobs, name: str, *, limit: int, environ: Mapping[str,
         raise DispatcherError(f"no CronJob {printable(name)}; `autolabs schedule list` has them all")
     task = found["metadata"].get("labels", {}).get("app.kubernetes.io/component", "")
     jobs = {job["metadata"]["name"]: job for job in cron_jobs.jobs(name)}
-    runs = _ledger(LEDGER_NAMES[task], limit, jobs, environ) if task in LEDGER_NAMES else []
+    runs = _ledger(LEDGER_NAMES[task], name, limit, jobs, environ) if task in LEDGER_NAMES else []
     known = {run.job for run in runs}
     runs += [_of_job(job) for key, job in jobs.items() if key not in known]
     return sorted(runs, key=lambda run: run.began, reverse=True)[:limit]
@@ -93,12 +97,13 @@ def _numbers(result: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Any
 
 
 def _ledger(
-    task_name: str, limit: int, jobs: Mapping[str, Manifest], environ: Mapping[str, str]
+    task_name: str, name: str, limit: int, jobs: Mapping[str, Manifest], environ: Mapping[str, str]
 ) -> list[Run]:
     database = Database(read_settings(environ, database_url), application_name="autolabs-schedule")
 
     def read(cursor: Cursor) -> list[tuple[Any, ...]]:
-        cursor.execute(_RUNS, (task_name, limit))
+        own = rf"^{re.escape(name)}-(\d+|now-[0-9a-f]+)$"
+        cursor.execute(_RUNS, (task_name, own, [*jobs], limit))
         return cursor.fetchall()
 
     try:

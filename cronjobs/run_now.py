@@ -10,6 +10,7 @@ from typing import Any
 
 from cronjobs.cluster import CronJobs, is_ours
 from cronjobs.overview import job_outcome
+from cronjobs.schedules import TASKS, option_word
 from dispatcher.errors import DispatcherError
 from dispatcher.terminal import duration, one_line, printable
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
@@ -32,6 +33,10 @@ def start(cron_jobs: CronJobs, name: str, options: list[str]) -> str:
     if found is None or not is_ours(found):
         known = ", ".join(key for key, item in cron_jobs.live().items() if is_ours(item))
         raise DispatcherError(f"no CronJob {printable(name)} of ours; there are {known or 'none'}")
+    task = found["metadata"]["labels"].get("app.kubernetes.io/component", "")
+    allowed = [option_word(option) for option in TASKS.get(task, ())]
+    if wrong := [option for option in options if option not in allowed]:
+        raise DispatcherError(f"{name} takes no {', '.join(wrong)}; allowed are {', '.join(allowed)}")
     if found["spec"].get("concurrencyPolicy") == "Forbid":
         _refuse_second(cron_jobs, name)
     job = make_job(found, options)

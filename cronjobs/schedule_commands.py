@@ -117,10 +117,11 @@ def run_now(arguments: argparse.Namespace) -> int:
     failed, or was not made. 130: interrupted. Settings: KUBECONFIG.
     """
     from cronjobs.run_now import follow, start
+    from cronjobs.schedules import option_word
 
     with _told():
         cron_jobs = _cron_jobs(arguments)
-        words = [f"--{name.replace('_', '-')}" for name in ("dry_run", "force") if getattr(arguments, name)]
+        words = [option_word(name) for name in ("dry_run", "force") if getattr(arguments, name)]
         job = start(cron_jobs, arguments.name, words)
         where = f"kubectl logs --follow job/{job} --namespace {cron_jobs.namespace}"
         print(f"Job {job} is made; its log: {where}", file=sys.stderr)

@@ -77,7 +77,12 @@ class Schedule:
     @property
     def arguments(self) -> list[str]:
         """Return the options as words of a command line."""
-        return [f"--{name.replace('_', '-')}" for name, wanted in self.options.items() if wanted]
+        return [option_word(name) for name, wanted in self.options.items() if wanted]
+
+
+def option_word(name: str) -> str:
+    """Return an option of a task as a word of a command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 KEYS = tuple(f.name for f in fields(Schedule) if f.name != "name")

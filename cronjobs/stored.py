@@ -122,6 +122,11 @@ def _with_value(text: str, name: str, key: str, value: str | bool | int | None) 
 def _without(text: str, entry: yaml.MappingNode, place: int) -> str:
     """Return the text without a key and its value; an entry has two more, its task and its schedule."""
     key, value = entry.value[place]
+    if not entry.flow_style and isinstance(value, yaml.ScalarNode):
+        # Its own lines alone: comments before and after it may be about something else.
+        begin = text.rfind("\n", 0, key.start_mark.index) + 1
+        end = text.find("\n", value.end_mark.index) + 1 or len(text)
+        return text[:begin] + text[end:]
     if place + 1 < len(entry.value):
         return text[: key.start_mark.index] + text[entry.value[place + 1][0].start_mark.index :]
     return text[: entry.value[place - 1][1].end_mark.index] + text[value.end_mark.index :]

@@ -69,7 +69,9 @@ def test_a_run_that_fails_ends_with_1_and_is_in_the_history(operator: Operator) 
     assert "nope.yaml is missing" in done.out
     assert "failed: BackoffLimitExceeded" in done.err
     (name,) = operator.jobs("broken", by_hand=True)
-    (line,) = [line for line in operator.do("history", "broken").splitlines() if name in line]
+    history = operator.do("history", "broken")
+    assert "checked-" not in history, "a run of another schedule of the same task"
+    (line,) = [line for line in history.splitlines() if name in line]
     assert " failed " in line
     assert " hand " in line
     assert operator.rows()["broken"]["last_outcome"] == "failed"
@@ -95,6 +97,13 @@ def test_a_second_run_is_refused_and_an_interrupted_one_goes_on(operator: Operat
         return job_outcome(jobs[latest])[0] == "succeeded"
 
     eventually(ended, 60, what="the run that was left alone succeeds")
+
+
+def test_an_option_that_the_task_does_not_have_makes_no_job(operator: Operator) -> None:
+    before = operator.jobs("waking", by_hand=True)
+    done = operator.run("run-now", "waking", "--force")
+    assert (done.code, operator.jobs("waking", by_hand=True)) == (1, before)
+    assert "waking takes no --force; allowed are --dry-run" in done.err
 
 
 def test_nobody_runs_what_is_not_there(operator: Operator) -> None:

@@ -155,6 +155,19 @@ def test_a_change_touches_nothing_but_the_value(name: str, changes: Changes, bef
     }
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("  suspend: true  # for now\n  # Kept.\n  ttl_s: 600\n", "  # Kept.\n  ttl_s: 600\n"),
+        ("  ttl_s: 600  # kept\n  suspend: true\n", "  ttl_s: 600  # kept\n"),
+    ],
+    ids=["a comment below", "a comment above"],
+)
+def test_a_key_that_goes_takes_no_comment_along(before: str, after: str) -> None:
+    entry = 'one:\n  task: outbox\n  schedule: "@daily"\n'
+    assert with_changes(f"{entry}{before}".encode(), "one", {"suspend": None}).decode() == entry + after
+
+
 def test_every_key_of_every_shipped_entry_can_be_changed() -> None:
     content = SHIPPED.read_bytes()
     for name in parse_schedules(content):
