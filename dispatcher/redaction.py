@@ -37,7 +37,8 @@ _BASE64_LINE = re.compile(r"(?m)^[^\S\n]{0,9}[A-Za-z0-9+/]{60,}+={0,2}[^\S\n]{0,
 _HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\W{0,3}[:=])[^\n]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s{1,40}+[A-Za-z0-9._~+/=-]{6,}")
 _NAMED = re.compile(
-    r"(?i)((?:passw|pwd|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|dsn)"
+    r"(?i)((?:passw|pwd|passphrase|(?<![a-z])pass(?==)|secret|token|api[_-]?key|access[_-]?key|private[_-]?key"
+    r"|credential|dsn)"
     r"[\w.-]{0,40}+\\?[\"']?(?:\s{0,3}(?:=>?|:)\s{0,3}|(?<=\w)\s{1,40}+(?=\\?[\"'])))"
     r"(?:\\?\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?|\S+)"
 )

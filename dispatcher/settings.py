@@ -95,7 +95,7 @@ class Environment:
 
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
     # libpq and pika quote a URL with a bad escape in their errors, password and all.
-    if re.search(r"%(?![0-9A-Fa-f]{2})", value):
+    if re.search(r"%(?![0-9A-Fa-f]{2})|%00", value):
         return False
     try:
         parts = urlsplit(value)

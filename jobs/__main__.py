@@ -25,6 +25,7 @@ from pika.exceptions import AMQPError
 
 from dispatcher.connection import connect
 from dispatcher.errors import InvalidSettings
+from dispatcher.pika_tables import tolerant_tables
 from dispatcher.settings import read_settings
 from jobs import logs
 from jobs.consumer import ChannelLost, Consumer, Delivery, Verdict
@@ -261,7 +262,9 @@ def main() -> int:
         return EXIT_CONFIG
     logs.configure(settings.log_level)
     try:
-        return serve(settings, started_at)
+        # pika gives its connection up over a header that it cannot read, and so would each container.
+        with tolerant_tables():
+            return serve(settings, started_at)
     except InvalidSettings as exc:  # what only pika finds in the URL of the broker
         logger.error("%s", exc, extra={"action": "settings"})
         return EXIT_CONFIG

@@ -59,6 +59,11 @@ def kubeconfig_access(content: bytes) -> ClusterAccess:
         cluster = _named(config, "clusters", context["cluster"])["cluster"]
         user = _named(config, "users", context["user"])["user"]
         return _access(cluster, user)
+    except yaml.MarkedYAMLError as exc:
+        # Never its text, which quotes the line: a key, or a token.
+        where = exc.problem_mark
+        place = f" in line {where.line + 1}, column {where.column + 1}" if where else ""
+        raise Failure.KUBECONFIG_INVALID.error(evidence=f"no YAML{place}: {exc.problem}") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as exc:
         raise Failure.KUBECONFIG_INVALID.error(evidence=f"{type(exc).__name__}: {exc}") from exc
 

@@ -58,8 +58,8 @@ class Courier:
 
     @property
     def is_shut(self) -> bool:
-        """True: a way failed so often that no other notification should be taken."""
-        return any(failures >= _PATIENCE for failures in self._failures.values())
+        """True: the broker failed so often that no other notification should be taken."""
+        return self._failures["broker"] >= _PATIENCE
 
     def publish(self, routing_key: str, event_id: str, body: bytes) -> Problem | None:
         """Publish an event, confirmed, whether or not anybody has bound a queue; return what went wrong."""
@@ -84,6 +84,9 @@ class Courier:
             return None
         if webhook.problems:
             return Problem(f"webhook: {'; '.join(webhook.problems)}", tried=False)
+        if self._failures["webhook"] >= _PATIENCE:
+            # The broker's events go on without it.
+            return Problem(f"webhook: it failed {_PATIENCE} times in a row", tried=False)
         return self._try("webhook", lambda: within(WEBHOOK_TIMEOUT_S, lambda: post(webhook, event_id, body)))
 
     def _try(self, way: str, deliver: Callable[[], None]) -> Problem | None:

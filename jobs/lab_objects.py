@@ -99,6 +99,10 @@ class LabObjects:
                 if runs_since is None and classification.all_run(seen):
                     runs_since = time.monotonic()
             meanwhile()
+        # `meanwhile` may have waited for the database while the Pod became Ready.
+        newest = self._get("Pod", newest["metadata"]["name"]) or newest
+        if _is_ready(newest) and newest["metadata"]["uid"] == pod["metadata"]["uid"]:
+            return
         # The wait may have been for room on a node, and the program's own start has only begun.
         began_late = runs_since is not None and runs_since - began > timeout_s / 2
         raise classification.not_ready(newest, image, timeout_s, began_late=began_late)

@@ -174,7 +174,7 @@ def add_notification(
 def deliver_one(labs: LabStore, courier: Courier, row_id: int | None = None) -> bool | None:
     """Deliver the notification, or whichever is due; True: delivered, None: there was none to deliver.
 
-    None is taken by a courier one of whose ways is shut.
+    None is taken by a courier whose way to the broker is shut.
 
     Raises JobError when the database does not answer.
     """
@@ -203,7 +203,8 @@ def deliver_one(labs: LabStore, courier: Courier, row_id: int | None = None) -> 
 def sweep(labs: LabStore, courier: Courier, *, timeout_s: float) -> tuple[int, int]:
     """Deliver what is due for `timeout_s` seconds; return how many were delivered, and how many not.
 
-    It ends early, and leaves the others as they are, when the broker or the webhook fails again and again.
+    It ends early, and leaves the others as they are, when the broker fails again and again; a webhook that
+    does is not called again.
 
     Raises JobError when the database does not answer.
     """

@@ -20,6 +20,7 @@ from jobs.consumer import Delivery, Verdict
 from jobs.context import Connections, TaskContext
 from jobs.create_lab import NO_REQUEST, create_lab
 from jobs.delete_lab import delete_lab
+from jobs.deliveries import unsettled_deliveries
 from jobs.errors import JobError
 from jobs.failed_task import dead_letter, keep_again, settle_failure
 from jobs.failures import Failure
@@ -39,7 +40,7 @@ def run_task(connections: Connections, delivery: Delivery, details: dict[str, An
     """Run the task of a delivery; `details` go to the ledger."""
     headers = delivery.properties.headers or {}
     task_id = headers.get("id")
-    logs.set_task(task_id=None if task_id is None else str(task_id), queue=connections.settings.queue)
+    logs.set_task(task_id=task_id if is_short_text(task_id) else None, queue=connections.settings.queue)
     try:
         task = decode(delivery.body, delivery.properties)
     except MalformedMessage as exc:
@@ -67,6 +68,8 @@ def is_task(delivery: Delivery) -> bool:
         _parse(decode(delivery.body, delivery.properties))
     except (MalformedMessage, JobError):
         return False
+    except Exception as exc:  # whatever it is, `run_task` records it, and a pile must not be lost over it
+        logger.warning("whether a message is a task is not known: %r", exc, extra={"action": "odd_message"})
     return True
 
 
@@ -74,11 +77,15 @@ def _run_and_settle(
     connections: Connections, context: TaskContext, delivery: Delivery, task: TaskMessage
 ) -> Verdict:
     try:
+        # What can never be performed does not wait for its time.
+        payload = _parse(task)
         if _park_until_eta(context, task):
             return Verdict.SETTLED
-        if delivery.redelivered and not keep_again(context, delivery, task):
+        # A copy that `autolabs verify` made of a message that came back says so in its headers alone.
+        again = delivery.redelivered or unsettled_deliveries(delivery.properties.headers)
+        if again and not keep_again(context, delivery, task):
             return Verdict.GIVE_BACK
-        _run(connections, context, delivery, task)
+        _run(connections, context, delivery, task, payload)
     except JobError as exc:
         return _settle_failure(context, delivery, task, exc)
     except PublishError as exc:
@@ -118,8 +125,13 @@ def _make_record(
     )
 
 
-def _run(connections: Connections, context: TaskContext, delivery: Delivery, task: TaskMessage) -> None:
-    payload = _parse(task)
+def _run(
+    connections: Connections,
+    context: TaskContext,
+    delivery: Delivery,
+    task: TaskMessage,
+    payload: tasks.Payload,
+) -> None:
     if not context.labs.begin(context.record):
         raise Failure.CANCELLED.error(evidence="cancelled before it began")
     reached("begun")
@@ -128,7 +140,9 @@ def _run(connections: Connections, context: TaskContext, delivery: Delivery, tas
         raise Failure.CONTAINER_CRASHED.error(evidence="delivery limit of the queue")
     if given_up == "expired":
         raise Failure.EXPIRED.error(evidence="expired in its queue")
-    if task.expires and task.expires <= datetime.now(timezone.utc):
+    # A stop that has begun is done: its lab goes down already.
+    begun = task.name == tasks.DELETE_LAB_POD and (delivery.redelivered or task.retries > 0)
+    if task.expires and task.expires <= datetime.now(timezone.utc) and not begun:
         raise Failure.EXPIRED.error(evidence=f"expires {task.expires.isoformat()}")
     if connections.results and not task.ignore_result:
         connections.results.started(task.id, parent_id=task.parent_id, group_id=task.group)

@@ -23,9 +23,9 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from dispatcher.connection import connect
 from dispatcher.dlq.letters import DeadLetter, read_letter
-from dispatcher.dlq.pika_tables import tolerant_tables
 from dispatcher.errors import DispatcherError
 from dispatcher.interrupts import Stop, in_a_hurry, stop_on_signals
+from dispatcher.pika_tables import tolerant_tables
 from dispatcher.settings import BrokerSettings
 from dispatcher.topology import DEAD_LETTER_QUEUE
 

@@ -10,9 +10,9 @@ from typing import Any
 import pika
 
 from dispatcher import ladder, topology
-from dispatcher.dlq.pika_tables import Unreadable
 from dispatcher.message import PUBLISHED_AT
 from dispatcher.outgoing import FURTHER_KEYS, Outgoing
+from dispatcher.pika_tables import Unreadable
 from jobs.deliveries import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
 
 #: Headers of a copy: the walk that made it, which knows by it where it began, and when.

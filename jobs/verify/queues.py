@@ -23,11 +23,11 @@ from pika.exceptions import AMQPError
 
 from dispatcher import topology
 from dispatcher.connection import answers_within, connect
-from dispatcher.dlq.pika_tables import tolerant_tables
 from dispatcher.errors import MalformedMessage, NotConfirmed, PublishError
 from dispatcher.interrupts import Stop
 from dispatcher.message import TaskMessage, decode, is_short_text
 from dispatcher.outgoing import Outgoing
+from dispatcher.pika_tables import tolerant_tables
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.verify.copies import Taken, make_copy, make_dead_letter

@@ -105,6 +105,7 @@ def test_only_tasks_that_surely_wait_are_known_delays(verify: Verify, database: 
     for finished_ago_s, outcome, details in (
         (10, "retried", '{"retry_delay_s": 60}'),
         (10, "retried", "{}"),
+        (45, "retried", "{}"),
         (10, "failed", '{"objects_kept_s": 900}'),
         (55, "retried", '{"retry_delay_s": 60}'),
         (10, "failed", "{}"),
@@ -112,7 +113,8 @@ def test_only_tasks_that_surely_wait_are_known_delays(verify: Verify, database: 
     ):
         database.rows(add, lab, finished_ago_s, outcome, details)
     labs = LabStore(database.url, application_name="test-delays")
-    assert known_delays(labs) == 3
+    # What takes kept objects down may never have been published: the row is committed before that.
+    assert known_delays(labs) == 2
     labs.close()
 
 

@@ -85,7 +85,7 @@ def test_what_weakens_the_connection_is_refused(cluster: dict[str, Any]) -> None
         (b"", "TypeError"),
         (b"text", "TypeError"),
         (b"[1]", "TypeError"),
-        (b"a: [", "ParserError"),
+        (b"a: [", "no YAML in line 1, column 5"),
         (b"\xff\xff", "Error"),
         (kubeconfig().replace(b"current-context: c", b"current-context: gone"), "contexts has no 'gone'"),
         (kubeconfig(server="http://api"), "must be an https URL"),
@@ -131,3 +131,10 @@ def test_without_a_service_account_the_administrator_is_told(
     with pytest.raises(PermanentError, match="mount a ServiceAccount token") as caught:
         service_account_access()
     assert caught.value.category is Category.PERMANENT_PERMISSION_ERROR
+
+
+@pytest.mark.parametrize("line", [b"token: {0}: x", b'token: {0} "unclosed: "', b"- {0}: [x"])
+def test_a_kubeconfig_that_does_not_parse_is_not_quoted(line: bytes) -> None:
+    secret = b"RVktLS0tLQpNSUlFcEFJQkFBS0NBUUVB"
+    content = b"users:\n- name: u\n  user:\n    " + line.replace(b"{0}", secret)
+    assert secret.decode() not in refusal(content)

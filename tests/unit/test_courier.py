@@ -48,14 +48,14 @@ def test_what_nobody_thought_of_is_no_crash_either(publisher: Publisher) -> None
     assert problem.said == "webhook: it failed with UnicodeEncodeError"
 
 
-def test_a_way_that_fails_three_times_in_a_row_is_shut(publisher: Publisher) -> None:
+def test_a_webhook_that_fails_three_times_in_a_row_is_called_no_more(publisher: Publisher) -> None:
     with ScriptedServer(lambda _request: Answer(500 if len(server.requests) != 3 else 204, {})) as server:
         courier = Courier(publisher, WebhookSettings(server.url, KEYS))
-        shut = []
-        for _ in range(6):
-            courier.call("event-1", b"{}")
-            shut.append(courier.is_shut)
-    assert shut == [False] * 5 + [True]
+        problems = [courier.call("event-1", b"{}") for _ in range(8)]
+    tried = [None if problem is None else problem.tried for problem in problems]
+    assert tried == [True, True, None, True, True, True, False, False]
+    assert len(server.requests) == 6
+    assert not courier.is_shut, "the broker's events go on"
 
 
 def test_wrong_settings_are_an_error_in_the_log_and_call_nobody(

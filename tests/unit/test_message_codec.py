@@ -139,8 +139,14 @@ def test_any_delivery_is_a_task_or_malformed(
                 encode_properties(encode(next_attempt(task))[1])
 
 
+@pytest.mark.parametrize("encoding", ["punycode", "utf-16", "rot13"])
+def test_a_content_encoding_that_json_never_has_is_refused(encoding: str) -> None:
+    with pytest.raises(MalformedMessage, match=f"content encoding '{encoding}' is refused"):
+        read(*make_wire(), content_encoding=encoding)
+
+
 def test_a_content_encoding_that_is_no_text_is_named() -> None:
-    with pytest.raises(MalformedMessage, match=r"content encoding b'\\xff' is not a printable text"):
+    with pytest.raises(MalformedMessage, match=r"content encoding b'\\xff' is refused; allowed are utf-8"):
         read(*make_wire(), content_encoding=b"\xff")
 
 
