@@ -348,3 +348,23 @@ def test_the_results_of_stops_and_of_creates_with_nothing_to_do(
     }
     assert results.status(unknown.id).result == {"lab_instance_id": 4711, "status": None}
     assert database.outcomes() == ["succeeded", "succeeded", "noop", "noop"]
+
+
+@pytest.mark.parametrize(
+    ("begun", "status", "outcome"), [(True, "STOPPED", "succeeded"), (False, "RUNNING", "revoked")]
+)
+def test_a_stop_that_has_begun_is_done_though_its_time_is_over(
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    lab: int,
+    begun: bool,
+    status: str,
+    outcome: str,
+) -> None:
+    add_pod(cluster, lab, name_of(lab))
+    set_lab(database, lab, "RUNNING", name_of(lab))
+    past = datetime.now(timezone.utc) - timedelta(minutes=1)
+    task = make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}, expires=past)
+    assert run_task(connections, replace(delivery_of(task), redelivered=begun), {}) is Verdict.SETTLED
+    assert (database.lab(lab)["status"], database.outcomes()) == (status, [outcome])
