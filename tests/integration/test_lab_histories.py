@@ -24,6 +24,7 @@ import jobs.create_lab
 import jobs.failed_task
 import jobs.lab_objects
 import jobs.periodic.cleanup
+import jobs.periodic.waiting_stops
 import jobs.templates
 from jobs import naming, steps
 from jobs.configs import DEFAULTS
@@ -117,6 +118,8 @@ def live(bench: Bench, choices: bytes, seen: Counter[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "observers", [world.reached])
         patch.setattr(jobs.lab_objects, "time", world.clock)
+        # The broker is simulated, and has no queue to count.
+        patch.setattr(jobs.periodic.waiting_stops, "_deletes_wait", lambda _context: False)
         try:
             play(world, choices)
             come_to_rest(world)
