@@ -40,7 +40,7 @@ def run_task(connections: Connections, delivery: Delivery, details: dict[str, An
     """Run the task of a delivery; `details` go to the ledger."""
     headers = delivery.properties.headers or {}
     task_id = headers.get("id")
-    logs.set_task(task_id=task_id if is_short_text(task_id) else None, queue=connections.settings.queue)
+    logs.set_task(task_id=None if task_id is None else str(task_id), queue=connections.settings.queue)
     try:
         task = decode(delivery.body, delivery.properties)
     except MalformedMessage as exc:
