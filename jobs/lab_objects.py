@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from jobs import classification, naming, steps
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
-from jobs.errors import JobError, TransientError
+from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.manifests import LabManifests
 from jobs.naming import Whose
@@ -121,8 +121,12 @@ class LabObjects:
         return found
 
     def find_pod(self, name: str) -> Manifest | None:
-        """Return a Pod by name; what can be no Pod's name is that of none."""
-        return self._get("Pod", name) if naming.is_object_name(name) else None
+        """Return a Pod by name, as `find_named` does."""
+        return self.find_named("Pod", name)
+
+    def find_named(self, kind: str, name: str) -> Manifest | None:
+        """Return an object by a name that anybody may have written; what can be no name is that of none."""
+        return self._get(kind, name) if naming.is_object_name(name) else None
 
     def change_pod(self, pod: Manifest, change: Manifest, *, subresource: str = "") -> Manifest:
         """Merge a change into exactly this version of a Pod, and return the new one.
@@ -191,12 +195,12 @@ class LabObjects:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         while True:
             existing = self._get(kind, name)
-            # Never applied: over what another create has just made that would change what it waits for.
-            if existing is None and (created := self._create(kind, manifest)):
-                logger.info("%s created", kind, extra={"action": "object_created", "object": name})
-                steps.reached(f"{kind} created")
-                return created
             if existing is None:
+                # Never applied: over what another create has just made that would change what it waits for.
+                if created := self._create(kind, manifest):
+                    logger.info("%s created", kind, extra={"action": "object_created", "object": name})
+                    steps.reached(f"{kind} created")
+                    return created
                 if time.monotonic() > deadline:
                     raise Failure.CHANGED_MEANWHILE.error(evidence=f"{kind} {name} comes and goes")
                 continue
@@ -223,13 +227,11 @@ class LabObjects:
 
     def _delete_all(self, items: list[Manifest], grace_s: int | None) -> None:
         """Start the deletion of all that can be deleted, then raise why the first other one cannot."""
-        refused: list[JobError] = []
+        refused: list[PermanentError] = []
         for item in items:
             try:
                 self._delete(item, grace_s=grace_s if item["kind"] == "Pod" else None)
-            except TransientError:
-                raise
-            except JobError as exc:
+            except PermanentError as exc:
                 extra = {"action": "object_not_deleted", "object": item["metadata"]["name"]}
                 logger.error("%s is not deleted: %s", item["kind"], exc.evidence, extra=extra)
                 refused.append(exc)

@@ -17,10 +17,10 @@ from jobs import ledger
 from jobs.database import Cursor, Database, optional
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.ledger import Ending, TaskRunRecord, insert_started, may_go_on, write_ending
+from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord, insert_started, may_go_on, write_ending
 
 # What a sync or `autolabs verify` has begun at a lab changes its objects alone, in a moment.
-_AT_THE_LAB = f"({may_go_on('run')} AND task_name NOT IN ('{SYNC_LAB_STATUS}', 'autolabs.verify'))"
+_AT_THE_LAB = f"({may_go_on('run')} AND task_name NOT IN ('{SYNC_LAB_STATUS}', '{VERIFY_TASK}'))"
 _MARK_LOST = f"""
 UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s, connection_url = NULL,
  failed_at = now(), updated_at = now()

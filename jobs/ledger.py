@@ -15,6 +15,9 @@ from jobs.database import Cursor
 from jobs.errors import JobError
 from jobs.usage import usage
 
+#: How the ledger calls a repair of `autolabs verify`.
+VERIFY_TASK = "autolabs.verify"
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:

@@ -13,10 +13,9 @@ from jobs.cluster import ApiError, ApiUnavailable
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects, collections
-from jobs.ledger import Ending, TaskRunRecord
+from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.life_settings import LifeSettings
 from jobs.lost_lab import fail_lost_lab
-from jobs.naming import is_object_name
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
 from jobs.verify.look import Sources
@@ -25,8 +24,6 @@ from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.rows import some_rows
 from jobs.verify.turn import Busy, turn
 
-#: How the ledger calls it.
-TASK_NAME = "autolabs.verify"
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
 
@@ -107,7 +104,7 @@ class Repairs:
         as_of: datetime,
         pod_name: str | None = None,
         force: bool = False,
-        task_name: str = TASK_NAME,
+        task_name: str = VERIFY_TASK,
         restarts: Mapping[str, int] | None = None,
     ) -> None:
         """`task_name`: of the rows in the ledger; `restarts`: by cause, how often a lab is started again."""
@@ -206,11 +203,7 @@ class Repairs:
     def _is_there(self, one: Difference) -> bool:
         """Tell whether what was missing is there after all, perhaps without our labels."""
         kind, _, name = one.object.partition(" ")
-        found = (
-            self._sources.cluster.get(f"{collections(self._sources.namespace)[kind]}/{name}")
-            if is_object_name(name)
-            else None
-        )
+        found = self._objects.find_named(kind, name)
         if found is None:
             return False
         item = make_object(kind, found)
