@@ -6,6 +6,8 @@ shows an empty platform or, as ids begin at 1 everywhere, other labs of the same
 
 from __future__ import annotations
 
+from dispatcher.terminal import many
+
 #: Labs of which it says nothing that all of them are affected, where something else says that it is the
 #: right place.
 FEW = 3
@@ -19,7 +21,7 @@ def another_database(strange: int, matched: int) -> str | None:
     """
     if not strange or strange < matched:
         return None
-    labs = "1 lab" if strange == 1 else f"{strange} labs"
+    labs = many(strange, "lab")
     return f"{labs} with objects of another lab or student than the row: this may be another database"
 
 

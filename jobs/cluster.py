@@ -21,6 +21,7 @@ from jobs.failures import Failure
 from jobs.retry import through_blips
 
 FIELD_MANAGER = "autolabs-jobs"
+_STRICT = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})
 #: Seconds of patience with 429, 5xx and lost connections before the task goes back to the broker.
 BLIP_S = 8.0
 #: A manifest with an unknown field, or one of a wrong type, gets a 500 from a server-side apply.
@@ -129,9 +130,8 @@ class Cluster:
 
         That may be this very object: the answer to an earlier try can be lost.
         """
-        query = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})
         try:
-            return self._request("POST", f"{path}?{query}", manifest)
+            return self._request("POST", f"{path}?{_STRICT}", manifest)
         except ApiError as exc:
             if exc.reason == "AlreadyExists":
                 return None
@@ -163,8 +163,7 @@ class Cluster:
         by 409; so is a uid, by 422.
         """
         kind = "strategic-merge-patch" if strategic else "merge-patch"
-        query = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})
-        return self._request("PATCH", f"{path}?{query}", change, content_type=f"application/{kind}+json")
+        return self._request("PATCH", f"{path}?{_STRICT}", change, content_type=f"application/{kind}+json")
 
     def delete(self, path: str, *, uid: str, grace_s: int | None) -> None:
         """Delete exactly the object with this uid; one that is gone or replaced counts as deleted."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 
 from jobs.context import TaskContext
 from jobs.periodic.due import DueLab
@@ -33,15 +34,12 @@ def _may_wait_ahead(context: TaskContext) -> bool:
     from jobs.verify.queues import BrokerAway, Queues
 
     try:
-        queues = Queues(context.settings.broker)
-        try:
+        with closing(Queues(context.settings.broker)) as queues:
             if not queues.count(LADDER):
                 return False
             # Before the count, because what the ledger knows is still there a moment later.
             known = rows.known_delays(context.labs)
             return queues.count(LADDER) > known
-        finally:
-            queues.close()
     except BrokerAway as exc:
         logger.warning("the delay ladder cannot be looked at: %s", exc, extra={"action": "ladder_unknown"})
         return True

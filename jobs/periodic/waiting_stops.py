@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 
 from dispatcher.topology import QUEUE_HIGH
 from jobs.context import TaskContext
@@ -30,11 +31,8 @@ def _deletes_wait(context: TaskContext) -> bool:
     from jobs.verify.still import least_waiting
 
     try:
-        queues = Queues(context.settings.broker)
-        try:
+        with closing(Queues(context.settings.broker)) as queues:
             return least_waiting(queues, Stop())[QUEUE_HIGH] > 0
-        finally:
-            queues.close()
     except BrokerAway as exc:
         logger.warning("the queue of deletes cannot be looked at: %s", exc, extra={"action": "queue_unknown"})
         return True

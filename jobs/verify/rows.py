@@ -17,7 +17,7 @@ from jobs.verify.inventory import LabRow
 PAGE = 1000
 #: Seconds of the longest delay between attempts.
 LONGEST_DELAY_S = 3600
-#: Labs among which those are looked for; one that is missed counts as a delay that nobody knows.
+#: Labs among which the newest that was begun is looked for.
 NEWEST_LABS = 20_000
 #: Seconds for which a task surely still waits on the ladder, after the database may have been slow.
 SURE_S = 10
@@ -36,9 +36,14 @@ _OUTBOX = (
     "SELECT id, lab_instance_id, task_name FROM task_outbox WHERE id > %s AND lab_instance_id IS NOT NULL"
     " ORDER BY id LIMIT %s"
 )
-_DELAY = f"make_interval(secs => coalesce(CAST(details ->> 'retry_delay_s' AS float), {COME_BACK_S}))"
-#: One that comes back without a delay of its own waits between half and all of that.
-_LEAST_DELAY = _DELAY.replace(f"{COME_BACK_S}", f"{COME_BACK_S / 2}")
+
+
+def _delay(come_back_s: float) -> str:
+    return f"make_interval(secs => coalesce(CAST(details ->> 'retry_delay_s' AS float), {come_back_s}))"
+
+
+#: One that comes back without a delay of its own waits between half and all of COME_BACK_S.
+_LEAST_DELAY, _DELAY = _delay(COME_BACK_S / 2), _delay(COME_BACK_S)
 _RUNS = f"""
 SELECT lab_instance_id, task_name FROM task_ledger AS run WHERE lab_instance_id = ANY(%s)
  AND ({may_go_on("run")}
