@@ -21,12 +21,12 @@ from dispatcher.expiry import cleanup_task_id, overdue_task_id
 from jobs.context import TaskContext
 from jobs.database import Cursor
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
 from jobs.notifications import News, add_news
 from jobs.periodic.cleanup_brake import Refusal, compare_clocks, count_unannounced
 from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
 from jobs.periodic.forget import forget_old_rows
+from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay_deletes
 from jobs.periodic.requested_ahead import without_requested_ahead
 from jobs.periodic.waiting_stops import without_waiting_stops
@@ -60,7 +60,7 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
     if payload.dry_run:
         return _show(due, refusal, force=payload.force)
     if refusal and not payload.force:
-        _tell(labs, refusal, context.record.task_id)
+        _tell(context, refusal)
         raise refusal.error()
     if refusal:
         extra = {"action": "cleanup_forced", **refusal.facts}
@@ -99,19 +99,18 @@ def _show(due: Sequence[DueLab], refusal: Refusal | None, *, force: bool) -> dic
     return found | ({"would_refuse": refusal.failure.cause} if refusal and not force else {})
 
 
-def _tell(labs: LabStore, refusal: Refusal, task_id: str) -> None:
+def _tell(context: TaskContext, refusal: Refusal) -> None:
     """Tell the administrator, at most once an hour."""
     news = News(
         event_type=CLEANUP_REFUSED,
         cause=refusal.failure.cause,
         told=refusal.failure.told,
         message=f"The cleanup ended no lab, because {refusal.problem}. If it is right: --force.",
-        task_id=task_id,
-        occasion=datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0),
+        task_id=context.record.task_id,
         category=refusal.failure.category.value,
         facts=refusal.facts,
     )
-    labs.transaction(lambda cursor: add_news(cursor, news))
+    tell_refused(context, news, at=datetime.now(timezone.utc))
     extra = {"action": "cleanup_refused", **refusal.facts}
     logger.error("no lab was ended, because %s; --force overrides it", refusal.problem, extra=extra)
 

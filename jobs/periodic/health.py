@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
@@ -27,8 +27,9 @@ from jobs.lab_objects import collections
 from jobs.ledger import TaskRunRecord
 from jobs.lost_lab import delete_lost
 from jobs.naming import Whose, belongs_to
-from jobs.notifications import News, add_news
+from jobs.notifications import News
 from jobs.periodic.pod_verdict import State, judge
+from jobs.periodic.refused import hour_of, tell_refused
 from jobs.periodic.relay import relay
 from jobs.periodic.running_labs import Look, Suspect, look_at_running_labs, refusal
 from jobs.pod_facts import Seen, bounded, pod_facts
@@ -133,10 +134,8 @@ class _HealthCheck:
             told=Audience.ADMIN,
             message=error.sentence,
             task_id=self._context.record.task_id,
-            # Once an hour, though it is found every minute.
-            occasion=_hour(self._as_of),
         )
-        self._notify(self._context.labs.transaction(lambda cursor: add_news(cursor, news)))
+        tell_refused(self._context, news, at=self._as_of)
         raise error
 
     def _fail_all(self, suspects: list[Suspect]) -> int:
@@ -229,7 +228,7 @@ class _HealthCheck:
         failure = Failure.OUT_OF_MEMORY
         values = {
             "labs": [lab for lab, _ in killed],
-            "hours": [_hour(killed_at) for _, killed_at in killed],
+            "hours": [hour_of(killed_at) for _, killed_at in killed],
             "cause": failure.cause,
             "told": failure.told.value,
             "category": failure.category.value,
@@ -271,7 +270,3 @@ class _HealthCheck:
             "left_alone": self._left_alone + look.left_alone,
             "looked_s": looked_s,
         }
-
-
-def _hour(moment: datetime) -> datetime:
-    return moment.replace(minute=0, second=0, microsecond=0)

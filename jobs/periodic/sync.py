@@ -24,6 +24,7 @@ from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.notifications import News, add_news
+from jobs.periodic.refused import tell_refused
 from jobs.verify.differences import Difference, Kind, Repair, still_waiting
 from jobs.verify.look import (
     BrokerUnseen,
@@ -186,12 +187,8 @@ class _Sync:
             told=error.failure.told,
             message=error.sentence,
             task_id=self._context.record.task_id,
-            # Once an hour, though it may be found more often.
-            occasion=findings.inventory.now.replace(minute=0, second=0, microsecond=0),
         )
-        notification_id = self._context.labs.transaction(lambda cursor: add_news(cursor, news))
-        if notification_id is not None:
-            self._context.notify(notification_id)
+        tell_refused(self._context, news, at=findings.inventory.now)
         raise error
 
     def _repair(self, findings: Findings) -> None:

@@ -281,3 +281,13 @@ def test_the_administrator_is_told_once_an_hour(
     platform.database.rows("UPDATE notifications SET occasion = occasion - interval '1 hour'")
     assert main(["cleanup"]) == 1
     assert len(platform.database.rows("SELECT * FROM notifications")) == 2
+
+
+def test_the_container_that_is_refused_tells_of_it_itself(cleaning: Cleaning, database: Database) -> None:
+    cleaning.set(**SHIPPED)
+    cleaning.add_expired(7)
+    for _ in range(2):
+        with pytest.raises(PermanentError):
+            cleaning.run()
+    (news,) = database.rows("SELECT id FROM notifications")
+    assert cleaning.connections.notifications == [news["id"]]
