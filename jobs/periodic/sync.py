@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -19,12 +18,11 @@ from dispatcher.categories import Audience
 from jobs.classification import api_failure
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.context import TaskContext
-from jobs.database import Cursor
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from jobs.notifications import News, add_news
 from jobs.periodic.refused import tell_refused
+from jobs.session_lock import session_lock
 from jobs.verify.differences import Difference, Kind, Repair, still_waiting
 from jobs.verify.look import (
     BrokerUnseen,
@@ -43,13 +41,6 @@ logger = logging.getLogger(__name__)
 MAX_LINES = 50
 #: Seconds for which a Pod that ended is left to the health check, which comes each minute and can say why.
 HEALTH_FIRST_S = 180
-# Of the session: a process that dies gives it back.
-# A container whose node vanished would keep the lock for two hours, until the server's own keepalive.
-_TAKE = (
-    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;"
-    " SELECT pg_try_advisory_lock(hashtextextended('autolabs.sync', 0))"
-)
-_LEAVE = "SELECT pg_advisory_unlock(hashtextextended('autolabs.sync', 0))"
 
 
 def run(context: TaskContext, payload: tasks.SyncLabStatus) -> dict[str, Any]:
@@ -58,28 +49,11 @@ def run(context: TaskContext, payload: tasks.SyncLabStatus) -> dict[str, Any]:
     Raises:
         JobError: a server is away, or what differs is not believed (TOO_MANY_AT_ONCE, CLOCKS_DIFFER).
     """
-    with _alone(context.labs) as alone:
+    with session_lock(context.labs, "autolabs.sync") as alone:
         if not alone:
             logger.warning("another sync is under way, so this one does nothing", extra={"action": "busy"})
             return {"busy": True}
         return _Sync(context, payload).run()
-
-
-@contextmanager
-def _alone(labs: LabStore) -> Iterator[bool]:
-    def ask(statement: str) -> bool:
-        def work(cursor: Cursor) -> bool:
-            cursor.execute(statement)
-            return bool(cursor.fetchall()[0][0])
-
-        return labs.transaction(work)
-
-    alone = ask(_TAKE)
-    try:
-        yield alone
-    finally:
-        if alone:
-            ask(_LEAVE)
 
 
 @dataclass
