@@ -22,12 +22,8 @@ def run_task(payload: tasks.PeriodicPayload) -> None:
     record = TaskRunRecord(
         task_id=new_task_id(),
         task_name=payload.task_name,
-        attempt=1,
-        redelivered=False,
-        queue="",
         job_name=connections.settings.job_name,
         pod_name=connections.settings.pod_name,
-        published_at=None,
     )
     logs.set_task(task_id=record.task_id, task=payload.task_name)
     context = TaskContext(connections, record)

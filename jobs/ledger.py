@@ -48,12 +48,13 @@ class TaskRunRecord:
 
     task_id: str
     task_name: str
-    attempt: int
-    redelivered: bool
-    queue: str
-    job_name: str | None
-    pod_name: str | None
-    published_at: datetime | None
+    # The defaults are those of work that no message asked for.
+    attempt: int = 1
+    redelivered: bool = False
+    queue: str = ""
+    job_name: str | None = None
+    pod_name: str | None = None
+    published_at: datetime | None = None
     lab_instance_id: int | None = None
     claimed_monotonic: float = field(default_factory=time.monotonic)
     details: dict[str, Any] = field(default_factory=dict)

@@ -249,12 +249,9 @@ class _HealthCheck:
         return TaskRunRecord(
             task_id=new_task_id(),
             task_name=ours.task_name,
-            attempt=1,
-            redelivered=False,
             queue=ours.queue,
             job_name=ours.job_name,
             pod_name=ours.pod_name,
-            published_at=None,
             lab_instance_id=row.id,
             details={"found_by": ours.task_id, "seen": seen},
         )

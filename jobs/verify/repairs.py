@@ -284,12 +284,7 @@ class Repairs:
         return TaskRunRecord(
             task_id=new_task_id(),
             task_name=self._task_name,
-            attempt=1,
-            redelivered=False,
-            queue="",
-            job_name=None,
             pod_name=self._pod_name,
-            published_at=None,
             lab_instance_id=one.lab,
             details={
                 "difference": one.kind.value,
