@@ -22,6 +22,7 @@ from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.notifications import News, add_news
 from jobs.periodic.refused import tell_refused
+from jobs.periodic.relay import relay
 from jobs.session_lock import session_lock
 from jobs.verify.differences import Difference, Kind, Repair, still_waiting
 from jobs.verify.look import (
@@ -99,6 +100,7 @@ class _Sync:
         self._found: Counter[str] = Counter()
         self._undecided = 0
         self._repaired: Counter[str] = Counter()
+        self._restarted = 0
 
     def run(self) -> dict[str, Any]:
         findings = self._look()
@@ -121,7 +123,12 @@ class _Sync:
             return result | {"found": _counts(self._found), "would_repair": would_repair, "refused": why}
         if why_not:
             self._refuse(findings, *why_not)
-        self._repair(findings)
+        try:
+            self._repair(findings)
+        finally:
+            # After the look at the lost requests, to which a create is a message of which nothing is known.
+            if self._restarted:
+                relay(self._context)
         self._said.end()
         left = sum(self._found.values()) - sum(self._repaired.values())
         done = {"found": _counts(self._found), "repaired": _counts(self._repaired), "left": left}
@@ -216,13 +223,16 @@ class _Sync:
         )
         ours = (one for one in differences if one.repair is not None and not _is_for_health(findings, one))
         unreachable: list[Difference] = []
-        for one, done, what in repairs.run(ours):
-            self._repaired[one.kind.value] += done
-            if one.repair is Repair.FAIL_WORKING and not done:
-                unreachable.append(one)
-            self._said(
-                logging.INFO if done else logging.WARNING, one, what, "repaired" if done else "difference"
-            )
+        try:
+            for one, done, what in repairs.run(ours):
+                self._repaired[one.kind.value] += done
+                if one.repair is Repair.FAIL_WORKING and not done:
+                    unreachable.append(one)
+                self._said(
+                    logging.INFO if done else logging.WARNING, one, what, "repaired" if done else "difference"
+                )
+        finally:
+            self._restarted += repairs.restarted
         self._tell(unreachable)
 
     def _tell(self, unreachable: list[Difference]) -> None:

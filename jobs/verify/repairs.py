@@ -115,6 +115,8 @@ class Repairs:
         self._pod_name = pod_name
         self._objects = LabObjects(sources.cluster, sources.namespace)
         self._failed: set[int] = set()
+        #: Labs that were started again; their creates are in the outbox.
+        self.restarted = 0
         self._repairs = {
             Repair.DELETE_OBJECT: self._delete_object,
             Repair.FAIL_RUNNING: self._fail_running,
@@ -196,6 +198,7 @@ class Repairs:
         if lost is None:
             return False, _MEANWHILE
         self._failed.add(row.id)
+        self.restarted += "started_again_as" in record.details
         if lost.left is not None:
             return True, f"the lab is FAILED; its objects are left: {lost.left}"
         return True, f"the lab is FAILED, {lost.deleted} objects are deleted"

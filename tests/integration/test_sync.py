@@ -17,8 +17,9 @@ from jobs.context import Connections
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.labs import LabStore
+from jobs.ledger import Ending
 from jobs.periodic import sync
-from tests.support.factories import make_record
+from tests.support.factories import create_kwargs, make_record
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
@@ -105,6 +106,28 @@ def test_a_lab_without_its_service_is_told_of_once(
     (told,) = database.rows("SELECT * FROM notifications")
     assert (told["event_type"], told["cause"], told["told"]) == ("lab.unreachable", "service_gone", "admin")
     assert (told["lab_instance_id"], told["facts"]) == (deaf, {"object": f"Service {pod_name(deaf)}"})
+
+
+def test_a_lab_that_is_started_again_does_not_wait_for_the_sweep(
+    synced: Sync,
+    database: Database,
+    cluster: FakeCluster,
+    connections: Connections,
+    bucket: Bucket,
+    broker: Broker,
+) -> None:
+    bucket.put(LIFE_SETTINGS, b"restart_causes: [pod_gone]\n")
+    gone, _ = running(database, cluster), running(database, cluster)
+    record = make_record(gone, details={"request": create_kwargs(lab_instance_id=gone)})
+    connections.labs.record(record, Ending("succeeded"))
+    cluster.objects.pop(path_of("Pod", pod_name(gone)))
+    lost = database.add_lab()
+    age(database)
+    assert synced()["repaired"] == {"pod_gone": 1, "request_lost": 1}
+    assert (status(database, gone), status(database, lost)) == ("FAILED", "FAILED")
+    (again,) = database.rows("SELECT * FROM lab_instances WHERE restart_of = %s", gone)
+    assert broker.take(topology.QUEUE_NORMAL).headers["id"] == again["celery_task_id"]
+    assert database.rows("SELECT * FROM task_outbox") == []
 
 
 def test_what_is_left_is_a_warning(
