@@ -24,18 +24,33 @@ _AT_THE_LAB = f"({may_go_on('run')} AND task_name NOT IN ('{SYNC_LAB_STATUS}', '
 _MARK_LOST = f"""
 UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s, connection_url = NULL,
  failed_at = now(), updated_at = now()
-WHERE id = %s AND status = %s AND k8s_pod_name IS NOT DISTINCT FROM %s AND stop_requested_at IS NULL
+WHERE id = (SELECT id FROM lab_instances WHERE id = %s FOR UPDATE SKIP LOCKED)
+ AND status = %s AND k8s_pod_name IS NOT DISTINCT FROM %s AND stop_requested_at IS NULL
  AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab_instances.id)
  AND NOT EXISTS (SELECT FROM task_ledger AS run WHERE lab_instance_id = lab_instances.id
   AND (coalesce(finished_at, claimed_at) >= %s OR {_AT_THE_LAB}))
 """  # noqa: S608  # constants of this module
-_TAKE_OVER = """
-UPDATE lab_instances SET starting_run = %(run)s, k8s_pod_name = %(pod)s, updated_at = now()
-WHERE id = %(lab)s AND status = 'PENDING' AND stop_requested_at IS NULL
- AND (starting_run IS NULL OR starting_run = %(run)s
-  OR EXISTS (SELECT FROM task_ledger AS own JOIN task_ledger AS earlier USING (task_id)
-             WHERE own.run_id = %(run)s AND earlier.run_id = starting_run AND earlier.id < own.id))
+# A later run of the same task takes the place of an earlier one, even if the database missed its beginning.
+_OWN = """
+(starting_run IS NULL OR starting_run = %(run)s
+ OR EXISTS (SELECT FROM task_ledger AS owner WHERE run_id = starting_run AND task_id = %(task)s
+            AND NOT EXISTS (SELECT FROM task_ledger WHERE run_id = %(run)s AND id < owner.id)))
 """
+_TAKE_OVER = f"""
+UPDATE lab_instances SET starting_run = %(run)s, k8s_pod_name = %(pod)s, updated_at = now()
+WHERE id = %(lab)s AND status = 'PENDING' AND stop_requested_at IS NULL AND {_OWN}
+"""  # noqa: S608
+_FAIL = f"""
+UPDATE lab_instances SET status = 'FAILED', error_category = %(category)s, error_message = %(sentence)s,
+ celery_task_id = coalesce(celery_task_id, %(task)s), failed_at = now(), updated_at = now()
+WHERE id = %(lab)s AND status = 'PENDING' AND stop_requested_at IS NULL AND {_OWN}
+"""  # noqa: S608
+_CANCEL = f"""
+UPDATE lab_instances SET status = 'STOPPED', stopped_at = now(), updated_at = now(),
+ stop_requested_at = coalesce(stop_requested_at, now()), error_message = %(sentence)s,
+ celery_task_id = coalesce(celery_task_id, %(task)s)
+WHERE id = %(lab)s AND status = 'PENDING' AND {_OWN}
+"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +127,7 @@ class LabStore(Database):
         """
 
         def change(cursor: Cursor) -> bool:
-            cursor.execute(_TAKE_OVER, {"run": record.run_id, "lab": lab_instance_id, "pod": pod_name})
+            cursor.execute(_TAKE_OVER, _ids(record) | {"lab": lab_instance_id, "pod": pod_name})
             return cursor.rowcount == 1
 
         return self.at_once(change)
@@ -147,19 +162,16 @@ class LabStore(Database):
         return self._end(record, change)
 
     def mark_failed(self, record: TaskRunRecord, error: JobError, *, outcome: str) -> bool:
-        """Make a PENDING lab FAILED with its reason; False when it was not PENDING.
+        """Make a PENDING lab FAILED with its reason; False when it was not PENDING, or another create took it
+        over, which it is left to.
 
         The ledger row is written in either case; whom to tell is committed with the lab's row.
         """
         from jobs.notifications import add_notification
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            cursor.execute(
-                "UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s,"
-                " celery_task_id = coalesce(celery_task_id, %s), failed_at = now(), updated_at = now()"
-                " WHERE id = %s AND status = 'PENDING' AND stop_requested_at IS NULL",
-                (error.category.value, error.sentence, record.task_id, record.lab_instance_id),
-            )
+            values = {"category": error.category.value, "sentence": error.sentence}
+            cursor.execute(_FAIL, values | _ids(record))
             changed = cursor.rowcount == 1
             if changed:
                 record.notification_id = optional(cursor, lambda: add_notification(cursor, record, error))
@@ -178,7 +190,7 @@ class LabStore(Database):
         max_restarts: int = 0,
     ) -> bool:
         """Make a lab FAILED that is not what its row says; False when something happened to it since `as_of`,
-        or a container is at it.
+        a container is at it, or another transaction holds its row.
 
         `status` and `pod_name` are those of the row as it was read then. The run has succeeded with it, and
         whom to tell is committed with the lab's row; so is a lab in its place, if fewer than `max_restarts`
@@ -210,18 +222,14 @@ class LabStore(Database):
         return self._end(record, change)
 
     def mark_cancelled(self, record: TaskRunRecord, sentence: str) -> bool:
-        """Make a PENDING lab STOPPED because its start was cancelled; False when it was not PENDING.
+        """Make a PENDING lab STOPPED because its start was cancelled; False when it was not PENDING, or is
+        another create's.
 
         The ledger row is written in either case.
         """
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            cursor.execute(
-                "UPDATE lab_instances SET status = 'STOPPED', stopped_at = now(), updated_at = now(),"
-                " stop_requested_at = coalesce(stop_requested_at, now()), error_message = %s,"
-                " celery_task_id = coalesce(celery_task_id, %s) WHERE id = %s AND status = 'PENDING'",
-                (sentence, record.task_id, record.lab_instance_id),
-            )
+            cursor.execute(_CANCEL, {"sentence": sentence} | _ids(record))
             ending = Ending("revoked", error_message=sentence, cause=Failure.CANCELLED.cause)
             return cursor.rowcount == 1, ending
 
@@ -293,6 +301,10 @@ class LabStore(Database):
         changed, ending = self.transaction(work)
         record.ending = ending or record.ending
         return changed
+
+
+def _ids(record: TaskRunRecord) -> dict[str, Any]:
+    return {"run": record.run_id, "task": record.task_id, "lab": record.lab_instance_id}
 
 
 def _select(cursor: Cursor, lab_instance_id: int) -> Lab | None:

@@ -5,13 +5,14 @@ The database, the broker and the object store are real; the API server is script
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from jobs import create_lab as create_module
-from jobs.context import Connections
-from jobs.create_lab import create_lab, fail_create
+from jobs.context import Connections, TaskContext
+from jobs.create_lab import cancel_create, create_lab, fail_create
 from jobs.errors import JobError, PermanentError, TransientError
 from jobs.lab_objects import LabGone, LabObjects
 from jobs.labs import LabStore
@@ -29,6 +30,14 @@ from tests.support.creates import (
 from tests.support.factories import IMAGE, make_payload, make_record
 from tests.support.fake_cluster import READY, FakeCluster
 from tests.support.postgres import Database
+
+
+def fail_it(context: TaskContext, lab: int) -> None:
+    fail_create(context, lab, ERROR, outcome="failed")
+
+
+def cancel_it(context: TaskContext, lab: int) -> None:
+    cancel_create(context, lab)
 
 
 def test_the_url_has_the_first_port_of_the_service(
@@ -270,6 +279,29 @@ def test_of_several_creates_the_first_takes_over_and_of_one_task_the_last_run(
         labs.mark_running(record, lab, pod_name="p", connection_url="u") for record in (first, other, again)
     ]
     assert started == [False, False, True]
+
+
+@pytest.mark.parametrize("ends", [fail_it, cancel_it])
+def test_how_another_create_ends_is_no_matter_of_a_lab_that_was_taken_over(
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    labs: LabStore,
+    lab: int,
+    ends: Callable[[TaskContext, int], None],
+) -> None:
+    owner, superseded = make_record(lab), context_of(connections, lab)
+    for record in (owner, superseded.record):
+        labs.begin(record)
+    labs.take_over(owner, lab, pod_name=name_of(lab))
+    for name in (name_of(lab), name_of(lab, "registry/other:1")):
+        add_pod(cluster, lab, name)
+    ends(superseded, lab)
+    assert (database.lab(lab)["status"], cluster.names()) == ("PENDING", {name_of(lab)})
+    assert superseded.record.ending
+    # A later run of its task, at whose beginning the database was away.
+    ends(context_of(connections, lab, task_id=owner.task_id), lab)
+    assert (database.lab(lab)["status"] != "PENDING", cluster.names()) == (True, set())
 
 
 @pytest.mark.parametrize("columns", [{"status": "RUNNING"}, {"stop_requested_at": "now"}], ids=str)
