@@ -21,7 +21,7 @@ from jobs.brake import FEW
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext
 from jobs.database import Cursor
-from jobs.errors import JobError
+from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.lab_objects import collections
 from jobs.ledger import TaskRunRecord
@@ -84,6 +84,7 @@ class _HealthCheck:
         self._cluster = context.cluster
         self._causes: Counter[str] = Counter()
         self._restarted = self._left_alone = self._closer_looks = 0
+        self._refused: PermanentError | None = None
 
     def run(self, *, dry_run: bool, force: bool) -> dict[str, Any]:
         look = look_at_running_labs(
@@ -103,6 +104,8 @@ class _HealthCheck:
         finally:
             if self._restarted:
                 relay(self._context)
+        if self._refused:
+            raise self._refused
         return self._result(look, looked_s, failed=self._causes.total(), put_off=put_off)
 
     def _is_right_place(self, look: Look) -> bool:
@@ -169,15 +172,21 @@ class _HealthCheck:
         error = self._error(Suspect(row, verdict))
         record = self._record(row, self._look_closer(row, pod, error))
         again = error.failure.cause in self._settings.restart_causes
-        if not self._context.labs.mark_lost(
-            record,
-            error,
-            status=row.status,
-            pod_name=row.k8s_pod_name,
-            as_of=self._as_of,
-            max_restarts=self._settings.max_restarts if again else 0,
-        ):
-            return self._leave(row, "its row has changed meanwhile, or a container is at it")
+        try:
+            changed = self._context.labs.mark_lost(
+                record,
+                error,
+                status=row.status,
+                pod_name=row.k8s_pod_name,
+                as_of=self._as_of,
+                max_restarts=self._settings.max_restarts if again else 0,
+            )
+        except PermanentError as exc:
+            # It may be this row alone, which must not keep the others.
+            self._refused = exc
+            return self._leave(row, f"the database refuses the change: {exc.evidence}")
+        if not changed:
+            return self._leave(row, "its row has changed meanwhile or is held, or a container is at it")
         self._count(row, error, record.details.get("started_again_as"))
         self._notify(record.notification_id)
         return True

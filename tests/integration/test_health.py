@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import psycopg2
 import pytest
 
 import jobs.cluster
 from dispatcher import topology
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
-from jobs.errors import JobError
+from jobs.errors import JobError, PermanentError
+from jobs.failures import Failure
 from jobs.ledger import Ending
 from jobs.periodic import health, running_labs
 from jobs.verify import rows
@@ -159,6 +162,28 @@ def test_what_changes_between_look_and_act_is_left_alone(
     assert numbers(checking.check()) == {"looked_at": 5, "ready": 1, "left_alone": 4}
     assert checking.statuses([stopped, back, resized, queued, fine]) == ["RUNNING"] * 5
     assert checking.cluster.deleted == []
+
+
+def test_a_row_that_somebody_holds_keeps_no_other_lab_running(checking: Checking) -> None:
+    held, other = checking.labs(2)
+    for lab in (held, other):
+        checking.patch(lab, {"phase": "Failed", "reason": "Evicted"})
+    with closing(psycopg2.connect(checking.database.url)) as holder:
+        holder.cursor().execute("SELECT FROM lab_instances WHERE id = %s FOR UPDATE", (held,))
+        assert numbers(checking.check()) == {"looked_at": 2, "failed": 1, "left_alone": 1}
+    assert checking.statuses([held, other]) == ["RUNNING", "FAILED"]
+
+
+def test_a_row_that_the_database_keeps_as_it_is_keeps_no_other_lab_running(checking: Checking) -> None:
+    kept, other = checking.labs(2)
+    for lab in (kept, other):
+        checking.patch(lab, {"phase": "Failed", "reason": "Evicted"})
+    only = f"ALTER TABLE lab_instances ADD CHECK (id <> {kept} OR status = 'RUNNING')"
+    checking.database.rows(only)
+    with pytest.raises(PermanentError) as raised:
+        checking.check()
+    assert raised.value.failure is Failure.DATABASE_REFUSES
+    assert checking.statuses([kept, other]) == ["RUNNING", "FAILED"]
 
 
 def test_a_run_that_was_killed_shields_no_lab_once_its_task_has_ended(checking: Checking) -> None:
