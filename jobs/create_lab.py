@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from dispatcher.tasks import CreateLabPod, payload_kwargs
 from jobs import naming
+from jobs.connection_url import connection_url
 from jobs.context import TaskContext
 from jobs.errors import JobError, TransientError
 from jobs.failures import Failure
@@ -149,13 +150,7 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
     else:
         extra = {"action": "not_answering", "service": cluster_ip}
         logger.warning("service does not answer yet, though its pod is Ready", extra=extra)
-    url = settings.connection_url.format(
-        cluster_ip=f"[{cluster_ip}]" if ":" in cluster_ip else cluster_ip,
-        service=_name(manifests),
-        namespace=context.settings.namespace,
-        port=port,
-        lab_instance_id=payload.lab_instance_id,
-    )
+    url = connection_url(settings, service, payload.lab_instance_id)
     reached("committing")
     if context.labs.mark_running(
         context.record, payload.lab_instance_id, pod_name=_name(manifests), connection_url=url

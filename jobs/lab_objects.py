@@ -66,15 +66,14 @@ class LabObjects:
             return self._ensure_one(lab_instance_id, manifest, deadline, before_replacing)
 
         pod = ensure_one(manifests.pod)
-        owner = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "name": pod["metadata"]["name"],
-            "uid": pod["metadata"]["uid"],
-        }
+        owner = _owner(pod)
         service = ensure_one(_owned(manifests.service, owner))
         ensure_one(_owned(manifests.network_policy, owner))
         return pod, service
+
+    def create_beside(self, pod: Manifest, manifest: Manifest) -> Manifest | None:
+        """Create a Service or NetworkPolicy that goes when the Pod goes; None: one of its name is there."""
+        return self._create(manifest["kind"], _owned(manifest, _owner(pod)))
 
     def wait_ready(
         self, pod: Manifest, image: str, *, timeout_s: float, meanwhile: Callable[[], None]
@@ -288,6 +287,11 @@ def _job_errors() -> Iterator[None]:
         yield
     except (ApiError, ApiUnavailable) as exc:
         raise classification.api_failure(exc) from exc
+
+
+def _owner(pod: Manifest) -> Manifest:
+    metadata = pod["metadata"]
+    return {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
 
 
 def _owned(manifest: Manifest, owner: Manifest) -> Manifest:

@@ -273,6 +273,18 @@ class LabStore(Database):
 
         return self._end(record, change)
 
+    def change_url(self, lab_instance_id: int, *, pod_name: str | None, connection_url: str) -> None:
+        """Say where a lab is reached by now, if it is RUNNING with this Pod still."""
+
+        def change(cursor: Cursor) -> None:
+            cursor.execute(
+                "UPDATE lab_instances SET connection_url = %s, updated_at = now()"
+                " WHERE id = %s AND status = 'RUNNING' AND k8s_pod_name = %s",
+                (connection_url, lab_instance_id, pod_name),
+            )
+
+        self.at_once(change)
+
     def record(self, record: TaskRunRecord, ending: Ending) -> None:
         """End a run that changed no lab."""
         self._end(record, lambda _cursor: (True, ending))

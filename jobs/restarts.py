@@ -99,7 +99,9 @@ def _start_again(cursor: Cursor, lab: int, record: TaskRunRecord, error: JobErro
     ((length,),) = cursor.fetchall()
     if length >= max_restarts:
         raise _Not(f"{length} in a row were already")
-    request = _request(cursor, lab)
+    request = last_request(cursor, lab)
+    if request is None:
+        raise _Not("the ledger does not say what was asked for")
     cursor.execute(_INSERT, (lab,))
     row = cursor.fetchone()
     if row is None:
@@ -127,12 +129,13 @@ def _start_again(cursor: Cursor, lab: int, record: TaskRunRecord, error: JobErro
     return new
 
 
-def _request(cursor: Cursor, lab: int) -> dict[str, Any]:
+def last_request(cursor: Cursor, lab: int) -> dict[str, Any] | None:
+    """Return the arguments of the create that started a lab, with its resources of now; None: not known."""
     names = {"create": tasks.CREATE_LAB_POD, "scale": tasks.SCALE_LAB_RESOURCES}
     cursor.execute(_REQUESTS, {"lab": lab, **names})
     ((request, resized),) = cursor.fetchall()
     if not isinstance(request, dict):
-        raise _Not("the ledger does not say what was asked for")
+        return None
     if isinstance(resized, dict):
         request = {**request, "resources": {**(request.get("resources") or {}), **resized}}
     return request

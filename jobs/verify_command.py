@@ -152,6 +152,7 @@ def _only(labs: list[int], findings: Findings) -> str:
 
 
 def _repair(sources: Sources, findings: Findings, report: Report, *, grace_s: float, force: bool) -> None:
+    from jobs.verify.access import open_configs
     from jobs.verify.repairs import Repairs, clocks_apart, refusal
 
     report.repaired = {}
@@ -162,7 +163,13 @@ def _repair(sources: Sources, findings: Findings, report: Report, *, grace_s: fl
     if report.refusal:
         return
     index = {id(one): at for at, one in enumerate(findings.differences)}
-    repairs = Repairs(sources, as_of=findings.inventory.now, pod_name=os.environ.get("POD_NAME"), force=force)
+    repairs = Repairs(
+        sources,
+        as_of=findings.inventory.now,
+        pod_name=os.environ.get("POD_NAME"),
+        force=force,
+        configs=lambda: open_configs(os.environ),
+    )
     for one, done, what in repairs.run(findings.differences):
         report.repaired[index[id(one)]] = (done, what)
 

@@ -218,6 +218,7 @@ class _Sync:
             self._sources,
             as_of=findings.inventory.now,
             pod_name=self._context.settings.pod_name,
+            configs=lambda: self._context.configs,
             task_name=tasks.SYNC_LAB_STATUS,
             restarts=dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts),
         )
@@ -226,7 +227,7 @@ class _Sync:
         try:
             for one, done, what in repairs.run(ours):
                 self._repaired[one.kind.value] += done
-                if one.repair is Repair.FAIL_WORKING and not done:
+                if one.repair is Repair.REMAKE and not done:
                     unreachable.append(one)
                 self._said(
                     logging.INFO if done else logging.WARNING, one, what, "repaired" if done else "difference"
@@ -269,8 +270,7 @@ def _counts(counter: Counter[str]) -> dict[str, int]:
 
 
 def _repairable(differences: Iterable[Difference]) -> dict[str, int]:
-    repairable = (one for one in differences if one.repair not in (None, Repair.FAIL_WORKING))
-    return _counts(Counter(one.kind.value for one in repairable))
+    return _counts(Counter(one.kind.value for one in differences if one.repair))
 
 
 def _silent(_where: str) -> None:

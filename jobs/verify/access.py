@@ -1,4 +1,4 @@
-"""The cluster as a command reaches it: by a kubeconfig file, the job's own, or a ServiceAccount."""
+"""What a command reaches: the cluster, by a kubeconfig file, the job's own or a ServiceAccount; templates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dispatcher.errors import InvalidSettings
 from dispatcher.settings import read_settings
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess, kubeconfig_access, service_account_access
+from jobs.configs import Configs
 from jobs.objectstore import ObjectStore
+from jobs.remake import CannotRemake
 from jobs.settings import StoreSettings
 
 
@@ -25,6 +27,14 @@ def open_cluster(environ: Mapping[str, str]) -> Cluster:
     if access.client_pem_file:
         Path(access.client_pem_file).unlink()  # read by now, and it holds a private key
     return cluster
+
+
+def open_configs(environ: Mapping[str, str]) -> Configs:
+    """Return the templates and settings of labs. Raises CannotRemake when nothing says where they are."""
+    try:
+        return Configs(ObjectStore(read_settings(environ, StoreSettings.from_environment)))
+    except InvalidSettings as exc:
+        raise CannotRemake(str(exc)) from exc
 
 
 def _access(environ: Mapping[str, str]) -> ClusterAccess:

@@ -52,8 +52,10 @@ class Repair(enum.Enum):
 
     DELETE_OBJECT = "delete it"
     FAIL_RUNNING = "make the lab FAILED and delete its objects"
-    #: Its Pod still works.
-    FAIL_WORKING = "do nothing; with --force as well make the lab FAILED and delete its objects"
+    #: Of a lab without its policy, which must not go on as it is.
+    REMAKE_OR_FAIL = "make it again; if its request is not known, make the lab FAILED and delete its objects"
+    #: Of a lab without its Service, which goes on for whoever is connected.
+    REMAKE = "make it again; if its request is not known, do nothing (with --force as without its policy)"
     FAIL_PENDING = "make the lab FAILED: its request was lost"
     PUBLISH_DELETE = "publish its delete again"
     DISCARD_MESSAGE = "take the message away"
@@ -288,8 +290,7 @@ def _beside(row: LabRow, pod: LabObject, item: LabObject | None, name: str) -> I
     kind = name.partition(" ")[0]
     if item is None:
         says = f"the lab is RUNNING without its {kind}"
-        # Without its policy a lab must not go on; without its Service it goes on for whoever is connected.
-        repair = Repair.FAIL_RUNNING if kind == "NetworkPolicy" else Repair.FAIL_WORKING
+        repair = Repair.REMAKE_OR_FAIL if kind == "NetworkPolicy" else Repair.REMAKE
         yield Difference(Kind.OBJECT_GONE, row.id, name, says, f"a {kind}", None, repair, row)
     elif pod.uid not in item.owner_uids:
         says = "it is not owned by the lab's Pod"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
 from dispatcher.message import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.brake import FEW, another_database, most_at_once, no_pods_at_all
 from jobs.cluster import ApiError, ApiUnavailable
-from jobs.errors import JobError
+from jobs.configs import Configs
+from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.life_settings import LifeSettings
 from jobs.lost_lab import fail_lost_lab
+from jobs.remake import CannotRemake, Remake
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
 from jobs.verify.look import Sources
@@ -29,6 +31,9 @@ ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
 
 #: Seconds by which clocks may differ whatever the grace age is: they are read one after the other.
 BLUR_S = 10.0
+
+#: Repairs that end no lab, unless one of them is not possible.
+REMADE = (Repair.REMAKE, Repair.REMAKE_OR_FAIL)
 
 _MEANWHILE = "left alone: it has changed meanwhile"
 
@@ -64,7 +69,7 @@ def refusal(
     with_objects = {item.lab for item in inventory.objects if item.lab is not None}
     if why := another_database(len(strange), len((with_objects & inventory.rows.keys()) - strange)):
         return why
-    repairable = [one for one in differences if one.repair not in (None, Repair.FAIL_WORKING)]
+    repairable = [one for one in differences if one.repair not in (None, *REMADE)]
     affected = {one.lab for one in repairable}
     live = list(inventory.live)
     most = most_at_once(len(live), share=share, always=always)
@@ -104,23 +109,29 @@ class Repairs:
         as_of: datetime,
         pod_name: str | None = None,
         force: bool = False,
+        configs: Callable[[], Configs],
         task_name: str = VERIFY_TASK,
         restarts: Mapping[str, int] | None = None,
     ) -> None:
-        """`task_name`: of the rows in the ledger; `restarts`: by cause, how often a lab is started again."""
+        """`configs` are called as those of Remake; `task_name`: of the rows in the ledger; `restarts`: by
+        cause, how often a lab is started again.
+        """
         self._sources = sources
         self._task_name = task_name
         self._restarts = restarts or {}
         self._as_of = as_of
         self._pod_name = pod_name
         self._objects = LabObjects(sources.cluster, sources.namespace)
+        self._remake = Remake(sources.labs, self._objects, configs)
+        self._force = force
         self._failed: set[int] = set()
+        self._not_remade = 0
         #: Labs that were started again; their creates are in the outbox.
         self.restarted = 0
         self._repairs = {
             Repair.DELETE_OBJECT: self._delete_object,
             Repair.FAIL_RUNNING: self._fail_running,
-            Repair.FAIL_WORKING: self._fail_running if force else self._leave_working,
+            **dict.fromkeys(REMADE, self._remake_or_fail),
             Repair.FAIL_PENDING: self._fail_pending,
         }
 
@@ -171,10 +182,24 @@ class Repairs:
         failure = Failure.OBJECT_GONE if one.kind is Kind.OBJECT_GONE else Failure.POD_GONE
         return self._fail(one, one.row, failure)
 
-    def _leave_working(self, one: Difference) -> tuple[bool, str]:
+    def _remake_or_fail(self, one: Difference) -> tuple[bool, str]:
         if one.lab in self._failed:
             return True, "the lab is FAILED already, see above"
-        return False, "left alone: the lab's Pod still works; --force makes it FAILED"
+        if one.row is None or self._is_there(one):
+            return False, _MEANWHILE
+        kind, _, _ = one.object.partition(" ")
+        try:
+            made = self._remake(one.row.whose, kind, namespace=self._sources.namespace)
+            return self._done(one, made) if made else (False, _MEANWHILE)
+        except (CannotRemake, PermanentError) as exc:
+            why = f"cannot be made again: {_told(exc)}"
+        if one.repair is Repair.REMAKE and not self._force:
+            return False, f"left alone, as the lab's Pod still works (--force makes it FAILED); it {why}"
+        if self._not_remade >= ALWAYS and not self._force:
+            return False, f"left to the next run, {ALWAYS} of this one are FAILED; it {why}"
+        done, what = self._fail_running(one)
+        self._not_remade += done
+        return done, f"{what}; its {kind} {why}"
 
     def _fail_pending(self, one: Difference) -> tuple[bool, str]:
         return self._fail(one, one.row, Failure.REQUEST_LOST) if one.row else (False, _MEANWHILE)

@@ -83,6 +83,7 @@ def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own:
     own.stray("lab-instance-999999-stray", fine, lab_instance_id="999999")
     own.stray(f"lab-instance-{fine}-stray", fine)
     own.kubectl("delete", "pod", names[no_pod], "--grace-period=1", "--wait=true")
+    specs = own.specs_beside(no_service), own.specs_beside(no_policy)
     own.kubectl("delete", "service", names[no_service])
     own.kubectl("delete", "networkpolicy", names[no_policy])
     # A Service and a NetworkPolicy without their Pod, of a lab that is over.
@@ -110,27 +111,29 @@ def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own:
     )
     before = own.versions(names[fine], "theirs", "unlabelled")
     result = own.sync(timeout_s=240)
-    # The Service whose Pod works is told of, since the lab goes on for whoever is connected.
-    assert (result["found"], result["left"]) == (expected, 1), result
-    assert result["repaired"] == {**expected, "object_gone": 1}
-    failed = {lab: own.status(lab) for lab in (no_pod, no_policy, lost)}
-    assert failed == dict.fromkeys((no_pod, no_policy, lost), "FAILED")
-    assert (own.status(fine), own.status(no_service)) == ("RUNNING", "RUNNING")
+    assert (result["found"], result["repaired"], result["left"]) == (expected, expected, 0), result
+    failed = {lab: own.status(lab) for lab in (no_pod, lost)}
+    assert failed == dict.fromkeys((no_pod, lost), "FAILED")
+    assert [own.status(lab) for lab in (fine, no_service, no_policy)] == ["RUNNING"] * 3
+    # As it was, at the address that the student has.
+    assert (own.specs_beside(no_service), own.specs_beside(no_policy)) == specs
+    own.wait_answers(no_service)
     own.serve(topology.QUEUE_HIGH)
     assert own.status(not_stopped) == "STOPPED"
-    own.wait_gone(no_pod, no_row, no_policy, not_stopped, over, 999_999)
+    own.wait_gone(no_pod, no_row, not_stopped, over, 999_999)
     eventually(lambda: len(own.names_of(fine)) == 4, 60, what="the stray Pod gone")
     assert len(before) == 8
     assert own.versions(names[fine], "theirs", "unlabelled") == before
     ledger = database.rows("SELECT * FROM task_ledger WHERE task_name = %s ORDER BY id", SYNC_LAB_STATUS)
     assert {row["lab_instance_id"] for row in ledger if row["lab_instance_id"]} == {
-        *(no_pod, no_row, no_policy, not_stopped, over, 999_999, lost, fine)
+        *(no_pod, no_row, no_policy, no_service, not_stopped, over, 999_999, lost, fine)
     }
     (run,) = [row for row in ledger if "repaired" in row["details"].get("result", {})]
     assert run["details"]["result"]["found"] == expected
     own.kubectl("delete", "pod", "theirs", "--grace-period=1", "--wait=false")
-    assert own.sync()["found"] == {"object_gone": 1}
+    assert own.sync()["found"] == {}
     own.delete(no_service)
+    own.delete(no_policy)
     own.delete(fine)
 
 

@@ -110,11 +110,21 @@ def test_a_deleted_pod(own: VerifiedLabs) -> None:
 
 
 @pytest.mark.parametrize(("kind", "words"), [("Service", ("--force",)), ("NetworkPolicy", ())])
-def test_a_deleted_object_beside_the_pod(own: VerifiedLabs, kind: str, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["made again", "of an unknown request"])
+def test_a_deleted_object_beside_the_pod(
+    own: VerifiedLabs, kind: str, words: tuple[str, ...], known: bool
+) -> None:
     lab = own.create()
+    specs = own.specs_beside(lab)
+    if not known:
+        own.platform.database.rows("UPDATE task_ledger SET details = details - 'request'")
     own.kubectl("delete", kind.lower(), own.name(lab))
     own.repaired((lab, "object_gone", kind), words=words)
-    assert own.status(lab) == "FAILED"
+    assert own.status(lab) == ("RUNNING" if known else "FAILED")
+    if known:
+        assert own.specs_beside(lab) == specs
+        own.wait_answers(lab)
+        own.delete(lab)
     own.wait_gone(lab)
 
 

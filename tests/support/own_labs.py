@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from urllib.request import urlopen
 
 from dispatcher import Dispatcher, topology
 from tests.support.own_platform import OwnPlatform
@@ -50,6 +51,28 @@ class OwnLabs:
 
     def kubectl(self, *words: str, stdin: object = None) -> str:
         return self.platform.namespace.kubectl(*words, stdin=stdin)
+
+    def specs_beside(self, lab: int) -> dict[str, object]:
+        """Return kind -> spec and owner of what is beside the lab's Pod."""
+        found = json.loads(
+            self.kubectl(
+                "get", "services,networkpolicies", f"--selector=lab_instance_id={lab}", "--output=json"
+            )
+        )
+        return {item["kind"]: (item["spec"], item["metadata"]["ownerReferences"]) for item in found["items"]}
+
+    def wait_answers(self, lab: int) -> None:
+        """Wait until somebody answers at the URL in the lab's row."""
+        url = self.platform.database.lab(lab)["connection_url"]
+
+        def answers() -> bool:
+            try:
+                with urlopen(url, timeout=5) as answer:  # of a Service on this machine
+                    return answer.status == 200
+            except OSError:
+                return False
+
+        eventually(answers, 30, what=f"an answer at {url}")
 
     def wait_gone(self, *labs: int) -> None:
         """Wait until nothing of these labs is in the cluster."""

@@ -164,9 +164,13 @@ WRONG: dict[str, tuple[list[LabRow], dict[str, Any], tuple[Kind, str, Repair | N
     "no service": (
         [row()],
         {"objects": [item(), item("NetworkPolicy")]},
-        (Kind.OBJECT_GONE, f"Service {NAME}", Repair.FAIL_WORKING),
+        (Kind.OBJECT_GONE, f"Service {NAME}", Repair.REMAKE),
     ),
-    "no policy": ([row()], {"objects": three()[:2]}, (Kind.OBJECT_GONE, f"NetworkPolicy {NAME}", FAIL)),
+    "no policy": (
+        [row()],
+        {"objects": three()[:2]},
+        (Kind.OBJECT_GONE, f"NetworkPolicy {NAME}", Repair.REMAKE_OR_FAIL),
+    ),
     "an ended pod": (
         [row()],
         {"objects": [item(ended="Failed Evicted", ready=False), *three()[1:]]},

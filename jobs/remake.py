@@ -1,0 +1,102 @@
+"""Make the Service or the NetworkPolicy of a RUNNING lab again.
+
+It is as its request in the ledger and the templates of now say; a Service gets the address that the student
+knows, if that is still free.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from dispatcher.errors import InvalidTask
+from dispatcher.tasks import CreateLabPod
+from jobs.cluster import Manifest
+from jobs.configs import Configs
+from jobs.connection_url import connection_url
+from jobs.errors import PermanentError
+from jobs.lab_objects import LabObjects
+from jobs.labs import Lab, LabStore
+from jobs.manifests import LabManifests, make_lab_manifests
+from jobs.naming import Whose, belongs_to
+from jobs.restarts import last_request
+
+
+class CannotRemake(Exception):
+    """Raised with the reason why nobody knows what a lab's object has to be; nothing was made."""
+
+
+class Remake:
+    """What is made again in one namespace."""
+
+    def __init__(self, labs: LabStore, objects: LabObjects, configs: Callable[[], Configs]) -> None:
+        """`configs` is called for each lab, and raises CannotRemake where there are none."""
+        self._labs = labs
+        self._objects = objects
+        self._configs = configs
+
+    def __call__(self, whose: Whose, kind: str, *, namespace: str) -> str | None:
+        """Make a Service or NetworkPolicy again, and return what was done; None: the lab has changed since.
+
+        Raises:
+            CannotRemake: its request is not known, or the templates do not fit it.
+            JobError: a server is away, or refuses.
+        """
+        lab = self._labs.find(whose.lab_instance_id)
+        pod = self._objects.find_pod(lab.k8s_pod_name or "") if lab and _goes_on(lab) else None
+        if lab is None or pod is None or not belongs_to(pod, whose) or "deletionTimestamp" in pod["metadata"]:
+            return None
+        manifests = self._manifests(whose, lab, namespace)
+        if kind == "NetworkPolicy":
+            return "made it again" if self._objects.create_beside(pod, manifests.network_policy) else None
+        service = self._create_service(pod, manifests.service, _address(lab.connection_url))
+        if service is None:
+            return None
+        url = connection_url(self._configs().lab_settings(), service, whose.lab_instance_id)
+        if url == lab.connection_url:
+            return "made it again"
+        self._labs.change_url(whose.lab_instance_id, pod_name=lab.k8s_pod_name, connection_url=url)
+        return f"made it again, the lab is at {url} now"
+
+    def _manifests(self, whose: Whose, lab: Lab, namespace: str) -> LabManifests:
+        request = self._labs.at_once(lambda cursor: last_request(cursor, whose.lab_instance_id))
+        if request is None:
+            raise CannotRemake("the ledger does not say what was asked for")
+        configs = self._configs()
+        try:
+            payload = CreateLabPod(**request)
+            manifests = make_lab_manifests(
+                payload,
+                configs.lab_settings(),
+                namespace=namespace,
+                pod_template=configs.pod_template(),
+                network_policy_template=configs.network_policy_template(),
+            )
+        except (InvalidTask, TypeError, PermanentError) as exc:
+            raise CannotRemake(f"what was asked for is not valid any more: {exc}") from exc
+        asked_for = Whose(payload.lab_instance_id, payload.lab_id, payload.student_id)
+        if asked_for != whose or manifests.pod["metadata"]["name"] != lab.k8s_pod_name:
+            raise CannotRemake("the ledger knows another request than that of its Pod")
+        return manifests
+
+    def _create_service(self, pod: Manifest, manifest: Manifest, address: str | None) -> Manifest | None:
+        if address is not None:
+            try:
+                there = {**manifest, "spec": {**manifest["spec"], "clusterIP": address}}
+                return self._objects.create_beside(pod, there)
+            except PermanentError:  # taken by now, or of no range of this cluster
+                pass
+        return self._objects.create_beside(pod, manifest)
+
+
+def _goes_on(lab: Lab) -> bool:
+    return lab.status == "RUNNING" and not lab.stop_requested
+
+
+def _address(url: str | None) -> str | None:
+    """Return the IP address in a lab's URL, or None when it is another name."""
+    try:
+        return str(ipaddress.ip_address(urlsplit(url or "").hostname or ""))
+    except ValueError:
+        return None

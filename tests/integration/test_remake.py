@@ -1,0 +1,187 @@
+"""A RUNNING lab whose Service or NetworkPolicy was deleted gets it again, by a sync and by a repair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.configs import DEFAULTS
+from jobs.context import Connections
+from jobs.create_lab import create_lab
+from jobs.manifests import NETWORK_POLICY_TEMPLATE
+from jobs.verify.repairs import ALWAYS
+from tests.support.creates import context_of, name_of
+from tests.support.factories import make_payload
+from tests.support.fake_cluster import FakeCluster
+from tests.support.http_server import Answer, status_object
+from tests.support.postgres import Database
+from tests.support.store import Bucket
+from tests.support.syncing import Sync, status
+from tests.support.verifying import Actions, Verify, age, path_of, quick
+
+KINDS = ("Service", "NetworkPolicy")
+
+
+def started(connections: Connections, database: Database) -> int:
+    """Return a lab that a create has made RUNNING."""
+    lab = database.add_lab()
+    create_lab(context_of(connections, lab), make_payload(lab_instance_id=lab))
+    assert status(database, lab) == "RUNNING"
+    return lab
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_deleted_beside_the_pod_is_as_it_was(
+    synced: Sync, connections: Connections, cluster: FakeCluster, database: Database, kind: str
+) -> None:
+    lab = started(connections, database)
+    path = path_of(kind, name_of(lab))
+    before, url = cluster.objects.pop(path), database.lab(lab)["connection_url"]
+    age(database)
+    assert synced(dry_run=True)["would_repair"] == {"object_gone": 1}
+    assert path not in cluster.objects
+    result = synced()
+    assert (result["repaired"], result["left"]) == ({"object_gone": 1}, 0)
+    now = cluster.objects[path]
+    assert now["spec"] == before["spec"]
+    assert [now["metadata"][key] for key in ("labels", "annotations", "ownerReferences")] == [
+        before["metadata"][key] for key in ("labels", "annotations", "ownerReferences")
+    ]
+    row = database.lab(lab)
+    assert (row["status"], row["connection_url"]) == ("RUNNING", url)
+    (repair,) = (run for run in database.ledger() if run["details"].get("difference"))
+    assert (repair["lab_instance_id"], repair["details"]["done"]) == (lab, "made it again")
+    assert database.rows("SELECT * FROM notifications") == []
+    assert synced()["found"] == {}
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["free", "taken"])
+def test_a_service_gets_the_address_that_its_student_knows_if_it_is_free(
+    synced: Sync,
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    free: bool,
+) -> None:
+    lab = started(connections, database)
+    del cluster.objects[path_of("Service", name_of(lab))]
+    age(database)
+    asked_for: list[str | None] = []
+    create = cluster._create
+
+    def creating(collection: str, manifest: dict[str, Any]) -> Answer:
+        address = manifest["spec"].get("clusterIP")
+        asked_for.append(address)
+        if address is None or free:
+            return create(collection, manifest)
+        return Answer(422, status_object(422, "Invalid", "provided IP is already allocated"))
+
+    monkeypatch.setattr(cluster, "_create", creating)
+    database.rows("UPDATE lab_instances SET connection_url = 'http://10.96.0.9:80/' WHERE id = %s", lab)
+    assert synced()["repaired"] == {"object_gone": 1}
+    assert asked_for == (["10.96.0.9"] if free else ["10.96.0.9", None])
+    # Whatever address the cluster gave is in the row.
+    assert database.lab(lab)["connection_url"] == f"http://127.0.0.1:{cluster.port}/"
+
+
+def forget_request(database: Database, lab: int) -> None:
+    database.rows("UPDATE task_ledger SET details = details - 'request' WHERE lab_instance_id = %s", lab)
+
+
+def test_a_lab_of_which_nobody_knows_the_request_ends_without_its_policy_and_goes_on_without_its_service(
+    synced: Sync, connections: Connections, cluster: FakeCluster, database: Database
+) -> None:
+    bare, deaf, fine = (started(connections, database) for _ in range(3))
+    for lab, kind in ((bare, "NetworkPolicy"), (deaf, "Service")):
+        forget_request(database, lab)
+        del cluster.objects[path_of(kind, name_of(lab))]
+    age(database)
+    result = synced()
+    assert (result["repaired"], result["left"]) == ({"object_gone": 1}, 1)
+    assert [status(database, lab) for lab in (bare, deaf, fine)] == ["FAILED", "RUNNING", "RUNNING"]
+    told = database.rows("SELECT event_type, cause FROM notifications ORDER BY lab_instance_id")
+    assert [(row["event_type"], row["cause"]) for row in told] == [
+        ("lab.failed", "object_gone"),
+        ("lab.unreachable", "service_gone"),
+    ]
+
+
+def test_policies_of_a_whole_class_are_made_again_and_what_cannot_be_ends_few_labs(
+    synced: Sync, connections: Connections, cluster: FakeCluster, database: Database, bucket: Bucket
+) -> None:
+    labs = [started(connections, database) for _ in range(ALWAYS + 2)]
+    for lab in labs:
+        del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
+    age(database)
+    bucket.put(NETWORK_POLICY_TEMPLATE, b"kind: [")
+    result = synced()
+    assert (result["repaired"], result["left"]) == ({"object_gone": ALWAYS}, 2)
+    assert [status(database, lab) for lab in labs].count("FAILED") == ALWAYS
+    bucket.put(NETWORK_POLICY_TEMPLATE, (DEFAULTS / NETWORK_POLICY_TEMPLATE).read_bytes())
+    assert synced()["repaired"] == {"object_gone": 2}
+    assert [status(database, lab) for lab in labs].count("RUNNING") == 2
+
+
+def test_an_api_server_that_does_not_answer_ends_no_lab(
+    synced: Sync, connections: Connections, cluster: FakeCluster, database: Database
+) -> None:
+    lab = started(connections, database)
+    del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
+    age(database)
+    cluster.unavailable.add(path_of("Pod", name_of(lab)))
+    assert (synced()["left"], status(database, lab)) == (1, "RUNNING")
+    cluster.unavailable.clear()
+    assert (synced()["left"], status(database, lab)) == (0, "RUNNING")
+
+
+@pytest.mark.parametrize("change", ["stop_requested_at = now()", "k8s_pod_name = 'other'"])
+def test_a_lab_that_changed_since_the_look_gets_nothing(
+    synced: Sync,
+    before_repairs: Actions,
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    change: str,
+) -> None:
+    lab = started(connections, database)
+    del cluster.objects[path_of("Service", name_of(lab))]
+    age(database)
+    before_repairs.append(lambda: database.rows(f"UPDATE lab_instances SET {change} WHERE id = %s", lab))
+    assert synced()["left"] == 1
+    assert path_of("Service", name_of(lab)) not in cluster.objects
+
+
+@pytest.mark.parametrize("store", [True, False], ids=["with templates", "without"])
+def test_verify_makes_it_again_where_it_has_the_templates(
+    verify: Verify,
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    store: bool,
+) -> None:
+    lab = started(connections, database)
+    del cluster.objects[path_of("Service", name_of(lab))]
+    age(database)
+    if store:
+        set_store(monkeypatch, connections)
+    else:
+        monkeypatch.delenv("S3_ENDPOINT")
+    found = verify(*quick("--repair"))
+    done = found.done()[f"Service {name_of(lab)}"]
+    if store:
+        assert (found.code, done) == (0, "made it again")
+    else:
+        assert found.code == 1
+        assert "S3_ENDPOINT: not set" in done
+    assert status(database, lab) == "RUNNING"
+
+
+def set_store(monkeypatch: pytest.MonkeyPatch, connections: Connections) -> None:
+    settings = connections.settings.store
+    monkeypatch.setenv("S3_ENDPOINT", settings.endpoint)
+    monkeypatch.setenv("S3_ACCESS_KEY", settings.access_key)
+    monkeypatch.setenv("S3_SECRET_KEY", settings.secret_key)
+    monkeypatch.setenv("S3_BUCKET", settings.bucket)
