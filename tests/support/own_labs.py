@@ -68,7 +68,7 @@ class OwnLabs:
         def answers() -> bool:
             try:
                 with urlopen(url, timeout=5) as answer:  # of a Service on this machine
-                    return answer.status == 200
+                    return bool(answer.status == 200)
             except OSError:
                 return False
 
