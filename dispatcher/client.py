@@ -214,6 +214,7 @@ class Dispatcher:
             InvalidTask: `minutes` is not a whole number from 1, or `ends_at` is not an aware time.
             LabUnknown: there is no such lab.
             LabIsOver: it is over, or about to be stopped.
+            ExtensionTooShort: it would still be past its end; `.minutes_needed` says how many help.
             ExtensionTooLong: `.minutes_possible` says how many are left until the lab's latest end.
             EndHasMoved: it ends at another time than `ends_at`.
             DispatcherError: the database did not answer; whether the end was moved is not known then.

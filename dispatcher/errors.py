@@ -113,6 +113,15 @@ class ExtensionTooLong(NotExtended):
         super().__init__(lab_instance_id, time, problem)
 
 
+class ExtensionTooShort(NotExtended):
+    """Raised when the lab would still be past its end; `minutes_needed` are the fewest that help."""
+
+    def __init__(self, lab_instance_id: int, time: LabTime, minutes_needed: int) -> None:
+        self.minutes_needed = minutes_needed
+        problem = f"its end was {_shown(time.ends_at)}, so at least {minutes_needed} minutes are needed"
+        super().__init__(lab_instance_id, time, problem)
+
+
 class EndHasMoved(NotExtended):
     """Raised when the lab ends at another time than the caller believes; `time.ends_at` is when."""
 

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.errors import EndHasMoved, ExtensionTooLong, InvalidTask, LabIsOver, LabUnknown
+from dispatcher.errors import (
+    EndHasMoved,
+    ExtensionTooLong,
+    ExtensionTooShort,
+    InvalidTask,
+    LabIsOver,
+    LabUnknown,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
@@ -81,7 +88,8 @@ def extend(
     Raises:
         InvalidTask: `minutes` is not a whole number from 1, or `ends_at` is not an aware time.
         LabUnknown: there is no such lab.
-        LabIsOver: it is STOPPED, FAILED, or about to be stopped; or would still be past its end.
+        LabIsOver: it is STOPPED, FAILED, or about to be stopped.
+        ExtensionTooShort: it would still be past its end; `.minutes_needed` says how many help.
         ExtensionTooLong: the end would be later than the lab's latest; `.minutes_possible` says what is left.
         EndHasMoved: it ends at another time than `ends_at`, but not as this call would have moved it.
     """
@@ -99,8 +107,9 @@ def extend(
         raise EndHasMoved(lab_instance_id, found)
     if minutes > found.minutes_possible:
         raise ExtensionTooLong(lab_instance_id, found)
-    if (row["now"] - found.ends_at).total_seconds() >= 60 * minutes:
-        raise LabIsOver(lab_instance_id, found)
+    past_minutes = (row["now"] - found.ends_at).total_seconds() / 60
+    if past_minutes >= minutes:
+        raise ExtensionTooShort(lab_instance_id, found, int(past_minutes) + 1)
     return _time(_row(session, _EXTEND, {"id": lab_instance_id, "minutes": minutes}))
 
 

@@ -18,6 +18,7 @@ from dispatcher import (
     DispatcherError,
     EndHasMoved,
     ExtensionTooLong,
+    ExtensionTooShort,
     InvalidTask,
     LabIsOver,
     LabTime,
@@ -71,8 +72,9 @@ def test_a_pending_lab_and_one_just_past_its_end_are_extended_too(
     assert dispatcher.lab_time(running).minutes_left == 0
     assert dispatcher.extend_lab(running, 10).minutes_left == 8
     database.expire(running)
-    with pytest.raises(LabIsOver):
+    with pytest.raises(ExtensionTooShort, match="at least 2 minutes are needed") as refused:
         dispatcher.extend_lab(running, 1)
+    assert dispatcher.extend_lab(running, refused.value.minutes_needed).minutes_left == 0
 
 
 def test_no_extension_goes_beyond_the_labs_latest_end(
