@@ -39,9 +39,13 @@ def resize(arguments: argparse.Namespace) -> int:
         if not arguments.no_wait:
             # A database that is away, or has no such lab, is told of before anything is asked for.
             dispatcher.lab_time(arguments.lab)
+        asked_at = time.monotonic()
         dispatcher.scale_lab(lab_instance_id=arguments.lab, new_resources=new_resources, task_id=task_id)
         print(f"task {task_id}", flush=True)
-        return 0 if arguments.no_wait else _tell(_wait(dispatcher, task_id, arguments.timeout))
+        if arguments.no_wait:
+            return 0
+        found = _wait(dispatcher, task_id, arguments.timeout)
+        return _tell(found, time.monotonic() - asked_at)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +84,7 @@ def _progress(found: TaskStatus) -> str:
     return f"{said}: {one_line(found.error_message)}" if found.error_message else said
 
 
-def _tell(found: TaskStatus) -> int:
+def _tell(found: TaskStatus, waited_s: float) -> int:
     if found.state is not TaskState.SUCCESS:
         category = f" [{found.error_category}]" if found.error_category else ""
         raise DispatcherError(one_line(found.error_message or f"the task is {found.state}") + category)
@@ -93,5 +97,5 @@ def _tell(found: TaskStatus) -> int:
     if after == before:
         print(f"the lab has {after} already")
         return 0
-    print(f"the lab has {after} (had {before}) since {duration(result['seconds'])} after it was asked for")
+    print(f"the lab has {after} (had {before}), {duration(waited_s)} after it was asked for")
     return 0
