@@ -167,8 +167,7 @@ class Failure(enum.Enum):
     # The request.
     RESOURCES_TOO_LARGE = _Row(
         _INVALID, False, _TEACHER,
-        "The lab asks for {name} {asked}; at most {most} is allowed. The teacher must correct the lab's"
-        " settings.",
+        "The lab asks for {name} {asked}; at most {most} is allowed. The teacher must ask for less.",
     )  # fmt: skip
     REQUEST_INVALID = _Row(
         _INVALID, False, _ADMIN,
