@@ -26,7 +26,8 @@ _STRICT = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
 BLIP_S = 8.0
 #: A manifest with an unknown field, or one of a wrong type, gets a 500 from a server-side apply.
 _NO_SUCH_FIELD = "failed to create typed patch object"
-#: How RBAC refuses. An API server that begins refuses everybody until it has read the roles, a second or two.
+#: How RBAC refuses. An API server that begins refuses everybody until it has read the roles, a second or two,
+#: and may know no token until it has read the accounts.
 _RBAC_REFUSES = 'is forbidden: User "'
 #: Times that a list in pages may begin anew.
 _LISTS_ANEW = 3
@@ -46,8 +47,8 @@ class ApiError(Exception):
         self.message = message
 
 
-class _RefusedByRbac(ApiError):
-    """Raised when RBAC refuses; believed only when it does so again and again."""
+class _AccessRefused(ApiError):
+    """Raised when RBAC refuses, or the token; believed only when that happens again and again."""
 
 
 class ApiUnavailable(Exception):
@@ -255,8 +256,8 @@ class Cluster:
             try:
                 response = self._open(method, path, body, content_type=content_type)
             except ApiError as exc:
-                if exc.status == 403 and _RBAC_REFUSES in exc.message:
-                    raise _RefusedByRbac(exc.status, exc.reason, exc.message) from exc
+                if exc.status == 401 or (exc.status == 403 and _RBAC_REFUSES in exc.message):
+                    raise _AccessRefused(exc.status, exc.reason, exc.message) from exc
                 raise
             try:
                 return dict(json.loads(response.read()))
@@ -266,7 +267,7 @@ class Cluster:
                 response.release_conn()
 
         # Every call may be repeated: create and apply name their object, delete its uid, patch its version.
-        blips = (ApiUnavailable, _RefusedByRbac)
+        blips = (ApiUnavailable, _AccessRefused)
         return through_blips(once, on=blips, within_s=BLIP_S, what=f"{method} {path}")
 
     def _open(

@@ -72,7 +72,7 @@ def test_nobody_listening_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> Non
         Cluster(ClusterAccess("http://127.0.0.1:1", ca_pem="")).get("/p")
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 409, 422])
+@pytest.mark.parametrize("status", [400, 403, 409, 422])
 def test_a_refusal_is_not_repeated(serve: Serve, status: int) -> None:
     cluster, server = serve(scripted(Answer(status, status_object(status, "Reason", "why"))))
     with pytest.raises(ApiError) as caught:
@@ -86,19 +86,28 @@ RBAC_SAYS_NO = (
 )
 
 
-def test_an_api_server_that_has_not_read_the_roles_yet_is_asked_again(serve: Serve) -> None:
-    no = Answer(403, status_object(403, "Forbidden", RBAC_SAYS_NO))
-    cluster, server = serve(scripted(no, no, Answer(content=POD)))
+NO_ACCESS = [(403, "Forbidden", RBAC_SAYS_NO), (401, "Unauthorized", "Unauthorized")]
+
+
+@pytest.mark.parametrize("no", NO_ACCESS, ids=["roles", "accounts"])
+def test_an_api_server_that_has_not_read_everything_yet_is_asked_again(
+    serve: Serve, no: tuple[int, str, str]
+) -> None:
+    refused = Answer(no[0], status_object(*no))
+    cluster, server = serve(scripted(refused, refused, Answer(content=POD)))
     assert cluster.apply("/p", POD) == POD
     assert len(server.requests) == 3
 
 
-def test_a_lasting_refusal_of_rbac_is_believed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("no", NO_ACCESS, ids=["roles", "accounts"])
+def test_a_lasting_refusal_of_access_is_believed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, no: tuple[int, str, str]
+) -> None:
     monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.5)
-    cluster, server = serve(scripted(Answer(403, status_object(403, "Forbidden", RBAC_SAYS_NO))))
+    cluster, server = serve(scripted(Answer(no[0], status_object(*no))))
     with pytest.raises(ApiError) as caught:
         cluster.get("/p")
-    assert (caught.value.status, caught.value.message) == (403, RBAC_SAYS_NO)
+    assert (caught.value.status, caught.value.message) == (no[0], no[2])
     assert len(server.requests) > 1
 
 
