@@ -100,7 +100,8 @@ def new_task_id() -> str:
 def encode(message: TaskMessage) -> tuple[bytes, dict[str, Any]]:
     """Return the body and the AMQP properties, as keyword arguments of pika.BasicProperties."""
     embed = {**dict.fromkeys(_FOLLOW_UPS), **message.unsupported}
-    body = _to_json([message.args, message.kwargs, embed]).encode()
+    # Of a lone surrogate, which JSON can say and UTF-8 cannot, this makes the escape that it came as.
+    body = _to_json([message.args, message.kwargs, embed]).encode(errors="backslashreplace")
     now = datetime.now(timezone.utc)
     properties: dict[str, Any] = {
         "content_type": "application/json",

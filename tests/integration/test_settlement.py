@@ -5,6 +5,7 @@ The database, the broker and the object store are real; the API server is script
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -80,6 +81,17 @@ def test_a_failure_that_the_database_cannot_take_now_comes_back_with_the_same_re
         assert 40 <= message.delay_s <= 80
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
     assert cluster.deleted == []
+
+
+def test_a_request_with_a_lone_surrogate_comes_back_like_any_other(
+    connections: Connections, broker: Broker, lab: int
+) -> None:
+    connections.labs = LabStore("postgresql://u@127.0.0.1:1/db", application_name="away")
+    create = make_task(kwargs=create_kwargs(lab_instance_id=lab, docker_image="\ud800"))
+    assert run_task(connections, delivery_of(create), {}) is Verdict.PUT_ASIDE
+    message = broker.take_delayed()
+    assert json.loads(message.body) == [create.args, create.kwargs, json.loads(encode(create)[0])[2]]
+    assert 40 <= message.delay_s <= 80
 
 
 def test_a_take_down_that_the_cluster_refuses_now_comes_back_until_it_is_done(

@@ -158,6 +158,16 @@ def test_names_of_stamps_that_cannot_be_published_again_are_left_out() -> None:
     encode_properties(encode(next_attempt(task))[1])
 
 
+@pytest.mark.parametrize("text", ["\ud800", '\\\udfff"', "é\udc80\n"], ids=ascii)
+def test_a_lone_surrogate_is_handed_on(text: str) -> None:
+    _, headers = make_wire()
+    content = [[text], {text: [text]}, {"chain": [text]}]
+    task = read(json.dumps(content).encode(), headers)
+    again, properties = encode(next_attempt(task))
+    assert json.loads(again)[:2] == content[:2]
+    assert read(again, properties["headers"]) == next_attempt(task)
+
+
 @pytest.mark.parametrize("value", ["\ud800", "a\x00b", "\n", "é" * 128, b"text", None, 7])
 def test_what_is_no_short_text(value: object) -> None:
     assert not is_short_text(value)
