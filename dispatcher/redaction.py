@@ -24,6 +24,8 @@ _SECRET_NAMES = (
 # limit only what cannot be followed by more of the same.
 #: The password of scheme://user:password@host
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
+#: The user of https://user@host, most often a token; of amqp://user@host it is a name.
+_URL_TOKEN = re.compile(r"(?i)(?:(?<=http://)|(?<=https://))[^/?#:\s\"'<>\\]+:?@")
 #: The same without a scheme; not the digest of name:tag@sha256:...
 _USER_PASSWORD = re.compile(r"(?<![\w./:@+-])([\w.+-]{1,64}):[^\s/@\"']{1,128}@(?!sha256:)(?=\w)")
 #: Also when the text begins or ends in the middle of the block.
@@ -67,7 +69,7 @@ def safe_repr(value: Any, limit: int = MAX_CHARACTERS) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """Return a copy in which values under secret-like names and passwords in URLs are hidden."""
+    """Return a copy in which values under secret-like names and secrets in URLs are hidden."""
     if isinstance(value, Mapping):
         return {
             key: HIDDEN if isinstance(key, str) and _is_secret_name(key) else redacted(inner)
@@ -76,7 +78,7 @@ def redacted(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(redacted(inner) for inner in value)
     if isinstance(value, str):
-        return _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", value)
+        return _without_url_secrets(value)
     return value
 
 
@@ -93,7 +95,7 @@ def scrubbed(text: str) -> str:
 
 def without_passwords(text: str) -> str:
     """Return a sentence in which passwords and tokens are hidden; an image called token:1 stays."""
-    text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+    text = _without_url_secrets(text)
     text = _USER_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
     return _KNOWN.sub(HIDDEN, text)
@@ -102,6 +104,10 @@ def without_passwords(text: str) -> str:
 def scrubbed_values(value: Any) -> Any:
     """Return a copy of anybody's JSON values in which whatever looks like a secret is hidden."""
     return _scrubbed_texts(redacted(value))
+
+
+def _without_url_secrets(text: str) -> str:
+    return _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", _URL_TOKEN.sub(f"{HIDDEN}@", text))
 
 
 def _scrubbed_texts(value: Any) -> Any:

@@ -23,6 +23,8 @@ from tests.support.factories import make_task
         {"url": "postgresql://user:hunter2@host:5432/db?x=1"},
         {"url": "see https://:hunter2@host and redis://:hunter2@other"},
         {"url": "amqp://user:hun@ter2@host"},
+        {"url": "https://hunter2@host/path"},
+        {"url": "git+HTTPS://hun@ter2@host and http://hunter2:@host"},
     ],
 )
 def test_secrets_are_hidden(value: Any) -> None:
@@ -39,6 +41,9 @@ def test_secrets_are_hidden(value: Any) -> None:
         (1, None, "text", 1.5, True),
         {"url": "https://host/path?next=https://other/"},
         {"mail": "teacher@example.org"},
+        {"url": "amqp://user@host and ssh://git@host"},
+        {"url": "https://host?mail=a@b.org and https://host/@a and https://host#a@b"},
+        ["https://host", "a@b.org"],
     ],
 )
 def test_all_else_is_its_repr(value: Any) -> None:
@@ -81,6 +86,7 @@ KEY_BLOCK = "-----BEGIN RSA PRIVATE KEY-----\n" + "MIIhunter2\n" * 3 + "-----END
         "Cookie: a=1; session=hunter2",
         "cannot connect to postgresql://user:hunter2@host/db",
         "redis://:hunter2@host:6379",
+        "fatal: unable to access 'https://hunter2@host/lab.git/'",
         "pull teacher:hunter2@registry.example/lab:1",
         'pwd="hunter2 \\" hunter2 \\',
         KEY_BLOCK,
@@ -114,6 +120,8 @@ def test_secrets_in_free_text_are_hidden(text: str) -> None:
         'Traceback (most recent call last):\n  File "/srv/app.py", line 3, in <module>',
         "KeyError: 'LAB_INSTANCE_ID'",
         "https://host/path?next=https://other/",
+        "amqp://user@host/vhost is not reachable",
+        "<https://host>, teacher@example.org",
         "Readiness probe failed: dial tcp 10.0.0.1:8080: connect: connection refused",
     ],
 )
@@ -127,7 +135,7 @@ HOSTILE = [
     "\n", " ", "\t", "\\", '"', "'", '"password": "', 'pwd=" ', 'pwd=\\" ', "pwd='\\' ", "pwd\\",
     "basic ", "bearer\n", "cookie", "authorization:", "ghp_", "AKIA", "xoxb-", "whsec_", "-----",
     "-----BEGIN PRIVATE KEY", "-----END ", "PRIVATE KEY", "A" * 60 + "= ", "A" * 59 + "\n",
-    "Ab1" * 13 + "C.", "É",
+    "Ab1" * 13 + "C.", "É", "http://", "https://a", "http://a:",
 ]  # fmt: skip
 
 
