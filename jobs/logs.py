@@ -11,6 +11,8 @@ from typing import Any
 
 #: Attributes of every LogRecord; whatever else it has came in through `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+#: Characters of a field of the task. No id that can be read has more; one that cannot is on every line too.
+_MAX_FIELD = 255
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,5 +53,11 @@ def configure(level: str) -> None:
 
 
 def set_task(**fields: Any) -> None:
-    """Put these fields on every line from now on; one container has one task."""
-    _formatter.task_fields = fields
+    """Put these fields on every line from now on, long texts cut; one container has one task."""
+    _formatter.task_fields = {name: _cut(value) for name, value in fields.items()}
+
+
+def _cut(value: Any) -> Any:
+    if not isinstance(value, str) or len(value) <= _MAX_FIELD:
+        return value
+    return value[: _MAX_FIELD - 3] + "..."

@@ -15,7 +15,7 @@ import pytest
 
 from deploy.local.credentials import Credentials, rabbitmq_definitions
 from dispatcher import ladder, topology
-from dispatcher.message import PUBLISHED_AT
+from dispatcher.message import FIRST_ERROR, PUBLISHED_AT
 from dispatcher.results import ResultStore, TaskState
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from tests.support.container import Containers
@@ -139,6 +139,24 @@ def test_an_unusable_task_leaves_a_ledger_row(
         "dead_lettered",
         INVALID,
     )
+
+
+LARGE: dict[str, Any] = {"a text": "x" * 60_000, "a table": {"x": ["y" * 60_000]}, "bytes": b"\xff" * 15_000}
+
+
+@pytest.mark.parametrize("value", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("key", ["id", "task", "root_id", "eta", "timelimit", "compression", FIRST_ERROR])
+def test_no_header_of_any_kind_and_length_fills_the_log_or_the_ledger(
+    containers: Containers, broker: Broker, database: Database, key: str, value: Any
+) -> None:
+    headers = {**HEADERS, "task": "celery_workers.nope", key: value}
+    broker.publish(topology.QUEUE_NORMAL, BODY, headers=headers)
+    code, container = containers.run()
+    assert code == 0
+    assert max(map(len, container.log.read_text().splitlines())) < 2000
+    assert len(json.dumps(database.ledger(), default=str)) < 3000
+    message = broker.take(topology.DEAD_LETTER_QUEUE)
+    assert (message.body, message.headers[key]) == (BODY, value)
 
 
 @pytest.mark.parametrize("task", ["celery_workers.create_lab_pod", b"\xff", None])

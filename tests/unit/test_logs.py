@@ -43,6 +43,12 @@ def test_every_line_carries_the_task_and_an_early_one_a_null() -> None:
     assert [line["task_id"] for line in lines] == [None, "t", "t"]
 
 
+@pytest.mark.parametrize(("length", "shown"), [(255, "t" * 255), (256, "t" * 252 + "...")])
+def test_a_long_id_does_not_fill_the_log(length: int, shown: str) -> None:
+    lines = logged_by(f"logs.set_task(task_id='t' * {length}, attempt=7); log.info('a'); log.info('b')")
+    assert [(line["task_id"], line["attempt"]) for line in lines] == [(shown, 7)] * 2
+
+
 def test_a_traceback_stays_on_its_line() -> None:
     (line,) = logged_by("try:\n    raise ValueError('why')\nexcept ValueError:\n    log.exception('failed')")
     assert line["traceback"].endswith("ValueError: why")
