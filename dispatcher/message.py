@@ -192,7 +192,7 @@ def decode(body: bytes, properties: Properties) -> TaskMessage:
         replaced_task_nesting=_count(headers, "replaced_task_nesting") or 0,
         stamps=_stamps(headers),
         published_at=_time(headers, PUBLISHED_AT),
-        first_error=error if isinstance(error := headers.get(FIRST_ERROR), str) else None,
+        first_error=error[:_MAX_ERROR] if isinstance(error := headers.get(FIRST_ERROR), str) else None,
         unsupported={key: embed[key] for key in _FOLLOW_UPS if embed.get(key)},
     )
 

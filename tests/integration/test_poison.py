@@ -141,7 +141,7 @@ def test_an_unusable_task_leaves_a_ledger_row(
     )
 
 
-LARGE: dict[str, Any] = {"a text": "x" * 60_000, "a table": {"x": ["y" * 60_000]}, "bytes": b"\xff" * 15_000}
+LARGE: dict[str, Any] = {"a text": "x" * 70_000, "a table": {"x": ["y" * 60_000]}, "bytes": b"\xff" * 15_000}
 
 
 @pytest.mark.parametrize("value", LARGE.values(), ids=LARGE)
