@@ -17,6 +17,7 @@ from dispatcher.settings import database_url, read_settings
 from dispatcher.terminal import clock, duration, one_line, printable, table
 from jobs.cluster import Manifest
 from jobs.database import Cursor, Database
+from jobs.ledger import may_go_on
 
 #: Task of a schedule -> its name in the ledger; the outbox is no task.
 LEDGER_NAMES = {
@@ -26,13 +27,15 @@ LEDGER_NAMES = {
 }
 #: By the index task_ledger_task_name_id_idx. Two schedules may have one task: the name that the controller or
 #: `run-now` gave a Job, or its owner, tells whose run it was. That of a message is shown with each.
-_RUNS = """
-SELECT claimed_at, extract(epoch FROM coalesce(finished_at, now()) - claimed_at)::float8, outcome, queue,
-       coalesce(job_name, ''), details -> 'result', coalesce(error_message, '')
-  FROM task_ledger WHERE task_name = %s AND lab_instance_id IS NULL
+_RUNS = f"""
+SELECT claimed_at, extract(epoch FROM coalesce(finished_at, now()) - claimed_at)::float8, outcome,
+       {may_go_on("run")}, queue, coalesce(job_name, ''), details -> 'result', coalesce(error_message, '')
+  FROM task_ledger AS run WHERE task_name = %s AND lab_instance_id IS NULL
    AND (queue <> '' OR job_name IS NULL OR job_name ~ %s OR job_name = ANY(%s))
  ORDER BY id DESC LIMIT %s
-"""
+"""  # noqa: S608  # constants
+#: Of a run whose container was killed.
+LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Run:
 
     began: datetime
     duration_s: float | None
-    #: As dispatcher.models.Outcome, or running.
+    #: As dispatcher.models.Outcome, or running, or lost.
     outcome: str
     #: schedule, hand or message.
     by: str
@@ -110,10 +113,18 @@ def _ledger(
         rows = database.at_once(read)
     finally:
         database.close()
-    return [
-        Run(began, took, outcome, "message" if queue else _by(job, jobs), job, result, error)
-        for began, took, outcome, queue, job, result, error in rows
-    ]
+    return [_of_row(row, jobs) for row in rows]
+
+
+def _of_row(row: tuple[Any, ...], jobs: Mapping[str, Manifest]) -> Run:
+    began, took, outcome, goes_on, queue, job, result, error = row
+    if outcome == "started":
+        # The Job knows better: a schedule may give its runs more time than a message has.
+        state, why = job_outcome(jobs[job]) if job in jobs else ("running" if goes_on else LOST, "")
+        if state != "running":
+            took, outcome = None, LOST
+            error = why or "its container ended without a result"
+    return Run(began, took, outcome, "message" if queue else _by(job, jobs), job, result, error)
 
 
 def _by(job: str, jobs: Mapping[str, Manifest]) -> str:
