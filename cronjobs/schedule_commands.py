@@ -80,7 +80,7 @@ def set_values(arguments: argparse.Namespace) -> int:
 
     The document keeps its comments. An entry that only this release has is added. Settings: as `apply`.
     """
-    from cronjobs.stored import with_changes
+    from cronjobs.in_place import with_changes
 
     changes = {key: value for key in options.SETTABLE if (value := getattr(arguments, key)) is not None}
     bucket = _bucket()
@@ -149,7 +149,7 @@ def history(arguments: argparse.Namespace) -> int:
 
 
 def _suspend(arguments: argparse.Namespace, *, suspended: bool) -> int:
-    from cronjobs.stored import with_changes
+    from cronjobs.in_place import with_changes
 
     if bool(arguments.name) == arguments.all:
         print("autolabs: a NAME or --all is needed", file=sys.stderr)

@@ -111,8 +111,12 @@ def parse_schedules(content: bytes, source: str = SCHEDULES) -> dict[str, Schedu
     if not isinstance(document, dict) or not document:
         raise InvalidSchedules(source, ["must map names to entries, at least one"])
     problems = [f"{name}: is there twice" for name in _twice(root)]
+    lines = _lines(root)
     for name, entry in document.items():
-        problems += [f"{one_line(str(name), 80)}: {problem}" for problem in _entry_problems(name, entry)]
+        for key, problem in _entry_problems(name, entry):
+            line = lines.get((str(name), str(key))) or lines.get((str(name), ""))
+            where = f" (line {line})" if line else ""
+            problems.append(f"{one_line(str(name), 80)}: {problem}{where}")
     if problems:
         raise InvalidSchedules(source, problems)
     return {name: Schedule(name=name, **entry) for name, entry in document.items()}
@@ -146,24 +150,36 @@ def _twice(root: yaml.Node | None, path: str = "") -> Iterator[str]:
         yield from _twice(value, f"{name}.")
 
 
-def _entry_problems(name: object, entry: object) -> Iterator[str]:
+def _lines(root: yaml.Node | None) -> dict[tuple[str, str], int]:
+    """Return the lines, from 1 on, of each name with the key "", and of each key of its entry."""
+    found: dict[tuple[str, str], int] = {}
+    for name, entry in root.value if isinstance(root, yaml.MappingNode) else ():
+        found[name.value, ""] = name.start_mark.line + 1
+        for key, _ in entry.value if isinstance(entry, yaml.MappingNode) else ():
+            found[name.value, key.value] = key.start_mark.line + 1
+    return found
+
+
+def _entry_problems(name: object, entry: object) -> Iterator[tuple[object, str]]:
+    """Yield what is wrong, each with the key that it is about or ""."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
-        yield "is no name; allowed are a-z, 0-9 and - inside"
+        yield "", "is no name; allowed are a-z, 0-9 and - inside"
     elif len(name) > _NAME_LENGTH:
-        yield f"is longer than {_NAME_LENGTH} characters"
+        yield "", f"is longer than {_NAME_LENGTH} characters"
     if not isinstance(entry, dict):
-        yield f"must map keys to values; allowed are {', '.join(KEYS)}"
+        yield "", f"must map keys to values; allowed are {', '.join(KEYS)}"
         return
     for key in entry:
         if key not in KEYS:
-            yield f"unknown key {one_line(str(key), 80)!r}; allowed are {', '.join(KEYS)}"
+            yield key, f"unknown key {one_line(str(key), 80)!r}; allowed are {', '.join(KEYS)}"
     for key in ("task", "schedule"):
         if key not in entry:
-            yield f"{key} is missing"
+            yield "", f"{key} is missing"
     for key, check in _CHECKS.items():
         if key in entry and (problem := check(entry[key])):
-            yield f"{key}: {problem}"
-    yield from _option_problems(entry)
+            yield key, f"{key}: {problem}"
+    for problem in _option_problems(entry):
+        yield "options", problem
 
 
 def _option_problems(entry: Mapping[Any, Any]) -> Iterator[str]:

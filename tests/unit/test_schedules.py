@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from cronjobs.cluster import differences
+from cronjobs.in_place import Changes, with_changes
 from cronjobs.run_now import make_job
 from cronjobs.schedules import KEYS, SHIPPED, InvalidSchedules, Schedule, parse_schedules
-from cronjobs.stored import Changes, with_changes
 from dispatcher.errors import DispatcherError
 
 ENTRY: dict[str, Any] = {"task": "cleanup", "schedule": "*/5 * * * *"}
@@ -121,6 +121,18 @@ def test_what_is_no_document(content: bytes, complaint: str) -> None:
     assert complaint in str(caught.value)
 
 
+def test_a_problem_names_its_line() -> None:
+    document = b"# Above.\na:\n  task: sync\n  schedule:\nb: {task: sync}\n5: x\n"
+    with pytest.raises(InvalidSchedules) as caught:
+        parse_schedules(document)
+    assert [line.rpartition(" (line ")[::2] for line in caught.value.problems] == [
+        ('a: schedule: None is no text such as "*/5 * * * *"', "4)"),
+        ("b: schedule is missing", "5)"),
+        ("5: is no name; allowed are a-z, 0-9 and - inside", "6)"),
+        (f"5: must map keys to values; allowed are {', '.join(KEYS)}", "6)"),
+    ]
+
+
 @pytest.mark.parametrize("name", ["Night", "-a", "a-", "a.b", "a" * 53, 5, ""])
 def test_a_name_is_one_of_a_cron_job(name: object) -> None:
     assert len(problems(ENTRY, name)) == 1
@@ -166,6 +178,126 @@ def test_a_change_touches_nothing_but_the_value(name: str, changes: Changes, bef
 def test_a_key_that_goes_takes_no_comment_along(before: str, after: str) -> None:
     entry = 'one:\n  task: outbox\n  schedule: "@daily"\n'
     assert with_changes(f"{entry}{before}".encode(), "one", {"suspend": None}).decode() == entry + after
+
+
+REST = '  schedule: "@daily"\n  # Kept.\n  ttl_s: 600  # kept\n'
+BLOCK = "one:\n  task: outbox\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        (f"{BLOCK}  suspend:  # why\n{REST}", {"suspend": True}, f"{BLOCK}  suspend: true  # why\n{REST}"),
+        (f"{BLOCK}  suspend:\n{REST}", {"suspend": None}, BLOCK + REST),
+        (f"{BLOCK}  suspend: !!null\n{REST}", {"suspend": False}, f"{BLOCK}  suspend: false\n{REST}"),
+        (
+            f"{BLOCK}  time_zone: >-  # why\n    Etc/UTC\n\n{REST}",
+            {"time_zone": "UTC"},
+            f'{BLOCK}  time_zone: "UTC"  # why\n\n{REST}',
+        ),
+        (f"{BLOCK}  time_zone: |-\n    Etc/UTC\n\n{REST}", {"time_zone": None}, f"{BLOCK}\n{REST}"),
+        (f"{BLOCK}{REST}  time_zone: |-\n    UTC", {"time_zone": None}, BLOCK + REST),
+        (f"{BLOCK}  schedule: |\n    * * * * *", {"schedule": "@daily"}, f'{BLOCK}  schedule: "@daily"'),
+        (
+            f'{BLOCK}  schedule:\n    "* *\n    * * *"  # kept\n',
+            {"schedule": "@daily"},
+            f'{BLOCK}  schedule:\n    "@daily"  # kept\n',
+        ),
+        (
+            "{one: {task: outbox, suspend: , schedule: '@daily'}}  # kept\n",
+            {"suspend": True},
+            "{one: {task: outbox, suspend: true , schedule: '@daily'}}  # kept\n",
+        ),
+        (
+            "one: {task: outbox, suspend, schedule: '@daily'}",
+            {"suspend": True},
+            "one: {task: outbox, suspend: true, schedule: '@daily'}",
+        ),
+        (
+            '{"one":{"task":"outbox","schedule":"@daily","suspend":true}}',
+            {"suspend": None},
+            '{"one":{"task":"outbox","schedule":"@daily"}}',
+        ),
+        (
+            "one: {\n  task: outbox,\n  schedule: '@daily',  # kept\n  suspend: true }",
+            {"suspend": None},
+            "one: {\n  task: outbox,\n  schedule: '@daily',  # kept\n   }",
+        ),
+        (
+            "one: {\n  task: outbox,\n  suspend: true,\n  # Kept.\n  schedule: '@daily',\n}",
+            {"suspend": None},
+            "one: {\n  task: outbox,\n  # Kept.\n  schedule: '@daily',\n}",
+        ),
+        (
+            "one: {task: outbox, schedule: '@daily', suspend: true, }",
+            {"suspend": None},
+            "one: {task: outbox, schedule: '@daily', }",
+        ),
+    ],
+)
+def test_every_form_of_a_value_is_changed_and_no_comment_is_lost(
+    before: str, changes: Changes, after: str
+) -> None:
+    assert with_changes(before.encode(), "one", changes).decode() == after
+    assert parse_schedules(after.encode())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "{one: {task: outbox, schedule: '@daily'}}  # kept\n",
+        "{\n  one: {task: outbox, schedule: '@daily'},  # kept\n}\n",
+        '{"one":{"task":"outbox","schedule":"@daily"}}',
+    ],
+)
+def test_an_entry_is_added_to_a_document_in_braces(document: str) -> None:
+    added = with_changes(document.encode(), "outbox", {"suspend": True})
+    assert parse_schedules(added)["outbox"].suspend is True
+    assert parse_schedules(added)["one"] == parse_schedules(document.encode())["one"]
+    assert ("# kept" in added.decode()) is ("# kept" in document)
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "refusal"),
+    [
+        (
+            '? one\n: suspend: true\n  task: outbox\n  schedule: "@daily"\n',
+            "one",
+            "one: suspend cannot be changed in line 2 as it is written there; allowed is a line of its own,"
+            " suspend: VALUE",
+        ),
+        (
+            '# Above.\none: {<<: {suspend: true}, task: outbox, schedule: "@daily"}\n',
+            "one",
+            "one: suspend cannot be changed in line 2 as it is written there; allowed is a line of its own,"
+            " suspend: VALUE",
+        ),
+        (
+            '\n  one: {task: outbox, schedule: "@daily"}\n',
+            "outbox",
+            "outbox cannot be added to what begins in line 2; allowed is a document whose names begin"
+            " their lines, with nothing behind the last entry",
+        ),
+        (
+            'one: {task: outbox, schedule: "@daily"}\n...\n',
+            "outbox",
+            "outbox cannot be added to what begins in line 1; allowed is a document whose names begin"
+            " their lines, with nothing behind the last entry",
+        ),
+    ],
+    ids=["a question mark", "a merge", "all of it indented", "an end"],
+)
+def test_a_form_that_is_not_foreseen_is_refused_and_not_written_wrongly(
+    document: str, name: str, refusal: str
+) -> None:
+    with pytest.raises(DispatcherError) as caught:
+        with_changes(document.encode(), name, {"suspend": None})
+    assert str(caught.value) == f"settings/schedules.yaml: {refusal}"
+
+
+def test_a_change_of_what_is_no_text_is_refused() -> None:
+    with pytest.raises(InvalidSchedules, match="no YAML: 'utf-8' codec"):
+        with_changes(b"\xff", "one", {"suspend": True})
 
 
 def test_every_key_of_every_shipped_entry_can_be_changed() -> None:
