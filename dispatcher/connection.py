@@ -11,7 +11,18 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, StreamLostError
 
 from dispatcher.errors import InvalidSettings
+from dispatcher.redaction import without_passwords
 from dispatcher.settings import BrokerSettings
+
+
+class BrokerUnreachable(AMQPConnectionError):  # type: ignore[misc]  # pika has no types
+    """Raised when no connection can be opened; the text says to where, and why not."""
+
+    def __repr__(self) -> str:
+        return str(self)  # as it is shown where pika's own errors need their type
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def url_parameters(settings: BrokerSettings) -> pika.URLParameters:
@@ -33,8 +44,8 @@ def connect(
 ) -> pika.BlockingConnection:
     """Open a connection that the broker's management lists under `name`.
 
-    Raises pika's AMQPConnectionError after one attempt per address, of at most `timeout_s` seconds
-    each; the caller owns retries.
+    Raises BrokerUnreachable after one attempt per address, of at most `timeout_s` seconds each; the
+    caller owns retries.
     """
     parameters = url_parameters(settings)
     parameters.heartbeat = settings.heartbeat_s
@@ -47,8 +58,20 @@ def connect(
     parameters.client_properties = {"connection_name": name}
     try:
         return pika.BlockingConnection(parameters)
-    except AMQPConnectorException as exc:  # a timeout of the handshake, of which pika makes no AMQPError
-        raise AMQPConnectionError(str(exc)) from exc
+    # A name that nobody knows, and a timeout of the handshake, are no AMQPError of pika's.
+    except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
+        vhost = "" if parameters.virtual_host == "/" else f" vhost {parameters.virtual_host}"
+        where = f"{parameters.host}:{parameters.port}{vhost}"
+        raise BrokerUnreachable(without_passwords(f"no connection to {where}: {_reason(exc)}")) from exc
+
+
+def _reason(exc: BaseException) -> str:
+    """Return what the system or the broker says, of an error that pika has put into others."""
+    while inner := getattr(exc, "exception", None) or next(
+        (arg for arg in exc.args if isinstance(arg, BaseException)), None
+    ):
+        exc = inner
+    return getattr(exc, "strerror", None) or getattr(exc, "reply_text", None) or str(exc) or repr(exc)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Environment:
             self.problems.append(f"{name}: not set (or {name}_FILE, or {self._secrets_dir}/{name})")
             return ""
         if not _is_url(value, schemes):
-            self.problems.append(f"{name}: must look like {' or '.join(schemes)}://host…")
+            self.problems.append(f"{name}: must look like {' or '.join(f'{one}://host…' for one in schemes)}")
         return value
 
     def number(self, name: str, default: float, *, minimum: float, maximum: float) -> float:

@@ -142,6 +142,11 @@ class Failure(enum.Enum):
         _INVALID, False, _ADMIN,
         "The platform's configuration {key} is missing; the administrator must upload it.",
     )  # fmt: skip
+    BUCKET_MISSING = _Row(
+        _INVALID, False, _ADMIN,
+        "The platform's configuration store has no bucket {bucket}; the administrator must correct S3_BUCKET"
+        " or upload the configuration.",
+    )  # fmt: skip
     TEMPLATE_INVALID = _Row(
         _INVALID, False, _ADMIN,
         "The platform's description of labs has an error; the administrator must correct it.",

@@ -14,10 +14,13 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 
+from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.settings import StoreSettings
 
 _REGION = "us-east-1"  # MinIO's default; AWS needs the bucket's own
+#: In a 404 that is about the bucket, and not about the object.
+_NO_BUCKET = b"<Code>NoSuchBucket</Code>"
 #: In the answer to a request whose time is more than 15 minutes from the store's own.
 _SKEWED = b"<Code>RequestTimeTooSkewed</Code>"
 
@@ -72,12 +75,7 @@ class ObjectStore:
             etag = response.headers.get("etag", "")
             version = response.headers.get("x-amz-version-id") or etag
             return StoredObject(response.data, version.strip('"'), etag)
-        evidence = f"GET {key}: {response.status} {response.data[:200].decode(errors='replace')}"
-        if response.status in (403, 401):
-            raise Failure.STORE_REFUSES_ACCESS.error(key=key, evidence=evidence)
-        if response.status == 404:
-            raise Failure.CONFIGURATION_MISSING.error(key=key, evidence=evidence)
-        raise Failure.STORE_AWAY.error(evidence=evidence)
+        raise self._refusal("GET", key, response)
 
     def write(self, key: str, content: bytes, *, replaces: StoredObject | None) -> bool:
         """Write an object in place of what was read, or where nothing is; False if that is not so any more.
@@ -96,12 +94,20 @@ class ObjectStore:
         if response.status == 200:
             return True
         # 409: another write of the same object is under way.
-        if response.status in (409, 412) or (replaces and response.status == 404):
+        gone = replaces and response.status == 404 and _NO_BUCKET not in response.data
+        if gone or response.status in (409, 412):
             return False
-        evidence = f"PUT {key}: {response.status} {response.data[:200].decode(errors='replace')}"
+        raise self._refusal("PUT", key, response)
+
+    def _refusal(self, method: str, key: str, response: urllib3.BaseHTTPResponse) -> JobError:
+        evidence = f"{method} {key}: {response.status} {response.data[:200].decode(errors='replace')}"
         if response.status in (403, 401):
-            raise Failure.STORE_REFUSES_ACCESS.error(key=key, evidence=evidence)
-        raise Failure.STORE_AWAY.error(evidence=evidence)
+            return Failure.STORE_REFUSES_ACCESS.error(key=key, evidence=evidence)
+        if response.status == 404 and _NO_BUCKET in response.data:
+            return Failure.BUCKET_MISSING.error(bucket=self._settings.bucket, evidence=evidence)
+        if response.status == 404 and method == "GET":
+            return Failure.CONFIGURATION_MISSING.error(key=key, evidence=evidence)
+        return Failure.STORE_AWAY.error(evidence=evidence)
 
     def _get(self, path: str) -> urllib3.BaseHTTPResponse:
         url = self._settings.endpoint + path

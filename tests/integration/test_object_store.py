@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from cronjobs import stored as schedules_stored
 from dispatcher.categories import Category
 from jobs import configs, objectstore
 from jobs.configs import Configs, main, upload_defaults
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure
 from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
-from jobs.objectstore import ObjectStore
+from jobs.objectstore import ObjectStore, StoredObject
 from tests.support.http_server import Answer, ScriptedServer
 from tests.support.store import Bucket
 from tests.support.tcp_proxy import TcpProxy
@@ -81,10 +82,28 @@ def test_an_answer_that_says_nothing_of_the_object_is_no_missing_configuration(
     assert str(status) in caught.value.evidence
 
 
-def test_a_missing_bucket_is_missing_configuration(bare_bucket: Bucket) -> None:
-    with pytest.raises(PermanentError, match="is missing") as caught:
-        ObjectStore(bare_bucket.settings).read("x.yaml")
-    assert "NoSuchBucket" in caught.value.evidence
+@pytest.mark.parametrize("replaces", [None, StoredObject(b"", "1", '"etag"')], ids=["new", "known"])
+def test_a_missing_bucket_is_no_missing_object(bare_bucket: Bucket, replaces: StoredObject | None) -> None:
+    store = ObjectStore(bare_bucket.settings)
+    with pytest.raises(PermanentError, match=f"no bucket {bare_bucket.name}") as caught:
+        store.read("x.yaml")
+    assert (caught.value.failure, "NoSuchBucket" in caught.value.evidence) == (Failure.BUCKET_MISSING, True)
+    with pytest.raises(PermanentError, match=f"no bucket {bare_bucket.name}"):
+        store.write("x.yaml", b"", replaces=replaces)
+
+
+def test_schedules_of_a_bucket_that_is_not_there_are_not_those_of_the_release(bare_bucket: Bucket) -> None:
+    settings = bare_bucket.settings
+    stored = schedules_stored.Bucket(
+        {
+            "S3_ENDPOINT": settings.endpoint,
+            "S3_ACCESS_KEY": settings.access_key,
+            "S3_SECRET_KEY": settings.secret_key,
+            "S3_BUCKET": settings.bucket,
+        }
+    )
+    with pytest.raises(PermanentError, match="S3_BUCKET"):
+        stored.read()
 
 
 @pytest.mark.parametrize("wrong", [{"secret_key": "wrong-secret"}, {"access_key": "nobody"}], ids=str)

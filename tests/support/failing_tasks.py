@@ -186,6 +186,12 @@ TASKS: dict[str, Case] = {
         values={"key": POD_TEMPLATE},
         says=f"GET {POD_TEMPLATE}: 404",
     ),
+    "the bucket is missing": Case(
+        failure=Failure.BUCKET_MISSING,
+        environ={"S3_BUCKET": "no-such-bucket"},
+        values={"bucket": "no-such-bucket"},
+        says="NoSuchBucket",
+    ),
     "the settings are missing": Case(
         failure=Failure.CONFIGURATION_MISSING,
         before=_without(SETTINGS),

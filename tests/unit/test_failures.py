@@ -13,6 +13,7 @@ VALUES = {
     "image": "nmap:v1",
     "allowed": "labs/*",
     "key": "settings/x.yaml",
+    "bucket": "autolabs-configs",
     "name": "cpu",
     "asked": "9",
     "most": "2",
