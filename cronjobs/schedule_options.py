@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from dispatcher.arguments import natural, positive
 from dispatcher.image_names import pinned_image
-from dispatcher.terminal import natural
 
 #: Key of an entry that `set` can change, and what it is.
 SETTABLE = {
@@ -61,7 +61,7 @@ def history_options(parser: argparse.ArgumentParser) -> None:
     _add_namespace(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(
-        "--limit", type=natural, default=20, metavar="N", help="show at most N runs (default: 20)"
+        "--limit", type=positive, default=20, metavar="N", help="show at most N runs (default: 20)"
     )
 
 

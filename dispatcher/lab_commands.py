@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dispatcher import lab_time
+from dispatcher.arguments import moment, positive, row_id
 from dispatcher.extras import needs_extra
 from dispatcher.lab_time import LabTime
 from dispatcher.settings import database_url, read_settings
@@ -44,32 +45,21 @@ def extend(arguments: argparse.Namespace) -> int:
 
 def time_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lab time`."""
-    parser.add_argument("lab", metavar="ID", type=int, help="the lab's id, lab_instances.id")
+    parser.add_argument("lab", metavar="ID", type=row_id, help="the lab's id, lab_instances.id")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 
 
 def extend_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lab extend`."""
     time_options(parser)
-    parser.add_argument("minutes", metavar="MINUTES", type=int, help="by how much, from 1")
+    parser.add_argument("minutes", metavar="MINUTES", type=positive, help="by how much, from 1")
     parser.add_argument(
         "--ends-at",
         metavar="TIME",
-        type=_moment,
+        type=moment,
         help="the end as it is now, with its offset (2026-03-01T11:00:00Z): nothing is added if it was moved"
         " meanwhile, nor twice if the command is repeated",
     )
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.utcoffset() is None:
-        allowed = "a time with its offset, such as 2026-03-01T11:00:00Z"
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be {allowed}")
-    return moment
 
 
 def _in_transaction(work: Callable[[Connection], LabTime]) -> LabTime:

@@ -13,9 +13,10 @@ from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from dispatcher.arguments import positive, row_id
 from dispatcher.extras import needs_extra
 from dispatcher.settings import ServerSettings, database_url, read_settings
-from dispatcher.terminal import age, fields, natural, table
+from dispatcher.terminal import age, fields, table
 
 if TYPE_CHECKING:
     from dispatcher.outbox_relay import RelayReport, WaitingTask
@@ -69,7 +70,7 @@ def show_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `list`."""
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(
-        "--limit", type=natural, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
+        "--limit", type=positive, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
     )
 
 
@@ -101,7 +102,9 @@ def discard(arguments: argparse.Namespace) -> int:
 
 def discard_options(parser: argparse.ArgumentParser) -> None:
     """Add the argument of `discard`."""
-    parser.add_argument("id", type=int, metavar="ID", help="the number in the first column of `outbox list`")
+    parser.add_argument(
+        "id", type=row_id, metavar="ID", help="the number in the first column of `outbox list`"
+    )
 
 
 def relay_due(settings: ServerSettings, *, name: str, timeout_s: float) -> RelayReport:

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from dispatcher.arguments import row_id, seconds
 from dispatcher.errors import DispatcherError, TaskTimeout
 from dispatcher.message import new_task_id
 from dispatcher.task_status import TaskState, TaskStatus
@@ -50,14 +51,14 @@ def resize(arguments: argparse.Namespace) -> int:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lab resize`."""
-    parser.add_argument("lab", metavar="ID", type=int, help="the lab's id, lab_instances.id")
+    parser.add_argument("lab", metavar="ID", type=row_id, help="the lab's id, lab_instances.id")
     parser.add_argument("--cpu", metavar="CORES", help="such as 1 or 500m; left out: as it is")
     parser.add_argument("--memory", metavar="BYTES", help="such as 1Gi or 512Mi; left out: as it is")
     parser.add_argument("--no-wait", action="store_true", help="end as soon as the broker has the task")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=seconds,
         default=_TIMEOUT_S,
         help=f"wait no longer for the end, which comes all the same (default {_TIMEOUT_S:g})",
     )

@@ -31,7 +31,10 @@ def status(arguments: argparse.Namespace) -> int:
     An id that no container has taken yet is PENDING, also an unknown one. Settings: DATABASE_URL.
     """
     with closing(_store()) as results:
-        _show(results.status(arguments.task_id), as_json=arguments.json)
+        found = results.status(arguments.task_id)
+    _show(found, as_json=arguments.json)
+    if found.state is TaskState.PENDING and not arguments.json:
+        print("no container has met it yet, if it is a task at all")
     return 0
 
 

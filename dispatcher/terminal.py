@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -89,10 +88,3 @@ def clock(now: datetime, moment: datetime) -> str:
     """Return the time of day in UTC, as the containers' logs have it, with the date of another day."""
     moment, now = moment.astimezone(timezone.utc), now.astimezone(timezone.utc)
     return f"{moment:%H:%M:%S}" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M}"
-
-
-def natural(text: str) -> int:
-    """Return the number that an option of a command line has. Raises what argparse tells of."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be an integer from 0")
-    return int(text)

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from dispatcher.arguments import row_id, seconds
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("labs", nargs="*", type=_lab_id, metavar="LAB", help="only what is about these labs")
+    parser.add_argument("labs", nargs="*", type=row_id, metavar="LAB", help="only what is about these labs")
     parser.add_argument("--repair", action="store_true", help="mend what is safe, and print what was done")
     parser.add_argument("--dry-run", action="store_true", help="only look, even with --repair")
     parser.add_argument(
@@ -83,29 +84,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-queues", action="store_true", help="leave the broker out")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
-        "--settle", type=_seconds, default=3.0, metavar="SECONDS", help="between the looks (default: 3)"
+        "--settle", type=seconds, default=3.0, metavar="SECONDS", help="between the looks (default: 3)"
     )
     parser.add_argument(
         "--grace",
-        type=_seconds,
+        type=seconds,
         default=60.0,
         metavar="SECONDS",
         help="younger objects and requests are no difference (default: 60)",
     )
-
-
-def _lab_id(text: str) -> int:
-    lab = int(text)
-    if not 0 < lab < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is no lab")
-    return lab
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; it must be from 0 to 86400")
-    return seconds
 
 
 def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report:

@@ -10,13 +10,14 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from dispatcher.arguments import positive, row_id
 from dispatcher.categories import Category
 from dispatcher.dlq import output
 from dispatcher.dlq.letters import DeadLetter
 from dispatcher.dlq.selection import Selector, names
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import BrokerSettings, read_settings
-from dispatcher.terminal import many, natural, printable
+from dispatcher.terminal import many, printable
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def show_all_options(parser: argparse.ArgumentParser) -> None:
     _add_filters(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
-        "--limit", type=natural, default=100, metavar="N", help="show at most N messages (default: 100)"
+        "--limit", type=positive, default=100, metavar="N", help="show at most N messages (default: 100)"
     )
 
 
@@ -142,7 +143,7 @@ def discard_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lab", type=int, metavar="N", help="messages about this lab (lab_instances.id)")
+    parser.add_argument("--lab", type=row_id, metavar="N", help="messages about this lab (lab_instances.id)")
     parser.add_argument("--category", choices=[category.value for category in Category])
     parser.add_argument("--cause", metavar="CAUSE", help="messages with this cause, as `dlq list` says it")
     parser.add_argument("--task", metavar="NAME", help="messages of this task")

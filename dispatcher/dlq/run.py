@@ -14,7 +14,7 @@ from types import TracebackType
 from dispatcher.dlq import output
 from dispatcher.dlq.letters import SHOWN_KEY, DeadLetter
 from dispatcher.dlq.queue import Found, look_through
-from dispatcher.dlq.selection import Selector
+from dispatcher.dlq.selection import MIN_PREFIX, Selector
 from dispatcher.extras import needs_extra
 from dispatcher.publisher import Publisher
 from dispatcher.redaction import scrubbed
@@ -125,7 +125,11 @@ class Run:
             return True
         earlier = done_earlier(self._engine, selector, wanted_id)
         if not earlier:
-            _complain(f"nothing in {DEAD_LETTER_QUEUE} is {what}, nor was anything done with it earlier")
+            short = wanted_id is not None and len(wanted_id) < MIN_PREFIX
+            hint = f"; of a key {MIN_PREFIX} characters are needed, at least" if short else ""
+            _complain(
+                f"nothing in {DEAD_LETTER_QUEUE} is {what}, nor was anything done with it earlier{hint}"
+            )
             return False
         print(f"nothing in {DEAD_LETTER_QUEUE} is {what}; earlier:")
         for row in earlier:

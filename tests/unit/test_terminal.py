@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
-from dispatcher.terminal import age, fields, many, natural, one_line, printable, table
+from dispatcher.terminal import age, fields, many, one_line, printable, table
 
 HOSTILE = "a\x1b[2J\u202e\r\n\tb\ud800"
 
@@ -34,10 +32,3 @@ def test_an_age_has_the_largest_unit_of_which_there_are_two(seconds: float, show
 
 def test_one_thing_is_no_plural() -> None:
     assert [many(number, "message") for number in (0, 1, 2)] == ["0 messages", "1 message", "2 messages"]
-
-
-@pytest.mark.parametrize("text", ["-1", "abc", "1.5", "", "\u0663"])
-def test_what_is_no_number_is_refused_with_what_is_allowed(text: str) -> None:
-    assert natural("0") == 0
-    with pytest.raises(argparse.ArgumentTypeError, match="must be an integer from 0"):
-        natural(text)
