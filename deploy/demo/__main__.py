@@ -1,11 +1,13 @@
 """Show a lab's whole life on the running platform: `python -m deploy.demo`.
 
-Exit code 0 if everything happened as it should; 1 with what was seen last otherwise.
+Exit code 0 if everything happened as it should; 1 with what was seen last otherwise; 130 after Ctrl-C, which
+stops the demo's labs too.
 """
 
 from __future__ import annotations
 
 import html
+import os
 import re
 import subprocess
 import sys
@@ -112,11 +114,26 @@ def run(platform: Platform) -> None:
         expire(platform, start(platform, jobs))
 
 
+def clear_up(platform: Platform) -> None:
+    """Ask for the end of the labs that an interrupted demo leaves."""
+    for lab in platform.labs:
+        if platform.lab(lab).status in ("PENDING", "RUNNING"):
+            platform.dispatcher.delete_lab(lab_instance_id=lab)
+            print(f"lab {lab} is stopped as well", file=sys.stderr)
+
+
 def main() -> int:
     """Run the demo against the platform of the environment."""
     started = time.monotonic()
+    platform = Platform()
     try:
-        run(Platform())
+        run(platform)
+    except (KeyboardInterrupt, BrokenPipeError) as exc:
+        # Nobody reads on, and the interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("\ndemo interrupted", file=sys.stderr)
+        clear_up(platform)
+        return 130 if isinstance(exc, KeyboardInterrupt) else 1
     except (NotInTime, DispatcherError, OSError) as exc:
         print(f"\ndemo failed: {exc}", file=sys.stderr)
         show("kubectl", "get", "scaledjobs,jobs,pods", "-n", PLATFORM)

@@ -73,6 +73,8 @@ class Platform:
             raise SystemExit(f'not set: {", ".join(missing)}; run: eval "$(make -s env)"')
         self.lab_image = environ["LAB_IMAGE"]
         self._environ = environ
+        #: Labs that were asked for.
+        self.labs: list[int] = []
 
     def close(self) -> None:
         """Close what was opened."""
@@ -130,7 +132,8 @@ class Platform:
         rows = self.query(
             "INSERT INTO lab_instances (lab_id, student_id) VALUES (%s, %s) RETURNING id", lab_id, student_id
         )
-        return int(rows[0]["id"])
+        self.labs.append(int(rows[0]["id"]))
+        return self.labs[-1]
 
     def start_lab(self, *, image: str | None = None, **payload: Any) -> tuple[int, str]:
         """Insert a row, publish its create, store the task id; return both ids."""
