@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 def begin() -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-u", "-m", "deploy.demo"], cwd=ROOT, stdout=pipe, stderr=pipe, text=True
-    )
+    # A shell's background job, as these tests may be, ignores Ctrl-C, and so would what it starts.
+    demo = ["env", "--default-signal=INT", sys.executable, "-u", "-m", "deploy.demo"]
+    return subprocess.Popen(demo, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 def read_until_asked_for(demo: subprocess.Popen[str]) -> int:
