@@ -16,6 +16,7 @@ from jobs.cluster import Manifest
 from jobs.configs import Configs
 from jobs.connection_url import connection_url
 from jobs.errors import PermanentError
+from jobs.failures import Failure
 from jobs.lab_objects import LabObjects
 from jobs.labs import Lab, LabStore
 from jobs.manifests import LabManifests, make_lab_manifests
@@ -24,14 +25,14 @@ from jobs.restarts import last_request
 
 
 class CannotRemake(Exception):
-    """Raised with the reason why nobody knows what a lab's object has to be; nothing was made."""
+    """Raised with the reason why it can never be made again; nothing was made."""
 
 
 class Remake:
     """What is made again in one namespace."""
 
     def __init__(self, labs: LabStore, objects: LabObjects, configs: Callable[[], Configs]) -> None:
-        """`configs` is called for each lab, and raises CannotRemake where there are none."""
+        """`configs` is called for each lab, and raises JobError where there are none."""
         self._labs = labs
         self._objects = objects
         self._configs = configs
@@ -40,8 +41,8 @@ class Remake:
         """Make a Service or NetworkPolicy again, and return what was done; None: the lab has changed since.
 
         Raises:
-            CannotRemake: its request is not known, or the templates do not fit it.
-            JobError: a server is away, or refuses.
+            CannotRemake: its request is not known, or the cluster refuses the object.
+            JobError: a server is away or refuses access, or the templates are missing or have an error.
         """
         lab = self._labs.find(whose.lab_instance_id)
         pod = self._objects.find_pod(lab.k8s_pod_name or "") if lab and _goes_on(lab) else None
@@ -49,7 +50,7 @@ class Remake:
             return None
         manifests = self._manifests(whose, lab, namespace)
         if kind == "NetworkPolicy":
-            return "made it again" if self._objects.create_beside(pod, manifests.network_policy) else None
+            return "made it again" if self._create(pod, manifests.network_policy) else None
         service = self._create_service(pod, manifests.service, _address(lab.connection_url))
         if service is None:
             return None
@@ -66,15 +67,15 @@ class Remake:
         configs = self._configs()
         try:
             payload = CreateLabPod(**request)
-            manifests = make_lab_manifests(
-                payload,
-                configs.lab_settings(),
-                namespace=namespace,
-                pod_template=configs.pod_template(),
-                network_policy_template=configs.network_policy_template(),
-            )
-        except (InvalidTask, TypeError, PermanentError) as exc:
+        except (InvalidTask, TypeError) as exc:
             raise CannotRemake(f"what was asked for is not valid any more: {exc}") from exc
+        manifests = make_lab_manifests(
+            payload,
+            configs.lab_settings(),
+            namespace=namespace,
+            pod_template=configs.pod_template(),
+            network_policy_template=configs.network_policy_template(),
+        )
         asked_for = Whose(payload.lab_instance_id, payload.lab_id, payload.student_id)
         if asked_for != whose or manifests.pod["metadata"]["name"] != lab.k8s_pod_name:
             raise CannotRemake("the ledger knows another request than that of its Pod")
@@ -84,10 +85,18 @@ class Remake:
         if address is not None:
             try:
                 there = {**manifest, "spec": {**manifest["spec"], "clusterIP": address}}
-                return self._objects.create_beside(pod, there)
-            except PermanentError:  # taken by now, or of no range of this cluster
+                return self._create(pod, there)
+            except CannotRemake:  # taken by now, or of no range of this cluster
                 pass
-        return self._objects.create_beside(pod, manifest)
+        return self._create(pod, manifest)
+
+    def _create(self, pod: Manifest, manifest: Manifest) -> Manifest | None:
+        try:
+            return self._objects.create_beside(pod, manifest)
+        except PermanentError as exc:
+            if exc.failure is not Failure.CLUSTER_REFUSES_LAB:
+                raise
+            raise CannotRemake(exc.evidence) from exc
 
 
 def _goes_on(lab: Lab) -> bool:

@@ -223,18 +223,15 @@ class _Sync:
             restarts=dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts),
         )
         ours = (one for one in differences if one.repair is not None and not _is_for_health(findings, one))
-        unreachable: list[Difference] = []
         try:
             for one, done, what in repairs.run(ours):
                 self._repaired[one.kind.value] += done
-                if one.repair is Repair.REMAKE and not done:
-                    unreachable.append(one)
                 self._said(
                     logging.INFO if done else logging.WARNING, one, what, "repaired" if done else "difference"
                 )
         finally:
             self._restarted += repairs.restarted
-        self._tell(unreachable)
+        self._tell(repairs.unreachable)
 
     def _tell(self, unreachable: list[Difference]) -> None:
         """Tell the administrator, once for each lab, that it runs where nobody can reach it."""

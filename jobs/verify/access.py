@@ -10,8 +10,8 @@ from dispatcher.settings import read_settings
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess, kubeconfig_access, service_account_access
 from jobs.configs import Configs
+from jobs.failures import Failure
 from jobs.objectstore import ObjectStore
-from jobs.remake import CannotRemake
 from jobs.settings import StoreSettings
 
 
@@ -30,11 +30,11 @@ def open_cluster(environ: Mapping[str, str]) -> Cluster:
 
 
 def open_configs(environ: Mapping[str, str]) -> Configs:
-    """Return the templates and settings of labs. Raises CannotRemake when nothing says where they are."""
+    """Return the templates and settings of labs. Raises JobError when nothing says where they are."""
     try:
         return Configs(ObjectStore(read_settings(environ, StoreSettings.from_environment)))
     except InvalidSettings as exc:
-        raise CannotRemake(str(exc)) from exc
+        raise Failure.CONFIGURATION_MISSING.error(key="of labs", evidence=str(exc)) from exc
 
 
 def _access(environ: Mapping[str, str]) -> ClusterAccess:

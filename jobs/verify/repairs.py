@@ -11,7 +11,7 @@ from dispatcher.tasks import DELETE_LAB_POD
 from jobs.brake import FEW, another_database, most_at_once, no_pods_at_all
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.configs import Configs
-from jobs.errors import JobError, PermanentError
+from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord
@@ -126,6 +126,8 @@ class Repairs:
         self._force = force
         self._failed: set[int] = set()
         self._not_remade = 0
+        #: Of labs that stay without their Service.
+        self.unreachable: list[Difference] = []
         #: Labs that were started again; their creates are in the outbox.
         self.restarted = 0
         self._repairs = {
@@ -191,9 +193,10 @@ class Repairs:
         try:
             made = self._remake(one.row.whose, kind, namespace=self._sources.namespace)
             return self._done(one, made) if made else (False, _MEANWHILE)
-        except (CannotRemake, PermanentError) as exc:
-            why = f"cannot be made again: {_told(exc)}"
+        except CannotRemake as exc:
+            why = f"cannot be made again: {exc}"
         if one.repair is Repair.REMAKE and not self._force:
+            self.unreachable.append(one)
             return False, f"left alone, as the lab's Pod still works (--force makes it FAILED); it {why}"
         if self._not_remade >= ALWAYS and not self._force:
             return False, f"left to the next run, {ALWAYS} of this one are FAILED; it {why}"

@@ -21,6 +21,7 @@ from tests.support.syncing import Sync, status
 from tests.support.verifying import Actions, Verify, age, path_of, quick
 
 KINDS = ("Service", "NetworkPolicy")
+RBAC_SAYS_NO = 'networkpolicies is forbidden: User "u" cannot create resource "networkpolicies"'
 
 
 def started(connections: Connections, database: Database) -> int:
@@ -108,7 +109,7 @@ def test_a_lab_of_which_nobody_knows_the_request_ends_without_its_policy_and_goe
     ]
 
 
-def test_policies_of_a_whole_class_are_made_again_and_what_cannot_be_ends_few_labs(
+def test_policies_of_a_whole_class_are_made_again_once_the_template_is_right(
     synced: Sync, connections: Connections, cluster: FakeCluster, database: Database, bucket: Bucket
 ) -> None:
     labs = [started(connections, database) for _ in range(ALWAYS + 2)]
@@ -116,12 +117,44 @@ def test_policies_of_a_whole_class_are_made_again_and_what_cannot_be_ends_few_la
         del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
     age(database)
     bucket.put(NETWORK_POLICY_TEMPLATE, b"kind: [")
+    assert (synced()["repaired"], synced()["left"]) == ({}, len(labs))
+    bucket.put(NETWORK_POLICY_TEMPLATE, (DEFAULTS / NETWORK_POLICY_TEMPLATE).read_bytes())
+    assert synced()["repaired"] == {"object_gone": len(labs)}
+    assert {status(database, lab) for lab in labs} == {"RUNNING"}
+
+
+def test_of_a_class_whose_requests_nobody_knows_few_labs_end_in_a_run(
+    synced: Sync, connections: Connections, cluster: FakeCluster, database: Database
+) -> None:
+    labs = [started(connections, database) for _ in range(ALWAYS + 2)]
+    for lab in labs:
+        forget_request(database, lab)
+        del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
+    age(database)
     result = synced()
     assert (result["repaired"], result["left"]) == ({"object_gone": ALWAYS}, 2)
     assert [status(database, lab) for lab in labs].count("FAILED") == ALWAYS
-    bucket.put(NETWORK_POLICY_TEMPLATE, (DEFAULTS / NETWORK_POLICY_TEMPLATE).read_bytes())
-    assert synced()["repaired"] == {"object_gone": 2}
-    assert [status(database, lab) for lab in labs].count("RUNNING") == 2
+
+
+@pytest.mark.parametrize("reason", ["Invalid", "Forbidden"])
+def test_a_policy_that_the_cluster_refuses_ends_its_lab_and_a_lack_of_rights_does_not(
+    synced: Sync,
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+) -> None:
+    lab = started(connections, database)
+    del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
+    age(database)
+    refusals = {
+        "Invalid": Answer(422, status_object(422, "Invalid", "spec is not valid")),
+        "Forbidden": Answer(403, status_object(403, "Forbidden", RBAC_SAYS_NO)),
+    }
+    monkeypatch.setattr(cluster, "_create", lambda *_words: refusals[reason])
+    synced()
+    assert status(database, lab) == ("FAILED" if reason == "Invalid" else "RUNNING")
 
 
 def test_an_api_server_that_does_not_answer_ends_no_lab(
