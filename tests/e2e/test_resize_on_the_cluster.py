@@ -5,6 +5,7 @@ Broker, database, object store and cluster are the real ones; the container is `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -197,7 +198,10 @@ def test_the_command_line_says_what_became_of_it(
 ) -> None:
     assert command_line(lab, monkeypatch, "--cpu", "1", "--memory", "1Gi") == 0
     said = capsys.readouterr()
-    assert "the lab has cpu 1, memory 1Gi (had cpu 500m, memory 512Mi) since" in said.out
+    assert re.search(
+        r"the lab has cpu 1, memory 1Gi \(had cpu 500m, memory 512Mi\), \S+ s after it was asked for",
+        said.out,
+    )
     assert "waits for a container" in said.err
     assert lab.cgroup() == (1, GI)
     assert command_line(lab, monkeypatch, "--cpu", "9") == 1

@@ -138,4 +138,4 @@ def test_some_labs_alone_are_told_of_and_repaired(
 def test_what_is_no_lab_is_not_taken_for_one(verify: Verify, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         verify("0")
-    assert "0 is no lab" in capsys.readouterr().err
+    assert "'0' is not allowed; it must be an integer from 1" in capsys.readouterr().err
