@@ -13,7 +13,7 @@ from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from dispatcher.arguments import positive, row_id
+from dispatcher.arguments import natural, row_id
 from dispatcher.extras import needs_extra
 from dispatcher.settings import ServerSettings, database_url, read_settings
 from dispatcher.terminal import age, fields, table
@@ -70,7 +70,7 @@ def show_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `list`."""
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(
-        "--limit", type=positive, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
+        "--limit", type=natural, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
     )
 
 

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dispatcher.arguments import positive, row_id
+from dispatcher.arguments import natural, row_id
 from dispatcher.categories import Category
 from dispatcher.dlq import output
 from dispatcher.dlq.letters import DeadLetter
@@ -111,7 +111,7 @@ def show_all_options(parser: argparse.ArgumentParser) -> None:
     _add_filters(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
-        "--limit", type=positive, default=100, metavar="N", help="show at most N messages (default: 100)"
+        "--limit", type=natural, default=100, metavar="N", help="show at most N messages (default: 100)"
     )
 
 

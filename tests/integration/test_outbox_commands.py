@@ -117,10 +117,17 @@ def test_a_task_that_can_never_be_published_is_discarded(
     assert capsys.readouterr().err == f"autolabs: no task {listed[0]} waits in the outbox\n"
 
 
+def test_a_number_that_no_task_has_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert autolabs(["outbox", "discard", "9223372036854775807"]) == 1
+    assert "no task 9223372036854775807" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("row_id", ["0", "-1", "99999999999999999999"])
-def test_a_number_that_no_task_has_is_said(row_id: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert autolabs(["outbox", "discard", row_id]) == 1
-    assert f"no task {row_id}" in capsys.readouterr().err
+def test_a_number_that_no_task_can_have_is_refused(row_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        autolabs(["outbox", "discard", row_id])
+    assert raised.value.code == 2
+    assert "must be an integer from 1" in capsys.readouterr().err
 
 
 def test_the_relay_runs_until_it_is_told_to_stop(
