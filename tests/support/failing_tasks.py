@@ -191,6 +191,7 @@ TASKS: dict[str, Case] = {
         environ={"S3_BUCKET": "no-such-bucket"},
         values={"bucket": "no-such-bucket"},
         says="NoSuchBucket",
+        kept=True,
     ),
     "the settings are missing": Case(
         failure=Failure.CONFIGURATION_MISSING,
