@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dispatcher.texts import cut
+
 #: Characters; Celery's own limit of argsrepr and kwargsrepr.
 MAX_CHARACTERS = 1024
 HIDDEN = "***"
@@ -65,7 +67,7 @@ def safe_repr(value: Any, limit: int = MAX_CHARACTERS) -> str:
     text = repr(value)
     if "://" in text or _is_secret_name(text):
         text = repr(redacted(value))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return cut(text, limit)
 
 
 def redacted(value: Any) -> Any:

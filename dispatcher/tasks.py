@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from dispatcher.errors import InvalidTask
 from dispatcher.redaction import MAX_CHARACTERS, scrubbed
+from dispatcher.texts import cut
 
 CREATE_LAB_POD = "celery_workers.create_lab_pod"
 DELETE_LAB_POD = "celery_workers.delete_lab_pod"
@@ -63,8 +64,7 @@ _QUANTITIES = {
 
 def _shown(value: object) -> str:
     # It is told to whoever reads of a lab; an image may be named with the password of its registry.
-    text = scrubbed(repr(value)[:MAX_CHARACTERS])
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut(scrubbed(repr(value)[:MAX_CHARACTERS]), 80)
 
 
 def _named(key: object) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher import redaction
+from dispatcher.texts import cut
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
@@ -20,8 +21,7 @@ def printable(value: object) -> str:
 def one_line(text: str, limit: int = 600) -> str:
     """Return anybody's text for a sentence: printable, white space as blanks, cut to `limit` characters."""
     line = " ".join(text.split()) if any(char in text for char in "\n\r\t") else text
-    shown = printable(line[: limit + 1])
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+    return cut(printable(line[: limit + 1]), limit)
 
 
 def last_lines(text: str, limit: int) -> list[str]:

@@ -9,6 +9,8 @@ import sys
 from datetime import datetime, timezone
 from typing import Any
 
+from dispatcher.texts import cut
+
 #: Attributes of every LogRecord; whatever else it has came in through `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 #: Characters of a field of the task. No id that can be read has more; one that cannot is on every line too.
@@ -54,10 +56,6 @@ def configure(level: str) -> None:
 
 def set_task(**fields: Any) -> None:
     """Put these fields on every line from now on, long texts cut; one container has one task."""
-    _formatter.task_fields = {name: _cut(value) for name, value in fields.items()}
-
-
-def _cut(value: Any) -> Any:
-    if not isinstance(value, str) or len(value) <= _MAX_FIELD:
-        return value
-    return value[: _MAX_FIELD - 3] + "..."
+    _formatter.task_fields = {
+        name: cut(value, _MAX_FIELD) if isinstance(value, str) else value for name, value in fields.items()
+    }

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from dispatcher.redaction import printable, scrubbed
+from dispatcher.texts import cut
 from jobs.classification import container_statuses
 from jobs.cluster import Manifest
 
@@ -130,8 +131,7 @@ def summary(seen: Seen) -> str:
 def short(value: object) -> str:
     """Return a text of somebody else's: scrubbed, printable, of at most 400 characters."""
     # Before it is scrubbed as well: a message may be of any length.
-    text = printable(scrubbed(str(value or "")[: 4 * _MESSAGE]))
-    return text if len(text) <= _MESSAGE else text[: _MESSAGE - 3] + "..."
+    return cut(printable(scrubbed(str(value or "")[: 4 * _MESSAGE])), _MESSAGE)
 
 
 def _container_summary(container: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from dispatcher.dlq.letters import SHOWN_KEY, DeadLetter
 from dispatcher.redaction import scrubbed
 from dispatcher.terminal import age, many, printable
 from dispatcher.terminal import table as make_table
+from dispatcher.texts import cut
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
 #: Characters of the reason in a list; `show` has all of it.
@@ -84,8 +85,7 @@ def _shown(key: str, value: Any) -> Any:
 
 def _row(letter: DeadLetter, now: datetime) -> tuple[str, ...]:
     dead = "" if letter.died_at is None else age((now - letter.died_at).total_seconds())
-    reason = scrubbed(letter.reason)
-    reason = reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
+    reason = cut(scrubbed(letter.reason), _REASON)
     return (
         letter.key[:SHOWN_KEY],
         letter.task_id or "-",
