@@ -18,6 +18,7 @@ from jobs.connection_url import connection_url
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects
+from jobs.lab_settings import LabSettings
 from jobs.labs import Lab, LabStore
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.naming import Whose, belongs_to
@@ -31,13 +32,16 @@ class CannotRemake(Exception):
 class Remake:
     """What is made again in one namespace."""
 
-    def __init__(self, labs: LabStore, objects: LabObjects, configs: Callable[[], Configs]) -> None:
+    def __init__(
+        self, labs: LabStore, objects: LabObjects, configs: Callable[[], Configs], *, namespace: str
+    ) -> None:
         """`configs` is called for each lab, and raises JobError where there are none."""
         self._labs = labs
         self._objects = objects
         self._configs = configs
+        self._namespace = namespace
 
-    def __call__(self, whose: Whose, kind: str, *, namespace: str) -> str | None:
+    def __call__(self, whose: Whose, kind: str) -> str | None:
         """Make a Service or NetworkPolicy again, and return what was done; None: the lab has changed since.
 
         Raises:
@@ -48,19 +52,19 @@ class Remake:
         pod = self._objects.find_pod(lab.k8s_pod_name or "") if lab and _goes_on(lab) else None
         if lab is None or pod is None or not belongs_to(pod, whose) or "deletionTimestamp" in pod["metadata"]:
             return None
-        manifests = self._manifests(whose, lab, namespace)
+        manifests, settings = self._manifests(whose, lab.k8s_pod_name)
         if kind == "NetworkPolicy":
             return "made it again" if self._create(pod, manifests.network_policy) else None
         service = self._create_service(pod, manifests.service, _address(lab.connection_url))
         if service is None:
             return None
-        url = connection_url(self._configs().lab_settings(), service, whose.lab_instance_id)
+        url = connection_url(settings, service, whose.lab_instance_id)
         if url == lab.connection_url:
             return "made it again"
         self._labs.change_url(whose.lab_instance_id, pod_name=lab.k8s_pod_name, connection_url=url)
         return f"made it again, the lab is at {url} now"
 
-    def _manifests(self, whose: Whose, lab: Lab, namespace: str) -> LabManifests:
+    def _manifests(self, whose: Whose, pod_name: str | None) -> tuple[LabManifests, LabSettings]:
         request = self._labs.at_once(lambda cursor: last_request(cursor, whose.lab_instance_id))
         if request is None:
             raise CannotRemake("the ledger does not say what was asked for")
@@ -69,17 +73,18 @@ class Remake:
             payload = CreateLabPod(**request)
         except (InvalidTask, TypeError) as exc:
             raise CannotRemake(f"what was asked for is not valid any more: {exc}") from exc
+        settings = configs.lab_settings()
         manifests = make_lab_manifests(
             payload,
-            configs.lab_settings(),
-            namespace=namespace,
+            settings,
+            namespace=self._namespace,
             pod_template=configs.pod_template(),
             network_policy_template=configs.network_policy_template(),
         )
         asked_for = Whose(payload.lab_instance_id, payload.lab_id, payload.student_id)
-        if asked_for != whose or manifests.pod["metadata"]["name"] != lab.k8s_pod_name:
+        if asked_for != whose or manifests.pod["metadata"]["name"] != pod_name:
             raise CannotRemake("the ledger knows another request than that of its Pod")
-        return manifests
+        return manifests, settings
 
     def _create_service(self, pod: Manifest, manifest: Manifest, address: str | None) -> Manifest | None:
         if address is not None:

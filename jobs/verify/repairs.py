@@ -122,7 +122,7 @@ class Repairs:
         self._as_of = as_of
         self._pod_name = pod_name
         self._objects = LabObjects(sources.cluster, sources.namespace)
-        self._remake = Remake(sources.labs, self._objects, configs)
+        self._remake = Remake(sources.labs, self._objects, configs, namespace=sources.namespace)
         self._force = force
         self._failed: set[int] = set()
         self._not_remade = 0
@@ -191,7 +191,7 @@ class Repairs:
             return False, _MEANWHILE
         kind, _, _ = one.object.partition(" ")
         try:
-            made = self._remake(one.row.whose, kind, namespace=self._sources.namespace)
+            made = self._remake(one.row.whose, kind)
             return self._done(one, made) if made else (False, _MEANWHILE)
         except CannotRemake as exc:
             why = f"cannot be made again: {exc}"
