@@ -153,10 +153,7 @@ def containers(
         "PATH": os.environ["PATH"],
         "AMQP_URL": broker.url,
         "DATABASE_URL": database.url,
-        "S3_ENDPOINT": bare_bucket.settings.endpoint,
-        "S3_ACCESS_KEY": bare_bucket.settings.access_key,
-        "S3_SECRET_KEY": bare_bucket.settings.secret_key,
-        "S3_BUCKET": bare_bucket.name,
+        **bare_bucket.environ,
         "CELERY_TASK_RETRY_JITTER": "false",
     }
     containers = Containers(environ, tmp_path)

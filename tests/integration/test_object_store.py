@@ -93,17 +93,8 @@ def test_a_missing_bucket_is_no_missing_object(bare_bucket: Bucket, replaces: St
 
 
 def test_schedules_of_a_bucket_that_is_not_there_are_not_those_of_the_release(bare_bucket: Bucket) -> None:
-    settings = bare_bucket.settings
-    stored = schedules_stored.Bucket(
-        {
-            "S3_ENDPOINT": settings.endpoint,
-            "S3_ACCESS_KEY": settings.access_key,
-            "S3_SECRET_KEY": settings.secret_key,
-            "S3_BUCKET": settings.bucket,
-        }
-    )
     with pytest.raises(PermanentError, match="S3_BUCKET"):
-        stored.read()
+        schedules_stored.Bucket(bare_bucket.environ).read()
 
 
 @pytest.mark.parametrize("wrong", [{"secret_key": "wrong-secret"}, {"access_key": "nobody"}], ids=str)

@@ -33,6 +33,16 @@ class Bucket:
     def name(self) -> str:
         return self.settings.bucket
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """The settings of whoever reads this bucket."""
+        return {
+            "S3_ENDPOINT": self.settings.endpoint,
+            "S3_ACCESS_KEY": self.settings.access_key,
+            "S3_SECRET_KEY": self.settings.secret_key,
+            "S3_BUCKET": self.name,
+        }
+
     def with_endpoint(self, endpoint: str) -> StoreSettings:
         return replace(self.settings, endpoint=endpoint)
 
