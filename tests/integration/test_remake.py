@@ -32,6 +32,19 @@ def started(connections: Connections, database: Database) -> int:
     return lab
 
 
+def take(cluster: FakeCluster, lab: int, kind: str) -> None:
+    """Delete an object of a lab, as somebody does by hand."""
+    del cluster.objects[path_of(kind, name_of(lab))]
+
+
+def bereft(connections: Connections, cluster: FakeCluster, database: Database, kind: str) -> int:
+    """Return a RUNNING lab that has been without an object for longer than the grace age."""
+    lab = started(connections, database)
+    take(cluster, lab, kind)
+    age(database)
+    return lab
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_deleted_beside_the_pod_is_as_it_was(
     synced: Sync, connections: Connections, cluster: FakeCluster, database: Database, kind: str
@@ -66,9 +79,7 @@ def test_a_service_gets_the_address_that_its_student_knows_if_it_is_free(
     monkeypatch: pytest.MonkeyPatch,
     free: bool,
 ) -> None:
-    lab = started(connections, database)
-    del cluster.objects[path_of("Service", name_of(lab))]
-    age(database)
+    lab = bereft(connections, cluster, database, "Service")
     asked_for: list[str | None] = []
     create = cluster._create
 
@@ -97,7 +108,7 @@ def test_a_lab_of_which_nobody_knows_the_request_ends_without_its_policy_and_goe
     bare, deaf, fine = (started(connections, database) for _ in range(3))
     for lab, kind in ((bare, "NetworkPolicy"), (deaf, "Service")):
         forget_request(database, lab)
-        del cluster.objects[path_of(kind, name_of(lab))]
+        take(cluster, lab, kind)
     age(database)
     result = synced()
     assert (result["repaired"], result["left"]) == ({"object_gone": 1}, 1)
@@ -114,7 +125,7 @@ def test_policies_of_a_whole_class_are_made_again_once_the_template_is_right(
 ) -> None:
     labs = [started(connections, database) for _ in range(ALWAYS + 2)]
     for lab in labs:
-        del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
+        take(cluster, lab, "NetworkPolicy")
     age(database)
     bucket.put(NETWORK_POLICY_TEMPLATE, b"kind: [")
     assert (synced()["repaired"], synced()["left"]) == ({}, len(labs))
@@ -129,7 +140,7 @@ def test_of_a_class_whose_requests_nobody_knows_few_labs_end_in_a_run(
     labs = [started(connections, database) for _ in range(ALWAYS + 2)]
     for lab in labs:
         forget_request(database, lab)
-        del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
+        take(cluster, lab, "NetworkPolicy")
     age(database)
     result = synced()
     assert (result["repaired"], result["left"]) == ({"object_gone": ALWAYS}, 2)
@@ -145,9 +156,7 @@ def test_a_policy_that_the_cluster_refuses_ends_its_lab_and_a_lack_of_rights_doe
     monkeypatch: pytest.MonkeyPatch,
     reason: str,
 ) -> None:
-    lab = started(connections, database)
-    del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
-    age(database)
+    lab = bereft(connections, cluster, database, "NetworkPolicy")
     refusals = {
         "Invalid": Answer(422, status_object(422, "Invalid", "spec is not valid")),
         "Forbidden": Answer(403, status_object(403, "Forbidden", RBAC_SAYS_NO)),
@@ -160,9 +169,7 @@ def test_a_policy_that_the_cluster_refuses_ends_its_lab_and_a_lack_of_rights_doe
 def test_an_api_server_that_does_not_answer_ends_no_lab(
     synced: Sync, connections: Connections, cluster: FakeCluster, database: Database
 ) -> None:
-    lab = started(connections, database)
-    del cluster.objects[path_of("NetworkPolicy", name_of(lab))]
-    age(database)
+    lab = bereft(connections, cluster, database, "NetworkPolicy")
     cluster.unavailable.add(path_of("Pod", name_of(lab)))
     assert (synced()["left"], status(database, lab)) == (1, "RUNNING")
     cluster.unavailable.clear()
@@ -178,9 +185,7 @@ def test_a_lab_that_changed_since_the_look_gets_nothing(
     database: Database,
     change: str,
 ) -> None:
-    lab = started(connections, database)
-    del cluster.objects[path_of("Service", name_of(lab))]
-    age(database)
+    lab = bereft(connections, cluster, database, "Service")
     before_repairs.append(lambda: database.rows(f"UPDATE lab_instances SET {change} WHERE id = %s", lab))
     assert synced()["left"] == 1
     assert path_of("Service", name_of(lab)) not in cluster.objects
@@ -192,15 +197,14 @@ def test_verify_makes_it_again_where_it_has_the_templates(
     connections: Connections,
     cluster: FakeCluster,
     database: Database,
+    bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     store: bool,
 ) -> None:
-    lab = started(connections, database)
-    del cluster.objects[path_of("Service", name_of(lab))]
-    age(database)
-    if store:
-        set_store(monkeypatch, connections)
-    else:
+    lab = bereft(connections, cluster, database, "Service")
+    for name, value in bucket.environ.items():
+        monkeypatch.setenv(name, value)
+    if not store:
         monkeypatch.delenv("S3_ENDPOINT")
     found = verify(*quick("--repair"))
     done = found.done()[f"Service {name_of(lab)}"]
@@ -210,11 +214,3 @@ def test_verify_makes_it_again_where_it_has_the_templates(
         assert found.code == 1
         assert "S3_ENDPOINT: not set" in done
     assert status(database, lab) == "RUNNING"
-
-
-def set_store(monkeypatch: pytest.MonkeyPatch, connections: Connections) -> None:
-    settings = connections.settings.store
-    monkeypatch.setenv("S3_ENDPOINT", settings.endpoint)
-    monkeypatch.setenv("S3_ACCESS_KEY", settings.access_key)
-    monkeypatch.setenv("S3_SECRET_KEY", settings.secret_key)
-    monkeypatch.setenv("S3_BUCKET", settings.bucket)

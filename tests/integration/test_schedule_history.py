@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -35,13 +35,6 @@ WITHOUT_RESULT = "its container ended without a result"
 LONG_AGO_S = CONTAINER_DEADLINE_S + 60
 
 Begin = Callable[..., str]
-
-
-@pytest.fixture
-def labs(database: Database) -> Iterator[LabStore]:
-    store = LabStore(database.url, application_name="test")
-    yield store
-    store.close()
 
 
 @pytest.fixture
