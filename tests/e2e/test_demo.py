@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.platform import Platform
+from tests.support.ctrl_c import HEARS_CTRL_C
 
 ROOT = Path(__file__).parents[2]
 
 
 def begin() -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    # A shell's background job, as these tests may be, ignores Ctrl-C, and so would what it starts.
-    demo = ["env", "--default-signal=INT", sys.executable, "-u", "-m", "deploy.demo"]
+    demo = [*HEARS_CTRL_C, sys.executable, "-u", "-m", "deploy.demo"]
     return subprocess.Popen(demo, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cronjobs.cluster import CronJobs
 from cronjobs.schedules import SCHEDULES
+from tests.support.ctrl_c import HEARS_CTRL_C
 from tests.support.own_platform import OwnPlatform
 
 ROOT = Path(__file__).parents[2]
@@ -68,8 +69,7 @@ class Operator:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            # A shell's background job, as these tests may be, ignores Ctrl-C, and so would what it starts.
-            ["env", "--default-signal=INT", *self.words(*words)],
+            [*HEARS_CTRL_C, *self.words(*words)],
             cwd=ROOT,
             env=self.environ,
             stdout=subprocess.PIPE,
