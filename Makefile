@@ -39,7 +39,7 @@ test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running clust
 	export AUTOLABS_REQUIRE_SERVICES=1; \
 	if [ -n "$${PYTEST_ARGS:-}" ]; then .venv/bin/python -m pytest $(PYTEST_ARGS); exit; fi; \
 	status=0; \
-	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder \
 	  --ignore=tests/e2e || status=$$?; \
 	.venv/bin/python -m pytest tests/e2e || status=$$?; \
 	exit $$status

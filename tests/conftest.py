@@ -1,7 +1,7 @@
 """Levels by folder, and what happens to a level whose servers are not there.
 
-unit and contract need nothing. integration and e2e need the servers that `make env` prints; without
-them they are left out with a line that says so, and with CI=true that is an error instead.
+unit and contract need nothing. The others need the servers that `make env` prints; without them they
+are left out with a line that says so, and with CI=true that is an error instead.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hypothesis import settings
 settings.register_profile("autolabs", deadline=None, database=None, max_examples=60)
 settings.load_profile("autolabs")
 
+TESTS = Path(__file__).parent
 SERVERS = (
     "AMQP_URL",
     "RABBITMQ_API_URL",
@@ -33,6 +34,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "unit": (),
     "contract": (),
     "integration": SERVERS,
+    "cluster": (*SERVERS, "KUBECONFIG", "LAB_IMAGE"),
     "e2e": (*SERVERS, "KUBECONFIG", "LAB_IMAGE"),
 }
 #: Fixture -> the variable that a test with it needs beside those of its level.
@@ -62,7 +64,7 @@ class Evidence(Protocol):
 
 
 def level_of(item: pytest.Item) -> str:
-    return item.path.relative_to(Path(__file__).parent).parts[0]
+    return item.path.relative_to(TESTS).parts[0]
 
 
 def missing_for(item: pytest.Item) -> list[str]:
@@ -79,12 +81,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{level}: needs {', '.join(needs) or 'nothing'}")
 
 
+# Before pytest-xdist's own, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if level_of(item) in LEVELS:
             item.add_marker(level_of(item))
     if hasattr(config, "workerinput"):
         _long_files_first(items)
+        _keep_files_together(items)
     left_out = {item: ", ".join(missing) for item in items if (missing := missing_for(item))}
     if not left_out:
         return
@@ -147,6 +152,13 @@ def _long_files_first(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("timeout")
         longest[item.path] = max(longest[item.path], marker.args[0] if marker else 0)
     items.sort(key=lambda item: -longest[item.path])
+
+
+def _keep_files_together(items: list[pytest.Item]) -> None:
+    """Give each file to one process, for its module's fixtures, but for tests with a group of their own."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix()))
 
 
 def _refuse_if_required(left_out: Counter[tuple[str, str]]) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from deploy.demo.platform import Platform, eventually
 from deploy.demo.timeline import JobWatch
-from tests.support.admission import manifests, unguarded_namespace  # noqa: F401  # fixtures
 from tests.support.own_platform import own_namespace, own_platform  # noqa: F401  # fixtures
 
 

@@ -14,12 +14,12 @@ from tests.support.failing_tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 
-#: Rows that tests/e2e/test_failure_causes.py provokes, each in a container on the real servers.
+#: Rows that tests/cluster/test_failure_causes.py provokes, each in a container on the real servers.
 REAL = {case.failure for case in (LABS | TASKS).values()}
 #: Rows that other tests on the real servers provoke.
-_HEALTH = "tests/e2e/test_health_on_the_cluster.py::"
-_RETRIES = "tests/e2e/test_failure_retries.py::"
-_RESIZES = "tests/e2e/test_resize_on_the_cluster.py::"
+_HEALTH = "tests/cluster/test_health_on_the_cluster.py::"
+_RETRIES = "tests/cluster/test_failure_retries.py::"
+_RESIZES = "tests/cluster/test_resize_on_the_cluster.py::"
 ALSO_REAL = {
     Failure.POD_EVICTED: f"{_HEALTH}test_a_node_without_room_and_a_node_that_is_away_are_told_apart",
     Failure.NODE_AWAY: f"{_HEALTH}test_a_node_without_room_and_a_node_that_is_away_are_told_apart",

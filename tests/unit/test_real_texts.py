@@ -1,6 +1,6 @@
 """What kubelets, registries, schedulers and API servers really say -> the row of the table.
 
-Those of Kubernetes 1.34 and containerd 1.6 were seen, and tests/e2e/test_failure_causes.py brings most of
+Those of Kubernetes 1.34 and containerd 1.6 were seen, and tests/cluster/test_failure_causes.py brings most of
 them about; those of containerd 2 and of CRI-O are as their users report them.
 """
 

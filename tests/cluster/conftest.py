@@ -1,0 +1,10 @@
+"""A namespace, vhost, database and bucket of each module's own on the running cluster, without KEDA.
+
+The modules run their own containers, as processes, so that they can run beside each other and beside
+integration tests. What measures times, or takes away a part that all share, is in tests/e2e.
+"""
+
+from __future__ import annotations
+
+from tests.support.admission import manifests, unguarded_namespace  # noqa: F401  # fixtures
+from tests.support.own_platform import own_namespace, own_platform  # noqa: F401  # fixtures
