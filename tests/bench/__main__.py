@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -79,26 +79,31 @@ def wait_for_spares(platform: Platform, *, normal: int, high: int) -> None:
         recently = datetime.now(timezone.utc) - timedelta(seconds=4)
         settled = all(job.status.start_time < recently for job in active)
         waiting = consumers(QUEUE_NORMAL), consumers(QUEUE_HIGH)
-        return *waiting, len(active), warm_containers(platform), settled
+        warm = warm_containers(platform, [job.metadata.name for job in active])
+        return *waiting, len(active), warm, settled
 
     wanted = (normal, high, normal + high, normal + high, True)
     eventually(
         lambda: look() == wanted,
-        # On two cores 30 containers take half a minute to start.
-        timeout_s=60 + 3 * normal,
+        # On two cores 30 containers take half a minute to start; a broker counts a consumer whose node did
+        # not say goodbye for two heartbeats.
+        timeout_s=180 + 6 * normal,
         what=f"consumers of {QUEUE_NORMAL} and {QUEUE_HIGH}, active Jobs, warm ones: {wanted}",
         last=look,
     )
 
 
-def warm_containers(platform: Platform) -> int:
-    """Return how many containers are connected to the database, which a spare is once it is warm."""
+def warm_containers(platform: Platform, jobs: Sequence[str]) -> int:
+    """Return how many of these Jobs' containers are connected to the database, as a spare is once it is warm.
+
+    A container that was deleted stays connected, for the server, until its keepalive fails.
+    """
     rows = platform.query(
-        "SELECT count(DISTINCT application_name) AS warm FROM pg_stat_activity"
-        " WHERE application_name LIKE %s",
+        "SELECT DISTINCT application_name AS name FROM pg_stat_activity WHERE application_name LIKE %s",
         "autolabs-job %",
     )
-    return int(rows[0]["warm"])
+    # A pod's name begins with its Job's; the server cuts names at 63 bytes.
+    return sum(any(row["name"].startswith(f"autolabs-job {job}"[:63]) for row in rows) for job in jobs)
 
 
 def end_waiting_containers(platform: Platform) -> None:
