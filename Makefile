@@ -5,10 +5,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 STAMP := .venv/.installed
 # Most tests wait for servers most of the time, hence more than there are cores.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
+# A whole file, and its module's fixtures, to one process.
+SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
 OLDEST_CELERY := .venv/celery-oldest
 
-.PHONY: help up down env status venv demo test bench lint format
+.PHONY: help up down env status venv demo check test bench lint format
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,8 +30,12 @@ status: ## show what runs
 demo: up ## follow a lab from request to end on the running system
 	@eval "$$($(PYTHON) -m deploy.local env)"; .venv/bin/python -m deploy.demo
 
+check: lint $(OLDEST_CELERY)/.installed ## what every commit passes: lint, types, tests without servers
+	@.venv/bin/python -m pytest -q -n 2 $(SIDE_BY_SIDE) tests/unit tests/contract
+
 # A cluster that was not up before the tests is taken down after them, whatever their result. The end-to-end
-# tests measure times on the one cluster, so nothing else runs beside them; PYTEST_ARGS is one run of its own.
+# tests measure times and take parts of the one cluster away, so nothing else runs beside them; PYTEST_ARGS is
+# one run of its own. The junit files, and the times in them, stay in build/.
 test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running cluster, or on one started for them
 	@if $(PYTHON) -m deploy.local status >/dev/null 2>&1; then after=true; \
 	  else after="$(PYTHON) -m deploy.local down"; fi; \
@@ -39,9 +45,10 @@ test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running clust
 	export AUTOLABS_REQUIRE_SERVICES=1; \
 	if [ -n "$${PYTEST_ARGS:-}" ]; then .venv/bin/python -m pytest $(PYTEST_ARGS); exit; fi; \
 	status=0; \
-	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder \
-	  --ignore=tests/e2e || status=$$?; \
-	.venv/bin/python -m pytest tests/e2e || status=$$?; \
+	.venv/bin/python -m pytest -n $(TEST_PROCESSES) $(SIDE_BY_SIDE) \
+	  --ignore=tests/e2e --junitxml=build/side-by-side.xml || status=$$?; \
+	.venv/bin/python -m pytest tests/e2e --junitxml=build/end-to-end.xml || status=$$?; \
+	.venv/bin/python -m tests.times build/side-by-side.xml build/end-to-end.xml; \
 	exit $$status
 
 bench: up ## print speed and cost beside Celery (about 16 min)

@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.support.lending"]
+
 # A busy machine must not fail a test for its slowness.
 settings.register_profile("autolabs", deadline=None, database=None, max_examples=60)
 settings.load_profile("autolabs")
@@ -131,6 +133,10 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    # In the junit file: set-up, call and teardown apart, from which tests/times.py makes its table.
+    seconds = (f"{call.when}_s", f"{call.duration:.6f}")
+    item.user_properties.append(seconds)
+    report.user_properties = [*item.user_properties]
     if report.failed and call.when == "call":
         report.sections += [(name, text) for name, text in _evidence(item)]
     return report

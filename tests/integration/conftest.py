@@ -15,7 +15,6 @@ import jobs.cluster
 import jobs.database
 import jobs.verify.still
 from dispatcher import celery_config, topology
-from dispatcher.database import upgrade
 from dispatcher.engine import make_engine
 from dispatcher.publisher import Publisher
 from jobs.cluster import Cluster
@@ -29,9 +28,11 @@ from tests.support.celery_versions import VERSIONS, CeleryVersion
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.creates import LAST_TRY
+from tests.support.database_pool import DatabasePool
 from tests.support.fake_cluster import FakeCluster
 from tests.support.health import Checking
 from tests.support.http_server import ScriptedServer
+from tests.support.lending import lent_database, lent_vhost
 from tests.support.notifying import Platform, make_courier, webhook_environ
 from tests.support.outbox import Arrivals
 from tests.support.postgres import Database, Server
@@ -47,6 +48,7 @@ from tests.support.verifying import (  # noqa: F401
     between_looks,
     verify,
 )
+from tests.support.vhost_pool import VhostPool
 from tests.support.webhook import Receiver, receiver
 
 
@@ -59,10 +61,10 @@ def bare_broker() -> Iterator[Broker]:
 
 
 @pytest.fixture
-def broker(bare_broker: Broker) -> Broker:
+def broker(vhost_pool: VhostPool, request: pytest.FixtureRequest) -> Iterator[Broker]:
     """A vhost with the topology."""
-    bare_broker.declare()
-    return bare_broker
+    with lent_vhost(vhost_pool, request.node) as broker:
+        yield broker
 
 
 @pytest.fixture
@@ -79,11 +81,6 @@ def publisher(broker: Broker) -> Iterator[Publisher]:
     publisher.close()
 
 
-@pytest.fixture(scope="session")
-def database_server() -> Server:
-    return Server(os.environ["DATABASE_URL"])
-
-
 @pytest.fixture
 def bare_database(database_server: Server) -> Iterator[Database]:
     """An empty database."""
@@ -92,20 +89,11 @@ def bare_database(database_server: Server) -> Iterator[Database]:
     database.drop()
 
 
-@pytest.fixture(scope="session")
-def migrated_template(database_server: Server) -> Iterator[str]:
-    database = database_server.create()
-    upgrade(database.url)
-    yield database.name
-    database.drop()
-
-
 @pytest.fixture
-def database(database_server: Server, migrated_template: str) -> Iterator[Database]:
+def database(database_pool: DatabasePool, request: pytest.FixtureRequest) -> Iterator[Database]:
     """A database with the tables."""
-    database = database_server.create(template=migrated_template)
-    yield database
-    database.drop()
+    with lent_database(database_pool, request.node) as database:
+        yield database
 
 
 @pytest.fixture

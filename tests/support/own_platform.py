@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dispatcher.database import upgrade
 from jobs.configs import DEFAULTS, SETTINGS, upload_defaults
 from jobs.lab_settings import LabSettings, parse_settings
 from tests.support.container import Containers
+from tests.support.database_pool import DatabasePool
+from tests.support.lending import lent_database, lent_vhost
 from tests.support.own_namespace import KUBECONFIG_OBJECT, OwnNamespace
-from tests.support.postgres import Database, Server
+from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 from tests.support.store import Bucket
+from tests.support.vhost_pool import VhostPool
 
 
 def default_settings(**changes: object) -> bytes:
@@ -74,24 +76,26 @@ def own_namespace() -> Iterator[OwnNamespace]:
 
 @pytest.fixture(scope="module")
 def own_platform(
-    own_namespace: OwnNamespace, tmp_path_factory: pytest.TempPathFactory
+    own_namespace: OwnNamespace,
+    vhost_pool: VhostPool,
+    database_pool: DatabasePool,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[OwnPlatform]:
     """A platform of the module: one broker vhost, database and bucket for all its tests."""
-    broker = Broker.create(os.environ["AMQP_URL"], os.environ["RABBITMQ_API_URL"])
-    database = Server(os.environ["DATABASE_URL"]).create()
     bucket = Bucket(*(os.environ[name] for name in ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")))
-    environ = environ_of(broker, database, bucket, own_namespace)
-    containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")))
-    try:
-        broker.declare()
-        upgrade(database.url)
-        upload_defaults(bucket.settings)
-        bucket.put(KUBECONFIG_OBJECT, own_namespace.kubeconfig)
-        platform = OwnPlatform(broker, database, bucket, own_namespace, containers)
-        platform.set_lab_settings()
-        yield platform
-    finally:
-        containers.end()
-        bucket.remove()
-        database.drop()
-        broker.remove()
+    with (
+        lent_vhost(vhost_pool, request.node) as broker,
+        lent_database(database_pool, request.node) as database,
+    ):
+        environ = environ_of(broker, database, bucket, own_namespace)
+        containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")))
+        try:
+            upload_defaults(bucket.settings)
+            bucket.put(KUBECONFIG_OBJECT, own_namespace.kubeconfig)
+            platform = OwnPlatform(broker, database, bucket, own_namespace, containers)
+            platform.set_lab_settings()
+            yield platform
+        finally:
+            containers.end()
+            bucket.remove()

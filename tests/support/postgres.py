@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -43,25 +44,45 @@ class Server:
 
 
 class Database:
-    """One database; every call uses a connection of its own and commits."""
+    """One database; every call commits, on a connection that no other thread uses meanwhile."""
 
     def __init__(self, server: Server, name: str) -> None:
         self._server = server
         self.name = name
         self.url = with_database(server.url, name)
+        #: Open ones that nobody uses just now.
+        self._idle: list[connection] = []
 
     def drop(self) -> None:
+        self.close()
         self._server.drop(self.name)
 
+    def close(self) -> None:
+        """Close what this object opened."""
+        while self._idle:
+            self._idle.pop().close()
+
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        opened = _autocommit(self.url)
+        opened = self._take()
         try:
             cursor = opened.cursor()
             cursor.execute(statement, values)
             names = [column.name for column in cursor.description or ()]
-            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()] if names else []
-        finally:
+            found = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()] if names else []
+        except BaseException:
             opened.close()
+            raise
+        self._idle.append(opened)
+        return found
+
+    def _take(self) -> connection:
+        while self._idle:
+            # Another thread may be quicker; and a test that ends all sessions ends this one too.
+            with contextlib.suppress(psycopg2.Error, IndexError):
+                opened = self._idle.pop()
+                opened.cursor().execute("SELECT")
+                return opened
+        return _autocommit(self.url)
 
     def add_lab(self, **columns: Any) -> int:
         """Insert a lab as a backend does; without arguments as little as a backend may give."""

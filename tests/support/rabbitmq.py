@@ -6,7 +6,8 @@ import base64
 import contextlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -68,24 +69,32 @@ def payload_of(message: Message) -> Any:
     return parse_payload(task.name, task.args, task.kwargs)
 
 
+EVERYTHING = {"configure": ".*", "write": ".*", "read": ".*"}
+
+
 @dataclass
 class Broker:
-    """One vhost, gone after the test."""
+    """One vhost, and a user of its name who may do everything in it."""
 
     api: ManagementApi
     url: str = field(repr=False)
     vhost: str
     _connections: list[pika.BlockingConnection] = field(default_factory=list, repr=False)
+    #: Open ones that nobody uses just now.
+    _idle: list[pika.BlockingConnection] = field(default_factory=list, repr=False)
     _users: list[str] = field(default_factory=list, repr=False)
 
     @classmethod
     def create(cls, amqp_url: str, api_url: str) -> Broker:
         api, vhost = ManagementApi(api_url), f"test-{uuid.uuid4().hex[:12]}"
         api.call("PUT", f"/vhosts/{vhost}", {"default_queue_type": "quorum"})
-        user = quote(api.user, safe="")
-        everything = {"configure": ".*", "write": ".*", "read": ".*"}
-        api.call("PUT", f"/permissions/{vhost}/{user}", everything)
-        return cls(api, urlunsplit(urlsplit(amqp_url)._replace(path=f"/{vhost}")), vhost)
+        # For who declares policies and asks for definitions.
+        api.call("PUT", f"/permissions/{vhost}/{quote(api.user, safe='')}", EVERYTHING)
+        api.call("PUT", f"/users/{vhost}", {"password": "secret", "tags": ""})
+        api.call("PUT", f"/permissions/{vhost}/{vhost}", EVERYTHING)
+        parts = urlsplit(amqp_url)
+        netloc = f"{vhost}:secret@{parts.netloc.rpartition('@')[2]}"
+        return cls(api, urlunsplit(parts._replace(netloc=netloc, path=f"/{vhost}")), vhost)
 
     @property
     def settings(self) -> BrokerSettings:
@@ -94,14 +103,27 @@ class Broker:
     def declare(self) -> None:
         topology.declare_topology(self.channel())
 
-    def remove(self) -> None:
-        for connection in self._connections:
+    @property
+    def own_users(self) -> list[str]:
+        """The users that this object made for a test."""
+        return [*self._users]
+
+    def close(self) -> None:
+        """Close what this object opened, and remove the users that it made for a test."""
+        for connection in (*self._connections, *self._idle):
             # A connection that a test broke is found out only now.
             with contextlib.suppress(pika.exceptions.AMQPError):
                 connection.close()
-        self.api.call("DELETE", f"/vhosts/{self.vhost}")
+        self._connections.clear()
+        self._idle.clear()
         for user in self._users:
             self.api.call("DELETE", f"/users/{user}")
+        self._users.clear()
+
+    def remove(self) -> None:
+        self.close()
+        self.api.call("DELETE", f"/vhosts/{self.vhost}")
+        self.api.call("DELETE", f"/users/{self.vhost}")
 
     def url_of_user(self, *, configure: str, write: str, read: str) -> str:
         """Make a user with these rights, patterns of names, and return the URL to connect as that user."""
@@ -115,9 +137,36 @@ class Broker:
         return urlunsplit(parts._replace(netloc=f"{user}:secret@{host}"))
 
     def channel(self) -> BlockingChannel:
+        """Return a channel on a connection of its own, for a test to use as it likes."""
         connection = pika.BlockingConnection(pika.URLParameters(self.url))
         self._connections.append(connection)
         return connection.channel()
+
+    @contextmanager
+    def _brief_channel(self) -> Iterator[BlockingChannel]:
+        """Yield a channel for a moment, on an open connection if there is one; threads do not share it."""
+        channel = self._reopened() or self._open_quietly().channel()
+        connection = channel.connection
+        try:
+            yield channel
+            channel.close()
+        except BaseException:
+            with contextlib.suppress(pika.exceptions.AMQPError):
+                connection.close()
+            raise
+        self._idle.append(connection)
+
+    def _reopened(self) -> BlockingChannel | None:
+        while self._idle:
+            # Whoever closes connections, or restarts the broker, closes those that are idle too.
+            with contextlib.suppress(pika.exceptions.AMQPError, IndexError):
+                return self._idle.pop().channel()
+        return None
+
+    def _open_quietly(self) -> pika.BlockingConnection:
+        parameters = pika.URLParameters(self.url)
+        parameters.heartbeat = 0  # nobody would answer it between two calls
+        return pika.BlockingConnection(parameters)
 
     def publish(
         self,
@@ -129,11 +178,10 @@ class Broker:
         **others: Any,
     ) -> None:
         """Put any message straight into a queue, confirmed."""
-        channel = self.channel()
-        channel.confirm_delivery()
         sent = pika.BasicProperties(headers=headers, content_type=content_type, delivery_mode=2, **others)
-        channel.basic_publish("", queue, body, sent, mandatory=True)
-        channel.connection.close()
+        with self._brief_channel() as channel:
+            channel.confirm_delivery()
+            channel.basic_publish("", queue, body, sent, mandatory=True)
 
     def publish_task(self, **changes: Any) -> str:
         """Publish a valid task, changed as told, to the queue of its kind; return its id."""
@@ -149,21 +197,22 @@ class Broker:
         return self._depths([queue])[0]
 
     def _depths(self, queues: Sequence[str]) -> list[int]:
-        connection = pika.BlockingConnection(pika.URLParameters(self.url))
-        try:
-            channel = connection.channel()
-            found = [channel.queue_declare(queue, passive=True) for queue in queues]
-        finally:
-            connection.close()
-        return [int(frame.method.message_count) for frame in found]
+        return [messages for messages, _ in self.look(queues)]
+
+    def look(self, queues: Sequence[str]) -> list[tuple[int, int]]:
+        """Return the ready messages and the consumers of each queue, live."""
+        with self._brief_channel() as channel:
+            found = [channel.queue_declare(queue, passive=True).method for queue in queues]
+        return [(int(one.message_count), int(one.consumer_count)) for one in found]
+
+    def purge(self, queues: Sequence[str]) -> None:
+        with self._brief_channel() as channel:
+            for queue in queues:
+                channel.queue_purge(queue)
 
     def consumers(self, queue: str) -> int:
         """Return how many consumers wait for messages, live."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.url))
-        try:
-            return int(connection.channel().queue_declare(queue, passive=True).method.consumer_count)
-        finally:
-            connection.close()
+        return self.look([queue])[0][1]
 
     def take(self, queue: str, *, timeout_s: float = 5) -> Message:
         """Remove and return the next message."""
@@ -174,8 +223,6 @@ class Broker:
         return self._take(LADDER, timeout_s)
 
     def _take(self, queues: Sequence[str], timeout_s: float) -> Message:
-        channel = self.channel()
-
         def get() -> Message | None:
             for queue in queues:
                 method, found, body = channel.basic_get(queue, auto_ack=True)
@@ -183,10 +230,8 @@ class Broker:
                     return Message(body, found, method.routing_key, method.redelivered)
             return None
 
-        try:
+        with self._brief_channel() as channel:
             return eventually(get, timeout_s, what=f"a message in {', '.join(queues)}")
-        finally:
-            channel.connection.close()
 
     def is_empty(self, *queues: str) -> bool:
         return not any(self._depths(queues or [*topology.BINDINGS]))

@@ -13,5 +13,6 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
   echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
   echo "CREATE DATABASE $POSTGRES_DB" | postgres --single -j postgres >/dev/null
 fi
-exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp \
+# No fsync, as with this cluster's etcd and broker: it has to outlive killed processes, not a power cut.
+exec postgres -c fsync=off -c full_page_writes=off -c listen_addresses='*' -c unix_socket_directories=/tmp \
   -c max_connections=200 -c timezone=UTC -c log_timezone=UTC "$@"

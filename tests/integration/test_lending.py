@@ -1,0 +1,154 @@
+"""What a test leaves in a vhost or a database that was lent to it does not reach the next one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pika
+import psycopg2
+import pytest
+
+from dispatcher import ladder, topology
+from tests.support.database_pool import DatabasePool
+from tests.support.lending import lent_database, lent_vhost
+from tests.support.postgres import Database, Server
+from tests.support.rabbitmq import Broker
+from tests.support.vhost_pool import QUEUES, RESTING, VhostPool
+
+
+@pytest.fixture
+def vhosts() -> Iterator[VhostPool]:
+    """A pool whose vhosts no other test sees."""
+    pool = VhostPool(os.environ["AMQP_URL"], os.environ["RABBITMQ_API_URL"])
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def databases(database_server: Server, migrated_template: str) -> Iterator[DatabasePool]:
+    pool = DatabasePool(database_server, migrated_template)
+    yield pool
+    pool.close()
+
+
+def lend_again(pool: VhostPool, vhost: str) -> Broker:
+    """Return the same vhost as it is lent the next time."""
+    others = [pool.lend() for _ in range(RESTING)]
+    for other in others:
+        pool.take_back(other)
+    again = pool.lend()
+    assert again.vhost == vhost
+    return again
+
+
+def test_messages_do_not_reach_the_next_test(vhosts: VhostPool) -> None:
+    broker = vhosts.lend()
+    for queue in (topology.QUEUE_NORMAL, topology.DEAD_LETTER_QUEUE, ladder.level_name(0)):
+        broker.publish(queue, b"{}")
+    held = broker.channel()
+    broker.publish_task()
+    assert held.basic_get(topology.QUEUE_NORMAL)[0] is not None
+    assert vhosts.take_back(broker) == ([], [])
+    again = lend_again(vhosts, broker.vhost)
+    assert again.look(QUEUES) == [(0, 0)] * len(QUEUES)
+    vhosts.take_back(again)
+
+
+def test_a_topology_that_a_test_changed_is_mended(vhosts: VhostPool) -> None:
+    broker = vhosts.lend()
+    channel = broker.channel()
+    channel.queue_delete(topology.QUEUE_HIGH)
+    channel.queue_unbind(topology.QUEUE_LOW, topology.TASKS_EXCHANGE, topology.binding_key("lab.sync"))
+    channel.queue_declare("left", durable=True)
+    channel.exchange_delete(topology.EVENTS_EXCHANGE)
+    channel.exchange_declare(topology.EVENTS_EXCHANGE, "fanout", durable=True)
+    policy = {"pattern": ".*", "definition": {"max-length": 1}}
+    broker.api.call("PUT", f"/policies/{broker.vhost}/left", policy)
+    left, changed = vhosts.take_back(broker)
+    assert left == []
+    assert {"queues celery.lab_operations.high is gone", "queues left was left"} <= set(changed)
+    assert {"exchanges autolabs.events was changed", "policies left was left"} <= set(changed)
+    again = lend_again(vhosts, broker.vhost)
+    assert vhosts.take_back(again) == ([], [])
+    assert vhosts.thrown_away == 0
+
+
+def test_a_topology_that_cannot_be_mended_is_thrown_away(vhosts: VhostPool) -> None:
+    broker = vhosts.lend()
+    broker.channel().queue_bind(topology.QUEUE_LOW, topology.TASKS_EXCHANGE, "#.lab.create")
+    _, changed = vhosts.take_back(broker)
+    assert changed == ["bindings autolabs.tasks -> celery.cleanup #.lab.create was left"]
+    assert vhosts.thrown_away == 1
+    others = [vhosts.lend() for _ in range(RESTING + 1)]
+    assert broker.vhost not in [other.vhost for other in others]
+    for other in others:
+        vhosts.take_back(other)
+
+
+def test_an_open_connection_and_a_user_are_the_error_of_who_left_them(
+    vhosts: VhostPool, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(
+        AssertionError, match=r"left behind: connection 1\S+ -> \S+:5672; user test-"
+    ) as error:  # noqa: PT012, SIM117
+        with lent_vhost(vhosts, request.node) as broker:
+            forgotten = pika.BlockingConnection(pika.URLParameters(broker.url))
+            forgotten.channel().basic_consume(topology.QUEUE_NORMAL, lambda *_: None)
+            user = {"password": "secret", "tags": ""}
+            broker.api.call("PUT", f"/users/{broker.vhost}-left", user)
+    assert request.node.nodeid in str(error.value)
+    assert vhosts.thrown_away == 1
+    with pytest.raises(pika.exceptions.AMQPConnectionError):
+        forgotten.channel()
+
+
+def test_rows_do_not_reach_the_next_test(databases: DatabasePool) -> None:
+    database = databases.lend()
+    first = database.add_lab()
+    assert databases.take_back(database) == ([], [])
+    again = databases.lend()
+    assert again.name == database.name
+    assert again.rows("SELECT id FROM lab_instances") == []
+    assert again.add_lab() == first
+    databases.take_back(again)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TABLE notifications",
+        "ALTER TABLE lab_instances ADD CHECK (id <> 7)",
+        "ALTER TABLE lab_instances DROP COLUMN restart_of",
+        "CREATE TABLE other (id int)",
+        "CREATE SCHEMA far",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "ALTER DATABASE {name} SET default_transaction_read_only = on",
+        "ALTER TABLE lab_instances ALTER COLUMN lab_id SET DEFAULT 1",
+    ],
+)
+def test_a_database_that_a_test_changed_is_thrown_away(databases: DatabasePool, change: str) -> None:
+    database = databases.lend()
+    database.rows(change.format(name=database.name))
+    left, changed = databases.take_back(database)
+    assert left == []
+    assert changed
+    assert databases.thrown_away == 1
+    again = databases.lend()
+    assert again.name != database.name
+    assert databases.take_back(again) == ([], [])
+
+
+def test_an_open_session_and_its_lock_are_the_error_of_who_left_them(
+    databases: DatabasePool, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(AssertionError, match="left behind: session forgotten idle SELECT pg_adv") as error:  # noqa: PT012, SIM117
+        with lent_database(databases, request.node) as database:
+            forgotten = psycopg2.connect(database.url, application_name="forgotten")
+            forgotten.autocommit = True
+            forgotten.cursor().execute("SELECT pg_advisory_lock(1)")
+    assert request.node.nodeid in str(error.value)
+    again: Database = databases.lend()
+    assert again.name == database.name
+    assert again.rows("SELECT pg_try_advisory_lock(1) AS free") == [{"free": True}]
+    assert databases.take_back(again) == ([], [])
