@@ -12,7 +12,7 @@ import pytest
 from dispatcher import ladder, topology
 from tests.support.database_pool import DatabasePool
 from tests.support.lending import lent_database, lent_vhost
-from tests.support.postgres import Database, Server
+from tests.support.postgres import Server
 from tests.support.rabbitmq import Broker
 from tests.support.vhost_pool import QUEUES, RESTING, VhostPool
 
@@ -89,18 +89,21 @@ def test_a_topology_that_cannot_be_mended_is_thrown_away(vhosts: VhostPool) -> N
 def test_an_open_connection_and_a_user_are_the_error_of_who_left_them(
     vhosts: VhostPool, request: pytest.FixtureRequest
 ) -> None:
-    with pytest.raises(
-        AssertionError, match=r"left behind: connection 1\S+ -> \S+:5672; user test-"
-    ) as error:  # noqa: PT012, SIM117
+    opened: list[pika.BlockingConnection] = []
+
+    def borrow() -> None:
         with lent_vhost(vhosts, request.node) as broker:
-            forgotten = pika.BlockingConnection(pika.URLParameters(broker.url))
-            forgotten.channel().basic_consume(topology.QUEUE_NORMAL, lambda *_: None)
-            user = {"password": "secret", "tags": ""}
-            broker.api.call("PUT", f"/users/{broker.vhost}-left", user)
+            opened.append(pika.BlockingConnection(pika.URLParameters(broker.url)))
+            opened[0].channel().basic_consume(topology.QUEUE_NORMAL, lambda *_: None)
+            broker.api.call("PUT", f"/users/{broker.vhost}-left", {"password": "secret", "tags": ""})
+
+    left = r"left behind: connection \S+ -> \S+:5672; user test-\w+-left"
+    with pytest.raises(AssertionError, match=left) as error:
+        borrow()
     assert request.node.nodeid in str(error.value)
     assert vhosts.thrown_away == 1
     with pytest.raises(pika.exceptions.AMQPConnectionError):
-        forgotten.channel()
+        opened[0].channel()
 
 
 def test_rows_do_not_reach_the_next_test(databases: DatabasePool) -> None:
@@ -142,13 +145,20 @@ def test_a_database_that_a_test_changed_is_thrown_away(databases: DatabasePool, 
 def test_an_open_session_and_its_lock_are_the_error_of_who_left_them(
     databases: DatabasePool, request: pytest.FixtureRequest
 ) -> None:
-    with pytest.raises(AssertionError, match="left behind: session forgotten idle SELECT pg_adv") as error:  # noqa: PT012, SIM117
+    opened = []
+
+    def borrow() -> str:
         with lent_database(databases, request.node) as database:
-            forgotten = psycopg2.connect(database.url, application_name="forgotten")
-            forgotten.autocommit = True
-            forgotten.cursor().execute("SELECT pg_advisory_lock(1)")
+            opened.append(psycopg2.connect(database.url, application_name="forgotten"))
+            opened[0].cursor().execute("SELECT pg_advisory_lock(1)")
+            return database.name
+
+    left = "left behind: session forgotten idle in transaction SELECT pg_advisory_lock"
+    with pytest.raises(AssertionError, match=left) as error:
+        borrow()
     assert request.node.nodeid in str(error.value)
-    again: Database = databases.lend()
-    assert again.name == database.name
+    again = databases.lend()
     assert again.rows("SELECT pg_try_advisory_lock(1) AS free") == [{"free": True}]
     assert databases.take_back(again) == ([], [])
+    with pytest.raises(psycopg2.Error):
+        opened[0].cursor().execute("SELECT")

@@ -103,11 +103,6 @@ class Broker:
     def declare(self) -> None:
         topology.declare_topology(self.channel())
 
-    @property
-    def own_users(self) -> list[str]:
-        """The users that this object made for a test."""
-        return [*self._users]
-
     def close(self) -> None:
         """Close what this object opened, and remove the users that it made for a test."""
         for connection in (*self._connections, *self._idle):

@@ -49,11 +49,10 @@ class VhostPool:
 
     def take_back(self, broker: Broker) -> tuple[list[str], list[str]]:
         """Return what a test left that would disturb others, open connections, and what it changed."""
-        users = [*broker.own_users]
         broker.close()
         still_open = _open_connections(broker)
         left = [f"connection {name}" for name in still_open]
-        left += [f"user {name}" for name in _users(broker) if name not in users]
+        left += [f"user {name}" for name in _remove_users(broker)]
         changed = _differences(self._declared, _declared(broker))
         if changed:
             _mend(broker, self._declared)
@@ -98,9 +97,13 @@ def _open_connections(broker: Broker) -> list[str]:
     return sorted(one["name"] for one in broker.api.call("GET", path))
 
 
-def _users(broker: Broker) -> list[str]:
+def _remove_users(broker: Broker) -> list[str]:
+    """Remove the users that a test made by hand, and return their names."""
     names = [one["name"] for one in broker.api.call("GET", "/users")]
-    return [name for name in names if name.startswith(f"{broker.vhost}-")]
+    left = [name for name in names if name.startswith(f"{broker.vhost}-")]
+    for name in left:
+        broker.api.call("DELETE", f"/users/{name}")
+    return left
 
 
 def _declared(broker: Broker) -> Declared:
