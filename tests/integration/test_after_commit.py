@@ -6,13 +6,13 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from dispatcher import Dispatcher, NotConfirmed, PublishError, after_commit
+from dispatcher import Dispatcher, NotConfirmed, PublishError
 from dispatcher.after_commit import relay_after_commit
 from dispatcher.engine import make_engine
 from dispatcher.message import TaskMessage
@@ -24,7 +24,7 @@ from tests.support.outbox import Arrivals, commit, creates, first_arrivals
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, SOON_S, ends_within, eventually
 
 ELSEWHERE, AWAY = RelayReport(elsewhere=True), RelayReport(broker_away=True)
 
@@ -41,7 +41,7 @@ class SlowPublisher(InMemoryPublisher):
         self, messages: Sequence[TaskMessage], *, timeout_s: float | None = None
     ) -> list[PublishError | None]:
         self.asked.set()
-        assert self.may_confirm.wait(20)
+        assert self.may_confirm.wait(2 * HANG_S)
         return super().publish_tasks(messages, timeout_s=timeout_s)
 
 
@@ -61,9 +61,10 @@ def distant(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
     publisher.close()
 
 
-def timed(call: Callable[[], RelayReport]) -> tuple[RelayReport, float]:
-    began = time.monotonic()
-    return call(), time.monotonic() - began
+#: Seconds that a request may wait for the broker.
+ALLOWED_S = 2.0
+#: Seconds that nothing has to wait for.
+LONG_S = 10 * HANG_S
 
 
 def test_a_broker_that_is_silent_does_not_take_the_reads_with_it(
@@ -71,7 +72,8 @@ def test_a_broker_that_is_silent_does_not_take_the_reads_with_it(
 ) -> None:
     proxy.freeze()
     dispatcher = Dispatcher(proxy.through(broker.url), database=backend)
-    end = time.monotonic() + 8
+    # Longer than it takes to find the broker silent: most requests do not wait for that, nor after it.
+    end = time.monotonic() + 2 * ALLOWED_S
     posts: list[float] = []
     reads: list[float] = []
 
@@ -80,7 +82,7 @@ def test_a_broker_that_is_silent_does_not_take_the_reads_with_it(
         while time.monotonic() < end:
             lab, began = lab + 1, time.monotonic()
             commit(backend, *creates([lab]))
-            dispatcher.relay_outbox(timeout=2.0)
+            dispatcher.relay_outbox(timeout=ALLOWED_S)
             posts.append(time.monotonic() - began)
             time.sleep(0.1)  # a client's own pace
 
@@ -100,9 +102,9 @@ def test_a_broker_that_is_silent_does_not_take_the_reads_with_it(
     posts.sort()
     print(f"reads: {len(reads)}, at worst {max(reads):.2f} s")
     print(f"posts: {len(posts)}, median {posts[len(posts) // 2]:.2f} s, at worst {posts[-1]:.2f} s")
-    assert max(reads) < 1.5
-    assert posts[len(posts) // 2] < 0.5
-    assert posts[-1] < 4
+    assert max(reads) < ALLOWED_S
+    assert posts[len(posts) // 2] < ALLOWED_S / 2
+    assert posts[-1] < SOON_S
     assert database.rows("SELECT count(*) AS n FROM task_outbox") == [{"n": len(posts)}]
 
 
@@ -116,7 +118,7 @@ def test_no_task_is_left_when_all_calls_have_returned(
     def post(client: int) -> None:
         for _ in range(30):
             ids.extend(commit(backend, *creates([client])))
-            reports.append(dispatcher.relay_outbox(timeout=5.0))
+            reports.append(dispatcher.relay_outbox(timeout=HANG_S))
 
     for _ in range(3):  # the end of each round is where one could be forgotten
         with ThreadPoolExecutor(8) as clients:
@@ -132,14 +134,13 @@ def test_a_call_leaves_its_task_to_the_one_under_way(backend: Engine) -> None:
     publisher = SlowPublisher()
     with ThreadPoolExecutor(1) as other:
         mine = commit(backend, *creates([1]))
-        first = other.submit(relay_after_commit, backend, publisher, timeout_s=10)
-        assert publisher.asked.wait(10)
+        first = other.submit(relay_after_commit, backend, publisher, timeout_s=LONG_S)
+        assert publisher.asked.wait(HANG_S)
         yours = commit(backend, *creates([2]))
-        report, took_s = timed(lambda: relay_after_commit(backend, publisher, timeout_s=10))
-        assert report == ELSEWHERE
-        assert took_s < 1
+        with ends_within():
+            assert relay_after_commit(backend, publisher, timeout_s=LONG_S) == ELSEWHERE
         publisher.may_confirm.set()
-        assert first.result(10).published == (*mine, *yours)
+        assert first.result(HANG_S).published == (*mine, *yours)
     assert waiting(backend) == []
 
 
@@ -148,13 +149,13 @@ def test_a_call_whose_time_is_over_still_looks_for_others(backend: Engine) -> No
     with ThreadPoolExecutor(1) as other:
         commit(backend, *creates([1]))
         first = other.submit(relay_after_commit, backend, publisher, timeout_s=1.5)
-        assert publisher.asked.wait(10)
+        assert publisher.asked.wait(HANG_S)
         began = time.monotonic()
         commit(backend, *creates([2]))
         assert relay_after_commit(backend, publisher, timeout_s=0.3) == ELSEWHERE
         eventually(lambda: time.monotonic() - began > 1.6, what="the end of its time")
         publisher.may_confirm.set()
-        assert len(first.result(10).published) == 2
+        assert len(first.result(HANG_S).published) == 2
 
 
 def test_the_next_in_line_takes_over_after_a_batch(
@@ -164,7 +165,8 @@ def test_the_next_in_line_takes_over_after_a_batch(
     publisher = Publisher(broker.settings)
     with ThreadPoolExecutor(6) as threads:
         calls = [
-            threads.submit(relay_after_commit, backend, publisher, timeout_s=10, batch=3) for _ in range(6)
+            threads.submit(relay_after_commit, backend, publisher, timeout_s=HANG_S, batch=3)
+            for _ in range(6)
         ]
         reports = [call.result() for call in calls]
     publisher.close()
@@ -185,17 +187,17 @@ def test_after_an_outage_was_found_calls_return_at_once(
     assert not found.complete
     assert "confirmed nothing" in caplog.text
     ids = commit(backend, *creates([2]))
-    report, took_s = timed(lambda: relay_after_commit(backend, distant, timeout_s=5))
+    with ends_within():
+        report = relay_after_commit(backend, distant, timeout_s=LONG_S)
     assert report == AWAY
     assert not report.complete
-    assert took_s < 0.2
     # Neither the commands and the sweep, nor who has another broker, need to wait.
     assert relay_once(backend, publisher).published == (ids[0],)
     ids = commit(backend, *creates([3]))
     assert relay_after_commit(backend, publisher, timeout_s=5).published == (ids[0],)
     proxy.thaw()
     database.rows("UPDATE task_outbox SET next_attempt_at = now()")
-    eventually(lambda: relay_after_commit(backend, distant, timeout_s=5) != AWAY, after_commit.PAUSE_S + 2)
+    eventually(lambda: relay_after_commit(backend, distant, timeout_s=5) != AWAY)
     assert waiting(backend) == []
 
 
@@ -227,12 +229,12 @@ def test_engines_do_not_wait_for_each_other(engine: Engine, backend: Engine, pub
     slow = SlowPublisher()
     commit(backend, *creates([1]))
     with ThreadPoolExecutor(1) as other:
-        first = other.submit(relay_after_commit, backend, slow, timeout_s=10)
-        assert slow.asked.wait(10)
+        first = other.submit(relay_after_commit, backend, slow, timeout_s=HANG_S)
+        assert slow.asked.wait(HANG_S)
         ids = commit(backend, *creates([2]))
-        assert relay_after_commit(engine, publisher, timeout_s=10).published == tuple(ids)
+        assert relay_after_commit(engine, publisher, timeout_s=HANG_S).published == tuple(ids)
         slow.may_confirm.set()
-        assert first.result(10).complete
+        assert first.result(HANG_S).complete
 
 
 def test_a_child_forked_during_a_relay_does_its_own(database: Database, broker: Broker) -> None:
@@ -240,20 +242,20 @@ def test_a_child_forked_during_a_relay_does_its_own(database: Database, broker: 
     slow = SlowPublisher()
     commit(engine, *creates([1]))
     with ThreadPoolExecutor(1) as other:
-        first = other.submit(relay_after_commit, engine, slow, timeout_s=10)
-        assert slow.asked.wait(10)
+        first = other.submit(relay_after_commit, engine, slow, timeout_s=HANG_S)
+        assert slow.asked.wait(HANG_S)
         commit(engine, *creates([2]))
         child = os.fork()
         if child == 0:  # the child must not run any of pytest's clean-up
             try:
-                report = relay_after_commit(engine, Publisher(broker.settings), timeout_s=10)
+                report = relay_after_commit(engine, Publisher(broker.settings), timeout_s=HANG_S)
                 os._exit(0 if len(report.published) == 1 else 2)
             except BaseException:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         slow.may_confirm.set()
-        assert len(first.result(10).published) == 1
+        assert len(first.result(HANG_S).published) == 1
     assert waiting(engine) == []
     engine.dispose()
 

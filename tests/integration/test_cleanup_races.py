@@ -15,7 +15,7 @@ from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, eventually
 
 
 @pytest.mark.timeout(120)
@@ -24,7 +24,7 @@ def test_cleanups_at_once_publish_one_delete_for_each_lab(
 ) -> None:
     expired = cleaning.add_expired(250)
     running = [containers.start(module="cronjobs cleanup") for _ in range(3)]
-    assert [one.wait(60) for one in running] == [0, 0, 0]
+    assert [one.wait(2 * HANG_S) for one in running] == [0, 0, 0]
     assert sorted(cleaning.deleted()) == expired
     assert cleaning.outbox() == []
     assert database.outcomes() == ["succeeded"] * 3
@@ -43,11 +43,11 @@ def test_a_cleanup_that_is_killed_leaves_neither_tombstone_nor_delete_or_both(
             text("INSERT INTO task_outbox (task_id, task_name) VALUES (:id, 'x')"), {"id": second}
         )
         killed = containers.start(module="cronjobs cleanup")
-        eventually(database.waits, 30, what="the second batch waits")
+        eventually(database.waits, what="the second batch waits")
         killed.popen.send_signal(signal.SIGKILL)
         killed.wait()
         connection.rollback()
-    eventually(lambda: not database.sessions("state = 'idle in transaction'"), 30, what="it is rolled back")
+    eventually(lambda: not database.sessions("state = 'idle in transaction'"), what="it is rolled back")
     tombstones = {
         row["id"] for row in database.rows("SELECT id FROM lab_instances WHERE stop_requested_at IS NOT NULL")
     }

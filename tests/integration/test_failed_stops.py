@@ -18,6 +18,7 @@ from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
+from tests.support.waiting import HANG_S
 
 EVENTS = "test.events"
 
@@ -46,7 +47,7 @@ def test_the_administrator_is_told_of_a_stop_that_failed_for_good(
     for _ in range(2):
         settle(connections, delete)
     assert list(cluster.objects) == [foreign]
-    sweep(connections.labs, Courier(connections.publisher, None), timeout_s=20)
+    sweep(connections.labs, Courier(connections.publisher, None), timeout_s=HANG_S)
     event = broker.take(EVENTS)
     body = json.loads(event.body)
     assert event.routing_key == "lab.stop_failed.admin"

@@ -32,7 +32,7 @@ from jobs.labs import LabStore
 from jobs.periodic import cleanup
 from tests.support.cleaning import Cleaning
 from tests.support.postgres import Database
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, eventually
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_an_extension_behind_a_cleanup_is_told_that_the_lab_is_over(
         with engine.begin() as connection:
             connection.execute(text("UPDATE lab_instances SET stop_requested_at = now()"))
             late = pool.submit(dispatcher.extend_lab, lab, 30)
-            eventually(database.waits, 10, what="the extension waits for the row")
+            eventually(database.waits, what="the extension waits for the row")
         with pytest.raises(LabIsOver, match="its stop was asked for"):
             late.result()
 
@@ -201,15 +201,15 @@ def test_each_lab_is_either_extended_or_ended_never_both(
     begin = threading.Barrier(len(cleanings) + 2)
 
     def clean(one: Cleaning) -> int:
-        begin.wait(30)
+        begin.wait(HANG_S)
         return int(one.run().get("expired", 0))
 
     def extend() -> dict[int, LabTime | NotExtended]:
-        begin.wait(30)
+        begin.wait(HANG_S)
         return {lab: extended(dispatcher, lab) for lab in reversed(expired)}
 
     def stop() -> None:
-        begin.wait(30)
+        begin.wait(HANG_S)
         for lab in stopped:
             labs.request_stop(lab)
 

@@ -16,7 +16,7 @@ from dispatcher.database import VERSION_TABLE, upgrade
 from dispatcher.errors import DispatcherError
 from dispatcher.models import Base
 from tests.support.postgres import Database
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, eventually
 
 
 def test_upgrading_twice_changes_nothing(bare_database: Database) -> None:
@@ -29,7 +29,7 @@ def test_two_upgrades_at_once_both_succeed(bare_database: Database) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(HANG_S)
     assert len(reached) == 2
     assert reached[0] == reached[1] != "none"
 
@@ -74,7 +74,7 @@ def test_an_upgrade_beside_a_platform_at_work_keeps_nobody_waiting_for_long(bare
         eventually(lambda: bare_database.waits(of_the_ledger), what="the upgrade waits for the reader")
         add_run(bare_database, "noop")
         assert reached == []
-    upgrading.join(30)
+    upgrading.join(HANG_S)
     assert reached == ["0005"]
     add_run(bare_database, "succeeded")
     has_id = [row["run_id"] is not None for row in bare_database.ledger()]

@@ -21,7 +21,7 @@ from jobs.ledger import Ending
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, ends_within, eventually
 
 ERROR = PermanentError(Failure.IMAGE_NOT_LOADABLE, "The image is wrong.")
 DONE = Ending("succeeded", result={"n": 1})
@@ -168,7 +168,7 @@ def test_of_a_begin_and_a_cancel_at_once_exactly_one_wins(database: Database, re
         store = LabStore(database.url, application_name="racer")
         begun = []
         for task_id in ids:
-            together.wait(20)
+            together.wait(HANG_S)
             begun.append(store.begin(make_record(7, task_id=task_id)))
         store.close()
         return begun
@@ -176,13 +176,13 @@ def test_of_a_begin_and_a_cancel_at_once_exactly_one_wins(database: Database, re
     def cancel_all() -> list[TaskState]:
         states = []
         for task_id in ids:
-            together.wait(20)
+            together.wait(HANG_S)
             states.append(results.cancel(task_id).state)
         return states
 
     with ThreadPoolExecutor(2) as pool:
         begun, states = pool.submit(begin_all), pool.submit(cancel_all)
-        pairs = set(zip(begun.result(60), states.result(60), strict=True))
+        pairs = set(zip(begun.result(2 * HANG_S), states.result(2 * HANG_S), strict=True))
     assert pairs <= {(True, TaskState.STARTED), (False, TaskState.REVOKED)}
 
 
@@ -196,7 +196,7 @@ def test_of_many_begins_and_cancels_at_once_no_two_contradict_each_other(
         store = LabStore(database.url, application_name="racer")
         said = []
         for task_id in ids:
-            together.wait(20)
+            together.wait(HANG_S)
             said.append("begun" if store.begin(make_record(7, task_id=task_id)) else "not begun")
         store.close()
         return said
@@ -204,13 +204,13 @@ def test_of_many_begins_and_cancels_at_once_no_two_contradict_each_other(
     def cancel_all() -> list[str]:
         said = []
         for task_id in ids:
-            together.wait(20)
+            together.wait(HANG_S)
             said.append(results.cancel(task_id).state.value)
         return said
 
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(work) for work in [begin_all, cancel_all] * 4]
-        answers = [set(said) for said in zip(*(each.result(60) for each in running), strict=True)]
+        answers = [set(said) for said in zip(*(each.result(2 * HANG_S) for each in running), strict=True)]
     assert all(
         said <= {"begun", "not begun", "STARTED"} or said == {"not begun", "REVOKED"} for said in answers
     )
@@ -241,7 +241,7 @@ def test_a_cancel_that_waits_for_a_begin_sees_it_whatever_the_engines_isolation(
         )
 
     labs.transaction(begin_slowly)
-    canceller.join(20)
+    canceller.join(HANG_S)
     assert seen == [TaskState.STARTED]
     engine.dispose()
 
@@ -267,7 +267,7 @@ def test_a_forked_child_uses_the_store_of_its_parent(labs: LabStore, results: Re
     ours = [results.status("t").state.value for _ in range(20)]
     theirs = [queue.get() for _ in children]
     for child in children:
-        child.join(20)
+        child.join(HANG_S)
     assert [ours, *theirs] == [["SUCCESS"] * 20] * 4
     assert [child.exitcode for child in children] == [0, 0, 0]
 
@@ -283,17 +283,17 @@ def test_wait_returns_when_the_task_is_over(database: Database, results: ResultS
 
     thread = threading.Thread(target=run_late)
     thread.start()
-    status = results.wait("t", 20)
-    thread.join(20)
+    status = results.wait("t", HANG_S)
+    thread.join(HANG_S)
     assert (status.state, status.result) == (TaskState.SUCCESS, {"n": 1})
 
 
 def test_wait_gives_up_in_time_and_says_what_it_saw(labs: LabStore, results: ResultStore) -> None:
     labs.begin(make_record(7, task_id="t"))
     started = time.monotonic()
-    with pytest.raises(TaskTimeout, match=r"task t is STARTED after 0\.4 s") as caught:
+    with ends_within(), pytest.raises(TaskTimeout, match=r"task t is STARTED after 0\.4 s") as caught:
         results.wait("t", 0.4)
-    assert 0.4 <= time.monotonic() - started < 2
+    assert time.monotonic() - started >= 0.4
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.status.state is TaskState.STARTED
 

@@ -38,6 +38,7 @@ from tests.support.factories import create_kwargs, make_record, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
+from tests.support.waiting import HANG_S
 
 
 def test_a_try_before_the_last_keeps_the_lab_and_its_objects(
@@ -133,7 +134,7 @@ def test_a_failed_create_that_comes_back_or_is_delivered_twice_stays_a_failure(
     status = ResultStore(database.url).status(create.id)
     assert (status.state, status.error_category) == (TaskState.FAILURE, "PERMANENT_IMAGE_ERROR")
     with pytest.raises(TaskFailed) as caught:
-        celery_app.AsyncResult(create.id).get(timeout=5)
+        celery_app.AsyncResult(create.id).get(timeout=HANG_S)
     assert caught.value.category == "PERMANENT_IMAGE_ERROR"
 
 

@@ -30,7 +30,7 @@ def look(connect: Callable[[], Cluster]) -> tuple[evidence.Sight, float]:
 
 def test_a_silent_api_server_is_a_note(silent: str) -> None:
     sight, took_s = look(lambda: Cluster(ClusterAccess(silent, ca_pem="")))
-    assert took_s < evidence.PATIENCE_S + 0.5
+    assert took_s < 3 * evidence.PATIENCE_S
     assert (sight.pod, sight.answered, [*sight.seen]) == (None, False, ["note"])
     assert "not all could be read" in sight.seen["note"]
 
@@ -44,7 +44,7 @@ def test_a_connection_that_is_not_made_is_a_note() -> None:
 
     sight, took_s = look(connect)
     released.set()
-    assert evidence.PATIENCE_S <= took_s < evidence.PATIENCE_S + 0.5
+    assert evidence.PATIENCE_S <= took_s < 3 * evidence.PATIENCE_S
     assert sight.seen == {"note": "not all could be read: no answer within 2 s"}
 
 

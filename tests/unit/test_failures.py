@@ -107,6 +107,10 @@ def test_a_sentence_has_no_password_and_keeps_the_names_of_images() -> None:
 
 
 def test_what_is_too_long_is_cut_before_it_is_searched_for_secrets() -> None:
-    started = time.process_time()
-    Failure.INTERNAL_ERROR.error(evidence="(a:" * 3_000_000)
-    assert time.process_time() - started < 0.2
+    def seconds(evidence: str) -> float:
+        started = time.process_time()
+        Failure.INTERNAL_ERROR.error(evidence=evidence)
+        return time.process_time() - started
+
+    short, long = "(a:" * 3_000, "(a:" * 3_000_000
+    assert min(seconds(long) for _ in range(3)) < 10 * min(seconds(short) for _ in range(3)) + 0.01

@@ -19,6 +19,7 @@ from jobs.errors import PermanentError, TransientError
 from jobs.lab_objects import LabGone, LabObjects
 from jobs.manifests import LabManifests
 from tests.support.http_server import Answer, Request, Script, ScriptedServer, status_object
+from tests.support.waiting import HANG_S, ends_within
 
 Serve = Callable[[Script], tuple[LabObjects, ScriptedServer]]
 GONE = Answer(410, status_object(410, "Expired", "too old resource version"))
@@ -72,7 +73,7 @@ class Api:
 def test_a_pod_that_becomes_ready_ends_the_wait(serve: Serve) -> None:
     stream = Answer(content=[event("MODIFIED", make_object()), event("MODIFIED", make_object(ready=True))])
     labs, _ = serve(Api([stream], [MISSING]))
-    labs.wait_ready(make_object(), "image", timeout_s=5, meanwhile=lambda: None)
+    labs.wait_ready(make_object(), "image", timeout_s=HANG_S, meanwhile=lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_a_pod_that_becomes_ready_ends_the_wait(serve: Serve) -> None:
 )
 def test_a_watch_that_breaks_is_replaced_by_reading_the_object(serve: Serve, first: Answer) -> None:
     labs, _ = serve(Api([first], [Answer(content=make_object(ready=True))]))
-    labs.wait_ready(make_object(), "image", timeout_s=5, meanwhile=lambda: None)
+    labs.wait_ready(make_object(), "image", timeout_s=HANG_S, meanwhile=lambda: None)
 
 
 @pytest.mark.parametrize("watch", [GONE, Answer(content=[])], ids=["410", "ends at once"])
@@ -96,10 +97,8 @@ def test_a_watch_that_never_works_does_not_hammer_the_api_server(serve: Serve, w
     silent = make_object()
     silent["status"]["containerStatuses"] = [{"state": {"running": {}}}]
     labs, server = serve(Api([watch], [Answer(content=silent)]))
-    started = time.monotonic()
-    with pytest.raises(PermanentError, match="does not answer"):
+    with ends_within(), pytest.raises(PermanentError, match="does not answer"):
         labs.wait_ready(make_object(), "image", timeout_s=1, meanwhile=lambda: None)
-    assert time.monotonic() - started < 3
     assert len(server.requests) <= 12
 
 
@@ -111,12 +110,12 @@ def test_a_program_that_began_late_is_not_said_to_be_silent(serve: Serve) -> Non
     def answer(request: Request) -> Answer:
         if "watch=1" in request.path:
             return GONE
-        return Answer(content=late if time.monotonic() - began > 0.8 else creating)
+        return Answer(content=late if time.monotonic() - began > 1.5 else creating)
 
     labs, _ = serve(answer)
     with pytest.raises(TransientError, match="longer than usual to start") as caught:
-        labs.wait_ready(make_object(), "image", timeout_s=1.2, meanwhile=lambda: None)
-    assert caught.value.evidence == "after 1 s: began to run late"
+        labs.wait_ready(make_object(), "image", timeout_s=2.4, meanwhile=lambda: None)
+    assert caught.value.evidence == "after 2 s: began to run late"
 
 
 @pytest.mark.parametrize(
@@ -133,14 +132,14 @@ def test_a_pod_that_goes_while_it_starts_is_gone(
 ) -> None:
     labs, _ = serve(Api([watch], [Answer(content=read) if read else MISSING]))
     with pytest.raises(LabGone):
-        labs.wait_ready(make_object(), "image", timeout_s=5, meanwhile=lambda: None)
+        labs.wait_ready(make_object(), "image", timeout_s=HANG_S, meanwhile=lambda: None)
 
 
 def test_a_pod_that_is_being_deleted_is_not_ready(serve: Serve) -> None:
     dying = make_object(ready=True, deletionTimestamp="2026-01-01T00:00:00Z")
     labs, _ = serve(Api([Answer(content=[event("DELETED", dying)])], [MISSING]))
     with pytest.raises(LabGone):
-        labs.wait_ready(dying, "image", timeout_s=5, meanwhile=lambda: None)
+        labs.wait_ready(dying, "image", timeout_s=HANG_S, meanwhile=lambda: None)
 
 
 def test_a_program_that_ends_because_its_pod_is_deleted_is_no_failure(serve: Serve) -> None:
@@ -149,7 +148,7 @@ def test_a_program_that_ends_because_its_pod_is_deleted_is_no_failure(serve: Ser
     stream = Answer(content=[event("MODIFIED", dying), event("DELETED", dying)])
     labs, _ = serve(Api([stream], [MISSING]))
     with pytest.raises(LabGone):
-        labs.wait_ready(make_object(), "image", timeout_s=5, meanwhile=lambda: None)
+        labs.wait_ready(make_object(), "image", timeout_s=HANG_S, meanwhile=lambda: None)
 
 
 def test_an_image_that_cannot_be_pulled_fails_at_once(serve: Serve) -> None:
@@ -180,7 +179,7 @@ def test_objects_that_stay_are_named(serve: Serve) -> None:
 
 def test_another_object_of_the_same_name_counts_as_gone(serve: Serve) -> None:
     labs, _ = serve(Api([GONE], [Answer(content=make_object(uid="u2"))]))
-    labs.wait_gone([make_object()], timeout_s=5)
+    labs.wait_gone([make_object()], timeout_s=HANG_S)
 
 
 MANIFESTS = LabManifests(make_object(), make_object("Service"), make_object("NetworkPolicy"))

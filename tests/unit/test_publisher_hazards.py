@@ -6,7 +6,6 @@ import random
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +14,7 @@ from dispatcher import InvalidSettings, NotConfirmed, NotSent
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from tests.support.factories import make_task
+from tests.support.waiting import HANG_S, ends_within
 
 
 @pytest.fixture
@@ -39,15 +39,13 @@ def test_a_host_with_many_silent_addresses_takes_no_longer_than_the_timeout(
     resolve = socket.getaddrinfo
     asked: list[object] = []
 
-    def three_times(host: str, *arguments: object, **options: object) -> list[object]:
+    def twenty_times(host: str, *arguments: object, **options: object) -> list[object]:
         asked.append(host)
-        return [*resolve("127.0.0.1", silent_port, type=socket.SOCK_STREAM)] * 3
+        return [*resolve("127.0.0.1", silent_port, type=socket.SOCK_STREAM)] * 20
 
-    monkeypatch.setattr(socket, "getaddrinfo", three_times)
-    started = time.monotonic()
-    with pytest.raises(NotConfirmed, match="cannot connect: timed out"):
+    monkeypatch.setattr(socket, "getaddrinfo", twenty_times)
+    with ends_within(), pytest.raises(NotConfirmed, match="cannot connect: timed out"):
         Publisher(BrokerSettings("amqp://rabbitmq/")).publish_task(make_task(), timeout_s=1.5)
-    assert time.monotonic() - started < 2.5
     assert asked
 
 
@@ -123,7 +121,7 @@ def test_a_signal_handler_cannot_publish_while_its_thread_does(silent_port: int)
     seen: list[BaseException | None] = []
 
     def ring(*_: object) -> None:
-        seen.extend(publisher.publish_tasks([make_task()], timeout_s=5))
+        seen.extend(publisher.publish_tasks([make_task()], timeout_s=HANG_S))
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, 0.2)

@@ -142,9 +142,9 @@ HOSTILE = [
 @pytest.mark.parametrize("tail", ["", "\n", "\\", '"'])
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_a_hostile_text_takes_no_time(piece: str, tail: str) -> None:
-    # Here each costs at most 0.04 s; a pattern that is quadratic in 64 KiB costs 0.3 s and more.
-    text = piece * (65_536 // len(piece)) + tail
-    assert min(_seconds(text) for _ in range(3)) < 0.15
+    # Of a text of four times the length a pattern that is quadratic needs 16 times as long.
+    short, long = (piece * (length // len(piece)) + tail for length in (16_384, 65_536))
+    assert min(_seconds(long) for _ in range(3)) < 8 * min(_seconds(short) for _ in range(3)) + 0.01
 
 
 def _seconds(text: str) -> float:
