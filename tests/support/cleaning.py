@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dispatcher import topology
@@ -16,6 +16,7 @@ from jobs.periodic.warnings import announce_ends
 from jobs.settlement import publish_delayed
 from tests.support.factories import make_record, make_task
 from tests.support.postgres import Database
+from tests.support.queues import take_all
 from tests.support.rabbitmq import Broker, Message
 from tests.support.store import Bucket
 
@@ -32,9 +33,10 @@ class Cleaning:
     broker: Broker
     bucket: Bucket
 
-    def another(self) -> Cleaning:
-        """Return one with connections of its own, for another thread."""
-        return Cleaning(Connections(self.connections.settings), self.database, self.broker, self.bucket)
+    def another(self, **settings: Any) -> Cleaning:
+        """Return one with connections of its own, for another thread or with other settings."""
+        connections = Connections(replace(self.connections.settings, **settings))
+        return Cleaning(connections, self.database, self.broker, self.bucket)
 
     def close(self) -> None:
         self.connections.labs.close()
@@ -49,10 +51,17 @@ class Cleaning:
         return cleanup.run(context, CleanupTimeoutLabs(dry_run=dry_run, force=force))
 
     def add_expired(self, count: int = 1, **columns: Any) -> list[int]:
-        given = {"status": "RUNNING", "k8s_pod_name": "pod", **columns}
-        labs = [self.database.add_lab(**given) for _ in range(count)]
-        for lab in labs:
-            self.database.expire(lab)
+        given = {"lab_id": 7, "student_id": 42, "status": "RUNNING", "k8s_pod_name": "pod", **columns}
+        marks = ", ".join(["%s"] * len(given))
+        rows = self.database.rows(
+            f"INSERT INTO lab_instances ({', '.join(given)})"
+            f" SELECT {marks} FROM generate_series(1, %s) RETURNING id",
+            *given.values(),
+            count,
+        )
+        labs = sorted(int(row["id"]) for row in rows)
+        past = "UPDATE lab_instances SET expires_at = now() - interval '1 minute' WHERE id = ANY(%s)"
+        self.database.rows(past, labs)
         return labs
 
     def change(self, lab: int, **columns: str) -> None:
@@ -90,8 +99,7 @@ class Cleaning:
         self.database.rows(statement, minutes_ago, lab)
 
     def deletes(self) -> list[Message]:
-        queue = topology.QUEUE_HIGH
-        return [self.broker.take(queue) for _ in range(self.broker.depth(queue))]
+        return take_all(self.broker, topology.QUEUE_HIGH)
 
     def deleted(self) -> list[int]:
         return [lab_of(message) for message in self.deletes()]
