@@ -59,9 +59,8 @@ def test_a_database_in_a_year_that_datetime_does_not_know_ends_nothing(
         "CREATE SCHEMA far; CREATE FUNCTION far.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
         " AS $$ SELECT timestamptz '12026-11-21 10:00:00+00' $$"
     )
-    first = f'ALTER DATABASE "{database.name}" SET search_path = far, pg_catalog, public'
-    database.rows(first)
-    another = cleaning.another()
+    first = f"{database.url}?options=-csearch_path%3Dfar,pg_catalog,public"
+    another = cleaning.another(database_url=first)
     with pytest.raises(PermanentError, match="12026-11-21T10:00:00") as refused:
         another.run()
     another.close()

@@ -20,16 +20,17 @@ from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import DELETE_LAB_POD
 from tests.support.factories import make_task
+from tests.support.queues import full_queue
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually, eventually_equal
+from tests.support.waiting import HANG_S, eventually, eventually_equal
 
 MANY = 3 * WINDOW + 17
 
 
 @pytest.fixture
 def through(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
-    publisher = Publisher(BrokerSettings(proxy.through(broker.url), publish_timeout_s=20))
+    publisher = Publisher(BrokerSettings(proxy.through(broker.url), publish_timeout_s=HANG_S))
     yield publisher
     publisher.close()
 
@@ -42,11 +43,17 @@ def ids_in(broker: Broker, queue: str) -> Counter[str]:
     """Return how often each task id is in the queue, and empty it."""
     found: Counter[str] = Counter()
     channel = broker.channel()
-    while True:
-        method, properties, _ = channel.basic_get(queue, auto_ack=True)
-        if method is None or properties is None:
-            return found
-        found[properties.correlation_id or ""] += 1
+    while left := channel.queue_declare(queue, passive=True).method.message_count:
+        # Not one request for each.
+        for _, properties, _ in channel.consume(queue, auto_ack=True, inactivity_timeout=HANG_S):
+            assert properties is not None, f"{left} more were to come"
+            found[properties.correlation_id or ""] += 1
+            left -= 1
+            if not left:
+                break
+        channel.cancel()
+    channel.connection.close()
+    return found
 
 
 def test_many_tasks_arrive_once_each_and_in_order(broker: Broker, publisher: Publisher) -> None:
@@ -123,16 +130,14 @@ def test_a_task_that_json_cannot_say_does_not_stop_the_others(broker: Broker, pu
 
 
 def test_what_a_full_queue_refuses_is_reported(broker: Broker) -> None:
-    arguments = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
-    broker.channel().queue_declare("full", durable=True, arguments=arguments)
-    broker.channel().queue_bind("full", topology.TASKS_EXCHANGE, "lab.create")
     publisher = Publisher(BrokerSettings(broker.url, publish_timeout_s=3))
 
     def refused() -> list[object]:
         return [error for error in publisher.publish_tasks(make_tasks(200)) if error]
 
-    # How many more than its limit a queue takes depends on when its news reaches the channel.
-    errors = eventually(refused, 60, what="a queue that refuses")
+    with full_queue(broker):
+        # How many more than its limit a queue takes depends on when its news reaches the channel.
+        errors = eventually(refused, 2 * HANG_S, what="a queue that refuses")
     assert all("queue is full or not available" in str(error) for error in errors)
     publisher.close()
 
@@ -148,7 +153,7 @@ def test_threads_that_publish_many_at_once_do_not_mix(broker: Broker, publisher:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(2 * HANG_S)
     assert errors == {n: [None] * 500 for n in range(4)}
     eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 2000)
 
@@ -219,14 +224,14 @@ def test_the_threads_of_a_forked_child_share_one_new_connection(broker: Broker, 
 
         def publish(number: int) -> None:
             start.wait()
-            errors.extend(publisher.publish_tasks([make_task(id=f"child-{number}")], timeout_s=20))
+            errors.extend(publisher.publish_tasks([make_task(id=f"child-{number}")], timeout_s=HANG_S))
 
         sys.setswitchinterval(1e-6)
         threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(HANG_S)
         os._exit(0 if errors == [None] * 8 else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0

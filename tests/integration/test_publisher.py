@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 
 import pytest
 
@@ -12,9 +11,13 @@ from dispatcher.message import decode
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from tests.support.factories import IMAGE, create_kwargs, make_task
+from tests.support.queues import full_queue
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually, eventually_equal
+from tests.support.waiting import HANG_S, ends_within, eventually, eventually_equal
+
+#: Seconds that nothing has to wait for.
+LONG_S = 10 * HANG_S
 
 
 def through(proxy: TcpProxy, broker: Broker, *, timeout_s: float) -> Publisher:
@@ -63,25 +66,20 @@ def test_publishing_to_a_deleted_queue_raises_unroutable_and_works_once_it_is_ba
 
 
 def test_a_missing_exchange_raises_unroutable_at_once(bare_broker: Broker) -> None:
-    publisher = Publisher(bare_broker.settings)
-    started = time.monotonic()
-    with pytest.raises(Unroutable, match=r"autolabs\.tasks"):
+    publisher = Publisher(BrokerSettings(bare_broker.url, publish_timeout_s=LONG_S))
+    with ends_within(), pytest.raises(Unroutable, match=r"autolabs\.tasks"):
         publisher.publish_task(make_task())
-    assert time.monotonic() - started < 2
     publisher.close()
 
 
 def test_a_full_queue_is_not_confirmed(broker: Broker) -> None:
-    arguments = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
-    broker.channel().queue_declare("full", durable=True, arguments=arguments)
-    broker.channel().queue_bind("full", topology.TASKS_EXCHANGE, "lab.create")
     publisher = Publisher(BrokerSettings(broker.url, publish_timeout_s=1))
 
     def fill() -> None:
         for _ in range(20):  # a quorum queue takes a few more than its limit
             publisher.publish_task(make_task())
 
-    with pytest.raises(NotConfirmed, match="within 1 s"):
+    with full_queue(broker), pytest.raises(NotConfirmed, match="within 1 s"):
         fill()
     publisher.close()
 
@@ -94,7 +92,7 @@ def test_a_connection_that_the_broker_closed_is_replaced(broker: Broker, publish
 
 
 def test_a_connection_that_was_cut_is_replaced(broker: Broker, proxy: TcpProxy) -> None:
-    publisher = through(proxy, broker, timeout_s=10)
+    publisher = through(proxy, broker, timeout_s=HANG_S)
     publisher.publish_task(make_task())
     proxy.cut()
     publisher.publish_task(make_task())
@@ -104,7 +102,7 @@ def test_a_connection_that_was_cut_is_replaced(broker: Broker, proxy: TcpProxy) 
 
 
 def test_a_lost_confirm_gives_the_task_twice_under_one_id(broker: Broker, proxy: TcpProxy) -> None:
-    publisher = through(proxy, broker, timeout_s=10)
+    publisher = through(proxy, broker, timeout_s=HANG_S)
     publisher.publish_task(make_task())
     task = make_task()
     seen: list[bytes] = []
@@ -127,10 +125,8 @@ def test_a_dead_port_is_not_confirmed_within_the_timeout(broker: Broker, proxy: 
     publisher = through(proxy, broker, timeout_s=1)
     publisher.publish_task(make_task())
     proxy.close()
-    started = time.monotonic()
-    with pytest.raises(NotConfirmed, match="within 1 s"):
+    with ends_within(), pytest.raises(NotConfirmed, match="within 1 s"):
         publisher.publish_task(make_task())
-    assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected before", "not connected"])
@@ -141,10 +137,8 @@ def test_a_network_that_swallows_everything_is_not_confirmed_within_the_timeout(
     if connected:
         publisher.publish_task(make_task())
     proxy.freeze()
-    started = time.monotonic()
-    with pytest.raises(NotConfirmed, match="within 1 s"):
+    with ends_within(), pytest.raises(NotConfirmed, match="within 1 s"):
         publisher.publish_task(make_task())
-    assert time.monotonic() - started < 4
 
 
 def test_threads_that_wait_for_each_other_keep_their_timeouts(broker: Broker, proxy: TcpProxy) -> None:
@@ -158,14 +152,14 @@ def test_threads_that_wait_for_each_other_keep_their_timeouts(broker: Broker, pr
         except NotConfirmed as exc:
             errors.append(exc)
 
-    started = time.monotonic()
-    threads = [threading.Thread(target=publish) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(errors) == 8
-    assert time.monotonic() - started < 4
+    # One after the other they would take 20 s.
+    threads = [threading.Thread(target=publish) for _ in range(20)]
+    with ends_within():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(HANG_S)
+    assert len(errors) == 20
 
 
 def test_eight_threads_share_one_connection(broker: Broker) -> None:
@@ -179,7 +173,7 @@ def test_eight_threads_share_one_connection(broker: Broker) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(HANG_S)
     assert len(set(ids)) == 80
     eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 80)
 
@@ -236,10 +230,9 @@ def test_a_publish_that_is_interrupted_leaves_no_half_message(broker: Broker, pr
 @pytest.mark.parametrize("wrong", ["user", "vhost"])
 def test_a_refused_login_is_told_at_once(broker: Broker, wrong: str) -> None:
     url = broker.url.replace("://", "://nobody-", 1) if wrong == "user" else f"{broker.url}-nowhere"
-    started = time.monotonic()
-    with pytest.raises(Unroutable, match=r"ACCESS_REFUSED|NOT_ALLOWED") as caught:
-        Publisher(BrokerSettings(url)).publish_task(make_task())
-    assert time.monotonic() - started < 3
+    publisher = Publisher(BrokerSettings(url, publish_timeout_s=LONG_S))
+    with ends_within(), pytest.raises(Unroutable, match=r"ACCESS_REFUSED|NOT_ALLOWED") as caught:
+        publisher.publish_task(make_task())
     assert caught.value.__cause__ is not None
     assert "@" not in str(caught.value)
 

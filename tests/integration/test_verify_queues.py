@@ -25,7 +25,7 @@ from jobs.verify.queues import BrokerAway, Queues
 from tests.support.container import ROOT
 from tests.support.factories import create_kwargs, make_task
 from tests.support.rabbitmq import Broker
-from tests.support.waiting import eventually, eventually_equal
+from tests.support.waiting import HANG_S, eventually, eventually_equal
 
 Walk = Callable[..., list[Message]]
 NORMAL = topology.QUEUE_NORMAL
@@ -226,11 +226,21 @@ def test_what_messages_of_high_priority_hide_is_told_and_all_keep_their_order(
     assert ([one for one in left if one in high], [one for one in left if one in low]) == (high, low)
 
 
-def test_a_full_queue_is_told_and_loses_nothing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def limit(broker: Broker) -> Iterator[Callable[[], None]]:
+    """Let the queue of creates have one message from now on."""
+    path = f"/policies/{broker.vhost}/full"
+    policy = {"pattern": f"^{NORMAL}$", "definition": {"max-length": 1}, "apply-to": "queues"}
+    yield lambda: broker.api.call("PUT", path, policy)
+    broker.api.call("DELETE", path)
+
+
+def test_a_full_queue_is_told_and_loses_nothing(
+    broker: Broker, limit: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(queues, "BATCH", 1)  # what is in our hands does not count for the length
     ids = publish(broker, 3)
-    policy = {"pattern": f"^{NORMAL}$", "definition": {"max-length": 1}, "apply-to": "queues"}
-    broker.api.call("PUT", f"/policies/{broker.vhost}/full", policy)
+    limit()
     slow = BrokerSettings(broker.url, publish_timeout_s=1.0)
     eventually(lambda: _refuses(slow), what="a full queue")
     assert sorted(drain(broker)) == sorted(ids)
@@ -280,7 +290,7 @@ def consumed(broker: Broker) -> Iterator[list[str]]:
     thread.start()
     yield taken
     stop.set()
-    thread.join(20)
+    thread.join(HANG_S)
 
 
 def test_nothing_is_lost_or_doubled_beside_a_consumer_and_a_publisher(
@@ -292,7 +302,7 @@ def test_nothing_is_lost_or_doubled_beside_a_consumer_and_a_publisher(
         assert publisher.publish_tasks(some) == [None] * len(some)
         ids += [task.id for task in some]
         walk()
-    eventually(lambda: len(consumed) >= len(ids), 30, what="everything consumed")
+    eventually(lambda: len(consumed) >= len(ids), what="everything consumed")
     assert sorted(consumed) == sorted(ids)
     assert broker.is_empty(NORMAL)
 
@@ -326,6 +336,6 @@ def test_killed_looks_lose_nothing_and_make_few_copies(
             time.sleep(0.02 * kill)  # at another place of a round each
             assert broker.depth(NORMAL) > 0
             victim.kill()
-    eventually(lambda: set(consumed) >= set(ids), 60, what="everything consumed")
+    eventually(lambda: set(consumed) >= set(ids), 2 * HANG_S, what="everything consumed")
     assert len(consumed) - len(ids) <= kills * queues.BATCH
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)

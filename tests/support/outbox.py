@@ -25,7 +25,8 @@ class Arrivals:
 
     def __init__(self, broker: Broker) -> None:
         self._channel: BlockingChannel = broker.channel()
-        self._channel.queue_declare(ALL, durable=True, arguments={"x-queue-type": "quorum"})
+        # Gone with the connection; the default type of a vhost, quorum, cannot be exclusive.
+        self._channel.queue_declare(ALL, exclusive=True, arguments={"x-queue-type": "classic"})
         self._channel.queue_bind(ALL, topology.TASKS_EXCHANGE, "#")
         self.seen: list[TaskMessage] = []
 
