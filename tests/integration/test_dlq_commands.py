@@ -7,7 +7,8 @@ import os
 import pty
 import re
 import shlex
-import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -17,11 +18,12 @@ from dispatcher import topology
 from dispatcher.message import decode, encode
 from dispatcher.results import ResultStore
 from dispatcher.tasks import CREATE_LAB_POD
-from tests.support.dead_letters import DLQ, ROOT, Answer, Dlq, bury, make_delete, why
+from tests.support.dead_letters import DLQ, ROOT, Dlq, bury, make_delete, why
 from tests.support.factories import create_kwargs, make_task
+from tests.support.in_process import Answer
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
-from tests.support.waiting import eventually_equal
+from tests.support.waiting import HANG_S, eventually_equal
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_the_list_shows_each_message_and_counts_the_causes(dlq: Dlq, broker: Bro
 def test_a_list_needs_no_database(dlq: Dlq, broker: Broker) -> None:
     (task_id,) = bury(broker, make_delete(1))
     for command in (("list",), ("show", task_id)):
-        assert task_id in dlq(*command, DATABASE_URL="").out
+        assert task_id in dlq(*command, environ={"DATABASE_URL": ""}).out
 
 
 def test_one_message_is_shown_with_all_that_is_known(dlq: Dlq, broker: Broker) -> None:
@@ -262,22 +264,37 @@ def test_more_than_one_message_needs_a_yes(dlq: Dlq, broker: Broker) -> None:
         assert dlq("requeue", *wrong).code == 2
 
 
+@contextmanager
+def terminal(typed: bytes) -> Iterator[int]:
+    """A terminal at which somebody has typed this already."""
+    ours, theirs = pty.openpty()
+    os.write(ours, typed)
+    yield theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+ASKED = "discard 2 messages? [y/N]"
+
+
 @pytest.mark.parametrize(("typed", "left"), [(b"y\n", 0), (b"n\n", 2), (b"\n", 2), (b"\x04", 2)])
 def test_on_a_terminal_it_asks(dlq: Dlq, broker: Broker, typed: bytes, left: int) -> None:
     bury(broker, make_delete(1), make_delete(2))
-    ours, theirs = pty.openpty()
-    try:
-        process = dlq.start("discard", "--all", stdin=theirs)
-        os.write(ours, typed)
-        out, _ = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    finally:
-        os.close(ours)
-        os.close(theirs)
-    assert "discard 2 messages? [y/N]" in out
-    assert (process.returncode, broker.depth(DLQ)) == (0 if left == 0 else 1, left)
+    with terminal(typed) as number, os.fdopen(number, closefd=False) as stdin:
+        answer = dlq("discard", "--all", stdin=stdin)
+    assert ASKED in answer.out
+    assert (answer.code, broker.depth(DLQ)) == (0 if left == 0 else 1, left)
+
+
+def test_a_process_of_its_own_says_and_asks_the_same(dlq: Dlq, broker: Broker) -> None:
+    bury(broker, make_delete(1), make_delete(2))
+    assert dlq.process("list") == dlq("list")
+    with terminal(b"y\n") as stdin:
+        process = dlq.start("discard", "--all", stdin=stdin)
+        out, err = process.communicate(timeout=HANG_S)
+    assert (process.returncode, err) == (0, "")
+    assert ASKED in out
+    assert broker.depth(DLQ) == 0
 
 
 def test_an_operator_needs_few_rights(dlq: Dlq, broker: Broker) -> None:
@@ -287,9 +304,11 @@ def test_an_operator_needs_few_rights(dlq: Dlq, broker: Broker) -> None:
         write=r"^(autolabs\.tasks|celery_delayed_27)$",
         read=r"^celery\.dlq$",
     )
-    assert dlq("list", AMQP_URL=url).code == 0
-    assert dlq("requeue", *ids, "--yes", AMQP_URL=url).code == 0
-    without = dlq("list", AMQP_URL=broker.url_of_user(configure="^$", write="^$", read="^celery"))
+    assert dlq("list", environ={"AMQP_URL": url}).code == 0
+    assert dlq("requeue", *ids, "--yes", environ={"AMQP_URL": url}).code == 0
+    without = dlq(
+        "list", environ={"AMQP_URL": broker.url_of_user(configure="^$", write="^$", read="^celery")}
+    )
     assert without.code == 1
     assert "must have configure on autolabs.dlq.lock and read on celery.dlq" in without.err
 
@@ -304,7 +323,7 @@ def test_an_operator_needs_few_rights(dlq: Dlq, broker: Broker) -> None:
 )
 def test_servers_that_are_away_are_a_sentence(dlq: Dlq, broker: Broker, variable: str, url: str) -> None:
     ids = bury(broker, make_delete(1))
-    answer = dlq("requeue", *ids, **{variable: url})
+    answer = dlq("requeue", *ids, environ={variable: url})
     assert (answer.code, answer.out.count("requeued: ")) == (1 if url else 2, 0)
     # Nothing was looked at, so nothing has to be said of what was taken.
     assert "What was not taken" not in answer.err
@@ -316,7 +335,7 @@ def test_servers_that_are_away_are_a_sentence(dlq: Dlq, broker: Broker, variable
 
 def test_a_message_that_is_not_there_is_said_without_a_database(dlq: Dlq) -> None:
     for url in ("", "postgresql://u:hidden@127.0.0.1:1/d"):
-        answer = dlq("show", "no-such-id", DATABASE_URL=url)
+        answer = dlq("show", "no-such-id", environ={"DATABASE_URL": url})
         assert (answer.code, answer.out) == (1, "")
         assert answer.err.startswith("autolabs: nothing in celery.dlq is no-such-id; what was done with it")
         assert "hidden" not in answer.err

@@ -17,7 +17,7 @@ from dispatcher.settings import ServerSettings
 from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
-from tests.support.waiting import eventually, eventually_equal
+from tests.support.waiting import HANG_S, eventually, eventually_equal
 
 SENTENCE = "autolabs: interrupted; what was not taken is in the dead-letter queue\n"
 
@@ -30,7 +30,7 @@ def dlq(broker: Broker, database: Database) -> Dlq:
 def stop(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str, str]:
     process.send_signal(number)
     try:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
     return process.returncode, out, err
@@ -50,7 +50,7 @@ def test_a_list_that_is_interrupted_leaves_the_queue_in_its_order(
 
 
 def test_a_discard_that_is_interrupted_says_what_it_took(dlq: Dlq, broker: Broker) -> None:
-    ids = bury(broker, *(make_delete(lab) for lab in range(1, 1001)))
+    ids = bury(broker, *(make_delete(lab) for lab in range(1, 401)))
     process = dlq.start("discard", "--all", "--yes")
     eventually(lambda: len(dlq.actions()) > 20, what="it is at it")
     code, out, err = stop(process, signal.SIGINT)
@@ -79,7 +79,7 @@ def test_a_message_that_is_at_hand_is_finished_first(dlq: Dlq, broker: Broker) -
     eventually(dlq.database.waits, what="a waiting row")
     process.send_signal(signal.SIGINT)
     blocker.close()
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, err) == (130, SENTENCE)
     assert [row["task_id"] for row in dlq.actions()] == ids[:1]
     assert dlq.ids() == ids[1:]
@@ -91,7 +91,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(dlq: Dlq, broker: Broker) -> 
     os.close(reading)
     process = dlq.start("list", "--limit", "1000", stdout=writing)
     os.close(writing)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, err) == (128 + signal.SIGPIPE, "")
 
 

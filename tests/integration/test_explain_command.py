@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,35 @@ from dispatcher.explain.facts import LabFacts, QueueSight
 from dispatcher.explain.queue import look_at_queue
 from dispatcher.explain.reading import read_lab_facts
 from dispatcher.settings import BrokerSettings
+from tests.support import in_process
 from tests.support.factories import create_kwargs
+from tests.support.in_process import Answer
 from tests.support.outbox import insert_create
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import HANG_S, ends_within
 
 ROOT = Path(__file__).parents[2]
 
 
-def run_command(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run `autolabs explain` as an operator does."""
-    return subprocess.run(
+def run_command(*arguments: object, **environ: str) -> Answer:
+    """Run `autolabs explain` in this process."""
+    return in_process.run_command("explain", *map(str, arguments), environ=environ)
+
+
+def run_process(*arguments: object, **environ: str) -> Answer:
+    """Run it as an operator does."""
+    done = subprocess.run(
         [sys.executable, "-m", "dispatcher", "explain", *map(str, arguments)],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], **environ},
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=2 * HANG_S,
     )
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def awaited_queue(facts: LabFacts) -> str | None:
@@ -62,16 +70,17 @@ def test_the_command_is_a_page_for_people_and_an_object_for_programs(
 ) -> None:
     database.rows("UPDATE lab_instances SET created_at = now() - interval '5 minutes'")
     environ = {"DATABASE_URL": database.url, "AMQP_URL": broker.url}
-    done = run_command(lab, **environ)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"Lab {lab} (lab 7 of student 42) has been PENDING for 5 minutes." in done.stdout
-    page = " ".join(done.stdout.split())
+    done = run_process(lab, **environ)
+    assert (done.code, done.err) == (0, "")
+    assert done == run_command(lab, **environ)
+    assert f"Lab {lab} (lab 7 of student 42) has been PENDING for 5 minutes." in done.out
+    page = " ".join(done.out.split())
     assert "or it was not published (did the backend die between commit and publish?)" in page
     broker.publish("celery.dlq", b"x")
-    page = " ".join(run_command(lab, **environ).stdout.split())
+    page = " ".join(run_command(lab, **environ).out.split())
     assert "it is not in celery.lab_operations; elsewhere 1 message is in celery.dlq" in page
     broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab))
-    found = json.loads(run_command(lab, "--json", **environ).stdout)
+    found = json.loads(run_command(lab, "--json", **environ).out)
     assert found["findings"]["situation"] == "in_queue"
     assert found["facts"]["queue"] == {
         "queue": "celery.lab_operations", "messages": 1, "consumers": 0, "delayed": 0, "dead": 1,
@@ -101,9 +110,9 @@ def test_a_broker_that_does_not_tell_is_no_failure(
 ) -> None:
     url = bare_broker.url if amqp_url.startswith("{") else amqp_url
     done = run_command(lab, DATABASE_URL=database.url, AMQP_URL=url)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "celery.lab_operations was not looked at: " in " ".join(done.stdout.split())
-    assert "hidden" not in done.stdout
+    assert (done.code, done.err) == (0, "")
+    assert "celery.lab_operations was not looked at: " in " ".join(done.out.split())
+    assert "hidden" not in done.out
 
 
 def test_a_look_at_a_queue_counts_what_waits_and_who_takes_it(broker: Broker) -> None:
@@ -138,9 +147,8 @@ def test_a_broker_that_says_nothing_is_not_waited_for(
             return connect(settings, **options)
 
         monkeypatch.setattr(explain_queue, "connect", freeze_around)
-        began = time.monotonic()
-        found = look_at_queue(BrokerSettings(proxy.through(broker.url)), "celery.cleanup")
-    assert time.monotonic() - began < 6
+        with ends_within():
+            found = look_at_queue(BrokerSettings(proxy.through(broker.url)), "celery.cleanup")
     assert (found.messages, bool(found.problem)) == (None, True)
 
 
@@ -155,12 +163,12 @@ def test_without_a_broker_no_queue_is_looked_at(
 
 def test_what_goes_wrong_is_one_sentence(database: Database) -> None:
     away = run_command(1, DATABASE_URL="postgresql://u:hidden@127.0.0.1:1/db")
-    assert away.returncode == 1
-    assert away.stderr.startswith("autolabs: the database did not tell about the lab: ")
-    assert "hidden" not in away.stderr
+    assert away.code == 1
+    assert away.err.startswith("autolabs: the database did not tell about the lab: ")
+    assert "hidden" not in away.err
     unknown = run_command(1, DATABASE_URL=database.url)
-    assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr == "autolabs: lab 1 is not in the database, and no task was ever about it\n"
+    assert (unknown.code, unknown.out) == (1, "")
+    assert unknown.err == "autolabs: lab 1 is not in the database, and no task was ever about it\n"
     wrong = run_command(1, DATABASE_URL=database.url, AMQP_URL="http://x")
-    assert wrong.returncode == 2
-    assert "AMQP_URL: must look like" in wrong.stderr
+    assert wrong.code == 2
+    assert "AMQP_URL: must look like" in wrong.err

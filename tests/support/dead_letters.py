@@ -1,4 +1,4 @@
-"""Dead letters as containers and the broker make them, and `autolabs dlq` as a process of its own."""
+"""Dead letters as containers and the broker make them, and `autolabs dlq`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pika
 
@@ -18,6 +18,7 @@ from dispatcher import topology
 from dispatcher.message import TaskMessage, encode
 from dispatcher.tasks import DELETE_LAB_POD
 from tests.support.factories import make_task
+from tests.support.in_process import Answer, run_command
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 from tests.support.waiting import eventually_equal
@@ -66,23 +67,22 @@ def bury(broker: Broker, *dead: TaskMessage, **changes: Any) -> list[str]:
     return [task.id for task in dead]
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
 @dataclass
 class Dlq:
-    """`autolabs dlq …` against a test's servers."""
+    """`autolabs dlq …` against a test's servers: called in this process, or as one of its own."""
 
     broker: Broker
     database: Database
     environ: dict[str, str] = field(default_factory=dict)
 
-    def __call__(self, *words: str, module: str = "dispatcher", **environ: str) -> Answer:
-        """Run a command to its end."""
+    def __call__(
+        self, *words: str, environ: Mapping[str, str] | None = None, stdin: TextIO | None = None
+    ) -> Answer:
+        """Run a command in this process."""
+        return run_command("dlq", *words, environ=self._environ(environ or {}), stdin=stdin)
+
+    def process(self, *words: str, module: str = "dispatcher", **environ: str) -> Answer:
+        """Run a command in a process of its own."""
         popen = self.start(*words, module=module, environ=environ)
         try:
             out, err = popen.communicate(timeout=90)
@@ -92,6 +92,15 @@ class Dlq:
             raise AssertionError(f"dlq {' '.join(words)} did not end:\n{out}\n{err}") from exc
         return Answer(popen.returncode, out, err)
 
+    def _environ(self, changes: Mapping[str, str]) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "AMQP_URL": self.broker.url,
+            "DATABASE_URL": self.database.url,
+            **self.environ,
+            **changes,
+        }
+
     def start(
         self,
         *words: str,
@@ -100,18 +109,10 @@ class Dlq:
         stdout: int = subprocess.PIPE,
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
-        ours = {
-            "PATH": os.environ["PATH"],
-            "AMQP_URL": self.broker.url,
-            "DATABASE_URL": self.database.url,
-            "PYTHONIOENCODING": "utf-8",
-            **self.environ,
-            **(environ or {}),
-        }
         return subprocess.Popen(
             [sys.executable, "-W", "error", "-m", *module.split(), "dlq", *words],
             cwd=ROOT,
-            env=ours,
+            env={"PYTHONIOENCODING": "utf-8", **self._environ(environ or {})},
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -120,14 +121,14 @@ class Dlq:
 
     def peak_mib(self, *words: str) -> int:
         """Run a command that succeeds; return the most memory it had."""
-        answer = self(*words, module="tests.support.peak_memory")
+        answer = self.process(*words, module="tests.support.peak_memory")
         if answer.code != 0:
             raise AssertionError(answer)
         return int(answer.err.splitlines()[-1])
 
     def killed(self, step: str, *words: str) -> None:
         """Run a command that kills itself at a step of tests.integration.dlq_victim."""
-        answer = self(*words, module="tests.integration.dlq_victim", TEST_STEP=step)
+        answer = self.process(*words, module="tests.integration.dlq_victim", TEST_STEP=step)
         if answer.code != -signal.SIGKILL:
             raise AssertionError(f"{step} was not reached: {answer}")
 
