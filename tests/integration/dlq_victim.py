@@ -1,14 +1,13 @@
 """`autolabs dlq …` that kills itself at a step of its second message; run by test_dlq_kill.py.
 
 The steps are hung into SQLAlchemy, pika, the Publisher and the actions from the outside: nothing in the
-command knows of them. TEST_STEP names one.
+command knows of them.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +77,6 @@ def install(step: str) -> None:
         around(BlockingChannel, "basic_ack", moment)
 
 
-if __name__ == "__main__":
-    install(os.environ["TEST_STEP"])
-    sys.exit(main())
+def die_at(step: str, *words: str) -> int:
+    install(step)
+    return main(["dlq", *words])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,7 +90,7 @@ STEPS = (
 )
 
 
-def main(step: str, batch: int) -> None:
+def die_at(step: str, batch: int) -> None:
     engine = make_engine(os.environ["DATABASE_URL"], application_name="test-victim")
     moment, _, what = step.partition(" ")
     if what in STATEMENTS:
@@ -103,7 +102,3 @@ def main(step: str, batch: int) -> None:
     publisher = DyingPublisher(BrokerSettings(os.environ["AMQP_URL"]), name="test-victim")
     publisher.step = step
     relay_once(engine, publisher, batch=batch)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

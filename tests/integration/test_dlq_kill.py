@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -39,10 +40,12 @@ DISCARD = [step for step in STEPS if "publish" not in step]
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_requeue_killed_at_any_step_loses_nothing(dlq: Dlq, broker: Broker, step: str) -> None:
+def test_a_requeue_killed_at_any_step_loses_nothing(
+    dlq: Dlq, broker: Broker, tmp_path: Path, step: str
+) -> None:
     published, recorded, kept = REQUEUE[step]
     ids = bury(broker, make_delete(1), make_delete(2), make_delete(3))
-    dlq.killed(step, "requeue", "--all", "--yes")
+    dlq.killed(step, "requeue", "--all", "--yes", log=tmp_path / "dlq.log")
     left = ids[1:] if kept else ids[2:]
     eventually_equal(lambda: broker.depth(DLQ), len(left))
     assert dlq.ids() == left
@@ -60,11 +63,11 @@ def test_a_requeue_killed_at_any_step_loses_nothing(dlq: Dlq, broker: Broker, st
 
 @pytest.mark.parametrize("step", DISCARD)
 def test_a_discard_killed_at_any_step_keeps_the_message_in_the_queue_or_the_table(
-    dlq: Dlq, broker: Broker, step: str
+    dlq: Dlq, broker: Broker, tmp_path: Path, step: str
 ) -> None:
     _, recorded, kept = REQUEUE[step]
     ids = bury(broker, make_delete(1), make_delete(2), make_delete(3))
-    dlq.killed(step, "discard", "--all", "--yes")
+    dlq.killed(step, "discard", "--all", "--yes", log=tmp_path / "dlq.log")
     left = ids[1:] if kept else ids[2:]
     eventually_equal(lambda: broker.depth(DLQ), len(left))
     assert [row["task_id"] for row in dlq.actions()] == ids[: 2 if recorded else 1]

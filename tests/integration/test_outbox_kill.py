@@ -5,48 +5,38 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from dispatcher import outbox
+from dispatcher.__main__ import main as autolabs
 from dispatcher.engine import make_engine
 from dispatcher.outbox_relay import relay_once
 from dispatcher.publisher import Publisher
-from tests.integration.outbox_victim import STEPS
+from tests.integration.outbox_victim import STEPS, die_at
 from tests.support.factories import make_payload
+from tests.support.forked import exit_code, forked
 from tests.support.outbox import Arrivals, commit, creates, first_arrivals
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually
-
-ROOT = Path(__file__).parents[2]
+from tests.support.waiting import HANG_S, eventually
 
 
-@contextmanager
-def process(
-    *arguments: str, database: Database, amqp_url: str, log: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    environ = {**os.environ, "DATABASE_URL": database.url, "AMQP_URL": amqp_url}
-    output = log.open("ab") if log else None
-    popen = subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, env=environ, stderr=output)
-    try:
-        yield popen
-    finally:
-        if popen.poll() is None:
-            popen.kill()
-        popen.wait(10)
-        if output is not None:
-            output.close()
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """What the processes of a test write."""
+    return tmp_path / "relay.log"
+
+
+def environ_of(database: Database, amqp_url: str) -> dict[str, str]:
+    return {**os.environ, "DATABASE_URL": database.url, "AMQP_URL": amqp_url}
 
 
 def count(what: str, committed: list[str], rolled_back: list[str], arrivals: Arrivals) -> None:
@@ -93,6 +83,7 @@ def test_killed_at_a_step(
     database: Database,
     publisher: Publisher,
     arrivals: Arrivals,
+    log: Path,
 ) -> None:
     committed, rolled_back = fill(engine)
     if "postponing" in step:
@@ -100,10 +91,8 @@ def test_killed_at_a_step(
     backend = make_engine(database.url, application_name="test-open-transaction")
     with backend.connect() as open_transaction:
         rolled_back.append(outbox.add(open_transaction, make_payload(lab_instance_id=99)))
-        with process(
-            "tests.integration.outbox_victim", step, "10", database=database, amqp_url=broker.url
-        ) as victim:
-            assert victim.wait(30) == -signal.SIGKILL
+        with forked(die_at, step, 10, environ=environ_of(database, broker.url), log=log) as victim:
+            assert exit_code(victim) == -signal.SIGKILL, log.read_text()
         database.rows(REPAIR)
         # PostgreSQL gives the rows free when it notices that the victim is gone.
         eventually(
@@ -118,13 +107,19 @@ def test_killed_at_a_step(
 
 @pytest.mark.parametrize("place", [1, 25, 50], ids=lambda place: f"publish {place} of 60")
 def test_killed_while_its_publishes_are_on_the_way(
-    place: int, engine: Engine, broker: Broker, database: Database, publisher: Publisher, arrivals: Arrivals
+    place: int,
+    engine: Engine,
+    broker: Broker,
+    database: Database,
+    publisher: Publisher,
+    arrivals: Arrivals,
+    log: Path,
 ) -> None:
     committed, rolled_back = fill(engine)
     # Sixty labs, so that one batch has them all.
     database.rows("UPDATE task_outbox SET kwargs = jsonb_set(kwargs, '{lab_instance_id}', to_jsonb(id))")
     with TcpProxy.to(broker.url) as proxy:
-        victims: list[subprocess.Popen[bytes]] = []
+        victims: list[ForkServerProcess] = []
 
         def kill(data: bytes) -> bool:
             if committed[place - 1].encode() in data:
@@ -133,11 +128,9 @@ def test_killed_while_its_publishes_are_on_the_way(
 
         proxy.swallow_answer_to = kill
         url = proxy.through(broker.url)
-        with process(
-            "tests.integration.outbox_victim", "never", "100", database=database, amqp_url=url
-        ) as victim:
+        with forked(die_at, "never", 100, environ=environ_of(database, url), log=log) as victim:
             victims.append(victim)
-            assert victim.wait(30) == -signal.SIGKILL
+            assert exit_code(victim) == -signal.SIGKILL, log.read_text()
     eventually(
         lambda: relay_once(engine, publisher).complete and not database.rows("SELECT 1 FROM task_outbox"),
         what="an empty outbox",
@@ -146,7 +139,7 @@ def test_killed_while_its_publishes_are_on_the_way(
 
 
 def test_killed_at_random_moments_again_and_again(
-    engine: Engine, broker: Broker, database: Database, arrivals: Arrivals, tmp_path: Path
+    engine: Engine, broker: Broker, database: Database, arrivals: Arrivals, log: Path
 ) -> None:
     committed: list[str] = []
     rolled_back: list[str] = []
@@ -161,21 +154,21 @@ def test_killed_at_random_moments_again_and_again(
         done.set()
 
     backend = threading.Thread(target=work)
-    log = tmp_path / "relay.log"
     kills = 0
     chance = random.Random(4)
-    command = ("dispatcher", "outbox", "relay")
+    environ = environ_of(database, broker.url)
+    relay = partial(forked, autolabs, ["outbox", "relay"], environ=environ, log=log)
     while not done.is_set() or kills < 8:
         listening = log.read_bytes().count(b"listening") if log.exists() else 0
-        with process(*command, database=database, amqp_url=broker.url, log=log) as relay:
+        with relay() as process:
             started = partial(has_more, log, listening)
             eventually(started, what="a relay")
             if not backend.is_alive() and not done.is_set():
                 backend.start()
             done.wait(chance.uniform(0.0, 0.4))
-            relay.kill()
+            process.kill()
             kills += 1
-    backend.join(30)
-    with process(*command, database=database, amqp_url=broker.url, log=log):
-        eventually(lambda: not database.rows("SELECT 1 FROM task_outbox"), 30, what="an empty outbox")
+    backend.join(HANG_S)
+    with relay():
+        eventually(lambda: not database.rows("SELECT 1 FROM task_outbox"), what="an empty outbox")
     count(f"killed {kills} times at random", committed, rolled_back, arrivals)

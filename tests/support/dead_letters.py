@@ -17,7 +17,9 @@ import pika
 from dispatcher import topology
 from dispatcher.message import TaskMessage, encode
 from dispatcher.tasks import DELETE_LAB_POD
+from tests.integration.dlq_victim import die_at
 from tests.support.factories import make_task
+from tests.support.forked import exit_code, forked
 from tests.support.in_process import Answer, run_command
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
@@ -126,11 +128,11 @@ class Dlq:
             raise AssertionError(answer)
         return int(answer.err.splitlines()[-1])
 
-    def killed(self, step: str, *words: str) -> None:
+    def killed(self, step: str, *words: str, log: Path) -> None:
         """Run a command that kills itself at a step of tests.integration.dlq_victim."""
-        answer = self.process(*words, module="tests.integration.dlq_victim", TEST_STEP=step)
-        if answer.code != -signal.SIGKILL:
-            raise AssertionError(f"{step} was not reached: {answer}")
+        with forked(die_at, step, *words, environ=self._environ({}), log=log) as victim:
+            if exit_code(victim) != -signal.SIGKILL:
+                raise AssertionError(f"{step} was not reached: {log.read_text()}")
 
     def actions(self) -> list[dict[str, Any]]:
         return self.database.rows("SELECT * FROM dead_letter_actions ORDER BY id")
