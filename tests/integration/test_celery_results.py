@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -30,12 +29,13 @@ from jobs.ledger import Ending
 from jobs.results import ResultWriter
 from jobs.results import redis_url as adapted
 from jobs.settings import ResultSettings
-from tests.support.container import Containers, Process
+from tests.support.container import Containers, Run
+from tests.support.container_here import end_writer
 from tests.support.factories import create_kwargs, make_task
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually, eventually_equal
+from tests.support.waiting import HANG_S, ends_within, eventually, eventually_equal
 
 DONE = Ending("succeeded", result={"n": 1})
 
@@ -55,8 +55,16 @@ def redis(redis_url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def make_writer(redis_url: str) -> Callable[..., ResultWriter]:
-    return lambda url=redis_url, expires_s=60: ResultWriter(ResultSettings(url, expires_s))
+def make_writer(redis_url: str) -> Iterator[Callable[..., ResultWriter]]:
+    made: list[ResultWriter] = []
+
+    def make(url: str = redis_url, expires_s: int = 60) -> ResultWriter:
+        made.append(ResultWriter(ResultSettings(url, expires_s)))
+        return made[-1]
+
+    yield make
+    for writer in made:
+        end_writer(writer)
 
 
 @contextmanager
@@ -73,7 +81,7 @@ def send(app: Celery, name: str, **kwargs: Any) -> AsyncResult:
     return app.send_task(name, kwargs=kwargs)
 
 
-def warnings_of(container: Process) -> list[str]:
+def warnings_of(container: Run) -> list[str]:
     return [line["message"] for line in container.lines() if line.get("action") == "result_missed"]
 
 
@@ -89,7 +97,7 @@ def test_a_task_is_pending_then_started_then_a_success_with_its_result(
         eventually_equal(lambda: found.state, "STARTED")
         assert found.info["pid"] == container.popen.pid
         assert ResultStore(database.url).status(found.id).state == "STARTED"
-    assert found.get(timeout=20) == {"deletes_published": 1, "expired": 1}
+    assert found.get(timeout=HANG_S) == {"deletes_published": 1, "expired": 1}
     assert container.wait() == 0
     assert (found.state, found.successful()) == ("SUCCESS", True)
     assert datetime.now(timezone.utc) - found.date_done < timedelta(minutes=5)
@@ -101,10 +109,10 @@ def test_a_task_is_pending_then_started_then_a_success_with_its_result(
 def test_whoever_waits_is_told_of_the_end(storing: Containers, celery_app: Celery) -> None:
     found = send(celery_app, CLEANUP_TIMEOUT_LABS)
     got: list[Any] = []
-    waiting = threading.Thread(target=lambda: got.append(found.get(timeout=30)))
+    waiting = threading.Thread(target=lambda: got.append(found.get(timeout=HANG_S)))
     waiting.start()
-    storing.run(queue=topology.QUEUE_LOW)
-    waiting.join(30)
+    storing.run_here(queue=topology.QUEUE_LOW)
+    waiting.join(HANG_S)
     assert got == [{"deletes_published": 0}]
 
 
@@ -112,8 +120,8 @@ def test_a_spare_stores_the_result_of_its_task(
     storing: Containers, celery_app: Celery, broker: Broker
 ) -> None:
     container = storing.start(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=60)
-    eventually(lambda: broker.consumers(topology.QUEUE_LOW), 20)
-    assert send(celery_app, CLEANUP_TIMEOUT_LABS).get(timeout=20) == {"deletes_published": 0}
+    eventually(lambda: broker.consumers(topology.QUEUE_LOW))
+    assert send(celery_app, CLEANUP_TIMEOUT_LABS).get(timeout=HANG_S) == {"deletes_published": 0}
     assert container.wait() == 0
     assert warnings_of(container) == []
 
@@ -122,13 +130,13 @@ def test_a_transient_failure_is_a_retry_and_the_last_a_failure(
     storing: Containers, celery_app: Celery, broker: Broker
 ) -> None:
     found = send(celery_app, CREATE_LAB_POD, **create_kwargs(lab_instance_id=4711))
-    storing.run(CELERY_TASK_RETRY_DELAY=0.3, CELERY_TASK_MAX_RETRIES=1)
+    storing.run_here(CELERY_TASK_RETRY_DELAY=0.3, CELERY_TASK_MAX_RETRIES=1)
     assert found.state == "RETRY"
     assert isinstance(found.info, TaskFailed)
     eventually(lambda: broker.depth(topology.QUEUE_NORMAL) == 1)
-    storing.run(CELERY_TASK_MAX_RETRIES=1)
+    storing.run_here(CELERY_TASK_MAX_RETRIES=1)
     with pytest.raises(TaskFailed, match="Lab 4711 is not in the database") as caught:
-        found.get(timeout=5)
+        found.get(timeout=HANG_S)
     assert caught.value.category == "PERMANENT_INVALID_REQUEST"  # no row: lab_unknown
     assert (found.state, found.failed()) == ("FAILURE", True)
 
@@ -137,11 +145,11 @@ def test_a_backend_without_the_dispatcher_gets_an_exception_that_says_the_same(
     storing: Containers, celery_app: Celery, redis_url: str
 ) -> None:
     found = send(celery_app, CREATE_LAB_POD, **create_kwargs(lab_instance_id=1, docker_image="Not An Image"))
-    storing.run()
+    storing.run_here()
     code = (
         "import sys; from celery import Celery\n"
         "app = Celery('x', backend=sys.argv[1])\n"
-        "try: app.AsyncResult(sys.argv[2]).get(timeout=5)\n"
+        "try: app.AsyncResult(sys.argv[2]).get(timeout=30)\n"
         "except Exception as exc: print(type(exc).__name__, exc)\n"
         "assert 'dispatcher' not in sys.modules"
     )
@@ -157,11 +165,11 @@ def test_what_cannot_be_run_is_a_failure(
     task = make_task(name="celery_workers.nope") if broken == "unknown task" else make_task()
     body, how = encode(task)
     broker.publish(topology.QUEUE_NORMAL, b"{" if broken == "no JSON" else body, headers=how["headers"])
-    code, _ = storing.run()
+    code, _ = storing.run_here()
     assert code == 0
     found = celery_app.AsyncResult(task.id)
     with pytest.raises(TaskFailed) as caught:
-        found.get(timeout=5)
+        found.get(timeout=HANG_S)
     assert caught.value.category == "PERMANENT_INVALID_REQUEST"
     assert ResultStore(database.url).status(task.id).error_message == caught.value.message
     assert broker.depth(topology.DEAD_LETTER_QUEUE) == 1
@@ -172,11 +180,11 @@ def test_a_cancelled_task_is_revoked(
 ) -> None:
     found = send(celery_app, CLEANUP_TIMEOUT_LABS)
     assert ResultStore(database.url).cancel(found.id).state == "REVOKED"
-    code, container = storing.run(queue=topology.QUEUE_LOW)
+    code, container = storing.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     assert "revoked" in container.actions()
     with pytest.raises(TaskRevokedError, match=r"The task was cancelled\."):
-        found.get(timeout=5)
+        found.get(timeout=HANG_S)
     assert found.state == "REVOKED"
     assert database.outcomes() == ["revoked"]
     assert broker.is_empty(*topology.BINDINGS, topology.DEAD_LETTER_QUEUE)
@@ -188,7 +196,7 @@ def test_an_expired_task_is_revoked(
     task = make_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}, expires=datetime.now(timezone.utc) - timedelta(1))
     body, how = encode(task)
     broker.publish(topology.QUEUE_LOW, body, headers=how["headers"])
-    storing.run(queue=topology.QUEUE_LOW)
+    storing.run_here(queue=topology.QUEUE_LOW)
     assert celery_app.AsyncResult(task.id).state == "REVOKED"
     assert database.outcomes() == ["revoked"]
     assert broker.is_empty(*topology.BINDINGS, topology.DEAD_LETTER_QUEUE)
@@ -201,7 +209,7 @@ def test_a_sender_who_wants_no_result_gets_none(
     task = make_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}, ignore_result=True)
     body, how = encode(task)
     broker.publish(topology.QUEUE_LOW, b"{" if broken else body, headers=how["headers"])
-    storing.run(queue=topology.QUEUE_LOW)
+    storing.run_here(queue=topology.QUEUE_LOW)
     assert redis.get(key_of(task.id)) is None
     assert database.outcomes() == (["dead_lettered"] if broken else ["succeeded"])
 
@@ -219,7 +227,7 @@ def test_trouble_with_redis_costs_a_warning_and_little_time(
             url = "redis://:hidden@127.0.0.1:1/0"
         else:
             url = redis_url.replace("redis://:", "redis://:hidden")
-        code, container = storing.run(queue=topology.QUEUE_LOW, CELERY_RESULT_BACKEND=url)
+        code, container = storing.run_here(queue=topology.QUEUE_LOW, CELERY_RESULT_BACKEND=url)
     assert code == 0
     assert database.outcomes() == ["succeeded"]
     assert broker.is_empty(topology.QUEUE_LOW)
@@ -229,15 +237,15 @@ def test_trouble_with_redis_costs_a_warning_and_little_time(
         line["action"]: datetime.fromisoformat(line["ts"]) for line in container.lines() if "action" in line
     }
     after = (datetime.fromisoformat(container.lines()[-1]["ts"]) - ts["done"]).total_seconds()
-    assert after < results_module.PATIENCE_S + 0.5
+    assert after < 5 * results_module.PATIENCE_S
 
 
 def test_a_result_that_was_not_stored_does_not_run_the_task_again(
     storing: Containers, celery_app: Celery, database: Database
 ) -> None:
     send(celery_app, CLEANUP_TIMEOUT_LABS)
-    storing.run(queue=topology.QUEUE_LOW, CELERY_RESULT_BACKEND="redis://127.0.0.1:1/0")
-    code, container = storing.run(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=0.5)
+    storing.run_here(queue=topology.QUEUE_LOW, CELERY_RESULT_BACKEND="redis://127.0.0.1:1/0")
+    code, container = storing.run_here(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=0.5)
     assert (code, container.actions()[-1]) == (0, "idle")
     assert database.outcomes() == ["succeeded"]
 
@@ -298,13 +306,13 @@ def test_a_connection_that_died_of_idleness_is_replaced(
 
 
 def test_warming_up_does_not_wait_for_a_redis_that_does_not_answer(
-    make_writer: Callable[..., ResultWriter], redis_url: str
+    make_writer: Callable[..., ResultWriter], redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(results_module, "_TIMEOUT_S", HANG_S)
     with TcpProxy.to(redis_url) as proxy:
         proxy.freeze()
-        started = time.monotonic()
-        make_writer(proxy.through(redis_url)).warm()
-        assert time.monotonic() - started < 0.5
+        with ends_within():
+            make_writer(proxy.through(redis_url)).warm()
 
 
 def test_the_url_of_celery_is_understood() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +17,7 @@ from tests.support.factories import create_kwargs
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually, eventually_equal
+from tests.support.waiting import HANG_S, ends_within, eventually, eventually_equal
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def test_a_cleanup_is_run_recorded_and_acknowledged(
 
 def test_exactly_one_message_is_taken(containers: Containers, broker: Broker, database: Database) -> None:
     first, second = publish_cleanup(broker), publish_cleanup(broker)
-    code, _ = containers.run(queue=topology.QUEUE_LOW)
+    code, _ = containers.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     eventually_equal(lambda: broker.depth(topology.QUEUE_LOW), 1)
     left = broker.take(topology.QUEUE_LOW)
@@ -78,7 +77,7 @@ def test_while_a_message_is_held_the_port_is_bound_and_the_next_message_stays(
 ) -> None:
     url = slow_database.through(database.url)
     container = containers.start(queue=topology.QUEUE_LOW, DATABASE_URL=url, CLAIM_WAIT_S=60)
-    eventually(lambda: broker.consumers(topology.QUEUE_LOW), 20)
+    eventually(lambda: broker.consumers(topology.QUEUE_LOW))
     assert not container.is_ready()
     publish_cleanup(broker)
     container.wait_for_action("claimed")
@@ -93,9 +92,9 @@ def test_while_a_message_is_held_the_port_is_bound_and_the_next_message_stays(
 
 def test_sigterm_while_waiting_ends_a_spare(containers: Containers, broker: Broker) -> None:
     container = containers.start(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=300)
-    eventually(lambda: broker.consumers(topology.QUEUE_LOW), 20)
+    eventually(lambda: broker.consumers(topology.QUEUE_LOW))
     container.terminate()
-    assert container.wait(5) == 0
+    assert container.wait() == 0
     publish_cleanup(broker)
     assert broker.depth(topology.QUEUE_LOW) == 1
 
@@ -107,7 +106,7 @@ def test_sigterm_while_working_gives_the_message_back(
     container = containers.start(queue=topology.QUEUE_LOW, DATABASE_URL=slow_database.through(database.url))
     container.wait_for_action("claimed")
     container.terminate()
-    assert container.wait(5) == 143
+    assert container.wait() == 143
     message = broker.take(topology.QUEUE_LOW)
     assert (message.headers["id"], message.redelivered) == (task_id, True)
 
@@ -119,7 +118,7 @@ def test_a_container_that_is_killed_leaves_its_message_to_the_next(
     container = containers.start(queue=topology.QUEUE_LOW, DATABASE_URL=slow_database.through(database.url))
     container.wait_for_action("claimed")
     container.end()
-    code, _ = containers.run(queue=topology.QUEUE_LOW)
+    code, _ = containers.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     (run,) = database.ledger()
     assert (run["task_id"], run["redelivered"], run["outcome"]) == (task_id, True, "succeeded")
@@ -141,7 +140,7 @@ def test_a_broker_connection_lost_while_working_does_not_lose_the_task(
         assert container.wait() == 0
     assert "channel_lost" in container.actions()
     assert database.outcomes() == ["succeeded"]
-    code, _ = containers.run(queue=topology.QUEUE_LOW)
+    code, _ = containers.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     assert database.outcomes() == ["succeeded", "succeeded"]
     assert broker.is_empty()
@@ -149,12 +148,12 @@ def test_a_broker_connection_lost_while_working_does_not_lose_the_task(
 
 def test_a_missing_queue_is_a_broker_that_cannot_be_used(containers: Containers, broker: Broker) -> None:
     broker.channel().queue_delete(topology.QUEUE_NORMAL)
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 69
 
 
 def test_wrong_settings_have_their_own_exit_code_and_are_listed(containers: Containers) -> None:
-    code, container = containers.run(READY_PORT="http", LOG_LEVEL="LOUD", S3_ENDPOINT="")
+    code, container = containers.run_here(READY_PORT="http", LOG_LEVEL="LOUD", S3_ENDPOINT="")
     assert code == 78
     (line,) = container.lines()
     assert all(name in line["message"] for name in ("READY_PORT", "LOG_LEVEL", "S3_ENDPOINT"))
@@ -163,7 +162,7 @@ def test_wrong_settings_have_their_own_exit_code_and_are_listed(containers: Cont
 def test_a_readiness_port_in_use_gives_the_message_back(containers: Containers, broker: Broker) -> None:
     publish_cleanup(broker)
     with socket.create_server(("", 0)) as taken:
-        code, container = containers.run(queue=topology.QUEUE_LOW, READY_PORT=taken.getsockname()[1])
+        code, container = containers.run_here(queue=topology.QUEUE_LOW, READY_PORT=taken.getsockname()[1])
     assert code == 75
     assert "Traceback" not in str([line for line in container.lines() if line["action"] == "not JSON"])
     assert broker.depth(topology.QUEUE_LOW) == 1
@@ -178,7 +177,7 @@ def test_a_create_is_served_from_any_queue(
     broker.publish(
         topology.QUEUE_LOW, message.body, headers=message.headers, content_encoding=sent.content_encoding
     )
-    code, _ = containers.run(queue=topology.QUEUE_LOW)
+    code, _ = containers.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     assert [run["task_id"] for run in database.ledger()] == [task_id]
 
@@ -191,13 +190,11 @@ def test_a_settlement_that_is_not_answered_is_lost_in_good_time(
     with TcpProxy.to(broker.url) as cable:
         connection = connect(BrokerSettings(cable.through(broker.url)), name="test")
         taker = consumer.Consumer(connection, topology.QUEUE_LOW)
-        delivery = taker.claim(wait_s=5, stop=threading.Event(), on_waiting=lambda: None)
+        delivery = taker.claim(wait_s=HANG_S, stop=threading.Event(), on_waiting=lambda: None)
         assert delivery is not None
         cable.freeze()
-        started = time.monotonic()
-        with pytest.raises(consumer.ChannelLost):
+        with ends_within(), pytest.raises(consumer.ChannelLost):
             taker.acknowledge(delivery)
-        assert time.monotonic() - started < 3
     assert broker.take(topology.QUEUE_LOW).headers["id"] == task_id
 
 
@@ -206,7 +203,7 @@ def test_a_database_that_refuses_the_ledger_sends_the_message_to_the_dead_letter
 ) -> None:
     database.rows("DROP TABLE task_ledger")
     publish_cleanup(broker)
-    code, container = containers.run(queue=topology.QUEUE_LOW)
+    code, container = containers.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     assert broker.is_empty(topology.QUEUE_LOW)
     dead = broker.take(topology.DEAD_LETTER_QUEUE)
@@ -217,7 +214,8 @@ def test_a_database_that_refuses_the_ledger_sends_the_message_to_the_dead_letter
 
 def test_of_more_containers_than_spares_those_too_many_leave(containers: Containers, broker: Broker) -> None:
     def start() -> None:
-        containers.start(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=300, SPARES=2)
+        environ = {"CLAIM_WAIT_S": 300, "SPARES": 2}
+        containers.start(module="tests.support.hasty_job", queue=topology.QUEUE_LOW, **environ)
 
     def left() -> list[int]:
         return [code for process in containers.started if (code := process.popen.poll()) is not None]
@@ -225,9 +223,9 @@ def test_of_more_containers_than_spares_those_too_many_leave(containers: Contain
     # On a busy machine the first may leave before the last is there; in the end it is the same.
     for _ in range(4):
         start()
-    eventually(lambda: len(left()) == 2, 60, what="two of four have left")
+    eventually(lambda: len(left()) == 2, what="two of four have left")
     # Those that stayed look again meanwhile.
     start()
-    eventually(lambda: len(left()) == 3, 40, what="one of three has left")
+    eventually(lambda: len(left()) == 3, what="one of three has left")
     assert left() == [0, 0, 0]
     assert broker.consumers(topology.QUEUE_LOW) == 2

@@ -39,7 +39,7 @@ def test_what_the_broker_finds_expired_is_settled_by_a_container(
     assert broker.take(topology.DEAD_LETTER_QUEUE).headers["id"] == task_id
     containers.start(queue=topology.QUEUE_LOW)
     # Its objects could not be looked for: no cluster answers here, so the task itself comes back.
-    eventually(lambda: database.lab(lab)["status"] == "FAILED", 30, what="the lab is FAILED")
+    eventually(lambda: database.lab(lab)["status"] == "FAILED", what="the lab is FAILED")
     row = database.lab(lab)
     assert "ran out" in row["error_message"]
     assert database.ledger()[-1]["outcome"] == "revoked"
@@ -54,7 +54,7 @@ def test_a_dead_letter_of_a_task_that_had_expired_stays_dead(
     expired = broker.take(topology.QUEUE_LOW)
     broker.take(topology.DEAD_LETTER_QUEUE)
     broker.publish(topology.QUEUE_LOW, b"no JSON any more", headers=expired.headers)
-    code, _ = containers.run(queue=topology.QUEUE_LOW)
+    code, _ = containers.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     dead = broker.take(topology.DEAD_LETTER_QUEUE)
     assert "not JSON" in dead.headers["x-autolabs-reason"]

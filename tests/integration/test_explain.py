@@ -96,7 +96,7 @@ def test_a_killed_container_and_the_one_that_took_over_are_told_apart(
     code, _ = containers.run(module="tests.support.faulty_job", TEST_FAULT="kill:begun")
     assert code == -9
     assert read(lab).situation == "at_work"  # nobody can know yet
-    containers.run(JOB_NAME="job-2")
+    containers.run_here(JOB_NAME="job-2")
     found = read(lab)
     assert (found.situation, found.who.value) == ("failed", "administrator")
     killed, last = (entry.text for entry in found.timeline[1:3])

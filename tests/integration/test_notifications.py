@@ -32,6 +32,7 @@ from tests.support.notifying import (
     webhook_environ,
 )
 from tests.support.postgres import Database
+from tests.support.waiting import HANG_S
 from tests.support.webhook import SECRET
 
 
@@ -40,7 +41,7 @@ def test_a_container_tells_after_the_acknowledgement(
 ) -> None:
     platform.bind_events("lab.failed.teacher")
     task_id = publish_failing(platform.broker, lab)
-    code, container = containers.run(**webhook_environ(platform.webhook))
+    code, container = containers.run_here(**webhook_environ(platform.webhook))
     assert code == 0
     event = platform.broker.take(EVENTS)
     body = json.loads(event.body)
@@ -71,7 +72,7 @@ def test_nobody_bound_and_no_webhook_is_delivered_too(
     platform: Platform, containers: Containers, bucket: object, lab: int
 ) -> None:
     publish_failing(platform.broker, lab)
-    assert containers.run()[0] == 0
+    assert containers.run_here()[0] == 0
     assert platform.is_done()
     assert platform.webhook.calls == []
 
@@ -98,7 +99,7 @@ def test_the_sweep_tells_what_a_killed_container_could_not(
     assert platform.broker.depth(EVENTS) == 1
     assert platform.is_done()
     # What was not acknowledged comes again, and tells nobody twice.
-    assert containers.run(CLAIM_WAIT_S=1, **environ)[0] == 0
+    assert containers.run_here(CLAIM_WAIT_S=1, **environ)[0] == 0
     assert (len(platform.webhook.calls), platform.broker.depth(EVENTS)) == (1, 1)
 
 
@@ -234,7 +235,7 @@ def test_it_is_tried_ever_less_often_and_for_a_day(
     platform: Platform, publisher: Publisher, labs: LabStore, lab: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def sweep_once() -> tuple[int, int]:
-        return sweep(labs, make_courier(publisher, platform.webhook), timeout_s=20)
+        return sweep(labs, make_courier(publisher, platform.webhook), timeout_s=HANG_S)
 
     platform.add_notification(lab)
     platform.webhook.answer = PROBLEMS["500"]
@@ -264,7 +265,7 @@ def test_two_sweeps_at_once_deliver_each_once(
         platform.add_notification(lab)
     environ = webhook_environ(platform.webhook)
     both = [containers.start(module="cronjobs outbox", **environ) for _ in range(2)]
-    assert [process.wait(40) for process in both] == [0, 0]
+    assert [process.wait(2 * HANG_S) for process in both] == [0, 0]
     told = sorted(body["lab_instance_id"] for body in platform.webhook.bodies())
     assert told == labs
     assert platform.broker.depth(EVENTS) == 40

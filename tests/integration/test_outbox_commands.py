@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+import jobs.database
 from cronjobs.__main__ import main as cron
 from dispatcher import topology
 from dispatcher.__main__ import main as autolabs
 from tests.support.outbox import Arrivals, commit, creates
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, eventually
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "amqp://user:hidden@127.0.0.1:1/"
@@ -28,6 +29,7 @@ NOWHERE = "amqp://user:hidden@127.0.0.1:1/"
 def environment(broker: Broker, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMQP_URL", broker.url)
     monkeypatch.setenv("AMQP_PUBLISH_TIMEOUT_S", "1")
+    monkeypatch.setattr(jobs.database, "BLIP_S", 0.2)
     monkeypatch.setenv("DATABASE_URL", database.url)
 
 
@@ -142,11 +144,11 @@ def test_the_relay_runs_until_it_is_told_to_stop(
         ids = commit(engine, *creates([1]))
         eventually(lambda: not database.rows("SELECT 1 FROM task_outbox"), what="an empty outbox")
         relay.send_signal(signal.SIGTERM)
-        assert relay.wait(5) == 0
+        assert relay.wait(HANG_S) == 0
     finally:
         if relay.poll() is None:
             relay.kill()
-        relay.wait(5)
+        relay.wait(HANG_S)
     assert arrivals.ids() == ids
     assert "published 1" in log.read_text()
     assert "Traceback" not in log.read_text()

@@ -107,7 +107,7 @@ def test_poison_ends_in_the_dead_letter_queue_with_the_reason(
 ) -> None:
     body, headers, properties, reason = POISON[name]
     broker.publish(topology.QUEUE_NORMAL, body, headers=headers, **properties)
-    code, container = containers.run(JOB_NAME="job-1")
+    code, container = containers.run_here(JOB_NAME="job-1")
     assert code == 0
     assert "dead_lettered" in container.actions()
     message = broker.take(topology.DEAD_LETTER_QUEUE)
@@ -132,7 +132,7 @@ def test_an_unusable_task_leaves_a_ledger_row(
 ) -> None:
     body, headers, _, _ = POISON[name]
     broker.publish(topology.QUEUE_NORMAL, body, headers=headers)
-    containers.run()
+    containers.run_here()
     (run,) = database.ledger()
     assert (run["task_id"], run["outcome"], run["error_category"]) == (
         HEADERS["id"],
@@ -151,7 +151,7 @@ def test_no_header_of_any_kind_and_length_fills_the_log_or_the_ledger(
 ) -> None:
     headers = {**HEADERS, "task": "celery_workers.nope", key: value}
     broker.publish(topology.QUEUE_NORMAL, BODY, headers=headers)
-    code, container = containers.run()
+    code, container = containers.run_here()
     assert code == 0
     assert max(map(len, container.log.read_text().splitlines())) < 2000
     assert len(json.dumps(database.ledger(), default=str)) < 3000
@@ -164,7 +164,7 @@ def test_a_message_that_cannot_be_read_is_a_failure_of_the_id_it_names(
     containers: Containers, broker: Broker, database: Database, task: Any
 ) -> None:
     broker.publish(topology.QUEUE_NORMAL, b"{", headers={**HEADERS, "task": task, "retries": "x"})
-    containers.run(JOB_NAME="job-1")
+    containers.run_here(JOB_NAME="job-1")
     (run,) = database.ledger()
     assert (run["task_id"], run["outcome"], run["error_category"]) == (
         HEADERS["id"],
@@ -180,7 +180,7 @@ def test_a_database_that_is_away_keeps_nothing_unreadable_out_of_the_dead_letter
     containers: Containers, broker: Broker
 ) -> None:
     broker.publish(topology.QUEUE_NORMAL, b"{", headers=HEADERS)
-    code, container = containers.run(DATABASE_URL="postgresql://u@127.0.0.1:1/db")
+    code, container = containers.run_here(DATABASE_URL="postgresql://u@127.0.0.1:1/db")
     assert code == 0
     assert "ledger_missed" in container.actions()
     assert broker.take(topology.DEAD_LETTER_QUEUE).body == b"{"
@@ -188,14 +188,15 @@ def test_a_database_that_is_away_keeps_nothing_unreadable_out_of_the_dead_letter
 
 
 def test_servers_that_stay_away_lose_no_message(containers: Containers, broker: Broker) -> None:
-    # Side by side, because each waits its time for the server to come back.
     broker.publish(topology.QUEUE_NORMAL, BODY, headers={**HEADERS, "task": "celery_workers.nope"})
     cleanup_id = broker.publish_task(name=CLEANUP_TIMEOUT_LABS, kwargs={})
     away = "postgresql://u@127.0.0.1:1/db"
-    no_broker = containers.start(AMQP_URL="amqp://u:hidden@127.0.0.1:1/")
-    unknown = containers.start(DATABASE_URL=away)
-    cleanup = containers.start(queue=topology.QUEUE_LOW, DATABASE_URL=away, CELERY_TASK_RETRY_DELAY=60)
-    assert [container.wait() for container in (no_broker, unknown, cleanup)] == [69, 0, 0]
+    code, no_broker = containers.run_here(AMQP_URL="amqp://u:hidden@127.0.0.1:1/")
+    assert code == 69
+    assert containers.run_here(DATABASE_URL=away)[0] == 0
+    assert (
+        containers.run_here(queue=topology.QUEUE_LOW, DATABASE_URL=away, CELERY_TASK_RETRY_DELAY=60)[0] == 0
+    )
     assert no_broker.actions()[-1] == "broker_unavailable"
     assert "hidden" not in no_broker.log.read_text()
     assert "is unknown" in broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-reason"]
@@ -207,7 +208,7 @@ def test_a_create_with_bad_arguments_fails_its_lab(
 ) -> None:
     lab = database.add_lab()
     broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab, docker_image="Not An Image"))
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 0
     row = database.lab(lab)
     assert (row["status"], row["error_category"]) == ("FAILED", INVALID)
@@ -222,7 +223,7 @@ def test_a_create_with_a_follow_up_fails_its_lab_if_nobody_else_started_it(
     lab = database.add_lab(status=status)
     follow_up = [{"task": "x.follow_up", "args": []}]
     task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab), unsupported={"chain": follow_up})
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 0
     message = broker.take(topology.DEAD_LETTER_QUEUE)
     assert message.headers["id"] == task_id
@@ -243,7 +244,7 @@ def test_a_follow_up_of_a_task_for_later_is_refused_at_once_and_kept(
     follow_up = [{"task": "x.follow_up"}]
     eta = datetime.now(timezone.utc) + timedelta(hours=5)
     broker.publish_task(eta=eta, unsupported={"chain": follow_up})
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 0
     assert json.loads(broker.take(topology.DEAD_LETTER_QUEUE).body)[2]["chain"] == follow_up
 
@@ -258,7 +259,7 @@ def test_a_job_may_write_what_it_writes_with_the_rights_it_is_given(
     retried = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
     broker.publish(topology.QUEUE_LOW, b"no task")
     queues = (topology.QUEUE_NORMAL, topology.QUEUE_LOW)
-    assert [containers.run(queue=queue, CELERY_TASK_RETRY_DELAY=60)[0] for queue in queues] == [0, 0]
+    assert [containers.run_here(queue=queue, CELERY_TASK_RETRY_DELAY=60)[0] for queue in queues] == [0, 0]
     assert broker.take_delayed().headers["id"] == retried
     assert broker.take(topology.DEAD_LETTER_QUEUE).body == b"no task"
 
@@ -271,7 +272,7 @@ def test_a_dead_letter_that_came_over_the_ladder_tells_its_plain_routing_key(
     routing_key = ladder.delayed_routing_key(1, "lab.create")
     channel.basic_publish(ladder.ENTRY_EXCHANGE, routing_key, b"no JSON", sent)
     eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 1)
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 0
     message = broker.take(topology.DEAD_LETTER_QUEUE)
     assert message.headers["x-autolabs-routing-key"] == message.routing_key == "lab.create"
@@ -285,7 +286,7 @@ def test_a_routing_key_that_is_no_text_keeps_nothing_out_of_the_dead_letter_queu
     sent = pika.BasicProperties(headers=HEADERS, content_type="application/json")
     broker.channel().basic_publish(ladder.DELIVERY_EXCHANGE, routing_key, b"no JSON", sent)
     eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 1)
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 0
     assert broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-routing-key"] == ".lab.create"
 
@@ -304,6 +305,6 @@ def test_a_header_that_the_library_cannot_read_costs_no_container_its_connection
     monkeypatch.setattr(pika.data, "encode_value", encode_year_146_billion)
     broker.publish(topology.QUEUE_NORMAL, BODY, headers={**HEADERS, "x": "far future"})
     monkeypatch.undo()
-    code, container = containers.run()
+    code, container = containers.run_here()
     assert code == 0, container.actions()
     assert broker.is_empty()

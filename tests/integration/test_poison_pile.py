@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import pika
 import psycopg2
 import pytest
 
@@ -16,18 +17,23 @@ from jobs.consumer import Consumer, Delivery
 from tests.integration.test_poison import POISON
 from tests.support.container import Containers
 from tests.support.postgres import Database
+from tests.support.queues import take_all
 from tests.support.rabbitmq import Broker
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_equal
 
 #: Messages of each kind.
 COPIES = 10
 
 
 def pile_up(broker: Broker, *, copies: int) -> list[bytes]:
+    channel = broker.channel()
+    channel.confirm_delivery()
     sent = []
     for body, headers, properties, _ in list(POISON.values()) * copies:
-        broker.publish(topology.QUEUE_LOW, body, headers=headers, **properties)
+        how = {"content_type": "application/json", **properties}
+        channel.basic_publish("", topology.QUEUE_LOW, body, pika.BasicProperties(headers=headers, **how))
         sent.append(body)
+    channel.connection.close()
     return sent
 
 
@@ -39,7 +45,7 @@ def test_one_container_puts_a_pile_aside_and_performs_the_task_behind_it(
     code, container = containers.run(queue=topology.QUEUE_LOW, CLAIM_WAIT_S=60)
     assert code == 0
     assert broker.depth(topology.DEAD_LETTER_QUEUE) == len(sent) >= 200
-    kept = Counter(broker.take(topology.DEAD_LETTER_QUEUE).body for _ in sent)
+    kept = Counter(message.body for message in take_all(broker, topology.DEAD_LETTER_QUEUE))
     assert kept == Counter(sent)
     (run,) = (row for row in database.ledger() if row["task_id"] == task_id)
     assert run["outcome"] == "succeeded"
@@ -53,7 +59,8 @@ def test_after_a_task_nothing_else_is_taken(containers: Containers, broker: Brok
     broker.publish(topology.QUEUE_LOW, b"no task")
     for _ in range(2):
         broker.publish_task(name=CLEANUP_TIMEOUT_LABS, kwargs={})
-    code, container = containers.run(queue=topology.QUEUE_LOW)
+    containers.put_aside = 2  # which the first task keeps it from
+    code, container = containers.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     assert broker.depth(topology.QUEUE_LOW) == 1
     assert container.actions().count("done") == 1
@@ -76,8 +83,11 @@ def test_a_pile_is_out_of_sight_while_it_is_put_aside(
     containers: Containers, broker: Broker, database: Database
 ) -> None:
     broker.publish(topology.QUEUE_LOW, b"nobody asks for this one's result")
+    channel = broker.channel()
     for number in range(50):
-        broker.publish(topology.QUEUE_LOW, b"no task", headers={"task": "x", "id": f"p-{number}"})
+        sent = pika.BasicProperties(headers={"task": "x", "id": f"p-{number}"}, delivery_mode=2)
+        channel.basic_publish("", topology.QUEUE_LOW, b"no task", sent)
+    eventually_equal(lambda: broker.depth(topology.QUEUE_LOW), 51)
     blocker = psycopg2.connect(database.url)
     try:
         # Shorter than the lock_timeout of a container: it waits for the ledger, and nothing fails.

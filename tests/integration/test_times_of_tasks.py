@@ -22,7 +22,7 @@ def test_a_create_ahead_of_its_row_is_tried_again_under_its_id(
     containers: Containers, broker: Broker, database: Database
 ) -> None:
     task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
-    code, _ = containers.run(CELERY_TASK_RETRY_DELAY=0.3)
+    code, _ = containers.run_here(CELERY_TASK_RETRY_DELAY=0.3)
     assert code == 0
     (run,) = database.ledger()
     assert (run["task_id"], run["outcome"], run["attempt"]) == (task_id, "retried", 1)
@@ -34,7 +34,7 @@ def test_a_create_ahead_of_its_row_is_tried_again_under_its_id(
 
 def test_each_retry_waits_longer_on_the_ladder(containers: Containers, broker: Broker) -> None:
     broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711), retries=2)
-    containers.run()
+    containers.run_here()
     assert broker.take_delayed().delay_s == 20
 
 
@@ -43,7 +43,7 @@ def test_after_the_last_retry_the_lab_is_failed_and_the_message_kept(
     containers: Containers, broker: Broker, database: Database, retries: int, allowed: int
 ) -> None:
     task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711), retries=retries)
-    code, _ = containers.run(CELERY_TASK_MAX_RETRIES=allowed)
+    code, _ = containers.run_here(CELERY_TASK_MAX_RETRIES=allowed)
     assert code == 0
     message = broker.take(topology.DEAD_LETTER_QUEUE)
     assert message.headers["id"] == task_id
@@ -59,7 +59,7 @@ def test_a_retry_that_cannot_be_published_gives_the_message_back(
 ) -> None:
     broker.channel().exchange_delete(ladder.ENTRY_EXCHANGE)
     task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 75
     message = broker.take(topology.QUEUE_NORMAL)
     assert (message.headers["id"], message.redelivered) == (task_id, True)
@@ -70,7 +70,7 @@ def test_a_task_that_is_not_due_waits_on_the_ladder_as_it_is(
 ) -> None:
     eta = datetime.now(timezone.utc) + timedelta(hours=5)
     task_id = broker.publish_task(name=CLEANUP_TIMEOUT_LABS, kwargs={}, eta=eta)
-    code, _ = containers.run(queue=topology.QUEUE_LOW)
+    code, _ = containers.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     message = broker.take_delayed()
     assert 5 * 3600 - 60 < message.delay_s <= 5 * 3600
@@ -87,7 +87,7 @@ def test_a_request_that_ran_out_is_not_run(
     task = make_task(kwargs=create_kwargs(lab_instance_id=lab), expires=long_ago)
     body, headers = make_wire(task)
     broker.publish(topology.QUEUE_NORMAL, body, headers=headers)
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 0
     assert database.lab(lab)["status"] == "FAILED"
     assert "send it again" in database.lab(lab)["error_message"]
@@ -114,7 +114,7 @@ def test_a_task_that_ran_out_does_not_wait_for_its_time(
     later, before = now + timedelta(hours=5), now - timedelta(seconds=1)
     body, headers = make_wire(make_task(eta=later, expires=before))
     broker.publish(topology.QUEUE_NORMAL, body, headers=headers)
-    code, _ = containers.run()
+    code, _ = containers.run_here()
     assert code == 0
     assert broker.delayed() == 0
     assert len(database.ledger()) == 1

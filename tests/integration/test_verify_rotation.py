@@ -24,9 +24,10 @@ from jobs.verify.queues import BrokerAway, Queues
 from tests.support.container import ROOT, Containers
 from tests.support.factories import create_kwargs, make_task
 from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker, Message
+from tests.support.queues import take_all
+from tests.support.rabbitmq import Broker
 from tests.support.verifying import age
-from tests.support.waiting import eventually_equal
+from tests.support.waiting import HANG_S, eventually_equal
 
 NORMAL = topology.QUEUE_NORMAL
 
@@ -54,10 +55,6 @@ def publish(publisher: Publisher, count: int) -> list[str]:
     return [task.id for task in tasks]
 
 
-def drain(broker: Broker, queue: str = NORMAL) -> list[Message]:
-    return [broker.take(queue) for _ in range(broker.depth(queue))]
-
-
 def die_over_the_next(broker: Broker) -> None:
     """Take a message as a container does that is killed."""
     channel = broker.channel()
@@ -72,7 +69,7 @@ def test_who_may_not_write_takes_nothing(broker: Broker, publisher: Publisher) -
     for _ in range(10):
         with pytest.raises(BrokerAway, match="nothing was taken"):
             walk(broker, url=url)
-    left = drain(broker)
+    left = take_all(broker, NORMAL)
     assert [one.headers["id"] for one in left] == ids
     assert not any(one.redelivered for one in left)
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
@@ -82,7 +79,7 @@ def test_what_was_sent_to_a_queue_by_its_name_survives_looks_of_the_jobs_user(br
     ids = [broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab)) for lab in (1, 2)]
     url = broker.url_of_user(configure="^$", write=r"^autolabs\.", read="^celery")
     assert [walk(broker, url=url) for _ in range(8)] == [[]] * 8
-    left = drain(broker)
+    left = take_all(broker, NORMAL)
     assert [one.headers["id"] for one in left] == ids
     assert not any(one.redelivered for one in left)
 
@@ -91,7 +88,7 @@ def test_a_queue_without_its_bindings_is_left_as_it_is(broker: Broker, publisher
     ids = publish(publisher, 60)
     broker.channel().queue_unbind(NORMAL, topology.TASKS_EXCHANGE, topology.binding_key("lab.create"))
     assert walk(broker) == []
-    assert [one.headers["id"] for one in drain(broker)] == ids
+    assert [one.headers["id"] for one in take_all(broker, NORMAL)] == ids
 
 
 def test_a_queue_keeps_its_order_while_containers_take_messages(broker: Broker, publisher: Publisher) -> None:
@@ -105,7 +102,7 @@ def test_a_queue_keeps_its_order_while_containers_take_messages(broker: Broker, 
                     _, properties, _ = channel.basic_get(NORMAL, auto_ack=True)
                     taken.append(properties.headers["id"])
     eventually_equal(lambda: broker.depth(NORMAL), 270)
-    left = drain(broker)
+    left = take_all(broker, NORMAL)
     assert [one.headers["id"] for one in left] == [one for one in ids if one not in taken]
     # Our own first copy, which came back: it is the next that a container takes.
     assert [one.redelivered for one in left] == [True] + [False] * 269
@@ -135,7 +132,7 @@ def test_a_container_ends_a_worn_out_message(
     sent["headers"] = sent["headers"] | {EARLIER_DELIVERIES: topology.DELIVERY_LIMIT + 1}
     sent.pop("delivery_mode")
     broker.publish(NORMAL, body, **sent)
-    assert containers.start(queue=NORMAL).wait(60) == 0
+    assert containers.run_here(queue=NORMAL)[0] == 0
     (run,) = database.ledger()
     assert (database.lab(lab)["status"], run["details"]["cause"]) == ("FAILED", "container_crashed")
 
@@ -190,7 +187,7 @@ def test_an_interrupted_walk_goes_round_first(broker: Broker, publisher: Publish
         list(messages)
         with pytest.raises(Interrupted):
             stop.check()
-    assert [one.headers["id"] for one in drain(broker)] == ids
+    assert [one.headers["id"] for one in take_all(broker, NORMAL)] == ids
 
 
 def test_a_long_walk_is_interrupted_between_two_batches(
@@ -204,7 +201,7 @@ def test_a_long_walk_is_interrupted_between_two_batches(
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
             list(messages)
-    left = drain(broker)
+    left = take_all(broker, NORMAL)
     assert len({one.headers["id"] for one in left}) == len(left) == 120
     assert not any(one.redelivered for one in left)
 
@@ -238,9 +235,9 @@ def test_ctrl_c_ends_the_command_with_a_sentence(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=2 * HANG_S,
         check=False,
     )
     said = "autolabs: interrupted; what was repaired is in the ledger, no message is lost\n"
     assert (done.returncode, done.stderr) == (130, said)
-    assert [one.headers["id"] for one in drain(broker)] == ids
+    assert [one.headers["id"] for one in take_all(broker, NORMAL)] == ids

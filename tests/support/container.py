@@ -1,4 +1,4 @@
-"""The container's entry point as a real process: `python -m jobs`, with an environment of its own."""
+"""The container's entry point: `python -m jobs`, as a process of its own or called in this one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dispatcher.topology import QUEUE_NORMAL
-from tests.support.waiting import eventually
+from tests.support import container_here
+from tests.support.waiting import HANG_S, eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,12 +34,10 @@ def free_port() -> int:
 
 
 @dataclass
-class Process:
-    """One container run; its log goes to a file that the report shows."""
+class Run:
+    """One container's run; its log goes to a file that the report shows."""
 
     log: Path
-    popen: subprocess.Popen[bytes]
-    ready_port: int
 
     def lines(self) -> list[dict[str, Any]]:
         found = []
@@ -51,7 +51,15 @@ class Process:
     def actions(self) -> list[str]:
         return [line["action"] for line in self.lines() if "action" in line]
 
-    def wait_for_action(self, action: str, timeout_s: float = 20) -> None:
+
+@dataclass
+class Process(Run):
+    """A container as a process of its own."""
+
+    popen: subprocess.Popen[bytes]
+    ready_port: int
+
+    def wait_for_action(self, action: str, timeout_s: float = HANG_S) -> None:
         eventually(lambda: action in self.actions(), timeout_s, what=f"{action} in {self.log.name}")
 
     def is_ready(self) -> bool:
@@ -61,13 +69,13 @@ class Process:
     def terminate(self) -> None:
         self.popen.send_signal(signal.SIGTERM)
 
-    def wait(self, timeout_s: float = 30) -> int:
+    def wait(self, timeout_s: float = 2 * HANG_S) -> int:
         return self.popen.wait(timeout_s)
 
     def end(self) -> None:
         if self.popen.poll() is None:
             self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(HANG_S)
 
 
 @dataclass
@@ -76,23 +84,20 @@ class Containers:
 
     environ: dict[str, str]
     folder: Path
+    #: Messages that are no tasks after which one that runs here ends, rather than wait for another.
+    put_aside: int = 1
+    #: Those that are processes.
     started: list[Process] = field(default_factory=list)
+    _logs: list[Path] = field(default_factory=list)
 
     def start(self, *, queue: str = QUEUE_NORMAL, module: str = "jobs", **environ: Any) -> Process:
         port = free_port()
-        log = self.folder / f"container-{len(self.started)}.log"
-        ours = {
-            "AUTOLABS_QUEUE": queue,
-            "READY_PORT": port,
-            "CLAIM_WAIT_S": 5,
-            "POD_NAME": f"pod-{port}",
-            **environ,
-        }
+        log = self._new_log()
         with log.open("wb") as file:
             popen = subprocess.Popen(
                 [sys.executable, *("-m", *module.split())],
                 cwd=ROOT,
-                env=self.environ | {name: str(value) for name, value in ours.items()},
+                env=self._environ(queue, port, environ),
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -105,11 +110,29 @@ class Containers:
         process = self.start(queue=queue, module=module, **environ)
         return process.wait(), process
 
+    def run_here(self, *, queue: str = QUEUE_NORMAL, **environ: Any) -> tuple[int, Run]:
+        """Do the same in this process, where the process is not what a test is about."""
+        run = Run(self._new_log())
+        ours = self._environ(queue, free_port(), {"CLAIM_WAIT_S": HANG_S, **environ})
+        return container_here.serve(ours, run.log, put_aside=self.put_aside), run
+
+    def _new_log(self) -> Path:
+        self._logs.append(self.folder / f"container-{len(self._logs)}.log")
+        return self._logs[-1]
+
+    def _environ(self, queue: str, port: int, changes: Mapping[str, Any]) -> dict[str, str]:
+        ours = {
+            "AUTOLABS_QUEUE": queue,
+            "READY_PORT": port,
+            "CLAIM_WAIT_S": 5,
+            "POD_NAME": f"pod-{port}",
+            **changes,
+        }
+        return self.environ | {name: str(value) for name, value in ours.items()}
+
     def end(self) -> None:
         for process in self.started:
             process.end()
 
     def evidence(self) -> str:
-        return "\n".join(
-            f"== {process.log.name}\n{process.log.read_text()[-8000:]}" for process in self.started
-        )
+        return "\n".join(f"== {log.name}\n{log.read_text()[-8000:]}" for log in self._logs)

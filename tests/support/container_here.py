@@ -1,0 +1,104 @@
+"""`python -m jobs` in this process: the same main, and at its end what the end of a process does.
+
+It has no patience with servers that are away, whose seconds tests/unit/test_patience.py keeps.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pika import BlockingConnection
+
+import jobs.__main__
+import jobs.cluster
+import jobs.context
+import jobs.database
+from dispatcher import connection
+from jobs import logs
+from jobs.context import Connections
+from jobs.results import ResultWriter
+from tests.support.in_process import alone
+from tests.support.waiting import HANG_S
+
+#: Seconds of patience with a server that is away.
+SHORT_S = 0.2
+
+
+def serve(environ: Mapping[str, str], log: Path, *, put_aside: int) -> int:
+    """Serve one task, its log going to a file; return the exit code.
+
+    After `put_aside` messages that are no tasks nothing else is waited for.
+    """
+    with (
+        log.open("w", encoding="utf-8") as out,
+        alone(environ, stdin=io.StringIO(), out=out, err=out),
+        pytest.MonkeyPatch.context() as patch,
+        _ended(patch),
+    ):
+        for module, name in (
+            (jobs.__main__, "BROKER_BLIP_S"),
+            (jobs.cluster, "BLIP_S"),
+            (jobs.database, "BLIP_S"),
+        ):
+            patch.setattr(module, name, SHORT_S)
+        patch.setattr(jobs.__main__, "MAX_PUT_ASIDE", put_aside)
+        logs.set_task(task_id=None)
+        return jobs.__main__.main()
+
+
+@contextmanager
+def _ended(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End the threads and close the connections that a container leaves to the end of its process."""
+    before = {*threading.enumerate()}
+    brokers: list[BlockingConnection] = []
+    opened: list[Connections] = []
+
+    def connect(*arguments: Any, **options: Any) -> BlockingConnection:
+        brokers.append(connection.connect(*arguments, **options))
+        return brokers[-1]
+
+    class Recorded(Connections):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            opened.append(self)
+
+    patch.setattr(jobs.__main__, "connect", connect)
+    patch.setattr(jobs.context, "Connections", Recorded)
+    try:
+        yield
+    finally:
+        for each in opened:
+            _close(each)
+        for broker in brokers:
+            if broker.is_open:
+                broker.close()
+        for thread in {*threading.enumerate()} - before:
+            if thread.name in ("warm-up", "task", "results"):
+                thread.join(HANG_S)
+
+
+def _close(connections: Connections) -> None:
+    # Those that were never asked for are not there.
+    found = vars(connections)
+    for name in ("publisher", "labs"):
+        if name in found:
+            found[name].close()
+    if isinstance(found.get("results"), ResultWriter):
+        end_writer(found["results"])
+
+
+def end_writer(results: ResultWriter) -> None:
+    """Let the thread of a writer end, behind all that it was given."""
+
+    def leave() -> None:
+        if results._client is not None:
+            results._client.close()
+        raise SystemExit
+
+    results._order(leave)

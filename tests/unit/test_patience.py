@@ -1,0 +1,38 @@
+"""The waits that the docs promise; the tests of what follows a wait make it shorter."""
+
+from __future__ import annotations
+
+import pytest
+
+import jobs.__main__
+import jobs.cluster
+import jobs.consumer
+import jobs.courier
+import jobs.database
+import jobs.evidence
+import jobs.results
+from dispatcher import after_commit
+from dispatcher.explain import queue as explain_queue
+
+SECONDS = {
+    "a container waits for the broker": (jobs.__main__.BROKER_BLIP_S, 15),
+    "a task waits for the database": (jobs.database.BLIP_S, 8),
+    "a task waits for the API server": (jobs.cluster.BLIP_S, 8),
+    "a spare too many looks around": (jobs.consumer._SURPLUS_LOOK_S, (5, 15)),
+    "the broker takes note of a settlement": (jobs.consumer.SETTLE_TIMEOUT_S, 5),
+    "a webhook answers": (jobs.courier.WEBHOOK_TIMEOUT_S, 3),
+    "a failed lab is looked at": (jobs.evidence.PATIENCE_S, 2),
+    "a task waits for Redis": (jobs.results.PATIENCE_S, 2),
+    "a backend leaves a broker that is away alone": (after_commit.PAUSE_S, 5),
+    "explain waits for the broker": (explain_queue.TIMEOUT_S, 3),
+}
+
+
+@pytest.mark.parametrize("what", SECONDS)
+def test_a_wait_is_as_long_as_the_docs_say(what: str) -> None:
+    found, said = SECONDS[what]
+    assert found == said
+
+
+def test_a_container_puts_five_hundred_messages_aside_within_half_a_minute() -> None:
+    assert (jobs.__main__.MAX_PUT_ASIDE, jobs.__main__.PUT_ASIDE_S) == (500, 30)
