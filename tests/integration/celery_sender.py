@@ -1,23 +1,27 @@
 """A backend's Celery app, run by tests/support/celery_versions.py in a process of its own.
 
-It reads calls by name as JSON, makes them one after the other, and writes what came of them. A call
-is the keyword arguments of `send_task`; `how` names another of WAYS, `eta_in` gives an eta in seconds from
-now. RESULT_BACKEND and CONFIRM_TIMEOUT_S are arguments of celery_config().
+Each line of its input is a JSON object: the URL of a broker, arguments of celery_config() and calls by name.
+An app of its own makes them one after the other, and a line says what came of them. A call is the keyword
+arguments of `send_task`; `how` names another of WAYS, `eta_in` gives an eta in seconds from now.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
+import time
 import uuid
-from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as time_of_day
 from decimal import Decimal
 from typing import Any
 
 from celery import Celery, chain, chord, group
+from kombu import pools
 
 from dispatcher import celery_config, tasks
 
@@ -26,7 +30,7 @@ VALUES = {
     "uuid": uuid.UUID(int=5),
     "datetime": datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
     "date": date(2026, 1, 2),
-    "time": time(3, 4, 5),
+    "time": time_of_day(3, 4, 5),
     "decimal": Decimal("1.50"),
     "bytes": b"text",
     "not UTF-8": b"\xff\x00",
@@ -109,22 +113,40 @@ class Recorder(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def main() -> None:
+@contextmanager
+def recorded() -> Iterator[list[str]]:
+    """Record what is logged meanwhile, and warnings as if none had been given before."""
     recorder = Recorder()
     logging.getLogger().addHandler(recorder)
-    logging.captureWarnings(True)
-    app = Celery("backend", broker=os.environ["AMQP_URL"])
-    confirm_timeout_s = float(os.environ.get("CONFIRM_TIMEOUT_S", "10"))
-    backend = os.environ.get("RESULT_BACKEND")
-    app.conf.update(celery_config(result_backend=backend, confirm_timeout_s=confirm_timeout_s))
+    with warnings.catch_warnings():
+        yield recorder.lines
+    logging.getLogger().removeHandler(recorder)
+
+
+def answer(app: Celery, calls: dict[str, Any]) -> dict[str, Any]:
     ids: dict[str, Any] = {}
     errors: dict[str, str] = {}
-    for name, call in json.load(sys.stdin).items():
-        try:
-            ids[name] = WAYS[call.pop("how", "send_task")](app, **call)
-        except Exception as exc:  # every error is an answer here
-            errors[name] = f"{exc!r} from {exc.__cause__!r}"
-    json.dump({"ids": ids, "errors": errors, "warnings": recorder.lines}, sys.stdout)
+    began = time.monotonic()
+    with recorded() as lines:
+        for name, call in calls.items():
+            try:
+                ids[name] = WAYS[call.pop("how", "send_task")](app, **call)
+            except Exception as exc:  # every error is an answer here
+                errors[name] = f"{exc!r} from {exc.__cause__!r}"
+    return {"ids": ids, "errors": errors, "warnings": lines, "took_s": time.monotonic() - began}
+
+
+def main() -> None:
+    logging.captureWarnings(True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        app = Celery("backend", broker=asked["amqp_url"])
+        app.conf.update(celery_config(**asked["config"]))
+        print(json.dumps(answer(app, asked["calls"])), flush=True)
+        # Behind the answer: a broker that a test has frozen lets go of no connection before the test ends.
+        with suppress(Exception):
+            app.close()
+            pools.reset()
 
 
 if __name__ == "__main__":

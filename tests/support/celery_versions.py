@@ -5,14 +5,19 @@ The newest is the one of the virtual environment; `make venv` puts the oldest be
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import select
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 OLDEST = ROOT / ".venv" / "celery-oldest"
@@ -28,6 +33,44 @@ class Sent:
     errors: dict[str, str]
     #: What was logged at WARNING or above.
     warnings: list[str]
+    took_s: float
+
+
+class Sender:
+    """A process with a backend's apps: tests/integration/celery_sender.py."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by end()
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.celery_sender"],
+            cwd=ROOT,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def ask(self, question: Mapping[str, Any]) -> Sent:
+        if self._popen.stdin is None or self._popen.stdout is None:
+            raise AssertionError("it has no pipes")
+        self._popen.stdin.write(json.dumps(question) + "\n")
+        self._popen.stdin.flush()
+        found, _, _ = select.select([self._popen.stdout], [], [], 3 * HANG_S)
+        line = self._popen.stdout.readline() if found else ""
+        if not line:
+            self._errors.seek(0)
+            raise AssertionError(f"no answer of a Celery app: {self._errors.read()[-4000:]}")
+        return Sent(**json.loads(line))
+
+    def end(self) -> None:
+        self._popen.kill()
+        self._popen.communicate()
+        self._errors.close()
+
+
+#: Those that wait for the next question, by the version's name; a start of Celery costs a second or more.
+_senders: dict[str, Sender] = {}
 
 
 @dataclass(frozen=True)
@@ -50,22 +93,20 @@ class CeleryVersion:
             raise AssertionError(f"{self.folder} is not there: `make venv` installs the oldest Celery")
         return {**os.environ, "PYTHONPATH": str(self.folder), **others}
 
-    def send(self, amqp_url: str, calls: Mapping[str, Any], **environ: str) -> Sent:
-        """Let an app with celery_config() make calls; see tests/integration/celery_sender.py."""
-        answer = subprocess.run(
-            [sys.executable, "-m", "tests.integration.celery_sender"],
-            cwd=ROOT,
-            env=self.environ(AMQP_URL=amqp_url, **environ),
-            input=json.dumps(calls),
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        if answer.returncode != 0:
-            raise AssertionError(
-                f"{self.name} Celery ended with {answer.returncode}: {answer.stderr[-4000:]}"
-            )
-        return Sent(**json.loads(answer.stdout))
+    def send(self, amqp_url: str, calls: Mapping[str, Any], **config: Any) -> Sent:
+        """Let an app with celery_config(**config) make calls; see tests/integration/celery_sender.py."""
+        if self.name not in _senders:
+            _senders[self.name] = Sender(self.environ())
+        try:
+            return _senders[self.name].ask({"amqp_url": amqp_url, "config": config, "calls": calls})
+        except AssertionError:
+            self.end_sender()
+            raise
+
+    def end_sender(self) -> None:
+        """Let the next calls be those of another process."""
+        if sender := _senders.pop(self.name, None):
+            sender.end()
 
     def start_worker(self, log: Path, **environ: str) -> subprocess.Popen[bytes]:
         """Start a worker; see tests/integration/celery_worker.py."""
@@ -78,3 +119,9 @@ class CeleryVersion:
 
 
 VERSIONS = [CeleryVersion("oldest", OLDEST), CeleryVersion("newest")]
+
+
+@atexit.register
+def _end_senders() -> None:
+    for version in VERSIONS:
+        version.end_sender()
