@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,32 +13,83 @@ from typing import Any
 import pytest
 
 from dispatcher import CreateLabPod, DeleteLabPod, topology
+from dispatcher.database import upgrade
 from dispatcher.message import TaskMessage, decode
 from dispatcher.tasks import parse_payload
 from tests.support.backend import ANY_PORT, Answer, Backend
-from tests.support.postgres import Database
+from tests.support.in_process import run_command
+from tests.support.postgres import Database, Server
 from tests.support.rabbitmq import Broker
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import eventually
+from tests.support.waiting import ends_within, eventually
 
 DEMO_IMAGE = "registry.gitlab.com/autolabs/labs/demo:1.0.0"
-#: Seconds: a relay may wait 2 for a broker that is away, and the machine is shared.
-BOUND_S = 6
+#: Seconds that the relay of an example may wait for a broker that is away.
+RELAY_S = 2.0
+#: Seconds in which an answer comes that waits for no more than that.
+BOUND_S = 4 * RELAY_S
 Serve = Callable[..., Backend]
 
 
-@pytest.fixture(params=list(ANY_PORT))
+@pytest.fixture(scope="module", params=list(ANY_PORT))
 def example(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
+@pytest.fixture(scope="module")
+def module_broker() -> Iterator[Broker]:
+    broker = Broker.create(os.environ["AMQP_URL"], os.environ["RABBITMQ_API_URL"])
+    broker.declare()
+    yield broker
+    broker.remove()
+
+
+@pytest.fixture(scope="module")
+def module_database() -> Iterator[Database]:
+    database = Server(os.environ["DATABASE_URL"]).create()
+    upgrade(database.url)
+    yield database
+    database.drop()
+
+
 @pytest.fixture
-def serve(example: str, broker: Broker, database: Database, tmp_path: Path) -> Iterator[Serve]:
-    """Start the example, by default with the broker itself."""
+def broker(module_broker: Broker) -> Iterator[Broker]:
+    """The one that the servers of this module have, emptied after a test."""
+    yield module_broker
+    channel = module_broker.channel()
+    for queue in topology.BINDINGS:
+        channel.queue_purge(queue)
+    channel.connection.close()
+
+
+@pytest.fixture
+def database(module_database: Database, broker: Broker) -> Iterator[Database]:
+    """The one that the servers of this module have, emptied after a test."""
+    del broker  # whose queues are emptied after this, when no relay is under way any more
+    yield module_database
+    module_database.rows("DROP FUNCTION IF EXISTS fail CASCADE; TRUNCATE lab_instances, task_outbox CASCADE")
+
+
+@pytest.fixture(scope="module")
+def module_backend(
+    example: str,
+    module_broker: Broker,
+    module_database: Database,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Backend]:
+    environ = {"AMQP_URL": module_broker.url, "DATABASE_URL": module_database.url}
+    backend = Backend(example, environ, tmp_path_factory.mktemp("examples") / f"{example}.log")
+    yield backend
+    backend.end()
+
+
+@pytest.fixture
+def serve(example: str, database: Database, tmp_path: Path) -> Iterator[Serve]:
+    """Start the example with another way to the broker."""
     started: list[Backend] = []
 
-    def start(amqp_url: str = broker.url) -> Backend:
+    def start(amqp_url: str) -> Backend:
         environ = {"AMQP_URL": amqp_url, "DATABASE_URL": database.url}
         started.append(Backend(example, environ, tmp_path / f"{example}.log"))
         return started[-1]
@@ -50,8 +100,11 @@ def serve(example: str, broker: Broker, database: Database, tmp_path: Path) -> I
 
 
 @pytest.fixture
-def backend(serve: Serve) -> Backend:
-    return serve()
+def backend(module_backend: Backend, broker: Broker, database: Database) -> Backend:
+    """The example as a server, of which a test sees its own part of the log."""
+    del broker, database
+    module_backend.forget_log()
+    return module_backend
 
 
 def waiting(database: Database) -> list[str]:
@@ -72,16 +125,11 @@ def payload_of(task: TaskMessage) -> Any:
 
 
 def relay_once(broker: Broker, database: Database) -> int:
-    """Run `autolabs outbox relay --once`, as the sweep does, and return how many tasks it published."""
-    done = subprocess.run(
-        [Path(sys.executable).with_name("autolabs"), "outbox", "relay", "--once"],
-        env={"PATH": os.environ["PATH"], "AMQP_URL": broker.url, "DATABASE_URL": database.url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return int(done.stdout.partition(":")[2])
+    """Call `autolabs outbox relay --once`, as the sweep does, and return how many tasks it published."""
+    environ = {"AMQP_URL": broker.url, "DATABASE_URL": database.url}
+    done = run_command("outbox", "relay", "--once", environ=environ)
+    assert done.code == 0, done
+    return int(done.out.partition(":")[2])
 
 
 def named_field(answer: Answer) -> str:
@@ -106,7 +154,7 @@ def test_a_post_commits_the_lab_and_publishes_its_task(
         lab_instance_id=lab_instance_id, lab_id=123, student_id=42, docker_image=DEMO_IMAGE
     )
     eventually(lambda: not waiting(database), what="the relay's commit")
-    assert "Traceback" not in backend.log.read_text()
+    assert "Traceback" not in backend.logged()
 
 
 def test_a_post_may_name_another_image_and_resources(backend: Backend, broker: Broker) -> None:
@@ -146,11 +194,9 @@ def test_with_the_broker_away_the_task_is_kept_and_relayed_later(
     with TcpProxy.to(broker.url) as proxy:
         backend = serve(proxy.through(broker.url))
         proxy.close() if how == "refuses" else proxy.freeze()
-        began = time.monotonic()
-        answer = backend.post({"lab_id": 123}, timeout_s=BOUND_S)
-        took_s = time.monotonic() - began
+        with ends_within(BOUND_S):
+            answer = backend.post({"lab_id": 123})
         assert (answer.status, answer.content["status"]) == (202, "PENDING")
-        assert took_s < BOUND_S
         assert waiting(database) == [answer.content["task_id"]]
         assert database.lab(answer.content["id"])["celery_task_id"] == answer.content["task_id"]
         assert broker.is_empty()
@@ -158,13 +204,13 @@ def test_with_the_broker_away_the_task_is_kept_and_relayed_later(
         def relayed() -> bool:  # not before the server's own relay gave up and its backoff is over
             return relay_once(broker, database) == 1
 
-        eventually(relayed, 20)
+        eventually(relayed)
     assert take(broker, topology.QUEUE_NORMAL).id == answer.content["task_id"]
     assert waiting(database) == []
 
 
-#: At once; Django's development server refuses connections beyond ten that wait.
-STUDENTS = 10
+#: At once; few, so that they wait for the broker rather than for a processor.
+STUDENTS = 5
 
 
 def test_a_silent_broker_does_not_take_the_reads_with_it(
@@ -173,7 +219,6 @@ def test_a_silent_broker_does_not_take_the_reads_with_it(
     posts: list[float] = []
     gets: list[float] = []
     answers: list[Answer] = []
-    end = time.monotonic() + 10
 
     def student(_number: int) -> None:
         """Start a lab and look at it, again and again, with a moment between."""
@@ -191,15 +236,18 @@ def test_a_silent_broker_does_not_take_the_reads_with_it(
         assert server.post({"lab_id": 123}).status == 202
         eventually(lambda: not waiting(database), what="the first task's publish")
         proxy.freeze()
+        # Longer than it takes to find the broker silent: most do not wait for that, nor after it.
+        end = time.monotonic() + 2 * RELAY_S
         with ThreadPoolExecutor(STUDENTS) as students:
             list(students.map(student, range(STUDENTS)))
     for name, times in (("POST", sorted(posts)), ("GET", sorted(gets))):
         print(f"{name}: {len(times)}, median {times[len(times) // 2]:.2f} s, at worst {times[-1]:.2f} s")
     assert {answer.status for answer in answers} == {202}
     assert sorted(waiting(database)) == sorted(answer.content["task_id"] for answer in answers)
-    assert sorted(posts)[len(posts) // 2] < 1
+    assert statistics.median(posts) < RELAY_S / 2
+    assert statistics.median(gets) < RELAY_S / 2
     assert max(posts) < BOUND_S
-    assert max(gets) < BOUND_S / 2
+    assert max(gets) < BOUND_S
 
 
 #: When -> a trigger that ends the transaction of a POST, after its `outbox.add`, as a bug or a deadlock does.
@@ -219,7 +267,7 @@ def test_a_transaction_that_fails_publishes_nothing(
     )
     database.rows(f"CREATE {FAILURES[when]} FOR EACH ROW EXECUTE FUNCTION fail()")
     assert backend.post({"lab_id": 123}).status == 500
-    eventually(lambda: "caused by the test" in backend.log.read_text())  # uvicorn logs after the answer
+    eventually(lambda: "caused by the test" in backend.logged())  # uvicorn logs after the answer
     assert nothing_happened(broker, database)
     assert relay_once(broker, database) == 0
     assert broker.is_empty()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, eventually
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 #: Example -> what its command gets so that the system chooses the port and one process serves.
@@ -46,6 +46,7 @@ class Backend:
 
     def __init__(self, example: str, environ: Mapping[str, str], log: Path) -> None:
         self.log = log
+        self._forgotten = 0
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 command_of(example),
@@ -55,10 +56,17 @@ class Backend:
                 stderr=subprocess.STDOUT,
             )
         try:
-            self._port = int(eventually(self._announced, 30, what=f"the port of {example}"))
+            self._port = int(eventually(self._announced, 2 * HANG_S, what=f"the port of {example}"))
         except AssertionError as exc:
             self.end()
             raise AssertionError(f"{exc}\n{log.read_text()}") from exc
+
+    def forget_log(self) -> None:
+        """Let `logged` return only what comes from now on."""
+        self._forgotten = len(self.log.read_text())
+
+    def logged(self) -> str:
+        return self.log.read_text()[self._forgotten :]
 
     def _announced(self) -> str | None:
         found = re.search(r"http://127\.0\.0\.1:(\d+)", self.log.read_text())
@@ -92,10 +100,10 @@ class Backend:
         return self.request("DELETE", f"{LABS}/{lab_instance_id}", **options)
 
     def end(self) -> None:
-        """Stop the server as a platform does, by SIGTERM, at most 20 s."""
+        """Stop the server as a platform does, by SIGTERM."""
         self._process.terminate()
         try:
-            self._process.wait(20)
+            self._process.wait(HANG_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
