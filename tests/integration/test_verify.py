@@ -34,7 +34,7 @@ from tests.support.verifying import (
     running,
     used_up_to,
 )
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually_equal
 
 
 def publish(broker: Broker, name: str, lab: int, **changes: object) -> str:
@@ -271,13 +271,21 @@ def test_a_lab_whose_message_a_consumer_holds_is_left_alone(
     channel = broker.channel()
     method, _, _ = channel.basic_get(topology.QUEUE_NORMAL)
     assert method is not None
-    eventually(lambda: verify(*quick()).report["waiting"]["unacked"][topology.QUEUE_NORMAL], 20, what="held")
+
+    def unacked() -> int:
+        """Return what the management plugin says, a few seconds late."""
+        queue = broker.api.call("GET", f"/queues/{broker.vhost}/{topology.QUEUE_NORMAL}")
+        return int(queue.get("messages_unacknowledged", 0))
+
+    eventually_equal(unacked, 1)
     found = verify(*quick("--repair"))
+    assert found.report["waiting"]["unacked"][topology.QUEUE_NORMAL] == 1
     assert (found.code, database.lab(lab)["status"]) == (0, "PENDING")
     held = "celery.lab_operations: consumers hold 1 message, with 0 runs under way"
     assert held in found.report["information"]
     channel.basic_ack(method.delivery_tag)
-    eventually(lambda: verify(*quick("--repair")).said() == [(lab, "request_lost")], 20, what="repaired")
+    eventually_equal(unacked, 0)
+    assert verify(*quick("--repair")).said() == [(lab, "request_lost")]
     assert database.lab(lab)["status"] == "FAILED"
 
 
