@@ -75,6 +75,8 @@ def status_object(code: int, reason: str, message: str) -> dict[str, Any]:
 def _handler(script: Script, requests: list[Request]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Or the body of an answer waits, 40 ms, for the acknowledgement of its headers.
+        disable_nagle_algorithm = True
 
         ahead_s = 0.0
 
