@@ -99,6 +99,9 @@ class TcpProxy:
                 client.close()
                 return
         with client, contextlib.suppress(OSError), socket.create_connection(self._target, 5) as server:
+            for sock in (client, server):
+                # What came in two packets is not to wait for the acknowledgement of the first.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._sockets += [client, server]
             self._pump(client, server)
