@@ -140,8 +140,8 @@ class World:
         self._ends: dict[str, str] = {}
         #: What happened, for the report of a violation.
         self.played: list[str] = []
-        #: The database changed since the last look.
-        self.changed = True
+        #: The database changed since the last look, and the version of the cluster at that.
+        self.changed, self._looked_at = True, -1
         self._scheduler = getcurrent()
         #: A cleanup was asked for, and may leave deletes in the outbox.
         self.cleaned = False
@@ -283,6 +283,11 @@ class World:
         if self.changed:
             self.changed = False
             self._check_labs()
+        if self.cluster.version != self._looked_at:
+            self._looked_at = self.cluster.version
+            self._check_objects()
+
+    def _check_objects(self) -> None:
         for lab, view in self.labs.items():
             names = [item["metadata"]["name"] for item in self.cluster.of_lab(lab) if item["kind"] == "Pod"]
             if {*names} - {lab_object_name(lab, image) for image in view.images}:

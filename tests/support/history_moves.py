@@ -167,14 +167,15 @@ def _wear_out(message: Message) -> None:
 
 def _of_containers(world: World) -> Iterator[Move]:
     for actor in world.actors:
-        yield Move(10, f"step {actor}", partial(world.resume, actor))
-        yield Move(9, f"go on {actor}", partial(_run, world, actor, 5))
-        yield Move(6, f"finish {actor}", partial(_run, world, actor, 60))
+        who = str(actor)
+        yield Move(10, f"step {who}", partial(world.resume, actor))
+        yield Move(9, f"go on {who}", partial(_run, world, actor, 5))
+        yield Move(6, f"finish {who}", partial(_run, world, actor, 60))
         if not actor.lost_channel:
             # One that is killed as well would leave what only `autolabs verify` finds.
             late = 12 if actor.at in ("running", "stopped", "relaying", "settling") else 2
-            yield Move(late, f"kill {actor}", partial(world.kill, actor))
-            yield Move(1, f"lose {actor}", partial(world.lose_channel, actor))
+            yield Move(late, f"kill {who}", partial(world.kill, actor))
+            yield Move(1, f"lose {who}", partial(world.lose_channel, actor))
 
 
 def _run(world: World, actor: Actor, points: int) -> None:

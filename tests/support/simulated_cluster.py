@@ -168,6 +168,11 @@ class SimulatedCluster:
 
     # What else happens in a cluster.
 
+    @property
+    def version(self) -> int:
+        """Another number after each change of an object."""
+        return self._version
+
     def pods(self, wanted: Callable[[Manifest], bool] = lambda _pod: True) -> list[str]:
         return [path for path, item in self.objects.items() if item["kind"] == "Pod" and wanted(item)]
 
