@@ -78,11 +78,12 @@ class Requests:
                     partial(world.create, lab, image),
                 )
             if view.status == "RUNNING" and not view.stop_requested:
-                yield self._move(8, f"expire {lab}", partial(self._expire, lab))
+                yield self._move(20, f"expire {lab}", partial(self._expire, lab))
             if view.status == "RUNNING":
-                # The moment that matters is short.
+                # The moments that matter are short.
                 racing = any(actor.name == CLEANUP for actor in world.actors)
-                yield Move(20 if racing else 3, f"extend {lab}", partial(extend, world, lab))
+                weight = 60 if racing else 25 if view.stop_requested else 3
+                yield Move(weight, f"extend {lab}", partial(extend, world, lab))
             if view.stop_requested and view.status in ("PENDING", "RUNNING"):
                 yield self._move(2, f"overdue {lab}", partial(make_overdue, world, lab))
         messages = [*world.broker.ready, *(actor.message for actor in world.actors)]
@@ -147,7 +148,9 @@ def _of_broker(world: World) -> Iterator[Move]:
     broker = world.broker
     if len(world.actors) < len(world.bench.stores):
         for message in broker.ready[:3]:
-            yield Move(8, "deliver", partial(world.deliver, message))
+            # While it waits, the labs that it is to end may go.
+            weight = 24 if message.routing_key == "lab.cleanup" else 8
+            yield Move(weight, "deliver", partial(world.deliver, message))
     for message in broker.ready[:2]:
         if message.properties.headers:
             yield Move(1, "duplicate", partial(broker.duplicate, message))
@@ -173,7 +176,7 @@ def _of_containers(world: World) -> Iterator[Move]:
         yield Move(6, f"finish {who}", partial(_run, world, actor, 60))
         if not actor.lost_channel:
             # One that is killed as well would leave what only `autolabs verify` finds.
-            late = 12 if actor.at in ("running", "stopped", "relaying", "settling") else 2
+            late = {"relaying": 50, "running": 12, "stopped": 12, "settling": 12}.get(actor.at, 2)
             yield Move(late, f"kill {who}", partial(world.kill, actor))
             yield Move(1, f"lose {who}", partial(world.lose_channel, actor))
 
