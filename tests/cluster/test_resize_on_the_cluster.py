@@ -146,7 +146,7 @@ def test_a_full_quota_is_waited_for_and_then_given_up(platform: OwnPlatform, lab
     _set_quota(platform, used)
     try:
         task_id = lab.publish(cpu="1")
-        environ = {"CELERY_TASK_MAX_RETRIES": 1, "CELERY_TASK_RETRY_DELAY": 1}
+        environ: dict[str, Any] = {"CELERY_TASK_MAX_RETRIES": 1, "CELERY_TASK_RETRY_DELAY": 1}
         lab.serve(**environ)
         wait_as_created(lab)
         lab.serve(**environ)
@@ -171,10 +171,10 @@ def test_a_lab_that_has_not_started_is_waited_for(platform: OwnPlatform) -> None
 def test_a_node_that_says_nothing_is_waited_for_no_longer_than_allowed(
     platform: OwnPlatform, lab: ResizedLab
 ) -> None:
-    """Its Pod is replaced by one for which there is no scheduler, hence no kubelet."""
+    """Its Pod is replaced by one for which there is no scheduler, hence no kubelet; the job is in haste."""
     lab.replace_pod(schedulerName="nobody")
     platform.set_lab_settings(resize_timeout_s=2)
-    run = lab.resize(cpu="1")
+    run = lab.resize(cpu="1", module="tests.support.odd_job", TEST_ODDITY="hasty")
     error = Failure.RESIZE_STUCK.error(asked="cpu 1", kept="cpu 500m, memory 512Mi")
     assert (run["outcome"], run["error_message"]) == ("dead_lettered", error.sentence)
     assert run["details"]["undone"]["confirmed"] is False

@@ -95,6 +95,8 @@ def _pass_kubeconfig(scene: Scene) -> None:
 LABS: dict[str, Case] = {
     "a pod that does not stop": Case(
         failure=Failure.SLOW_STOP,
+        module="tests.support.odd_job",
+        environ={"TEST_ODDITY": "hasty"},
         before=_start_slow_stopper,
         publish=_publish_delete,
         queue=topology.QUEUE_HIGH,

@@ -1,7 +1,8 @@
 """`python -m jobs` with an oddity that no setting can bring about; like all tests, this is in no image.
 
-TEST_ODDITY is `bug`, an error at the step "rendered" that nothing expects, or `rival`, somebody else who
-makes the lab's Pod between each look for it and our own attempt, and then takes it away.
+TEST_ODDITY is `bug`, an error at the step "rendered" that nothing expects; `rival`, somebody else who makes
+the lab's Pod between each look for it and our own attempt, and then takes it away; or `hasty`, a job that
+waits some seconds where another waits up to a minute, for Pods that go and for nodes that take a change back.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import json
 import os
 import runpy
 import subprocess
+from functools import partialmethod
 
-from jobs import cluster, lab_objects, steps
+from jobs import cluster, lab_objects, scale_lab, steps
+
+#: Seconds; the Pods for which a hasty job waits stay for longer.
+_HASTE_S = 5.0
 
 
 def _break(step: str) -> None:
@@ -36,10 +41,20 @@ def _create_beside_rival(
     return created
 
 
+def _have_a_rival() -> None:
+    cluster.Cluster.create = _create_beside_rival  # type: ignore[method-assign]  # a test's own fault
+    lab_objects.GONE_TIMEOUT_S = 3.0
+
+
+def _hasten() -> None:
+    hasty = partialmethod(lab_objects.LabObjects.wait_gone, timeout_s=_HASTE_S)
+    lab_objects.LabObjects.wait_gone = hasty  # type: ignore[method-assign,assignment]  # as above
+    scale_lab.UNDO_S = _HASTE_S
+
+
+_ODDITIES = {"bug": lambda: steps.observers.append(_break), "rival": _have_a_rival, "hasty": _hasten}
+
+
 if __name__ == "__main__":
-    if os.environ["TEST_ODDITY"] == "bug":
-        steps.observers.append(_break)
-    else:
-        cluster.Cluster.create = _create_beside_rival  # type: ignore[method-assign]  # a test's own fault
-        lab_objects.GONE_TIMEOUT_S = 3.0
+    _ODDITIES[os.environ["TEST_ODDITY"]]()
     runpy.run_module("jobs", run_name="__main__", alter_sys=True)

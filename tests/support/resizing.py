@@ -117,9 +117,9 @@ class ResizedLab:
         kwargs = {"lab_instance_id": self.lab, "new_resources": asked}
         return self.platform.broker.publish_task(name=SCALE_LAB_RESOURCES, kwargs=kwargs, **changes)
 
-    def serve(self, **environ: Any) -> Process:
+    def serve(self, *, module: str = "jobs", **environ: Any) -> Process:
         """Let one container take the next message, and settle it."""
-        process = self.platform.containers.start(queue=topology.QUEUE_HIGH, **environ)
+        process = self.platform.containers.start(queue=topology.QUEUE_HIGH, module=module, **environ)
         code = process.wait(90)
         if code != 0 or "idle" in process.actions():
             raise AssertionError(f"container left with {code}: {process.log.read_text()[-4000:]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 import jobs.__main__
@@ -13,6 +15,8 @@ import jobs.evidence
 import jobs.results
 from dispatcher import after_commit
 from dispatcher.explain import queue as explain_queue
+from jobs.lab_objects import GONE_TIMEOUT_S, LabObjects
+from jobs.scale_lab import UNDO_S
 
 SECONDS = {
     "a container waits for the broker": (jobs.__main__.BROKER_BLIP_S, 15),
@@ -25,6 +29,8 @@ SECONDS = {
     "a task waits for Redis": (jobs.results.PATIENCE_S, 2),
     "a backend leaves a broker that is away alone": (after_commit.PAUSE_S, 5),
     "explain waits for the broker": (explain_queue.TIMEOUT_S, 3),
+    "Pods go": (GONE_TIMEOUT_S, 60),
+    "a node takes a change back": (UNDO_S, 30),
 }
 
 
@@ -36,3 +42,8 @@ def test_a_wait_is_as_long_as_the_docs_say(what: str) -> None:
 
 def test_a_container_puts_five_hundred_messages_aside_within_half_a_minute() -> None:
     assert (jobs.__main__.MAX_PUT_ASIDE, jobs.__main__.PUT_ASIDE_S) == (500, 30)
+
+
+def test_pods_that_go_are_waited_for_for_that_long() -> None:
+    default = inspect.signature(LabObjects.wait_gone).parameters["timeout_s"].default
+    assert default == GONE_TIMEOUT_S
