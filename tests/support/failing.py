@@ -131,6 +131,8 @@ class Seen:
     objects: list[str]
     #: Rows of notifications about its lab.
     told: list[dict[str, Any]]
+    #: How often a registry of ours was asked for its image.
+    pulls: int
 
     @property
     def took_s(self) -> float:
@@ -145,6 +147,7 @@ class Stage:
 
     def __init__(self, platform: OwnPlatform, registries: Registries) -> None:
         self.platform = platform
+        self._registries = registries
         self._hosts = {name: getattr(registries, name) for name in ("answering", "silent", "absent")}
         self._lock = threading.Lock()
         self._dead: dict[str, dict[str, Any]] = {}
@@ -171,6 +174,7 @@ class Stage:
                 container.wait(30)  # it looks for another message
         case.meanwhile(scene)
         code = container.wait(150)
+        pulls = self._registries.pulls(scene.image)
         ends = [line for line in container.lines() if line.get("action") in _ENDS]
         if not ends:
             raise AssertionError(f"no end in the log: {container.log.read_text()[-4000:]}")
@@ -185,6 +189,7 @@ class Stage:
             dead_letter=self._dead_letter(task_id),
             objects=self.platform.namespace.names_of(scene.lab),
             told=self._rows("notifications WHERE lab_instance_id = %s", scene.lab),
+            pulls=pulls,
         )
 
     def _set(self, case: Case) -> Scene:

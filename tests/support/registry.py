@@ -33,6 +33,15 @@ class Registries:
         self.silent = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.absent = f"127.0.0.1:{free_port()}"
 
+    def pulls(self, image: str) -> int:
+        """Return how often the one that answers was asked for an image; others were never."""
+        _, _, name = image.partition("/")
+        path, _, tag = name.rpartition(":")
+        asked = [
+            request.path.partition("?")[0] for request in self._server.requests if request.method == "HEAD"
+        ]
+        return asked.count(f"/v2/{path}/manifests/{tag}")
+
     def __enter__(self) -> Registries:
         self._server.__enter__()
         threading.Thread(target=self._hold, daemon=True).start()
