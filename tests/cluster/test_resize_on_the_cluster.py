@@ -15,7 +15,7 @@ from dispatcher import topology
 from dispatcher.__main__ import main
 from jobs.failures import Failure
 from tests.support.own_platform import OwnPlatform
-from tests.support.resizing import ResizedLab
+from tests.support.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually_equal
 
 GI, MI = 2**30, 2**20
@@ -38,6 +38,13 @@ def lab(platform: OwnPlatform) -> Iterator[ResizedLab]:
     yield lab
     if lab.status == "RUNNING":
         lab.stop()
+
+
+@pytest.fixture
+def any_size(platform: OwnPlatform) -> Iterator[None]:
+    """No LimitRange says no before the node does."""
+    with without_limit_range(platform):
+        yield
 
 
 AS_CREATED = {
@@ -84,22 +91,26 @@ def test_a_running_lab_gets_more_and_less_without_a_restart(lab: ResizedLab) -> 
     assert (settled["status"], settled["pending"], settled["note"]) == ("RUNNING", [], None)
 
 
+@pytest.mark.usefixtures("any_size")
 def test_more_than_the_node_has_is_refused_and_taken_back(platform: OwnPlatform, lab: ResizedLab) -> None:
-    platform.set_lab_settings(
-        max_resources={"cpu": "4", "memory": "4Gi", "storage": "1Gi"}, cpu_request_ratio=1
-    )
-    run = lab.resize(cpu="4")
-    refused(run, Failure.RESIZE_INFEASIBLE, asked="cpu 4", kept="cpu 500m, memory 512Mi")
+    lab.let_grow(cpu_request_ratio=1)
+    most = f"{lab.node_cpu + 100}m"
+    run = lab.resize(cpu=most)
+    refused(run, Failure.RESIZE_INFEASIBLE, asked=f"cpu {most}", kept="cpu 500m, memory 512Mi")
     assert "Infeasible" in run["details"]["evidence"]
     assert run["details"]["undone"]["confirmed"] is True
     wait_as_created(lab)
     assert platform.broker.is_empty(topology.DEAD_LETTER_QUEUE)
 
 
-def test_more_than_the_node_has_free_is_refused_after_a_while(platform: OwnPlatform, lab: ResizedLab) -> None:
-    platform.set_lab_settings(cpu_request_ratio=0.99, resize_timeout_s=3)
-    run = lab.resize(cpu="2")
-    refused(run, Failure.RESIZE_DEFERRED, asked="cpu 2", kept="cpu 500m, memory 512Mi")
+# As in the other tests whose labs ask for a whole node, no Pod that is new finds room there meanwhile; those
+# of other tests start some seconds later.
+@pytest.mark.usefixtures("any_size")
+def test_more_than_the_node_has_free_is_refused_after_a_while(lab: ResizedLab) -> None:
+    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=3)
+    whole = f"{lab.node_cpu}m"
+    run = lab.resize(cpu=whole)
+    refused(run, Failure.RESIZE_DEFERRED, asked=f"cpu {whole}", kept="cpu 500m, memory 512Mi")
     assert "Deferred" in run["details"]["evidence"]
     wait_as_created(lab)
 

@@ -22,7 +22,7 @@ from tests.support.agreement import wait_until_all_agree
 from tests.support.factories import create_kwargs
 from tests.support.kill_matrix import FAULTY
 from tests.support.own_platform import OwnPlatform
-from tests.support.resizing import ResizedLab
+from tests.support.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually, eventually_equal
 
 #: Of a change that the node takes, and of one that it has no room for.
@@ -42,13 +42,14 @@ def platform(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
 
 
 @pytest.fixture(scope="module")
-def running(own_platform: OwnPlatform) -> ResizedLab:
+def running(own_platform: OwnPlatform) -> Iterator[ResizedLab]:
     """A lab that most tests share, since each leaves it settled."""
     # What a resize was counted for that came to nothing is free again only after minutes:
     # https://github.com/kubernetes/kubernetes/issues/127132
     no_limit = '{"spec": {"hard": {"requests.cpu": "10k", "limits.cpu": "10k"}}}'
     own_platform.namespace.kubectl("patch", "quota", "labs", "--type=merge", f"--patch={no_limit}")
-    return ResizedLab.start(own_platform)
+    with without_limit_range(own_platform):
+        yield ResizedLab.start(own_platform)
 
 
 @pytest.fixture
@@ -97,12 +98,9 @@ def test_a_container_that_is_killed_over_a_change_leaves_it_to_the_next(lab: Res
 
 
 @pytest.mark.parametrize("step", REFUSED_STEPS)
-def test_a_container_that_is_killed_over_a_refusal_leaves_nothing_pending(
-    platform: OwnPlatform, lab: ResizedLab, step: str
-) -> None:
-    most = {"cpu": "4", "memory": "4Gi", "storage": "10Gi"}
-    platform.set_lab_settings(max_resources=most, cpu_request_ratio=1)
-    task_id = lab.publish(cpu="4", memory="1Gi")
+def test_a_container_that_is_killed_over_a_refusal_leaves_nothing_pending(lab: ResizedLab, step: str) -> None:
+    lab.let_grow(cpu_request_ratio=1)
+    task_id = lab.publish(cpu=f"{lab.node_cpu + 100}m", memory="1Gi")
     kill_at(lab, step)
     if step != "acknowledged":
         lab.serve()
@@ -114,10 +112,8 @@ def test_a_container_that_is_killed_over_a_refusal_leaves_nothing_pending(
 def test_containers_that_die_at_a_change_again_and_again_leave_nothing_pending(
     platform: OwnPlatform, lab: ResizedLab
 ) -> None:
-    task_id = lab.publish(cpu="4")
-    platform.set_lab_settings(
-        max_resources={"cpu": "4", "memory": "4Gi", "storage": "10Gi"}, cpu_request_ratio=1
-    )
+    task_id = lab.publish(cpu=f"{lab.node_cpu + 100}m")
+    lab.let_grow(cpu_request_ratio=1)
     for _ in range(topology.DELIVERY_LIMIT):
         kill_at(lab, "asked")
     process = platform.containers.start(queue=topology.QUEUE_HIGH, module=FAULTY, TEST_FAULT="kill:asked")
@@ -131,15 +127,16 @@ def test_containers_that_die_at_a_change_again_and_again_leave_nothing_pending(
 
 
 def test_a_change_waits_for_another_that_is_under_way(platform: OwnPlatform, lab: ResizedLab) -> None:
-    platform.set_lab_settings(cpu_request_ratio=0.99, resize_timeout_s=4)
-    first = lab.publish(cpu="2")
-    container = platform.containers.start(queue=topology.QUEUE_HIGH)
-    eventually(lambda: lab.note, what="the note of the first")
-    second = lab.publish(memory="700Mi")
+    # Both are there before the first of them has anything to wait for.
+    containers = [platform.containers.start(queue=topology.QUEUE_HIGH, CLAIM_WAIT_S=60) for _ in range(2)]
+    eventually(lambda: platform.broker.consumers(topology.QUEUE_HIGH) == 2, 60, what="two containers wait")
+    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=4)
+    first = lab.publish(cpu=f"{lab.node_cpu}m")
+    eventually(lambda: lab.note, 30, what="the note of the first")
     platform.set_lab_settings()
-    other = lab.serve()
-    assert container.wait(60) == 0
-    assert "resize_waits" in other.actions()
+    second = lab.publish(memory="700Mi")
+    assert [container.wait(60) for container in containers] == [0, 0]
+    assert sum("resize_waits" in container.actions() for container in containers) == 1
     assert lab.runs(first)[-1]["details"]["cause"] == Failure.RESIZE_DEFERRED.cause
     assert lab.runs(second)[-1]["outcome"] == "succeeded"
     wait_settled(lab, memory="700Mi")
@@ -194,10 +191,10 @@ def test_what_a_lab_has_already_is_not_asked_for(lab: ResizedLab) -> None:
 def test_a_change_that_is_cancelled_while_it_waits_is_taken_back(
     platform: OwnPlatform, lab: ResizedLab
 ) -> None:
-    platform.set_lab_settings(cpu_request_ratio=0.99, resize_timeout_s=60)
-    task_id = lab.publish(cpu="2")
+    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=60)
+    task_id = lab.publish(cpu=f"{lab.node_cpu}m")
     container = platform.containers.start(queue=topology.QUEUE_HIGH)
-    eventually(lambda: lab.pending, what="a pending resize")
+    eventually(lambda: lab.pending, 30, what="a pending resize")
     platform.database.rows("INSERT INTO task_cancellations (task_id) VALUES (%s)", task_id)
     assert container.wait(60) == 0
     wait_settled(lab)
@@ -223,10 +220,10 @@ def test_a_duplicate_of_the_create_leaves_a_lab_as_large_as_it_is(lab: ResizedLa
 
 def test_a_lab_that_is_stopped_while_it_changes_is_stopped(platform: OwnPlatform) -> None:
     lab = ResizedLab.start(platform)
-    platform.set_lab_settings(cpu_request_ratio=0.99, resize_timeout_s=60)
-    task_id = lab.publish(cpu="2")
+    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=60)
+    task_id = lab.publish(cpu=f"{lab.node_cpu}m")
     container = platform.containers.start(queue=topology.QUEUE_HIGH)
-    eventually(lambda: lab.pending, what="a pending resize")
+    eventually(lambda: lab.pending, 30, what="a pending resize")
     lab.stop()
     assert container.wait(60) == 0
     run = lab.runs(task_id)[-1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +28,24 @@ _READ_CGROUP = (
 )
 #: The start time, in clock ticks since the machine's, is the 22nd field (proc_pid_stat(5)).
 _READ_START = "cut -d' ' -f22 /proc/1/stat"
+
+
+@contextmanager
+def without_limit_range(platform: OwnPlatform) -> Iterator[None]:
+    """Let a container of the platform's namespace be of any size meanwhile."""
+    namespace = platform.namespace
+    limits = json.loads(namespace.kubectl("get", "limitrange", "labs", "--output=jsonpath={.spec}"))
+    without = [{key: value for key, value in one.items() if key != "max"} for one in limits["limits"]]
+    _limit(platform, {"limits": without})
+    try:
+        yield
+    finally:
+        _limit(platform, limits)
+
+
+def _limit(platform: OwnPlatform, spec: Manifest) -> None:
+    patch = f"--patch={json.dumps({'spec': spec})}"
+    platform.namespace.kubectl("patch", "limitrange", "labs", "--type=merge", patch)
 
 
 @dataclass
@@ -67,6 +88,19 @@ class ResizedLab:
         if found is None:
             raise AssertionError(f"no {self.pod_name}")
         return found
+
+    @property
+    def node_cpu(self) -> int:
+        """Millicores that the Pods of the lab's node share; some are taken, if only by the platform."""
+        node = self.platform.namespace.cluster.get(f"/api/v1/nodes/{self.pod['spec']['nodeName']}")
+        if node is None:
+            raise AssertionError(f"{self.pod_name} has no node")
+        return int(parse_quantity(node["status"]["allocatable"]["cpu"]) * 1000)
+
+    def let_grow(self, *, cpu_request_ratio: float, **changes: Any) -> None:
+        """Let a request for a larger lab come as far as its node."""
+        most = {"cpu": f"{2 * self.node_cpu}m", "memory": "4Gi", "storage": "10Gi"}
+        self.platform.set_lab_settings(max_resources=most, cpu_request_ratio=cpu_request_ratio, **changes)
 
     @property
     def note(self) -> str | None:
