@@ -107,7 +107,8 @@ def test_a_lab_that_does_not_answer_leaves_its_state_and_its_log(
     own_platform: OwnPlatform, fail_lab: FailLab
 ) -> None:
     listens_not = "echo waiting for the database; exec /bin/busybox sleep 1000"
-    lab, run = fail_lab(listens_not, ready_timeout_s=5)
+    # A node that is full for a moment must not be what is seen.
+    lab, run = fail_lab(listens_not, ready_timeout_s=20)
     seen = run["details"]["seen"]
     (container,) = seen["containers"]
     assert (container["state"], container["ready"], container["restarts"]) == ("running", False, 0)
