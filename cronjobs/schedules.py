@@ -30,7 +30,7 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 CONCURRENCY = ("Forbid", "Allow", "Replace")
 #: Settings of a container that may differ from the defaults; the others are secret.
-OVERRIDABLE = ("S3_BUCKET", "KUBECONFIG_OBJECT", "LAB_NAMESPACE")
+OVERRIDABLE = ("S3_BUCKET", "KUBECONFIG_OBJECT", "LAB_NAMESPACE", "AMQP_HEARTBEAT_S")
 RESOURCES = {"requests": {"cpu": "25m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}}
 #: Characters; Kubernetes adds eleven for the name of a Job.
 _NAME_LENGTH = 52

@@ -132,15 +132,19 @@ class BrokerSettings:
     connect_timeout_s: float = 5.0
     #: Seconds a publish may take in all, reconnects included.
     publish_timeout_s: float = 10.0
-    #: Seconds; the broker closes a connection that is silent for twice as long.
+    #: Seconds; the broker closes a connection that is silent for twice as long. `autolabs verify` and the
+    #: sync wait four of their own for containers, which have to have the same.
     heartbeat_s: int = 30
 
     @classmethod
     def from_environment(cls, env: Environment) -> BrokerSettings:
-        """Read AMQP_URL and AMQP_PUBLISH_TIMEOUT_S."""
+        """Read AMQP_URL, AMQP_PUBLISH_TIMEOUT_S and AMQP_HEARTBEAT_S."""
         return cls(
             url=env.url("AMQP_URL", AMQP_SCHEMES),
             publish_timeout_s=env.number("AMQP_PUBLISH_TIMEOUT_S", 10.0, minimum=0.1, maximum=300),
+            # With less, RabbitMQ's documentation warns, busy programs are taken for dead. With more, a sync
+            # that waits four of them would not end within its deadline of 300 s.
+            heartbeat_s=env.count("AMQP_HEARTBEAT_S", 30, minimum=5, maximum=60),
         )
 
 
@@ -153,5 +157,5 @@ class ServerSettings:
 
     @classmethod
     def from_environment(cls, env: Environment) -> ServerSettings:
-        """Read AMQP_URL, AMQP_PUBLISH_TIMEOUT_S and DATABASE_URL."""
+        """Read DATABASE_URL and the settings of the broker."""
         return cls(BrokerSettings.from_environment(env), database_url(env))

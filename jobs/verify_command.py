@@ -40,9 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     0: nothing differs. 1: something does (with --repair: is left). 2: the command line or a setting is wrong.
     3: a server is away, or not all messages could be looked at. 130: interrupted. Settings: DATABASE_URL,
-    AMQP_URL, LAB_NAMESPACE, RABBITMQ_API_URL (to count what consumers hold), and KUBECONFIG, a file with
-    inline data; without it KUBECONFIG_OBJECT in the bucket, or the container's ServiceAccount. S3_ENDPOINT
-    and the other S3 settings say where the templates are of what --repair makes again.
+    AMQP_URL, AMQP_HEARTBEAT_S (as the containers have it), LAB_NAMESPACE, RABBITMQ_API_URL (to count what
+    consumers hold), and KUBECONFIG, a file with inline data; without it KUBECONFIG_OBJECT in the bucket, or
+    the container's ServiceAccount. S3_ENDPOINT and the other S3 settings say where the templates are of what
+    --repair makes again.
     """
     from dispatcher.interrupts import Interrupted, stop_on_signals
     from jobs.verify.look import CouldNotLook

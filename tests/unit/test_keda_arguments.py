@@ -88,7 +88,8 @@ def test_a_setting_goes_to_every_container(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_what_may_be_set_is_known_to_the_container() -> None:
-    code = (Path(__file__).parents[2] / "jobs" / "settings.py").read_text()
+    root = Path(__file__).parents[2]
+    code = "".join((root / package / "settings.py").read_text() for package in ("jobs", "dispatcher"))
     assert all(f'"{name}"' in code for name in OVERRIDABLE)
 
 

@@ -62,12 +62,13 @@ def test_one_error_lists_everything_that_is_wrong() -> None:
         "CELERY_TASK_RETRY_BACKOFF": "inf",
         "CELERY_TASK_RETRY_JITTER": "perhaps",
         "AMQP_PUBLISH_TIMEOUT_S": "0",
+        "AMQP_HEARTBEAT_S": "4",
     }
     problems = problems_of({**VALID, **wrong})
     assert sorted(problem.partition(":")[0] for problem in problems) == sorted(wrong)
 
 
-@pytest.mark.parametrize("name", ["READY_PORT", "CELERY_TASK_MAX_RETRIES"])
+@pytest.mark.parametrize("name", ["READY_PORT", "CELERY_TASK_MAX_RETRIES", "AMQP_HEARTBEAT_S"])
 @pytest.mark.parametrize("value", ["abc", "nan", "inf", "-inf", "1e99", "2.5"])
 def test_a_count_that_is_no_count_is_a_problem_and_no_crash(name: str, value: str) -> None:
     assert [p.partition(":")[0] for p in problems_of({**VALID, name: value})] == [name]
