@@ -87,7 +87,8 @@ def find_differences(
         CouldNotLook: nothing is known then.
     """
     first = take_inventory(sources, grace_s=grace_s, queues=True, progress=progress)
-    found = [one for one in compare(first, grace_s=grace_s) if not only or one.lab in only]
+    suspected = compare(_without_figures(first), grace_s=grace_s)
+    found = [one for one in suspected if not only or one.lab in only]
     waiting = undecided(first, grace_s=grace_s)
     if not found:
         return Findings([], first, waiting)
@@ -95,7 +96,7 @@ def find_differences(
     kinds, queues_before = {difference.kind for difference in found}, first.queues
     held = sources.management_url is not None and Kind.REQUEST_LOST in kinds
     progress("something differs at first sight, looking again")
-    del first, found  # the next look needs the room
+    del first, suspected, found  # the next look needs the room
     sources.stop.pause(max(settle_s, HELD_SETTLE_S) if held else settle_s)
     queues = bool(kinds & _BY_MESSAGES)
     second = take_inventory(sources, grace_s=grace_s, queues=queues, progress=progress)
@@ -107,6 +108,17 @@ def find_differences(
     else:
         second.queues = queues_before
     return Findings(stays, second, waiting)
+
+
+def _without_figures(first: Inventory) -> Inventory:
+    """Return a first look without what consumers hold, which is the second one's to say.
+
+    Its figures are older than the look: a message that was settled seconds ago still counts as held, and the
+    request of a lab that waits for nothing would seem to be in somebody's hands.
+    """
+    if first.queues is None:
+        return first
+    return replace(first, queues=replace(first.queues, unacked=None))
 
 
 def quiet_s(broker: BrokerSettings) -> float:
