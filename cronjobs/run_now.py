@@ -24,8 +24,8 @@ _TELL_S = 10.0
 _NAME_LENGTH = 52
 
 
-def start(cron_jobs: CronJobs, name: str, options: list[str]) -> str:
-    """Make a Job of a CronJob and return its name.
+def job_for(cron_jobs: CronJobs, name: str, options: list[str]) -> Manifest:
+    """Return a Job of a CronJob, to be made.
 
     Raises DispatcherError when there is no such CronJob, or when a run goes on that forbids another.
     """
@@ -39,11 +39,14 @@ def start(cron_jobs: CronJobs, name: str, options: list[str]) -> str:
         raise DispatcherError(f"{name} takes no {', '.join(wrong)}; allowed are {', '.join(allowed)}")
     if found["spec"].get("concurrencyPolicy") == "Forbid":
         _refuse_second(cron_jobs, name)
-    job = make_job(found, options)
+    return make_job(found, options)
+
+
+def create(cron_jobs: CronJobs, job: Manifest) -> None:
+    """Make a Job. Raises DispatcherError when its name is taken."""
     created = cron_jobs.cluster.create_once(cron_jobs.jobs_path, job, timeout_s=_CREATE_S)
     if not created:
         raise DispatcherError(f"a Job {job['metadata']['name']} is there already; try again")
-    return str(job["metadata"]["name"])
 
 
 def make_job(cron_job: Manifest, options: list[str]) -> Manifest:

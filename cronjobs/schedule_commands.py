@@ -116,21 +116,25 @@ def run_now(arguments: argparse.Namespace) -> int:
     if concurrency is Forbid. Ctrl-C leaves the Job running. 0: the Job is complete, or --no-follow. 1: it
     failed, or was not made. 130: interrupted. Settings: KUBECONFIG.
     """
-    from cronjobs.run_now import follow, start
+    from cronjobs.run_now import create, follow, job_for
     from cronjobs.schedules import option_word
 
     with _told():
         cron_jobs = _cron_jobs(arguments)
         words = [option_word(name) for name in ("dry_run", "force") if getattr(arguments, name)]
-        job = start(cron_jobs, arguments.name, words)
-        where = f"kubectl logs --follow job/{job} --namespace {cron_jobs.namespace}"
-        print(f"Job {job} is made; its log: {where}", file=sys.stderr)
-        if arguments.no_follow:
-            return 0
+        job = job_for(cron_jobs, arguments.name, words)
+        name = job["metadata"]["name"]
+        where = f"kubectl logs --follow job/{name} --namespace {cron_jobs.namespace}"
+        made = False
+        # From the request on: whoever interrupts has to know what goes on without them.
         try:
-            return follow(cron_jobs, job)
+            create(cron_jobs, job)
+            made = True
+            print(f"Job {name} is made; its log: {where}", file=sys.stderr)
+            return 0 if arguments.no_follow else follow(cron_jobs, name)
         except KeyboardInterrupt:
-            print(f"autolabs: the Job {job} goes on; its log: {where}", file=sys.stderr)
+            goes_on = "goes on" if made else "may have been made, and then goes on"
+            print(f"autolabs: the Job {name} {goes_on}; its log: {where}", file=sys.stderr)
             return 130
 
 
