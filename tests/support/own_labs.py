@@ -11,6 +11,9 @@ from dispatcher import Dispatcher, topology
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
+#: Seconds after which something hangs, on however slow a machine.
+HANGS_S = 180
+
 
 @dataclass(frozen=True)
 class OwnLabs:
@@ -38,7 +41,7 @@ class OwnLabs:
         assert self.status(lab) == "STOPPED"
 
     def serve(self, queue: str) -> None:
-        assert self.platform.containers.start(queue=queue).wait(90) == 0
+        assert self.platform.containers.start(queue=queue).wait(HANGS_S) == 0
 
     def status(self, lab: int) -> str:
         return str(self.platform.database.lab(lab)["status"])
@@ -72,13 +75,13 @@ class OwnLabs:
             except OSError:
                 return False
 
-        eventually(answers, 30, what=f"an answer at {url}")
+        eventually(answers, HANGS_S, what=f"an answer at {url}")
 
     def wait_gone(self, *labs: int) -> None:
         """Wait until nothing of these labs is in the cluster."""
         eventually(
             lambda: not [name for lab in labs for name in self.names_of(lab)],
-            60,
+            HANGS_S,
             what=f"objects of {labs} gone",
         )
 
