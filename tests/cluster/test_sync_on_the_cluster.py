@@ -9,24 +9,28 @@ from typing import Any
 
 import pytest
 
-from dispatcher import Dispatcher, topology
+from dispatcher import BrokerSettings, Dispatcher, topology
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.configs import LIFE_SETTINGS
+from tests.support.clearing import clear
 from tests.support.container import Process
-from tests.support.own_labs import OwnLabs
+from tests.support.own_labs import HANGS_S, OwnLabs
 from tests.support.own_platform import OwnPlatform
 from tests.support.verifying import age, used_up_to
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.timeout(3 * HANGS_S)
 #: The least that the settings allow; rows are made older by hand, objects grow older by themselves.
 GRACE_S = 30
+#: The least as well: four of them are waited for before a request is lost.
+HEARTBEAT_S = 5
 
 
 class SyncedLabs(OwnLabs):
-    def sync(self, *options: str, timeout_s: float = 60) -> dict[str, Any]:
+    def sync(self, *options: str) -> dict[str, Any]:
         """Run the CronJob's command; return the last line of its log, with the result."""
         process = self.start_sync(*options)
-        assert process.wait(timeout_s) == 0, process.log.read_text()
+        assert process.wait(HANGS_S) == 0, process.log.read_text()
         return self.result_of(process)
 
     def start_sync(self, *options: str) -> Process:
@@ -67,21 +71,24 @@ class SyncedLabs(OwnLabs):
 @pytest.fixture
 def own(own_platform: OwnPlatform) -> Iterator[SyncedLabs]:
     own_platform.bucket.put(LIFE_SETTINGS, f"orphan_grace_s: {GRACE_S}\n".encode())
-    with Dispatcher(own_platform.broker.url) as dispatcher:
+    own_platform.containers.environ["AMQP_HEARTBEAT_S"] = str(HEARTBEAT_S)
+    broker = BrokerSettings(own_platform.broker.url, heartbeat_s=HEARTBEAT_S)
+    with Dispatcher(settings=broker) as dispatcher:
         yield SyncedLabs(own_platform, dispatcher)
+    clear(own_platform)
 
 
-@pytest.mark.timeout(420)
 def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own: SyncedLabs) -> None:
     database = own.platform.database
-    labs = [own.create() for _ in range(7)]
-    fine, no_pod, no_row, no_service, no_policy, not_stopped, over = labs
-    names = {lab: own.name(lab) for lab in labs}
+    fine, no_row = own.create(), own.create()
+    # Before the others are made: these have to be older than the grace age when the sync comes.
     own.foreign()
     own.stray("theirs", fine, **{"app.kubernetes.io/managed-by": "helm"})
-    used_up_to(database, 999_999)
     own.stray("lab-instance-999999-stray", fine, lab_instance_id="999999")
     own.stray(f"lab-instance-{fine}-stray", fine)
+    no_pod, no_service, no_policy, not_stopped, over = others = [own.create() for _ in range(5)]
+    names = {lab: own.name(lab) for lab in (fine, no_row, *others)}
+    used_up_to(database, 999_999)
     own.kubectl("delete", "pod", names[no_pod], "--grace-period=1", "--wait=true")
     specs = own.specs_beside(no_service), own.specs_beside(no_policy)
     own.kubectl("delete", "service", names[no_service])
@@ -107,10 +114,14 @@ def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own:
         "request_lost": 1,
     }
     eventually(
-        lambda: own.sync("--dry-run")["found"] == expected, 60, what="objects older than the grace age"
+        lambda: own.sync("--dry-run")["found"] == expected, HANGS_S, what="objects older than the grace age"
     )
     before = own.versions(names[fine], "theirs", "unlabelled")
-    result = own.sync(timeout_s=240)
+    synced = own.start_sync()
+    assert synced.wait(HANGS_S) == 0, synced.log.read_text()
+    result = own.result_of(synced)
+    (waited,) = [line for line in synced.lines() if line.get("action") == "waits"]
+    assert (waited["seconds"], waited["labs"]) == (4 * HEARTBEAT_S, 1)
     assert (result["found"], result["repaired"], result["left"]) == (expected, expected, 0), result
     failed = {lab: own.status(lab) for lab in (no_pod, lost)}
     assert failed == dict.fromkeys((no_pod, lost), "FAILED")
@@ -121,7 +132,7 @@ def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own:
     own.serve(topology.QUEUE_HIGH)
     assert own.status(not_stopped) == "STOPPED"
     own.wait_gone(no_pod, no_row, not_stopped, over, 999_999)
-    eventually(lambda: len(own.names_of(fine)) == 4, 60, what="the stray Pod gone")
+    eventually(lambda: len(own.names_of(fine)) == 4, HANGS_S, what="the stray Pod gone")
     assert len(before) == 8
     assert own.versions(names[fine], "theirs", "unlabelled") == before
     ledger = database.rows("SELECT * FROM task_ledger WHERE task_name = %s ORDER BY id", SYNC_LAB_STATUS)
@@ -137,14 +148,13 @@ def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own:
     own.delete(fine)
 
 
-@pytest.mark.timeout(240)
 def test_as_a_message_and_two_at_once(own: SyncedLabs) -> None:
     lab = own.create()
     own.kubectl("delete", "pod", own.name(lab), "--grace-period=1", "--wait=true")
     for _ in range(2):
         own.platform.broker.publish_task(name=SYNC_LAB_STATUS, kwargs={})
     both = [own.platform.containers.start(queue=topology.QUEUE_LOW) for _ in range(2)]
-    assert [process.wait(90) for process in both] == [0, 0]
+    assert [process.wait(HANGS_S) for process in both] == [0, 0]
     results = [own.result_of(process) for process in both]
     assert [result["repaired"] for result in results if result.get("repaired")] == [{"pod_gone": 1}]
     assert own.status(lab) == "FAILED"
@@ -152,7 +162,6 @@ def test_as_a_message_and_two_at_once(own: SyncedLabs) -> None:
     own.wait_gone(lab)
 
 
-@pytest.mark.timeout(420)
 def test_labs_that_are_made_and_stopped_meanwhile_come_to_no_harm(own: SyncedLabs) -> None:
     labs = [own.ask_for() for _ in range(10)]
     done = threading.Event()
