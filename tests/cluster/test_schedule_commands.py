@@ -10,7 +10,11 @@ import pytest
 
 from cronjobs.schedules import SHIPPED, parse_schedules
 from tests.support.own_platform import OwnPlatform
-from tests.support.schedules import Operator
+from tests.support.schedules import HANGS_S, Operator
+
+pytestmark = pytest.mark.timeout(2 * HANGS_S)
+#: Seconds that kubectl may wait, within those that the tests give it.
+KUBECTL_S = 50
 
 YEARLY = 'one: {task: outbox, schedule: "@yearly"}\ntwo: {task: cleanup, schedule: "@yearly"}\n'
 
@@ -86,7 +90,8 @@ def test_what_the_api_server_refuses_changes_nothing(operator: Operator, tmp_pat
     kubectl("create", "quota", "two-only", "--hard=count/cronjobs.batch=2")
     try:
         # Its controller counts what is there; until then it refuses everything.
-        kubectl("wait", "quota/two-only", "--for=jsonpath={.status.used.count/cronjobs\\.batch}=2")
+        counted = "--for=jsonpath={.status.used.count/cronjobs\\.batch}=2"
+        kubectl("wait", "quota/two-only", counted, f"--timeout={KUBECTL_S}s")
         done = operator.run("apply", "--file", str(file))
     finally:
         kubectl("delete", "quota", "two-only")
@@ -128,13 +133,13 @@ def test_a_suspension_is_stored_and_survives_an_apply(operator: Operator) -> Non
     assert not any(row["suspended"] for row in operator.rows().values())
 
 
-def test_operators_who_change_at_once_lose_nothing(operator: Operator) -> None:
+def test_operators_who_change_at_once_and_are_processes_lose_nothing(operator: Operator) -> None:
     wanted = {"one": "1 1 * * *", "two": "2 2 * * *"}
     running = [operator.start("set", name, "--schedule", time) for name, time in wanted.items()]
     running += [operator.start("set", "one", "--time-zone", "Europe/Moscow"), operator.start("apply")]
     for command in running:
-        _, err = command.communicate(timeout=90)
-        assert command.returncode == 0, err
+        done = operator.end(command)
+        assert done.code == 0, done
     stored = parse_schedules(operator.stored().encode())
     assert {name: one.schedule for name, one in stored.items()} == wanted
     assert stored["one"].time_zone == "Europe/Moscow"

@@ -12,10 +12,13 @@ from typing import Any
 
 from cronjobs.cluster import CronJobs
 from cronjobs.schedules import SCHEDULES
+from tests.support.commands import Done, run_command
 from tests.support.ctrl_c import HEARS_CTRL_C
 from tests.support.own_platform import OwnPlatform
 
 ROOT = Path(__file__).parents[2]
+#: Seconds after which something hangs, on however slow a machine.
+HANGS_S = 180
 #: The containers may reach everything: what they may reach in `platform` is another test's.
 _OPEN = {
     "apiVersion": "networking.k8s.io/v1",
@@ -25,21 +28,13 @@ _OPEN = {
 }
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 @dataclass
 class Operator:
     """Runs commands with the settings that `make env` prints, but for the own bucket and database."""
 
     platform: OwnPlatform
     environ: dict[str, str] = field(init=False)
+    _started: list[subprocess.Popen[str]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         """Give the namespace what the containers need."""
@@ -65,22 +60,39 @@ class Operator:
 
     def words(self, *words: str) -> list[str]:
         own = [] if words[0] == "show" else ["--namespace", self.platform.namespace.name]
-        return [sys.executable, "-m", "dispatcher", "schedule", *words, *own]
+        return ["schedule", *words, *own]
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*HEARS_CTRL_C, *self.words(*words)],
+        """Start a command as a process, to be interrupted, or beside others."""
+        command = subprocess.Popen(
+            [*HEARS_CTRL_C, sys.executable, "-m", "dispatcher", *self.words(*words)],
             cwd=ROOT,
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(command)
+        return command
+
+    def end(self, command: subprocess.Popen[str]) -> Done:
+        """Wait for the end of what was started."""
+        out, err = command.communicate(timeout=HANGS_S)
+        return Done(command.returncode, out, err)
 
     def run(self, *words: str) -> Done:
-        command = self.start(*words)
-        out, err = command.communicate(timeout=200)
-        return Done(command.returncode, out, err)
+        """Run a command in this process."""
+        return run_command(*self.words(*words), environ=self.environ)
+
+    def clear(self) -> None:
+        """End what was started and take away the runs by hand, whatever state a test left them in."""
+        for command in self._started:
+            with command:  # which closes its pipes and waits for it
+                command.kill()
+        self._started.clear()
+        jobs = [name for schedule in self.cron_jobs.live() for name in self.jobs(schedule, by_hand=True)]
+        if jobs:
+            self.platform.namespace.kubectl("delete", "job", *jobs, "--ignore-not-found")
 
     def do(self, *words: str) -> str:
         """Run a command that has to succeed; return its output."""
