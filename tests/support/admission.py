@@ -1,4 +1,4 @@
-"""Manifests of labs, sent to the API server in the name of the job's ServiceAccount."""
+"""Manifests of labs, sent to the API server by the job's ServiceAccount, as the job sends them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import os
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dispatcher.tasks import CreateLabPod
+from jobs.cluster import ApiError, Cluster
+from jobs.cluster_access import ClusterAccess, kubeconfig_access
+from jobs.lab_objects import collections
 from jobs.lab_settings import parse_settings
 from jobs.manifests import LabManifests, make_lab_manifests
+from tests.support.own_namespace import service_account_access
 
 Manifest = dict[str, Any]
 Change = Callable[[Manifest], object]
@@ -55,11 +60,48 @@ def refusal(said: str) -> str:
     return said
 
 
-def refusal_of_change(manifest: Manifest, change: Change, *, who: str = JOB) -> str:
-    """Return why a manifest is refused, changed and sent in somebody's name."""
+@dataclass(frozen=True)
+class _InTheNameOf(ClusterAccess):
+    user: str = ""
+
+    def authorization(self) -> dict[str, str]:
+        return {**super().authorization(), "impersonate-user": self.user}
+
+
+def as_job() -> Cluster:
+    """Return the API server for the job: with the token of its own ServiceAccount."""
+    return Cluster(service_account_access("platform"))
+
+
+def as_probe() -> Cluster:
+    """Return the API server for a user whom an operator impersonates."""
+    view = kubectl("config", "view", "--raw", "--flatten", "--minify")
+    operator = kubeconfig_access(view.encode())
+    access = _InTheNameOf(
+        operator.server, operator.ca_pem, client_pem_file=operator.client_pem_file, user=PROBE
+    )
+    cluster = Cluster(access)
+    if operator.client_pem_file:
+        Path(operator.client_pem_file).unlink()  # read by now
+    return cluster
+
+
+def dry_run(who: Cluster, manifest: Manifest, *, take_over: bool = False) -> str:
+    """Apply as the job does, but without effect; return how it is refused, or nothing."""
+    metadata = manifest["metadata"]
+    path = f"{collections(metadata['namespace'])[manifest['kind']]}/{metadata['name']}"
+    try:
+        who.apply(path, manifest, take_over=take_over, dry_run=True)
+    except ApiError as exc:
+        return exc.message
+    return ""
+
+
+def refusal_of_change(who: Cluster, manifest: Manifest, change: Change) -> str:
+    """Return why a manifest is refused, changed and sent by somebody."""
     changed = copy.deepcopy(manifest)
     change(changed)
-    return refusal(apply(changed, f"--as={who}", "--dry-run=server", check=False))
+    return refusal(dry_run(who, changed))
 
 
 def make_manifests() -> LabManifests:
