@@ -1,4 +1,7 @@
-"""Fake nodes as other tests and the benchmark use them: a lab's Pod is Ready there, and nothing stays."""
+"""Fake nodes as other tests and the benchmark use them: a lab's Pod is Ready there, and nothing stays.
+
+What happens when one of them goes away is in test_health_on_the_cluster.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from jobs.cluster import Manifest
 from tests.support import kwok
 from tests.support.bulk_api import BulkApi
 from tests.support.container import ROOT
-from tests.support.fake_nodes import LABEL, NODES, FakeNodes, remove_left_over
+from tests.support.fake_nodes import HANGS_S, LABEL, NODES, FakeNodes, remove_left_over
 from tests.support.many_labs import lab_manifests
 from tests.support.own_namespace import OwnNamespace
 from tests.support.waiting import eventually, eventually_equal
 
-#: Building kwok on a fresh machine takes two to four minutes.
+#: Building kwok takes two to four minutes where nobody did (`python -m tests.support.kwok`).
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -33,10 +36,18 @@ def built(pytestconfig: pytest.Config) -> Path:
         return kwok.binary()
 
 
-@pytest.fixture
-def nodes(built: Path, tmp_path: Path) -> Iterator[FakeNodes]:
-    with FakeNodes.create(2, tmp_path) as nodes:
+@pytest.fixture(scope="module")
+def nodes(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeNodes]:
+    with FakeNodes.create(2, tmp_path_factory.mktemp("nodes")) as nodes:
         yield nodes
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(own_namespace: OwnNamespace) -> Iterator[None]:
+    """What a failed test leaves is none of the next."""
+    yield
+    if left := [f"{item['kind']}/{item['metadata']['name']}" for item in own_namespace.objects()]:
+        own_namespace.kubectl("delete", *left, "--grace-period=0", "--force", "--ignore-not-found")
 
 
 @pytest.fixture
@@ -50,12 +61,14 @@ def start(nodes: FakeNodes, namespace: OwnNamespace, lab: int, node: str = "") -
     pod = nodes.bound(lab_manifests(lab, namespace.name).pod, node)
     namespace.kubectl("create", "--filename=-", stdin=pod)
     name = str(pod["metadata"]["name"])
-    eventually_equal(lambda: ready(namespace, name), "True", 30)
+    eventually_equal(lambda: ready(namespace, name), "True", HANGS_S)
     return name
 
 
 def find(namespace: OwnNamespace, name: str) -> Manifest:
-    return dict(json.loads(namespace.kubectl("get", "pod", name, "--output=json")))
+    found = namespace.cluster.get(f"{namespace.collections['Pod']}/{name}")
+    assert found is not None
+    return found
 
 
 def ready(namespace: OwnNamespace, name: str) -> str:
@@ -67,13 +80,14 @@ def fake_nodes(api: BulkApi) -> list[str]:
     return [node["metadata"]["name"] for node in api.items(NODES, labelSelector=LABEL)]
 
 
+@pytest.mark.usefixtures("built")
 def test_a_pod_is_ready_on_a_fake_node_and_goes_with_it(
-    nodes: FakeNodes, own_namespace: OwnNamespace, api: BulkApi
+    own_namespace: OwnNamespace, api: BulkApi, tmp_path: Path
 ) -> None:
-    names = [start(nodes, own_namespace, lab) for lab in (1, 2)]
-    assert {find(own_namespace, name)["spec"]["nodeName"] for name in names} == set(nodes.names)
-    assert find(own_namespace, names[0])["status"]["phase"] == "Running"
-    nodes.remove()
+    with FakeNodes.create(2, tmp_path) as nodes:
+        names = [start(nodes, own_namespace, lab) for lab in (1, 2)]
+        assert {find(own_namespace, name)["spec"]["nodeName"] for name in names} == set(nodes.names)
+        assert find(own_namespace, names[0])["status"]["phase"] == "Running"
     assert own_namespace.objects() == []
     assert not set(nodes.names) & set(fake_nodes(api))
 
@@ -81,18 +95,7 @@ def test_a_pod_is_ready_on_a_fake_node_and_goes_with_it(
 def test_a_pod_that_is_deleted_ends_by_itself(nodes: FakeNodes, own_namespace: OwnNamespace) -> None:
     name = start(nodes, own_namespace, 3)
     own_namespace.kubectl("delete", "pod", name, "--wait=false")
-    eventually(lambda: not own_namespace.objects(), 20, what=f"{name} is gone")
-
-
-def test_pods_of_a_node_that_goes_away_are_not_ready_and_those_of_another_are(
-    nodes: FakeNodes, own_namespace: OwnNamespace
-) -> None:
-    lost, kept = nodes.names
-    on_lost, on_kept = start(nodes, own_namespace, 4, lost), start(nodes, own_namespace, 5, kept)
-    nodes.node_goes_away(lost)
-    eventually_equal(lambda: ready(own_namespace, on_lost), "False", 30)
-    assert find(own_namespace, on_lost)["status"]["phase"] == "Running"
-    assert (nodes.ready(kept), ready(own_namespace, on_kept)) == ("True", "True")
+    eventually(lambda: not own_namespace.objects(), HANGS_S, what=f"{name} is gone")
 
 
 def test_a_pod_that_may_be_scheduled_anywhere_is_not_scheduled_there(
@@ -108,8 +111,7 @@ def test_a_pod_that_may_be_scheduled_anywhere_is_not_scheduled_there(
         conditions = find(own_namespace, name)["status"].get("conditions", [])
         return " ".join(one.get("message", "") for one in conditions if one["type"] == "PodScheduled")
 
-    eventually(lambda: "untolerated taint" in refusal(), 20, what="the Pod finds no node")
-    own_namespace.kubectl("delete", "pod", name)
+    eventually(lambda: "untolerated taint" in refusal(), HANGS_S, what="the Pod finds no node")
 
 
 def test_the_next_run_removes_what_a_killed_one_left(
@@ -134,7 +136,7 @@ def test_the_next_run_removes_what_a_killed_one_left(
         remove_left_over(api)
         assert name in fake_nodes(api), "it belongs to a process that runs"
         other.kill()
-    eventually(lambda: not Path(f"/proc/{pid}/exe").exists(), 10, what="kwok dies with its starter")
+    eventually(lambda: not Path(f"/proc/{pid}/exe").exists(), HANGS_S, what="kwok dies with its starter")
     assert own_namespace.names_of(8) != []
     remove_left_over(api)
     assert name not in fake_nodes(api)

@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-import json
-import os
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
+from dispatcher.tasks import DELETE_LAB_POD
 from dispatcher.topology import QUEUE_HIGH
 from jobs.failures import Failure
-from tests.support.breakable_labs import BreakableLabs
+from tests.support.breakable_labs import HANGS_S, BreakableLabs
+from tests.support.broken_labs import BrokenLabs
+from tests.support.clearing import clear
 from tests.support.failing_labs import operators_pod
 from tests.support.fake_nodes import FakeNodes
-from tests.support.many_labs import lab_manifests
 from tests.support.own_namespace import OwnNamespace
 from tests.support.own_platform import OwnPlatform
-from tests.support.waiting import eventually, eventually_equal
+from tests.support.waiting import eventually_equal
 
-#: A node is away 50 s after its last word, and kwok may have to be built.
-pytestmark = pytest.mark.timeout(600)
+#: The first test of each kind waits for what is played for all of them, and kwok may have to be built.
+pytestmark = pytest.mark.timeout(5 * HANGS_S)
 
 
 @pytest.fixture(scope="module")
-def module_labs(own_platform: OwnPlatform) -> BreakableLabs:
-    labs = BreakableLabs(own_platform)
-    # One that nothing happens to: where no lab has a Pod, no check believes it.
-    labs.start()
-    return labs
+def steady(own_platform: OwnPlatform) -> int:
+    """One lab that nothing happens to: where no lab has a Pod, no check believes it."""
+    (lab,) = BreakableLabs(own_platform).start()
+    return lab
+
+
+@pytest.fixture(scope="module")
+def broken(
+    own_platform: OwnPlatform, steady: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BrokenLabs]:
+    """Labs that broke and were found, all at the same time."""
+    broken = BrokenLabs(BreakableLabs(own_platform))
+    try:
+        with FakeNodes.create(2, tmp_path_factory.mktemp("nodes")) as nodes:
+            broken.play(nodes)
+    except BaseException:
+        clear(own_platform, keep=[steady])
+        raise
+    yield broken
+    clear(own_platform, keep=[steady])
 
 
 @pytest.fixture
-def labs(module_labs: BreakableLabs) -> BreakableLabs:
-    module_labs.set()
-    return module_labs
+def labs(own_platform: OwnPlatform, steady: int) -> Iterator[BreakableLabs]:
+    """Labs of one test, which are gone after it, whatever became of it."""
+    labs = BreakableLabs(own_platform)
+    labs.set()
+    before = [row["id"] for row in own_platform.database.rows("SELECT id FROM lab_instances")]
+    yield labs
+    clear(own_platform, keep=before)
 
 
 def test_a_deleted_and_an_evicted_pod_are_found_by_a_message(labs: BreakableLabs) -> None:
@@ -54,138 +72,77 @@ def test_a_deleted_and_an_evicted_pod_are_found_by_a_message(labs: BreakableLabs
     assert [labs.cause(lab) for lab in (deleted, evicted)] == ["pod_gone", "pod_gone"]
 
 
-def test_a_program_that_fills_its_disk_is_evicted_and_found(labs: BreakableLabs) -> None:
-    (lab,) = labs.start()
-    labs.tell(lab, "fill")
-    eventually_equal(lambda: labs.pod(lab)["status"].get("reason"), "Evicted", 120)
-    assert labs.check()["causes"] == {"out_of_disk": 1}
-    assert labs.cause(lab) == "out_of_disk"
-    assert 'Usage of EmptyDir volume "tmp" exceeds' in labs.run_of(lab)["details"]["evidence"]
+def test_a_program_that_fills_its_disk_is_evicted_and_found(broken: BrokenLabs) -> None:
+    lab = broken.broken("filled")
+    assert broken.labs.cause(lab) == "out_of_disk"
+    assert 'Usage of EmptyDir volume "tmp" exceeds' in broken.labs.run_of(lab)["details"]["evidence"]
 
 
-def test_programs_that_end_again_and_again_are_found(labs: BreakableLabs) -> None:
-    eats, crashes = labs.start(2)
-    labs.set(crash_limit=2)
-    labs.tell(eats, "eat")
-    labs.tell(crashes, "crash")
-    for lab in (eats, crashes):
-        eventually(lambda lab=lab: loops(labs, lab), 120, what=f"lab {lab} loops")  # type: ignore[misc]
-    causes = labs.check()["causes"]
-    assert causes == {Failure.OUT_OF_MEMORY.cause: 1, Failure.PROGRAM_CRASHES.cause: 1}
-    assert labs.cause(eats) == "out_of_memory"
-    assert labs.cause(crashes) == "program_crashes"
-    (container,) = labs.run_of(crashes)["details"]["seen"]["containers"]
+def test_programs_that_end_again_and_again_are_found(broken: BrokenLabs) -> None:
+    eats, crashes = broken.broken("eats"), broken.broken("crashes")
+    assert broken.labs.cause(eats) == "out_of_memory"
+    assert broken.labs.cause(crashes) == "program_crashes"
+    (container,) = broken.labs.run_of(crashes)["details"]["seen"]["containers"]
     assert (container["exit_code"], container["restarts"] >= 2) == (3, True)
 
 
-def loops(labs: BreakableLabs, lab: int) -> bool:
-    container = labs.container(lab)
-    waiting = container["state"].get("waiting", {})
-    return bool(container["restartCount"] >= 2 and waiting.get("reason") == "CrashLoopBackOff")
-
-
-def test_a_lab_that_ran_out_of_memory_once_goes_on_and_its_teacher_is_told(labs: BreakableLabs) -> None:
-    (lab,) = labs.start()
-    labs.tell(lab, "eat-once")
-    eventually(lambda: labs.container(lab)["restartCount"] == 1, 60, what="ended once")
-    eventually_equal(lambda: labs.ready(lab), "True", 60)
-    for _ in range(2):
-        found = labs.check()
-        assert (found["failed"], found["ran_out_of_memory"]) == (0, 1)
-    told = labs.platform.database.rows(
-        "SELECT event_type, told FROM notifications WHERE lab_instance_id = %s", lab
+def test_a_lab_that_ran_out_of_memory_once_goes_on_and_its_teacher_is_told(broken: BrokenLabs) -> None:
+    lab = broken.broken("ate")
+    assert [check["ran_out_of_memory"] for check in (broken.first, broken.second, broken.third)] == [1, 1, 1]
+    assert broken.third["failed"] == 0
+    told = broken.labs.platform.database.rows(
+        "SELECT event_type, told FROM notifications WHERE lab_instance_id = %s ORDER BY id", lab
     )
-    assert told == [{"event_type": "lab.out_of_memory", "told": "teacher"}]
-    labs.platform.namespace.kubectl("delete", "pod", labs.name(lab), "--grace-period=0", "--force")
-    assert labs.check()["causes"] == {"pod_gone": 1}
+    assert told == [
+        {"event_type": "lab.out_of_memory", "told": "teacher"},
+        {"event_type": "lab.failed", "told": "admin"},
+    ]
+    assert broken.last["causes"] == {"pod_gone": 1}
+    assert broken.labs.cause(lab) == "pod_gone"
 
 
-def test_a_program_that_does_not_answer_any_more_is_found_after_the_limit(labs: BreakableLabs) -> None:
-    (lab,) = labs.start()
-    labs.tell(lab, "silent")
-    eventually_equal(lambda: labs.ready(lab), "False", 60)
-    found = labs.check()
-    assert (found["failed"], found["unready"]) == (0, 1)
-    labs.set(unready_limit_s=10)
-    assert eventually(lambda: labs.check("--dry-run")["causes"], 30) == {Failure.STOPPED_ANSWERING.cause: 1}
-    assert labs.check()["causes"] == {"stopped_answering": 1}
-    assert labs.cause(lab) == "stopped_answering"
+def test_a_program_that_does_not_answer_any_more_is_found_after_the_limit(broken: BrokenLabs) -> None:
+    lab = broken.broken("silent")
+    assert broken.statuses["silent"] == "RUNNING", "before the limit"
+    assert broken.first["unready"] >= 1
+    assert broken.labs.cause(lab) == "stopped_answering"
 
 
-def test_a_program_that_ended_for_good_is_found(labs: BreakableLabs) -> None:
-    (lab,) = labs.start(restartPolicy="Never")
-    labs.tell(lab, "crash")
-    eventually_equal(lambda: labs.pod(lab)["status"]["phase"], "Failed", 60)
-    assert labs.check()["causes"] == {Failure.PROGRAM_ENDED.cause: 1}
-    assert labs.cause(lab) == "program_ended"
+def test_a_program_that_ended_for_good_is_found(broken: BrokenLabs) -> None:
+    assert broken.labs.cause(broken.broken("ended")) == "program_ended"
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[FakeNodes]:
-    with FakeNodes.create(2, tmp_path) as nodes:
-        yield nodes
-
-
-def start_on(nodes: FakeNodes, node: str, labs: BreakableLabs) -> int:
-    """Return a RUNNING lab on a fake node; its create asked for what it has."""
-    database, namespace = labs.platform.database, labs.platform.namespace
-    lab = database.add_lab(status="RUNNING", connection_url="http://10.0.0.1/")
-    database.rows(
-        "UPDATE lab_instances SET k8s_pod_name = %s, updated_at = now() - interval '1 minute' WHERE id = %s",
-        labs.name(lab),
-        lab,
+def test_a_node_without_room_and_a_node_that_is_away_are_told_apart(broken: BrokenLabs) -> None:
+    away, evicted = broken.broken("away"), broken.broken("evicted")
+    assert broken.labs.cause(away) == Failure.NODE_AWAY.cause
+    assert broken.labs.cause(evicted) == Failure.POD_EVICTED.cause
+    assert broken.statuses_at_last["fine"] == "RUNNING"
+    assert broken.second["restarted"] == 1
+    assert broken.statuses_at_last["started again"] == "RUNNING", (
+        "its create was published, and a real node took it"
     )
-    request = {"lab_instance_id": lab, "lab_id": 7, "student_id": 42, "docker_image": os.environ["LAB_IMAGE"]}
-    database.rows(
-        "INSERT INTO task_ledger (task_id, task_name, lab_instance_id, attempt, redelivered, queue,"
-        " claimed_at, finished_at, outcome, details) SELECT 'c', %s, %s, 1, false, 'q', earlier, earlier,"
-        " 'succeeded', %s FROM (SELECT now() - interval '1 minute' AS earlier) AS clock",
-        CREATE_LAB_POD,
-        lab,
-        json.dumps({"request": request}),
-    )
-    namespace.kubectl(
-        "create", "--filename=-", stdin=nodes.bound(lab_manifests(lab, namespace.name).pod, node)
-    )
-    eventually_equal(lambda: labs.ready(lab), "True", 60)
-    return lab
 
 
-def test_a_node_without_room_and_a_node_that_is_away_are_told_apart(
-    labs: BreakableLabs, nodes: FakeNodes
-) -> None:
-    lost, kept = nodes.names
-    away, evicted, fine = (
-        start_on(nodes, lost, labs),
-        start_on(nodes, kept, labs),
-        start_on(nodes, kept, labs),
-    )
-    said = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
-    patch = json.dumps({"status": said})
-    labs.platform.namespace.kubectl(
-        "patch", "pod", labs.name(evicted), "--subresource=status", "--type=merge", f"--patch={patch}"
-    )
-    nodes.node_goes_away(lost)
-    eventually_equal(lambda: labs.ready(away), "False", 60)
-    labs.set(unready_limit_s=10, restart_causes=["node_away"])
-    found = eventually(lambda: both(labs), 40, what="both are lost")
-    assert found == {"node_away": 1, "pod_evicted": 1}
-    result = labs.check()
-    assert (result["causes"], result["restarted"]) == (found, 1)
-    assert labs.cause(away) == Failure.NODE_AWAY.cause
-    assert labs.cause(evicted) == Failure.POD_EVICTED.cause
-    assert labs.statuses([fine]) == ["RUNNING"]
-    # Its node goes with this test.
-    labs.platform.database.rows("UPDATE lab_instances SET status = 'STOPPED' WHERE id = %s", fine)
-    (again,) = labs.platform.database.rows("SELECT id FROM lab_instances WHERE restart_of = %s", away)
-    code, container = labs.platform.containers.run()
-    assert code == 0, container.log.read_text()
-    assert labs.statuses([again["id"]]) == ["RUNNING"], "its create was published, and a real node took it"
+def test_pods_of_a_node_that_goes_away_are_not_ready_and_those_of_another_are(broken: BrokenLabs) -> None:
+    broken.broken("away")
+    status = broken.pod_away["status"]
+    (ready,) = [one["status"] for one in status["conditions"] if one["type"] == "Ready"]
+    assert (status["phase"], ready) == ("Running", "False")
+    assert broken.beside_it == {"node": "True", "pod": "True"}
 
 
-def both(labs: BreakableLabs) -> dict[str, int] | None:
-    causes: dict[str, int] = labs.check("--dry-run")["causes"]
-    return causes if len(causes) == 2 else None
+def test_each_check_counts_what_it_fails(broken: BrokenLabs) -> None:
+    at_first = {Failure.OUT_OF_MEMORY: 1, Failure.PROGRAM_CRASHES: 1, Failure.PROGRAM_ENDED: 1}
+    later = {Failure.NODE_AWAY: 1, Failure.POD_EVICTED: 1, Failure.STOPPED_ANSWERING: 1}
+    # Whenever the kubelet looks at disks.
+    either = {Failure.OUT_OF_DISK: 1}
+    first, second = broken.first["causes"], broken.second["causes"]
+    assert first.items() >= {failure.cause: count for failure, count in at_first.items()}.items()
+    assert second.items() >= {failure.cause: count for failure, count in later.items()}.items()
+    expected = {failure.cause: count for failure, count in (at_first | later | either).items()}
+    assert Counter(first) + Counter(second) == expected
+    for check in (broken.first, broken.second):
+        assert check["failed"] == sum(check["causes"].values())
 
 
 def test_two_checks_at_once_and_a_delete_beside_them_end_each_lab_once(labs: BreakableLabs) -> None:
@@ -196,14 +153,13 @@ def test_two_checks_at_once_and_a_delete_beside_them_end_each_lab_once(labs: Bre
     labs.platform.broker.publish_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": stopped})
     delete = labs.platform.containers.start(queue=QUEUE_HIGH)
     checks = [labs.begin_check() for _ in range(2)]
-    assert [process.wait(120) for process in (delete, *checks)] == [0, 0, 0]
+    assert [process.wait(HANGS_S) for process in (delete, *checks)] == [0, 0, 0]
     assert labs.cause(lost) == "pod_gone"
     assert sum(process.lines()[-1]["causes"].get("pod_gone", 0) for process in checks) in (1, 2)
     assert labs.statuses([stopped]) == ["STOPPED"], "a delete ends it, whether it was FAILED before or not"
     (again,) = labs.platform.database.rows("SELECT * FROM lab_instances WHERE restart_of = %s", lost)
     while again["status"] == "PENDING":
-        code, container = labs.platform.containers.run()
-        assert code == 0, container.log.read_text()
+        labs.serve()
         again = labs.platform.database.lab(again["id"])
     assert (again["status"], again["expires_at"]) == (
         "RUNNING",
@@ -234,6 +190,6 @@ def test_nothing_of_somebody_else_is_touched(labs: BreakableLabs) -> None:
     namespace.kubectl("create", "--filename=-", stdin=operators_pod("theirs", theirs))
     namespace.kubectl("delete", "pod", labs.name(lab), "--grace-period=0", "--force")
     assert labs.check()["causes"] == {"pod_gone": 1}
-    eventually_equal(lambda: namespace.names_of(lab), ["Pod/theirs"], 60)
+    eventually_equal(lambda: namespace.names_of(lab), ["Pod/theirs"], HANGS_S)
     assert labs.statuses([lab]) == ["FAILED"]
     namespace.kubectl("delete", "pod", "theirs", "--wait=false")

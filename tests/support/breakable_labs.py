@@ -9,16 +9,20 @@ from typing import Any
 
 import yaml
 
-from dispatcher.tasks import HEALTH_CHECK_PODS
-from dispatcher.topology import QUEUE_HIGH
+from dispatcher.tasks import CREATE_LAB_POD, HEALTH_CHECK_PODS
+from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
 from jobs.configs import DEFAULTS, LIFE_SETTINGS
 from jobs.manifests import POD_TEMPLATE
 from jobs.naming import lab_object_name
 from tests.support.container import Process
 from tests.support.factories import create_kwargs
+from tests.support.fake_nodes import FakeNodes
+from tests.support.many_labs import lab_manifests
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
+#: Seconds after which something hangs, on however slow a machine.
+HANGS_S = 180
 Manifest = dict[str, Any]
 
 #: A lab that serves, and does what a file in its workspace is called; that stays over restarts.
@@ -57,14 +61,51 @@ class BreakableLabs:
             kwargs = create_kwargs(lab_instance_id=lab, docker_image=os.environ["LAB_IMAGE"])
             self.platform.broker.publish_task(kwargs={**kwargs, "resources": {"memory": "32Mi"}})
         for container in [self.platform.containers.start() for _ in labs]:
-            assert container.wait(120) == 0
+            assert container.wait(HANGS_S) == 0
         while "PENDING" in self.statuses(labs):
             # A message of an earlier test was before theirs: a race may leave one.
-            code, container = self.platform.containers.run()
-            assert code == 0
-            assert "no message" not in container.log.read_text()
+            assert "no message" not in self.serve().log.read_text()
         assert self.statuses(labs) == ["RUNNING"] * count
         return labs
+
+    def serve(self, queue: str = QUEUE_NORMAL) -> Process:
+        """Let a container take one message."""
+        container = self.platform.containers.start(queue=queue)
+        assert container.wait(HANGS_S) == 0, container.log.read_text()
+        return container
+
+    def start_on(self, nodes: FakeNodes, node: str) -> int:
+        """Return a RUNNING lab on a fake node; its create asked for what it has."""
+        database, namespace = self.platform.database, self.platform.namespace
+        lab = database.add_lab(status="RUNNING", connection_url="http://10.0.0.1/")
+        earlier = "UPDATE lab_instances SET k8s_pod_name = %s, updated_at = now() - interval '1 minute'"
+        database.rows(f"{earlier} WHERE id = %s", self.name(lab), lab)
+        request = {
+            "lab_instance_id": lab,
+            "lab_id": 7,
+            "student_id": 42,
+            "docker_image": os.environ["LAB_IMAGE"],
+        }
+        database.rows(
+            "INSERT INTO task_ledger (task_id, task_name, lab_instance_id, attempt, redelivered, queue,"
+            " claimed_at, finished_at, outcome, details) SELECT 'c', %s, %s, 1, false, 'q', earlier, earlier,"
+            " 'succeeded', %s FROM (SELECT now() - interval '1 minute' AS earlier) AS clock",
+            CREATE_LAB_POD,
+            lab,
+            json.dumps({"request": request}),
+        )
+        pod = nodes.bound(lab_manifests(lab, namespace.name).pod, node)
+        namespace.kubectl("create", "--filename=-", stdin=pod)
+        eventually(lambda: self.ready(lab) == "True", HANGS_S, what=f"lab {lab} Ready on {node}")
+        return lab
+
+    def stop(self, *labs: int) -> None:
+        """Let labs be over, for checks that are not about them."""
+        for lab in labs:
+            self.platform.database.rows("UPDATE lab_instances SET status = 'STOPPED' WHERE id = %s", lab)
+            pod = f"pod/{self.name(lab)}"
+            force = ("--grace-period=0", "--force", "--wait=false", "--ignore-not-found")
+            self.platform.namespace.kubectl("delete", pod, *force)
 
     def tell(self, lab: int, what: str) -> None:
         """Let a lab misbehave."""
@@ -75,8 +116,10 @@ class BreakableLabs:
         return lab_object_name(lab, os.environ["LAB_IMAGE"])
 
     def pod(self, lab: int) -> Manifest:
-        found = self.platform.namespace.kubectl("get", "pod", self.name(lab), "--output=json")
-        return dict(json.loads(found))
+        namespace = self.platform.namespace
+        found = namespace.cluster.get(f"{namespace.collections['Pod']}/{self.name(lab)}")
+        assert found is not None, f"lab {lab} has no Pod"
+        return found
 
     def container(self, lab: int) -> Manifest:
         """Return the status of a lab's container."""
@@ -88,7 +131,7 @@ class BreakableLabs:
 
     def wait_gone(self, lab: int) -> None:
         """Wait until nothing of a lab is in the cluster."""
-        eventually(lambda: not self.platform.namespace.objects_of(lab), 60, what=f"lab {lab} gone")
+        eventually(lambda: not self.platform.namespace.objects_of(lab), HANGS_S, what=f"lab {lab} gone")
 
     def set(self, **settings: object) -> None:
         """Change the settings of labs that run."""
@@ -128,13 +171,12 @@ class BreakableLabs:
     def check(self, *words: str, code: int = 0, **environ: Any) -> dict[str, Any]:
         """Run a check as its CronJob does; return its last line."""
         process = self.begin_check(*words, **environ)
-        assert process.wait(120) == code, process.log.read_text()
+        assert process.wait(HANGS_S) == code, process.log.read_text()
         return process.lines()[-1]
 
     def check_by_message(self) -> dict[str, Any]:
         """Run a check as a message; return its result from the ledger."""
         task_id = self.platform.broker.publish_task(name=HEALTH_CHECK_PODS, kwargs={})
-        code, process = self.platform.containers.run(queue=QUEUE_HIGH)
-        assert code == 0, process.log.read_text()
+        self.serve(QUEUE_HIGH)
         (row,) = self.platform.database.rows("SELECT * FROM task_ledger WHERE task_id = %s", task_id)
         return dict(row["details"]["result"])

@@ -29,11 +29,8 @@ LABEL = "autolabs.io/fake-node"
 ALIVE = "autolabs.io/fake-node-is-alive"
 NODES = "/api/v1/nodes"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
-#: Seconds until nodes are Ready and nothing of the node controller's own keeps Pods away.
-READY_TIMEOUT_S = 60.0
-#: Seconds until a node without a heartbeat is NotReady: --node-monitor-grace-period is 50 s by default, and
-#: the controller looks every 5 s.
-AWAY_TIMEOUT_S = 90.0
+#: Seconds after which something hangs, on however slow a machine.
+HANGS_S = 180.0
 _ROOM = {"cpu": "10000", "memory": "100Ti", "ephemeral-storage": "100Ti", "pods": "100000"}
 
 
@@ -77,14 +74,17 @@ class FakeNodes:
         placed = {"nodeName": node or next(self._turn), "tolerations": tolerations}
         return {**pod, "spec": {**pod["spec"], **placed}}
 
-    def node_goes_away(self, node: str) -> None:
-        """End the heartbeat of a node; return when the cluster has noticed, after 50 s.
+    def end_heartbeat(self, node: str) -> None:
+        """Let a node go away, which the cluster notices 50 s later (--node-monitor-grace-period).
 
         Its Pods are still there then, Running and not Ready, and one that is deleted stays: nobody is there
         to end it.
         """
         self.api.call("PATCH", f"{NODES}/{node}", {"metadata": {"labels": {ALIVE: None}}})
-        eventually(lambda: self.ready(node) == "Unknown", AWAY_TIMEOUT_S, what=f"node {node} is NotReady")
+
+    def wait_until_away(self, node: str) -> None:
+        """Return when the cluster has noticed."""
+        eventually(lambda: self.ready(node) == "Unknown", HANGS_S, what=f"node {node} is NotReady")
 
     def ready(self, node: str) -> str:
         """Return the status of a node's condition Ready: True, False or Unknown."""
@@ -110,7 +110,7 @@ class FakeNodes:
             nodes = self.api.items(NODES, labelSelector=f"{LABEL}={self.run}")
             return all(_ready(node) == "True" and node["spec"]["taints"] == own for node in nodes)
 
-        eventually(usable, READY_TIMEOUT_S, what=f"{len(self.names)} fake nodes are Ready")
+        eventually(usable, HANGS_S, what=f"{len(self.names)} fake nodes are Ready")
 
 
 def remove_left_over(api: BulkApi) -> None:

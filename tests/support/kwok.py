@@ -1,6 +1,7 @@
 """kwok as a process of this machine: the kubelet of nodes that do not exist.
 
 It answers for the nodes with one label only, listens on no port, and dies with the process that started it.
+`python -m tests.support.kwok` builds it, so that no test has to.
 """
 
 from __future__ import annotations
@@ -88,4 +89,8 @@ class Kwok:
             self.popen.wait(10)
         except subprocess.TimeoutExpired:
             self.popen.kill()
-            self.popen.wait(10)
+            self.popen.wait()
+
+
+if __name__ == "__main__":
+    binary()
