@@ -44,6 +44,7 @@ test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running clust
 	eval "$$($(PYTHON) -m deploy.local env)"; \
 	export AUTOLABS_REQUIRE_SERVICES=1; \
 	if [ -n "$${PYTEST_ARGS:-}" ]; then .venv/bin/python -m pytest $(PYTEST_ARGS); exit; fi; \
+	.venv/bin/python -m tests.support.kwok; \
 	status=0; \
 	.venv/bin/python -m pytest -n $(TEST_PROCESSES) $(SIDE_BY_SIDE) \
 	  --ignore=tests/e2e --junitxml=build/side-by-side.xml || status=$$?; \
