@@ -13,6 +13,7 @@ import pytest
 from jobs.cluster import Cluster
 from jobs.manifests import LabManifests
 from tests.support.admission import (
+    HANGS_S,
     JOB,
     PROBE,
     Change,
@@ -27,9 +28,6 @@ from tests.support.admission import (
     refusal_of_change,
 )
 from tests.support.waiting import eventually
-
-#: Seconds after which the API server hangs: it takes a policy from the next look at its cache on.
-HANGS_S = 90
 
 
 @pytest.fixture(scope="module")

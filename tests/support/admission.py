@@ -28,6 +28,8 @@ Change = Callable[[Manifest], object]
 CONFIGS = Path(__file__).parents[2] / "jobs" / "default_configs"
 JOB = "system:serviceaccount:platform:celery-workers-sa"
 PROBE = "autolabs-admission-probe"
+#: Seconds after which something hangs, on however slow a machine.
+HANGS_S = 180
 
 
 def kubectl(*words: str, stdin: Manifest | None = None, check: bool = True) -> str:
@@ -37,7 +39,7 @@ def kubectl(*words: str, stdin: Manifest | None = None, check: bool = True) -> s
         input=json.dumps(stdin) if stdin else None,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
         check=False,
     )
     said = done.stdout + done.stderr
@@ -133,6 +135,6 @@ def unguarded_namespace() -> Iterator[str]:
     kubectl("create", "namespace", name)
     who = ("--serviceaccount=platform:celery-workers-sa", f"--user={PROBE}")
     kubectl("create", "rolebinding", "all", "--clusterrole=admin", *who, "-n", name)
-    kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=20s")
+    kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, f"--timeout={HANGS_S // 2}s")
     yield name
     kubectl("delete", "namespace", name, "--wait=false")

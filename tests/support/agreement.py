@@ -15,6 +15,8 @@ from jobs.verify.look import Sources, find_differences
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually_equal
 
+#: Seconds after which deleted objects never go, on however slow a machine.
+_GONE_S = 60
 KINDS = ["NetworkPolicy", "Pod", "Service"]
 
 
@@ -33,9 +35,9 @@ def disagreements(platform: OwnPlatform) -> list[str]:
 
 
 def wait_until_all_agree(platform: OwnPlatform) -> None:
-    """Wait a little, as deleted objects take a moment to go; fails with what still differs."""
+    """Wait, as deleted objects take a moment to go; fails with what still differs."""
     nothing: list[str] = []
-    eventually_equal(lambda: disagreements(platform), nothing)
+    eventually_equal(lambda: disagreements(platform), nothing, _GONE_S)
     assert verified(platform) == []
 
 
