@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cronjobs.schedules import SHIPPED, parse_schedules
 from dispatcher import BrokerSettings, Dispatcher
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import ServerSettings, read_settings
@@ -30,6 +31,11 @@ def test_a_request_is_lost_after_four_heartbeats_of_thirty_seconds() -> None:
 
 def test_what_waits_for_containers_follows_the_setting() -> None:
     assert quiet_s(read(AMQP_HEARTBEAT_S="5")) == 20
+
+
+def test_a_sync_that_waits_for_the_longest_ends_within_its_deadline() -> None:
+    sync = parse_schedules(SHIPPED.read_bytes())["sync-lab-status"]
+    assert quiet_s(read(AMQP_HEARTBEAT_S="60")) + 30 < sync.deadline_s
 
 
 def test_containers_periodic_tasks_and_backends_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
