@@ -23,12 +23,15 @@ from dispatcher.models import LabInstance
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.container import ROOT
 from tests.support.postgres import Database, Server
+from tests.support.waiting import eventually
 
 LABS = 8
 #: Seconds from one request to the next, and from the start of a lab to its stop.
 PACE_S, LIFE_S = 1.0, 4.0
 #: Seconds for which the backend asks again.
 PATIENCE_S = 90.0
+#: Seconds in which stopped labs are gone; they only end a hang.
+CLEARED_S = 180.0
 KINDS = ["NetworkPolicy", "Pod", "Service"]
 SMALL = {"cpu": "250m", "memory": "128Mi", "storage": "64Mi"}
 
@@ -78,13 +81,25 @@ class Loop:
 
     def end(self) -> None:
         """Wait until all is requested and published; raises what the backend could not get over."""
-        self._thread.join(2 * PATIENCE_S)
+        self._join()
         if self._problem is not None:
             raise self._problem
         if self._thread.is_alive():
             raise AssertionError("the backend is still at it")
 
+    def _join(self) -> None:
+        if self.runs:
+            self._thread.join(2 * PATIENCE_S)
+
+    def clear(self) -> None:
+        """Stop what still runs, and wait until nothing of it is left."""
+        self._join()
+        self._stop_all()
+        eventually(lambda: all(row["status"] in ("STOPPED", "FAILED") for row in self.rows()), CLEARED_S)
+        eventually(lambda: not self.objects(), CLEARED_S, what="objects gone")
+
     def close(self) -> None:
+        self._join()
         self._dispatcher.close()
         self._engine.dispose()
 
@@ -149,8 +164,7 @@ class Loop:
         assert lab is not None
         outbox.add(session, DeleteLabPod(lab_instance_id=lab.id, force=True))
 
-    def stop_all(self) -> None:
-        """Stop what still runs."""
+    def _stop_all(self) -> None:
         for lab in self.rows():
             if lab["status"] in ("RUNNING", "PENDING"):
                 self._dispatcher.delete_lab(lab_instance_id=lab["id"], force=True)

@@ -1,0 +1,43 @@
+"""Labs are started and stopped by containers whose clocks are wrong, in both directions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from tests.support.outage_loop import LABS, Loop, Place
+from tests.support.outage_row import HEADER, Row, go_through
+from tests.support.own_platform import OwnPlatform
+from tests.support.skewed_clock import SkewedContainers
+
+SKEWS = [timedelta(hours=1), timedelta(hours=-1)]
+
+
+@pytest.fixture
+def loop(own_platform: OwnPlatform) -> Iterator[Loop]:
+    place = Place(
+        amqp_url=own_platform.broker.url,
+        database_url=own_platform.database.url,
+        namespace=own_platform.namespace.name,
+        image=os.environ["LAB_IMAGE"],
+        environ={**own_platform.containers.environ, "KUBECONFIG": os.environ["KUBECONFIG"]},
+    )
+    loop = Loop(place, student_id=1)
+    yield loop
+    # What a failed test leaves goes with the platform.
+    loop.close()
+
+
+@pytest.mark.timeout(400)
+def test_wrong_clocks_lose_and_double_no_lab(own_platform: OwnPlatform, loop: Loop) -> None:
+    row = Row("clocks of jobs wrong", note="by +1 h and -1 h, in turn")
+    with SkewedContainers(own_platform.containers, SKEWS) as skewed:
+        go_through(row, loop, lambda: None)
+        loop.clear()
+    print(f"{HEADER}\n{row.line()}")
+    seen = skewed.seen_skews()
+    assert len(seen) >= LABS
+    assert [found for wanted, found in seen if abs(found - wanted) > timedelta(minutes=2)] == []
