@@ -22,6 +22,7 @@ def loop(own_platform: OwnPlatform) -> Iterator[Loop]:
         amqp_url=own_platform.broker.url,
         database_url=own_platform.database.url,
         namespace=own_platform.namespace.name,
+        cluster=own_platform.namespace.cluster,
         image=os.environ["LAB_IMAGE"],
         environ={**own_platform.containers.environ, "KUBECONFIG": os.environ["KUBECONFIG"]},
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from deploy.demo.platform import LABS as LAB_NAMESPACE
+from jobs.verify.access import open_cluster
 from tests.support import outages
 from tests.support.outage_loop import Loop, Place
 from tests.support.outage_row import HEADER, Row, go_through
@@ -37,6 +38,7 @@ def place() -> Place:
         amqp_url=os.environ["AMQP_URL"],
         database_url=os.environ["DATABASE_URL"],
         namespace=LAB_NAMESPACE,
+        cluster=open_cluster(os.environ),
         image=os.environ["LAB_IMAGE"],
         environ=os.environ,
     )

@@ -1,13 +1,9 @@
-"""A backend that starts and stops labs one after the other, whatever answers, and what became of them."""
+"""A backend that starts and stops labs one after the other, whatever answers."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +12,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from deploy.local.shell import run
 from dispatcher import CreateLabPod, DeleteLabPod, Dispatcher, outbox
 from dispatcher.engine import make_engine
 from dispatcher.models import LabInstance
-from dispatcher.tasks import CREATE_LAB_POD
-from tests.support.container import ROOT
+from jobs.cluster import Cluster, Manifest
+from jobs.lab_objects import collections
 from tests.support.postgres import Database, Server
 from tests.support.waiting import eventually
 
@@ -32,7 +27,6 @@ PACE_S, LIFE_S = 1.0, 4.0
 PATIENCE_S = 90.0
 #: Seconds in which stopped labs are gone; they only end a hang.
 CLEARED_S = 180.0
-KINDS = ["NetworkPolicy", "Pod", "Service"]
 SMALL = {"cpu": "250m", "memory": "128Mi", "storage": "64Mi"}
 
 
@@ -43,6 +37,7 @@ class Place:
     amqp_url: str
     database_url: str
     namespace: str
+    cluster: Cluster = field(repr=False)
     image: str
     #: For `autolabs verify`.
     environ: Mapping[str, str] = field(repr=False)
@@ -179,109 +174,11 @@ class Loop:
         statement = "SELECT * FROM task_ledger WHERE lab_instance_id = ANY(%s) ORDER BY id"
         return self.place.database.rows(statement, ids)
 
-    def objects(self) -> dict[int, list[dict[str, Any]]]:
+    def objects(self) -> dict[int, list[Manifest]]:
         """Return lab -> its objects in the cluster."""
-        words = ["kubectl", "get", "pods,services,networkpolicies", "--namespace", self.place.namespace]
-        listed = run([*words, f"--selector=student_id={self.student_id}", "--output=json"], timeout_s=30)
-        found: dict[int, list[dict[str, Any]]] = {}
-        for item in json.loads(listed)["items"]:
-            found.setdefault(int(item["metadata"]["labels"]["lab_instance_id"]), []).append(item)
+        found: dict[int, list[Manifest]] = {}
+        for kind, path in collections(self.place.namespace).items():
+            for item in self.place.cluster.list_items(path, labelSelector=f"student_id={self.student_id}")[0]:
+                lab = int(item["metadata"]["labels"]["lab_instance_id"])
+                found.setdefault(lab, []).append({**item, "kind": kind})
         return found
-
-
-@dataclass
-class Outcome:
-    """How the labs of a loop stand."""
-
-    running: int = 0
-    stopped: int = 0
-    failed: list[str] = field(default_factory=list)
-    #: What is not, or not yet, as it has to be, one sentence each.
-    wrong: list[str] = field(default_factory=list)
-    lost: int = 0
-    doubled: int = 0
-    retries: int = 0
-    redeliveries: int = 0
-
-
-def look(loop: Loop, causes: frozenset[str]) -> Outcome:
-    """Compare every lab with what was asked for; `causes` are those for which it may have FAILED."""
-    rows, ledger, objects = loop.rows(), loop.ledger(), loop.objects()
-    seen = Outcome(
-        retries=sum(run["outcome"] == "retried" for run in ledger),
-        redeliveries=sum(run["redelivered"] for run in ledger),
-    )
-    numbers = Counter(row["lab_id"] for row in rows)
-    for number in range(1, LABS + 1):
-        if numbers[number] != 1:
-            seen.wrong.append(f"request {number} has {numbers[number]} rows")
-    seen.lost = sum(numbers[number] == 0 for number in range(1, LABS + 1))
-    seen.doubled = sum(count - 1 for count in numbers.values())
-    for row in rows:
-        runs = [run for run in ledger if run["lab_instance_id"] == row["id"]]
-        _look_at_lab(seen, row, runs, objects.pop(row["id"], []), loop, causes)
-    seen.wrong += [f"lab {lab} has objects and no row" for lab in objects]
-    return seen
-
-
-def _look_at_lab(
-    seen: Outcome,
-    row: dict[str, Any],
-    runs: list[dict[str, Any]],
-    objects: list[dict[str, Any]],
-    loop: Loop,
-    causes: frozenset[str],
-) -> None:
-    lab, status = f"lab {row['id']}", row["status"]
-    kinds = sorted(item["kind"] for item in objects)
-    creates = [run for run in runs if run["task_name"] == CREATE_LAB_POD]
-    started = sum(run["outcome"] == "succeeded" for run in creates)
-    stop = row["lab_id"] in loop.to_be_stopped
-    seen.running += status == "RUNNING"
-    seen.stopped += status == "STOPPED"
-    seen.lost += status == "PENDING"
-    if started > 1 or len(kinds) > len(set(kinds)):
-        seen.doubled += 1
-        seen.wrong.append(f"{lab} was started {started} times, has {kinds}")
-    if row["error_category"]:
-        cause = next((run["details"]["cause"] for run in reversed(creates) if "cause" in run["details"]), "?")
-        seen.failed.append(cause)
-        if cause not in causes:
-            seen.wrong.append(f"{lab} FAILED: {row['error_message']} [{cause}]")
-    if status == "RUNNING" and not stop:
-        (pod,) = [item for item in objects if item["kind"] == "Pod"] or [{}]
-        if kinds != KINDS or not _is_ready(pod) or started != 1:
-            seen.wrong.append(f"{lab} is RUNNING with {kinds}, started {started} times")
-    elif (status == "STOPPED" and stop) or (status == "FAILED" and not stop):
-        if kinds:
-            seen.wrong.append(f"{lab} is {status} with {kinds}")
-    else:
-        shown = [(run["task_name"][15:], run["attempt"], run["outcome"]) for run in runs]
-        seen.wrong.append(f"{lab} is {status}, asked to {'stop' if stop else 'run'}: {shown}")
-
-
-def _is_ready(pod: dict[str, Any]) -> bool:
-    conditions = pod.get("status", {}).get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
-
-
-def differences(loop: Loop) -> list[str]:
-    """Run `autolabs verify`; return what it says of the loop's labs, and of messages held by nobody."""
-    words = ["-m", "dispatcher", "verify", "--json", "--grace", "1", "--settle", "1"]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=dict(loop.place.environ),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    if done.returncode not in (0, 1):
-        return [done.stderr]
-    ours = {row["id"] for row in loop.rows()}
-    return [
-        f"{one['kind']} of lab {one['lab_instance_id']}: {one['object']} is {one['is']}"
-        for one in json.loads(done.stdout)["differences"]
-        if one["lab_instance_id"] in ours or one["lab_instance_id"] is None
-    ]

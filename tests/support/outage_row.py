@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.support.outage_loop import LABS, Loop, Outcome, differences, look
+from tests.support.outage_look import Outcome, differences, look
+from tests.support.outage_loop import LABS, Loop
 from tests.support.waiting import eventually, eventually_equal
 
 #: Requests after which the outage begins.

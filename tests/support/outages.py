@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -10,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import psycopg2
 from deploy.local import cgroups, controlplane, daemons
 from deploy.local.paths import Layout
 from deploy.local.shell import run
+from jobs.cluster import Cluster
+from jobs.verify.access import open_cluster
 from keda.podspec import READY_PORT
 from tests.support.waiting import eventually
 
@@ -42,6 +44,12 @@ def kubectl(*words: str) -> str:
     return run(["kubectl", *words], timeout_s=60)
 
 
+@cache
+def _cluster() -> Cluster:
+    """Return the cluster for what is asked again and again."""
+    return open_cluster(os.environ)
+
+
 @dataclass(frozen=True)
 class Workload:
     """The one Pod of a Deployment."""
@@ -50,11 +58,10 @@ class Workload:
     name: str
 
     def pods(self) -> list[dict[str, Any]]:
-        selector = f"--selector=app.kubernetes.io/name={self.name}"
-        if self.name == "keda-operator":
-            selector = "--selector=app=keda-operator"
-        listed = kubectl("get", "pods", "--namespace", self.namespace, selector, "--output=json")
-        return list(json.loads(listed)["items"])
+        label = "app" if self.name == "keda-operator" else "app.kubernetes.io/name"
+        selector = f"{label}={self.name}"
+        path = f"/api/v1/namespaces/{self.namespace}/pods"
+        return _cluster().list_items(path, labelSelector=selector)[0]
 
     def delete_pod(self, *, force: bool) -> None:
         """Delete the Pod and wait until another is Ready."""
