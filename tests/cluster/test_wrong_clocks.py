@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.outage_loop import LABS, Loop, Place
+from tests.support.outage_loop import LABS, Backend, Loop, Place
 from tests.support.outage_row import HEADER, Row, go_through
 from tests.support.own_platform import OwnPlatform
 from tests.support.skewed_clock import SkewedContainers
@@ -26,10 +26,12 @@ def loop(own_platform: OwnPlatform) -> Iterator[Loop]:
         image=os.environ["LAB_IMAGE"],
         environ={**own_platform.containers.environ, "KUBECONFIG": os.environ["KUBECONFIG"]},
     )
-    loop = Loop(place, student_id=1)
+    backend = Backend(place)
+    loop = Loop(backend, student_id=1)
     yield loop
     # What a failed test leaves goes with the platform.
-    loop.close()
+    loop.leave()
+    backend.close()
 
 
 @pytest.mark.timeout(400)

@@ -1,4 +1,4 @@
-"""Labs are started and stopped in a loop while one part of the platform is away.
+"""One backend starts and stops labs while parts of the platform are away, one after the other.
 
 Every lab ends as it was asked to, or FAILED with a reason that names the outage; none is lost, none is
 doubled, and `autolabs verify` finds nothing.
@@ -15,7 +15,7 @@ import pytest
 from deploy.demo.platform import LABS as LAB_NAMESPACE
 from jobs.verify.access import open_cluster
 from tests.support import outages
-from tests.support.outage_loop import Loop, Place
+from tests.support.outage_loop import Backend, Loop, Place
 from tests.support.outage_row import HEADER, Row, go_through
 
 pytestmark = pytest.mark.skipif(
@@ -32,9 +32,9 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
 
 
 @pytest.fixture(scope="module")
-def place() -> Place:
-    """The platform of `make up`."""
-    return Place(
+def backend() -> Iterator[Backend]:
+    """A backend of the platform of `make up`."""
+    place = Place(
         amqp_url=os.environ["AMQP_URL"],
         database_url=os.environ["DATABASE_URL"],
         namespace=LAB_NAMESPACE,
@@ -42,17 +42,19 @@ def place() -> Place:
         image=os.environ["LAB_IMAGE"],
         environ=os.environ,
     )
+    backend = Backend(place)
+    yield backend
+    backend.close()
 
 
 @pytest.fixture
-def loop(place: Place) -> Iterator[Loop]:
-    # Of this moment: the rows and objects of another run have another student.
-    loop = Loop(place, student_id=time.time_ns() // 1_000_000)
+def loop(backend: Backend) -> Iterator[Loop]:
+    """The labs of one outage; the next finds a platform that serves, and none of them."""
+    outages.wait_until_all_serve()
+    # Of this moment: the rows and objects of another outage, or another run, have another student.
+    loop = Loop(backend, student_id=time.time_ns() // 1_000_000)
     yield loop
-    try:
-        loop.clear()
-    finally:
-        loop.close()
+    loop.clear()
 
 
 @pytest.mark.timeout(400)

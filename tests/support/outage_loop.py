@@ -48,15 +48,27 @@ class Place:
         return Database(Server(self.database_url), name)
 
 
+class Backend:
+    """One engine and one dispatcher, which live through all outages as a backend's do."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.engine = make_engine(place.database_url, application_name="backend", pool_size=2)
+        self.dispatcher = Dispatcher(place.amqp_url, database=self.engine)
+
+    def close(self) -> None:
+        self.dispatcher.close()
+        self.engine.dispose()
+
+
 class Loop:
     """LABS labs of one student, every second of them stopped again."""
 
-    def __init__(self, place: Place, student_id: int) -> None:
-        self.place = place
+    def __init__(self, backend: Backend, student_id: int) -> None:
+        self.place = backend.place
         self.student_id = student_id
-        self._engine = make_engine(place.database_url, application_name="backend", pool_size=2)
-        self._dispatcher = Dispatcher(place.amqp_url, database=self._engine)
-        self._thread = threading.Thread(target=self._run, name="backend")
+        self._engine, self._dispatcher = backend.engine, backend.dispatcher
+        self._thread = threading.Thread(target=self._run, name=f"backend of {student_id}")
         self._problem: BaseException | None = None
         #: How often the backend had to ask the database again.
         self.asked_again = 0
@@ -76,27 +88,23 @@ class Loop:
 
     def end(self) -> None:
         """Wait until all is requested and published; raises what the backend could not get over."""
-        self._join()
+        self.leave()
         if self._problem is not None:
             raise self._problem
         if self._thread.is_alive():
             raise AssertionError("the backend is still at it")
 
-    def _join(self) -> None:
+    def leave(self) -> None:
+        """Wait until the backend is done with it, whatever came of it."""
         if self.runs:
             self._thread.join(2 * PATIENCE_S)
 
     def clear(self) -> None:
         """Stop what still runs, and wait until nothing of it is left."""
-        self._join()
+        self.leave()
         self._stop_all()
         eventually(lambda: all(row["status"] in ("STOPPED", "FAILED") for row in self.rows()), CLEARED_S)
         eventually(lambda: not self.objects(), CLEARED_S, what="objects gone")
-
-    def close(self) -> None:
-        self._join()
-        self._dispatcher.close()
-        self._engine.dispose()
 
     def _run(self) -> None:
         try:

@@ -100,6 +100,15 @@ def _is_ready(pod: dict[str, Any]) -> bool:
     return ready and "deletionTimestamp" not in pod["metadata"]
 
 
+def wait_until_all_serve() -> None:
+    """Return when no part is away; an outage whose test failed may have left one behind."""
+    controlplane.wait_for_api(Layout.from_env(os.environ), timeout_s=60)
+    for workload in (RABBITMQ, POSTGRESQL, MINIO, KEDA):
+        workload.wait_ready()
+    _wait_for_broker()
+    _wait_for_database()
+
+
 def delete_broker() -> None:
     RABBITMQ.delete_pod(force=True)
     _wait_for_broker()
@@ -128,7 +137,10 @@ def _wait_for_broker() -> None:
 
 def restart_database() -> None:
     POSTGRESQL.delete_pod(force=False)
+    _wait_for_database()
 
+
+def _wait_for_database() -> None:
     def answers() -> bool:
         try:
             psycopg2.connect(os.environ["DATABASE_URL"], connect_timeout=5).close()
