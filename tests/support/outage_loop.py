@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 
 LABS = 8
 #: Seconds from one request to the next, and from the start of a lab to its stop.
-PACE_S, LIFE_S = 1.0, 4.0
+PACE_S, LIFE_S = 0.5, 4.0
 #: Seconds for which the backend asks again.
 PATIENCE_S = 90.0
 #: Seconds in which stopped labs are gone; they only end a hang.
@@ -85,6 +85,10 @@ class Loop:
     @property
     def runs(self) -> bool:
         return self._thread.is_alive()
+
+    def gave_back(self) -> bool:
+        """Tell whether all is asked for, and a container gave a task back because something is away."""
+        return not self.runs and any(run["outcome"] == "retried" for run in self.ledger())
 
     def end(self) -> None:
         """Wait until all is requested and published; raises what the backend could not get over."""

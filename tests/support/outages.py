@@ -1,4 +1,7 @@
-"""Take away one part of a running platform for a while; each returns when the part serves again."""
+"""Take away one part of a running platform for a while; each returns when the part serves again.
+
+Where a part may be away for as long as we like, `seen` says when that was long enough.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,8 @@ from jobs.verify.access import open_cluster
 from keda.podspec import READY_PORT
 from tests.support.waiting import eventually
 
-#: Seconds for which a server does not answer.
+#: Seconds for which the API server does not answer at most: containers wait 15 for an answer.
 API_SERVER_S = 20.0
-STORE_S = 15.0
 #: Containers that are killed, and the most seconds that each had its message before.
 KILLS, LONGEST_S = 8, 1.2
 #: In /proc/net/tcp.
@@ -151,14 +153,16 @@ def _wait_for_database() -> None:
     eventually(answers, READY_S, what="the database takes connections")
 
 
-def freeze_api_server() -> None:
-    """Let the API server take connections and answer nothing."""
+def freeze_api_server(seen: Callable[[], bool]) -> None:
+    """Let the API server take connections and answer nothing, API_SERVER_S at most."""
     layout = Layout.from_env(os.environ)
     pid = daemons.pid_of(layout, "kube-apiserver")
     assert pid is not None, "the API server does not run"
+    deadline = time.monotonic() + API_SERVER_S
     os.kill(pid, signal.SIGSTOP)
     try:
-        time.sleep(API_SERVER_S)
+        # A container need not have asked it by then: while it is frozen, none is started.
+        eventually(lambda: seen() or time.monotonic() >= deadline, 2 * API_SERVER_S)
     finally:
         os.kill(pid, signal.SIGCONT)
     controlplane.wait_for_api(layout, timeout_s=60)
@@ -179,11 +183,11 @@ def kill_operator() -> None:
     KEDA.delete_pod(force=True)
 
 
-def stop_store() -> None:
+def stop_store(seen: Callable[[], bool]) -> None:
     MINIO.scale(0)
     try:
         MINIO.wait_gone()
-        time.sleep(STORE_S)
+        eventually(seen, READY_S, what="a container met the store's absence")
     finally:
         MINIO.scale(1)
     MINIO.wait_ready()
@@ -195,15 +199,22 @@ def kill_containers(more: Callable[[], bool]) -> int:
     It ends after KILLS, or when `more` says that nothing is left to do for them.
     """
     killed = 0
-    while killed < KILLS and more():
-        busy = [pid for pid in cgroups.members("kubepods") if _holds_a_message(pid)]
-        if busy:
-            pid = random.choice(busy)
-            time.sleep(random.uniform(0, LONGEST_S))
-            if _holds_a_message(pid):
-                daemons.end([pid], grace_s=0)
-                killed += 1
+    while killed < KILLS and (busy := _wait_for_busy(more)):
+        pid = random.choice(busy)
+        time.sleep(random.uniform(0, LONGEST_S))
+        if _holds_a_message(pid):
+            daemons.end([pid], grace_s=0)
+            killed += 1
     return killed
+
+
+def _wait_for_busy(more: Callable[[], bool]) -> list[int]:
+    """Return the containers that hold a message; none when nothing is left to do for them."""
+    while more():
+        if busy := [pid for pid in cgroups.members("kubepods") if _holds_a_message(pid)]:
+            return busy
+        time.sleep(0.05)  # the search takes a core from those that are searched for
+    return []
 
 
 def _holds_a_message(pid: int) -> bool:
