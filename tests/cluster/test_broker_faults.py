@@ -1,4 +1,4 @@
-"""What becomes of publishes while a real broker is killed, or has no memory left."""
+"""What becomes of publishes while a broker of the module's own is killed, or has no memory left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,9 @@ from tests.support.rabbitmq import Broker
 from tests.support.waiting import eventually
 
 MANY = 20_000
+#: Seconds that a publish is given here, and those that it has by default: who took more than the first and
+#: less than the second heeded the first, on however slow a machine.
+GIVEN_S, DEFAULT_S = 3.0, 60.0
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("CLUSTER") == "existing", reason="the broker of another cluster is not ours to copy"
@@ -59,7 +63,7 @@ def test_a_broker_that_is_killed_loses_none_of_20000_tasks(pod: BrokerPod, broke
     ]
 
     def kill_in_the_middle() -> None:
-        eventually(lambda: broker.depth(topology.QUEUE_NORMAL) > MANY // 10, 30)
+        eventually(lambda: broker.depth(topology.QUEUE_NORMAL) > MANY // 10, 60)
         pod.kill()
 
     killer = threading.Thread(target=kill_in_the_middle)
@@ -81,20 +85,23 @@ def test_a_broker_that_is_killed_loses_none_of_20000_tasks(pod: BrokerPod, broke
 
 @pytest.mark.timeout(180)
 def test_a_broker_without_memory_is_waited_for_and_named(pod: BrokerPod, broker: Broker) -> None:
-    with Dispatcher(broker.url) as dispatcher:
+    with Dispatcher(settings=replace(broker.settings, publish_timeout_s=DEFAULT_S)) as dispatcher:
         dispatcher.create_lab(**create_kwargs())
         pod.limit_memory("1MB")
         try:
             started = time.monotonic()
             with pytest.raises(NotConfirmed, match=r"takes no messages: .*memory"):
-                dispatcher.send_task("celery_workers.create_lab_pod", kwargs=create_kwargs(), timeout=3)
-            assert time.monotonic() - started < 6
-            results = dispatcher.send_many([CreateLabPod(**create_kwargs())] * 50, timeout=3)
+                dispatcher.send_task("celery_workers.create_lab_pod", kwargs=create_kwargs(), timeout=GIVEN_S)
+            one_s = time.monotonic() - started
+            results = dispatcher.send_many([CreateLabPod(**create_kwargs())] * 50, timeout=GIVEN_S)
+            many_s = time.monotonic() - started - one_s
             assert [type(result.error) for result in results] == [NotConfirmed] * 50
-            assert time.monotonic() - started < 12
         finally:
             pod.limit_memory("600MB")
         dispatcher.create_lab(**create_kwargs(), task_id="after")
+    print(f"given up after {one_s:.1f} s, 50 tasks together after {many_s:.1f} s")
+    assert one_s < DEFAULT_S
+    assert many_s < DEFAULT_S, "they were waited for one after the other"
     found = ids_in(broker, topology.QUEUE_NORMAL)
     assert found["after"] == 1
     # What was sent to the full broker may come late; a new connection for each try would multiply it.
