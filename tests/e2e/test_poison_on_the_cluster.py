@@ -48,6 +48,15 @@ def channel() -> Iterator[Any]:
     connection.close()
 
 
+@pytest.fixture
+def run() -> Iterator[str]:
+    """What the ids of the messages begin with; none of them is left in the dead-letter queue."""
+    run = f"poison-{uuid.uuid4().hex[:8]}"
+    yield run
+    settings = BrokerSettings(os.environ["AMQP_URL"])
+    look_through(settings, lambda found: str(found.properties.correlation_id).startswith(run))
+
+
 def _wait_until_at_rest(platform: Platform, channel: Any) -> None:
     """Wait until the queues are empty, the spares wait at theirs, and no other container is there."""
     spares = {profile.queue: profile.spares for profile in PROFILES}
@@ -57,14 +66,15 @@ def _wait_until_at_rest(platform: Platform, channel: Any) -> None:
         # A pod that is listed as Running may have ended, and one that runs may not have connected yet.
         queues = {queue: channel.queue_declare(queue, passive=True).method for queue in topology.BINDINGS}
         waiting = {queue: (found.message_count, found.consumer_count) for queue, found in queues.items()}
+        if any(waiting[queue] != (0, count) for queue, count in spares.items()):
+            seen[0] = waiting
+            return False
         active = len(_active(platform))
         seen[0] = (waiting, f"{active} Jobs")
         # A spare's Job is counted by KEDA until it is Complete, and keeps its successor away.
-        return active == sum(spares.values()) and all(
-            waiting[queue] == (0, count) for queue, count in spares.items()
-        )
+        return active == sum(spares.values())
 
-    eventually(at_rest, timeout_s=120, what="empty queues and their spares", last=lambda: seen[0])
+    eventually(at_rest, timeout_s=180, what="empty queues and their spares", last=lambda: seen[0])
 
 
 def _active(platform: Platform) -> set[str]:
@@ -166,15 +176,14 @@ def _exit_codes(platform: Platform, names: set[str]) -> Counter[int]:
 def test_200_messages_that_are_no_tasks_delay_none_behind_them(
     platform: Platform,
     channel: Any,
+    run: str,
     jobs: JobWatch,
+    started: list[int],
     start_lab: StartLab,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _wait_until_at_rest(platform, channel)
-    ordinary = _claims(platform, [start_lab(resources=SMALL)[0] for _ in range(GOOD)])
-
     labs = [platform.add_lab() for kind in KINDS.values() if kind.fails_its_lab for _ in range(COPIES)]
-    run = f"poison-{uuid.uuid4().hex[:8]}"
+    started += labs
     poison = make_poison(run, iter(labs), copies=COPIES, image=platform.lab_image)
     assert len(poison) == 200
     _wait_until_at_rest(platform, channel)
@@ -202,6 +211,17 @@ def test_200_messages_that_are_no_tasks_delay_none_behind_them(
 
     gone_at = max(datetime.fromisoformat(headers["x-autolabs-dead-at"]) for headers in letters)
     pile_s = (gone_at - began).total_seconds()
+
+    # Nothing comes back, and what is not needed leaves.
+    _wait_until_at_rest(platform, channel)
+    later = set(jobs.created) - before - new
+    assert len(later) <= GOOD, "containers are started for messages that are gone"
+    codes = _exit_codes(platform, new | served)
+    assert set(codes) <= {EXIT_OK, EXIT_GIVEN_BACK}, "containers died over it"
+    assert codes[EXIT_GIVEN_BACK] <= COPIES
+
+    # At rest, as the pile began.
+    ordinary = _claims(platform, [start_lab(resources=SMALL)[0] for _ in range(GOOD)])
     ordinary_s, start_s = ordinary[-1].seconds, _start_s(jobs, ordinary)
     with capsys.disabled():
         print(
@@ -215,14 +235,6 @@ def test_200_messages_that_are_no_tasks_delay_none_behind_them(
         waited_s = (jobs.created[claim.job] - max(claim.published_at, gone_at)).total_seconds()
         assert waited_s <= ordinary_s + poll_s(), "its container was not asked for when the pile was gone"
     assert pile_s / len(poison) < start_s / 5, "a container is started for each"
-
-    # Nothing comes back, and what is not needed leaves.
-    _wait_until_at_rest(platform, channel)
-    later = set(jobs.created) - before - new
-    assert len(later) <= GOOD, "containers are started for messages that are gone"
-    codes = _exit_codes(platform, new | served)
-    assert set(codes) <= {EXIT_OK, EXIT_GIVEN_BACK}, "containers died over it"
-    assert codes[EXIT_GIVEN_BACK] <= COPIES
 
 
 def _shown(claims: list[Claim]) -> str:
