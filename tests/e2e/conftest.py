@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deploy.demo.platform import Platform, eventually
+from deploy.demo.platform import Platform
 from deploy.demo.timeline import JobWatch
-from tests.support.own_platform import own_namespace, own_platform  # noqa: F401  # fixtures
+from tests.support.taken_away import take_away
 
 
 @pytest.fixture(scope="session")
@@ -27,19 +27,22 @@ def jobs(platform: Platform) -> Iterator[JobWatch]:
 
 @pytest.fixture
 def started(platform: Platform) -> Iterator[list[int]]:
-    """Labs of the test; those still there at its end are deleted."""
+    """Labs of the test; nothing of them is left at its end."""
     started: list[int] = []
     yield started
-    for lab_instance_id in started:
-        if platform.lab(lab_instance_id).status != "STOPPED":
-            platform.dispatcher.delete_lab(lab_instance_id=lab_instance_id, force=True)
-    for lab_instance_id in started:
-        platform.wait_for_status(lab_instance_id, "STOPPED")
-        eventually(
-            lambda lab=lab_instance_id: not platform.objects_of(lab),  # type: ignore[misc]
-            timeout_s=30,
-            what=f"objects of lab {lab_instance_id} gone",
-        )
+    take_away(platform, started)
+
+
+@pytest.fixture(scope="session")
+def running_lab(platform: Platform) -> Iterator[int]:
+    """A RUNNING lab with the resources of the specification, for tests that only look at it."""
+    lab, _ = platform.start_lab(resources={"cpu": "500m", "memory": "512Mi", "storage": "1Gi"})
+    try:
+        row = platform.wait_for_status(lab, "RUNNING", "FAILED")
+        assert row.status == "RUNNING", row
+        yield lab
+    finally:
+        take_away(platform, [lab])
 
 
 @pytest.fixture

@@ -1,30 +1,20 @@
-"""What others may send: a real Celery app, and messages that are no tasks."""
+"""What others may send: tasks of a real Celery app."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
 
-import pika
 import pytest
 from celery import Celery
 
 from deploy.demo.platform import Platform
 from dispatcher import celery_config
 
-StartLab = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def channel() -> Iterator[Any]:
-    connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"]))
-    yield connection.channel()
-    connection.close()
-
 
 @pytest.mark.parametrize("configured", [True, False], ids=["our celery_config", "plain app"])
-def test_a_lab_asked_for_by_real_celery_runs(platform: Platform, configured: bool) -> None:
+def test_a_lab_asked_for_by_real_celery_runs(
+    platform: Platform, started: list[int], configured: bool
+) -> None:
     app = Celery(broker=os.environ["AMQP_URL"])
     options: dict[str, str] = {}
     if configured:
@@ -32,6 +22,7 @@ def test_a_lab_asked_for_by_real_celery_runs(platform: Platform, configured: boo
     else:
         options = {"exchange": "autolabs.tasks", "routing_key": "lab.create"}
     lab_instance_id = platform.add_lab()
+    started.append(lab_instance_id)
     result = app.send_task(
         "celery_workers.create_lab_pod",
         kwargs={

@@ -41,9 +41,10 @@ def test_the_demo_ends_well() -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", ["Ctrl-C", "a closed pipe"])
-def test_a_demo_that_is_left_takes_its_lab_with_it(platform: Platform, how: str) -> None:
+def test_a_demo_that_is_left_takes_its_lab_with_it(platform: Platform, started: list[int], how: str) -> None:
     demo = begin()
     lab = read_until_asked_for(demo)
+    started.append(lab)
     assert demo.stdout
     if how == "Ctrl-C":
         demo.send_signal(signal.SIGINT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,17 @@ from typing import Any
 import pytest
 
 from deploy.demo.platform import LABS, PLATFORM, Platform, eventually
+from jobs.lab_settings import LabSettings
 from jobs.naming import lab_labels, lab_object_name
 
 StartLab = Callable[..., tuple[int, str]]
+
+pytestmark = pytest.mark.timeout(300)
+
+#: Seconds that only end a hang.
+DONE_S, GONE_S = 90, 60
+#: Seconds that a lab has to get Ready.
+READY_TIMEOUT_S = LabSettings(allowed_images=[]).ready_timeout_s
 
 
 def _ended_runs(platform: Platform, lab_instance_id: int) -> list[dict[str, Any]]:
@@ -31,7 +38,7 @@ def test_a_lab_starts_answers_and_stops(platform: Platform, start_lab: StartLab)
     assert row.status == "RUNNING", row
     assert row.k8s_pod_name == f"lab-instance-{lab_instance_id}-demo"
     assert row.connection_url is not None
-    with urllib.request.urlopen(row.connection_url, timeout=5) as response:
+    with urllib.request.urlopen(row.connection_url, timeout=30) as response:
         assert str(lab_instance_id) in response.read().decode()
     pod = platform.core.read_namespaced_pod(row.k8s_pod_name, LABS)
     assert pod.metadata.labels["lab_instance_id"] == str(lab_instance_id)
@@ -49,29 +56,26 @@ def test_a_lab_starts_answers_and_stops(platform: Platform, start_lab: StartLab)
 
     platform.dispatcher.delete_lab(lab_instance_id=lab_instance_id, k8s_pod_name=row.k8s_pod_name)
     platform.wait_for_status(lab_instance_id, "STOPPED")
-    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=5, what="objects gone")
+    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=GONE_S, what="objects gone")
 
 
-def test_the_log_of_a_job_tells_the_story_of_its_task_alone(platform: Platform, start_lab: StartLab) -> None:
-    lab_instance_id, task_id = start_lab()
-    platform.wait_for_status(lab_instance_id, "RUNNING")
-    job_name = platform.runs(lab_instance_id)[0]["job_name"]
+def test_the_log_of_a_job_tells_the_story_of_its_task_alone(platform: Platform, running_lab: int) -> None:
+    (run,) = platform.runs(running_lab)
     lines = eventually(
-        lambda: [*_log_lines(platform, job_name)] if "done" in platform.job_log(job_name) else None,
-        timeout_s=10,
+        lambda: (
+            [*_log_lines(platform, run["job_name"])] if "done" in platform.job_log(run["job_name"]) else None
+        ),
+        timeout_s=DONE_S,
         what="end of the log",
     )
-    assert {line["task_id"] for line in lines} == {task_id}
+    assert {line["task_id"] for line in lines} == {run["task_id"]}
     actions = [line.get("action") for line in lines]
     assert actions[0] == "claimed"
     assert actions[-2:] == ["lab_running", "done"]
 
 
-def test_resources_of_the_specification_can_be_asked_for(platform: Platform, start_lab: StartLab) -> None:
-    lab_instance_id, _ = start_lab(resources={"cpu": "500m", "memory": "512Mi", "storage": "1Gi"})
-    row = platform.wait_for_status(lab_instance_id, "RUNNING", "FAILED")
-    assert row.status == "RUNNING", row
-    pod = platform.core.read_namespaced_pod(row.k8s_pod_name, LABS)
+def test_resources_of_the_specification_can_be_asked_for(platform: Platform, running_lab: int) -> None:
+    pod = platform.core.read_namespaced_pod(platform.lab(running_lab).k8s_pod_name, LABS)
     limits = pod.spec.containers[0].resources.limits
     assert (limits["cpu"], limits["memory"]) == ("500m", "512Mi")
 
@@ -87,16 +91,19 @@ def test_resources_of_the_specification_can_be_asked_for(platform: Platform, sta
 def test_an_unusable_image_fails_within_seconds_with_a_reason(
     platform: Platform, start_lab: StartLab, image: str
 ) -> None:
-    started = time.monotonic()
     lab_instance_id, _ = start_lab(image=image)
-    row = platform.wait_for_status(lab_instance_id, "FAILED", "RUNNING", timeout_s=40)
-    assert time.monotonic() - started < 30
+    row = platform.wait_for_status(lab_instance_id, "FAILED", "RUNNING")
     assert row.error_category == "PERMANENT_IMAGE_ERROR"
     assert row.error_message is not None
     assert image in row.error_message
     assert "teacher" in row.error_message
     assert row.failed_at is not None
-    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=10, what="objects gone")
+    (run,) = platform.runs(lab_instance_id)
+    assert (run["attempt"], run["outcome"]) == (1, "failed"), "it was tried again"
+    took_s = (run["finished_at"] - run["claimed_at"]).total_seconds()
+    assert took_s < READY_TIMEOUT_S, "the time for a lab to get Ready was waited out"
+    print(f"FAILED {took_s:.1f} s after the claim")
+    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=GONE_S, what="objects gone")
 
 
 def test_a_second_delivery_of_a_create_leaves_one_lab(platform: Platform, start_lab: StartLab) -> None:
@@ -111,7 +118,7 @@ def test_a_second_delivery_of_a_create_leaves_one_lab(platform: Platform, start_
     platform.wait_for_status(lab_instance_id, "RUNNING")
     runs = eventually(
         lambda: runs if len(runs := _ended_runs(platform, lab_instance_id)) == 2 else None,
-        timeout_s=30,
+        timeout_s=DONE_S,
         what="both deliveries done",
     )
     assert sorted(run["outcome"] for run in runs) == ["noop", "succeeded"]
@@ -123,9 +130,11 @@ def test_a_stop_that_overtakes_its_start_leaves_nothing(platform: Platform, star
     lab_instance_id, _ = start_lab()
     platform.dispatcher.delete_lab(lab_instance_id=lab_instance_id)
     platform.wait_for_status(lab_instance_id, "STOPPED")
-    eventually(lambda: len(_ended_runs(platform, lab_instance_id)) == 2, timeout_s=30, what="both tasks done")
+    eventually(
+        lambda: len(_ended_runs(platform, lab_instance_id)) == 2, timeout_s=DONE_S, what="both tasks done"
+    )
     assert platform.lab(lab_instance_id).status == "STOPPED"
-    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=10, what="objects gone")
+    eventually(lambda: not platform.objects_of(lab_instance_id), timeout_s=GONE_S, what="objects gone")
 
 
 @contextmanager
@@ -171,16 +180,16 @@ def test_a_killed_container_is_followed_by_another_that_finishes(
             lab_instance_id=lab_instance_id, lab_id=456, student_id=789, docker_image=platform.lab_image
         )
         (pod,) = eventually(
-            lambda: _pods_of(platform, lab_instance_id), timeout_s=30, what="the lab's pod applied"
+            lambda: _pods_of(platform, lab_instance_id), timeout_s=DONE_S, what="the lab's pod applied"
         )
         killed = eventually(
-            lambda: _holder(platform, lab_instance_id), timeout_s=10, what="the container that applied it"
+            lambda: _holder(platform, lab_instance_id), timeout_s=DONE_S, what="the container that applied it"
         )
         platform.core.delete_namespaced_pod(killed, PLATFORM, grace_period_seconds=0)
         assert platform.lab(lab_instance_id).status == "PENDING"
         successor = eventually(
             lambda: name if (name := _holder(platform, lab_instance_id)) != killed else None,
-            timeout_s=30,
+            timeout_s=DONE_S,
             what="another container with the message",
         )
     platform.wait_for_status(lab_instance_id, "RUNNING")

@@ -57,7 +57,7 @@ def test_ten_at_once_then_singles(
         statuses = [platform.batch.read_namespaced_job_status(name, PLATFORM).status for name in job_names]
         return all(status.succeeded == 1 and not status.failed for status in statuses)
 
-    eventually(completed, timeout_s=30, what="every Job Complete")
+    eventually(completed, timeout_s=90, what="every Job Complete")
     for lab_instance_id, task_id in labs.items():
         (run,) = platform.runs(lab_instance_id)
         lines = [json.loads(line) for line in platform.job_log(run["job_name"]).splitlines()]

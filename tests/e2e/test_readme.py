@@ -27,8 +27,9 @@ def _commands() -> list[str]:
 
 
 @pytest.mark.parametrize("block", _blocks("python"), ids=["dispatcher", "celery"])
-def test_the_python_of_the_readme_runs(platform: Platform, block: str) -> None:
+def test_the_python_of_the_readme_runs(platform: Platform, started: list[int], block: str) -> None:
     lab_instance_id = platform.add_lab()
+    started.append(lab_instance_id)
     url, image = os.environ["AMQP_URL"], platform.lab_image
     code = block.replace("123", str(lab_instance_id))
     code = re.sub(r'"amqp://[^"]*"', repr(url), code)

@@ -54,7 +54,7 @@ def test_a_celery_backend_gets_the_results_of_a_lab_from_its_start_to_its_stop(
     assert results.status(create.id).result == running
     delete = app.send_task(DELETE_LAB_POD, kwargs={"lab_instance_id": lab})
     assert delete.get(timeout=60) == {"lab_instance_id": lab, "status": "STOPPED"}
-    assert results.wait(delete.id, 5).state is TaskState.SUCCESS
+    assert results.wait(delete.id, 30).state is TaskState.SUCCESS
 
 
 def test_a_create_that_is_cancelled_before_it_began_starts_no_lab(
