@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dispatcher import NotConfirmed, topology
 from dispatcher.message import decode
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
+from tests.support.certificate import make_certificate
 from tests.support.factories import make_task
 from tests.support.http_server import Answer, ScriptedServer
 from tests.support.rabbitmq import Broker
@@ -79,15 +79,7 @@ def test_a_body_larger_than_a_frame_arrives_whole(broker: Broker, publisher: Pub
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a certificate for 127.0.0.1 that signs itself, in one file."""
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    names = ("-addext", "subjectAltName=IP:127.0.0.1")
-    usage = ("-addext", "keyUsage=critical,digitalSignature,keyCertSign")
-    files = ("-keyout", path, "-out", path.with_suffix(".crt"))
-    kind = ("-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1")
-    subprocess.run(["openssl", "req", *kind, *names, *usage, *files], check=True, capture_output=True)
-    path.write_bytes(path.read_bytes() + path.with_suffix(".crt").read_bytes())
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
