@@ -24,17 +24,26 @@ from jobs.naming import lab_object_name
 from tests.support.agreement import wait_until_all_agree
 from tests.support.container import Process
 from tests.support.factories import create_kwargs, make_task
-from tests.support.kill_matrix import Trials
+from tests.support.kill_matrix import HANGS_S, Trials
 from tests.support.own_platform import OwnPlatform
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import eventually, eventually_equal
+
+#: Seconds; a broker gives a message up only after seven containers.
+pytestmark = pytest.mark.timeout(300)
 
 HIGH, NORMAL, LOW = topology.QUEUE_HIGH, topology.QUEUE_NORMAL, topology.QUEUE_LOW
 
 
 @pytest.fixture(scope="module")
 def trials(own_platform: OwnPlatform) -> Trials:
-    return Trials(own_platform)
+    return Trials(own_platform, os.environ["LAB_IMAGE"])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(trials: Trials) -> Iterator[None]:
+    yield
+    trials.clean()
 
 
 @pytest.fixture
@@ -54,9 +63,9 @@ def halted_at(trials: Trials, queue: str, step: str) -> Iterator[Callable[[], li
     broker = trials.platform.broker
     with TcpProxy.to(broker.url) as cable:
         process = trials.faulty(queue, "stop", step, AMQP_URL=cable.through(broker.url))
-        eventually(lambda: is_halted(process), 20, what=f"container is halted at {step}")
+        eventually(lambda: is_halted(process), HANGS_S, what=f"container is halted at {step}")
         cable.cut()
-        eventually_equal(lambda: broker.depth(queue), 1)
+        eventually_equal(lambda: broker.depth(queue), 1, HANGS_S)
 
         def go_on() -> list[str]:
             process.popen.send_signal(signal.SIGCONT)
@@ -194,9 +203,9 @@ def kill_until_given_up(trials: Trials, queue: str, step: str) -> None:
     while not broker.depth(topology.DEAD_LETTER_QUEUE):
         assert trials.faulty(queue, "kill", step).wait() == -signal.SIGKILL
         kills += 1
-        eventually(lambda: broker.depth(queue) + broker.depth(topology.DEAD_LETTER_QUEUE), 5)
+        eventually(lambda: broker.depth(queue) + broker.depth(topology.DEAD_LETTER_QUEUE), HANGS_S)
     assert kills == topology.DELIVERY_LIMIT + 1
-    eventually_equal(lambda: broker.depth(LOW), 1)
+    eventually_equal(lambda: broker.depth(LOW), 1, HANGS_S)
 
 
 def test_a_create_that_kills_its_containers_fails_its_lab(trials: Trials, lab: int) -> None:

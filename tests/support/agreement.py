@@ -28,9 +28,9 @@ def disagreements(platform: OwnPlatform) -> list[str]:
     rows = platform.database.rows("SELECT id, status, k8s_pod_name FROM lab_instances ORDER BY id")
     found = [problem for row in rows for problem in _about_lab(row, by_lab.pop(row["id"], []))]
     found += [f"lab {lab} has objects but no row" for lab in by_lab]
-    for queue in (*topology.BINDINGS, topology.DEAD_LETTER_QUEUE):
-        if depth := platform.broker.depth(queue):
-            found.append(f"{depth} messages wait in {queue}")
+    queues = (*topology.BINDINGS, topology.DEAD_LETTER_QUEUE)
+    if not platform.broker.is_empty(*queues):
+        found += [f"{platform.broker.depth(queue)} messages wait in {queue}" for queue in queues]
     return found
 
 

@@ -46,6 +46,8 @@ class FakeCluster:
         path, _, query = request.path.partition("?")
         if path in self.unavailable:
             return Answer(503, status_object(503, "ServiceUnavailable", "not now"))
+        if path == "/version":
+            return Answer(content={})
         if request.method == "DELETE":
             return self._delete(path, request.json().get("preconditions", {}).get("uid"))
         if path.endswith("/events"):

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
 from dispatcher import topology
+from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from tests.support.container import Process
 from tests.support.factories import create_kwargs
+from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
 FAULTY = "tests.support.faulty_job"
 #: What runs in the main thread: a task that got there is not held up by SIGTERM any more.
 MAIN_THREAD = ("settling", "acknowledged")
-#: Seconds within which a broken connection brings its message back.
-BACK_S = 5.0
+#: Seconds within which a message is back, however slow the machine is: where nobody tells the broker that a
+#: connection is gone, it finds that out only by two heartbeats that are missing.
+BACK_S = 2 * BrokerSettings("").heartbeat_s / 3
+#: Seconds after which a wait is given up.
+HANGS_S = 90.0
 
 
 @dataclass
@@ -52,13 +56,10 @@ class Trials:
     """Labs on a module's own platform, and the cells that were tried so far."""
 
     platform: OwnPlatform = field(repr=False)
+    image: str
     cells: list[Cell] = field(default_factory=list)
     #: Labs that were left RUNNING, with their pods' names: a delete takes one of these.
     running: list[int] = field(default_factory=list)
-
-    @property
-    def image(self) -> str:
-        return os.environ["LAB_IMAGE"]
 
     def publish_create(self, lab: int, *, image: str | None = None) -> str:
         kwargs = create_kwargs(lab_instance_id=lab, docker_image=image or self.image)
@@ -116,11 +117,25 @@ class Trials:
         back_s = None
         if not settled:
             broker = self.platform.broker
-            eventually(lambda: broker.depth(queue) == 1, BACK_S, what=f"the message in {queue} again")
+            eventually(lambda: broker.depth(queue) == 1, HANGS_S, what=f"the message in {queue} again")
             back_s = (datetime.now(timezone.utc) - datetime.fromisoformat(hit[0]["ts"])).total_seconds()
         cell = Cell(operation, step, fault, code, back_s)
         self.cells.append(cell)
         return cell
+
+    def clean(self) -> None:
+        """Take away what a test left that failed: containers, messages, and labs on their way."""
+        platform = self.platform
+        platform.containers.end()
+        messages = empty_queues(platform.broker)
+        unsettled = "status = 'PENDING' OR (status = 'RUNNING' AND stop_requested_at IS NOT NULL)"
+        if not messages and not platform.database.rows(f"SELECT id FROM lab_instances WHERE {unsettled}"):
+            return
+        platform.database.rows("DELETE FROM lab_instances WHERE id <> ALL(%s)", self.running)
+        for item in platform.namespace.objects():
+            if int(item["metadata"]["labels"]["lab_instance_id"]) not in self.running:
+                path = f"{platform.namespace.collections[item['kind']]}/{item['metadata']['name']}"
+                platform.namespace.cluster.delete(path, uid=item["metadata"]["uid"], grace_s=0)
 
     @cached_property
     def cost_of_giving_back(self) -> int:
