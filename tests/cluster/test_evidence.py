@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from jobs.configs import DEFAULTS
 from jobs.manifests import POD_TEMPLATE
 from jobs.naming import lab_object_name
 from tests.support.factories import create_kwargs
+from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
@@ -31,7 +32,7 @@ def set_command(platform: OwnPlatform, shell: str) -> None:
 
 
 @pytest.fixture
-def fail_lab(own_platform: OwnPlatform) -> FailLab:
+def fail_lab(own_platform: OwnPlatform) -> Iterator[FailLab]:
     """Start a lab that runs a command and fails; return its id and its run."""
 
     def fail(shell: str, *, resources: dict[str, str] | None = None, **settings: Any) -> Any:
@@ -48,7 +49,10 @@ def fail_lab(own_platform: OwnPlatform) -> FailLab:
         assert CANARY not in json.dumps(run, default=str)
         return lab, run
 
-    return fail
+    yield fail
+    own_platform.containers.end()
+    own_platform.set_lab_settings()
+    empty_queues(own_platform.broker)
 
 
 def events_by_kubectl(platform: OwnPlatform, lab: int) -> list[dict[str, Any]]:
@@ -82,7 +86,7 @@ def test_a_crash_loop_leaves_its_exit_code_its_log_and_its_events(
     assert seen["pod"]["node"]
     assert "note" not in seen
 
-    eventually(lambda: is_gone(own_platform, lab), 30, what="objects gone")
+    eventually(lambda: is_gone(own_platform, lab), 60, what="objects gone")
     (event,) = events_by_kubectl(own_platform, lab)
     assert (event["type"], event["reason"]) == ("Warning", "LabProgramEnds")
     assert event["message"] == own_platform.database.lab(lab)["error_message"]
@@ -130,6 +134,6 @@ def test_a_failed_lab_is_kept_for_as_long_as_the_settings_say(
     )
     # KEDA starts it once the message is back in its queue.
     assert own_platform.containers.run(CLAIM_WAIT_S=20)[0] == 0
-    eventually(lambda: is_gone(own_platform, lab), 30, what="objects gone")
+    eventually(lambda: is_gone(own_platform, lab), 60, what="objects gone")
     outcomes = [r["outcome"] for r in own_platform.database.ledger() if r["lab_instance_id"] == lab]
     assert outcomes == ["failed", "noop"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +13,20 @@ import pytest
 from dispatcher import topology
 from jobs.failures import Failure
 from tests.support.factories import create_kwargs
+from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
 #: Seconds before the first retry; the next waits twice as long.
 DELAY_S = 1
 QUOTA_SAYS = "is forbidden: exceeded quota: places, requested: pods=1, used: pods="
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(own_platform: OwnPlatform) -> Iterator[None]:
+    yield
+    own_platform.containers.end()
+    empty_queues(own_platform.broker)
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ def full(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
         "create", "--filename=-", stdin={"apiVersion": "v1", "kind": "ResourceQuota", **hard}
     )
     # The API server refuses Pods before the quota's controller has counted, and says something else.
-    eventually(lambda: _quota(own_platform).get("hard") == {"pods": "0"}, 30, what="the quota counts")
+    eventually(lambda: _quota(own_platform).get("hard") == {"pods": "0"}, 60, what="the quota counts")
     yield own_platform
     own_platform.namespace.kubectl("delete", "resourcequota", "places", "--ignore-not-found")
 
@@ -47,7 +55,7 @@ def _publish(platform: OwnPlatform) -> tuple[int, str]:
 
 def _attempt(platform: OwnPlatform, *, max_retries: int) -> None:
     """Run the next attempt, which may have to come down the ladder first."""
-    eventually(lambda: platform.broker.depth(topology.QUEUE_NORMAL), 15, what="the next attempt")
+    eventually(lambda: platform.broker.depth(topology.QUEUE_NORMAL), 60, what="the next attempt")
     container = platform.containers.start(
         CELERY_TASK_MAX_RETRIES=max_retries, CELERY_TASK_RETRY_DELAY=DELAY_S, CELERY_TASK_RETRY_BACKOFF=2
     )
@@ -83,7 +91,7 @@ def test_a_full_quota_is_waited_for_with_growing_delays(
             "All places for labs are taken at the moment; it is tried again by itself."
         )
     assert full.database.lab(lab)["status"] == "RUNNING"
-    assert full.database.rows("SELECT FROM notifications WHERE lab_instance_id = %s", lab) == []
+    assert full.database.rows("SELECT id FROM notifications WHERE lab_instance_id = %s", lab) == []
     with capsys.disabled():
         print(f"\na full quota: attempts {waited} s apart, then RUNNING")
 
@@ -113,10 +121,26 @@ def test_a_quota_that_stays_full_fails_the_lab_and_keeps_its_message(full: OwnPl
     assert full.broker.delayed() == 0
 
 
-def test_a_right_that_is_taken_away_is_the_administrators_to_give_back(own_platform: OwnPlatform) -> None:
+@pytest.fixture
+def give_rights_back(own_platform: OwnPlatform) -> Iterator[Callable[[], None]]:
+    """The job may do nothing in the namespace until this is called."""
+    kubectl = own_platform.namespace.kubectl
+    binding = json.loads(kubectl("get", "rolebinding", "celery-workers-binding", "--output=json"))
+    kubectl("delete", "rolebinding", "celery-workers-binding")
+    kept = {key: value for key, value in binding.items() if key != "metadata"}
+    fresh = {**kept, "metadata": {"name": "celery-workers-binding"}}
+
+    def give_back() -> None:
+        kubectl("apply", "--filename=-", stdin=fresh)
+
+    yield give_back
+    give_back()
+
+
+def test_a_right_that_is_taken_away_is_the_administrators_to_give_back(
+    own_platform: OwnPlatform, give_rights_back: Callable[[], None]
+) -> None:
     lab, task_id = _publish(own_platform)
-    binding = own_platform.namespace.kubectl("get", "rolebinding", "celery-workers-binding", "--output=json")
-    own_platform.namespace.kubectl("delete", "rolebinding", "celery-workers-binding")
     _attempt(own_platform, max_retries=3)
     (run,) = _runs(own_platform, task_id)
     assert run["details"]["cause"] == Failure.CLUSTER_REFUSES_ACCESS.cause
@@ -125,14 +149,13 @@ def test_a_right_that_is_taken_away_is_the_administrators_to_give_back(own_platf
     assert (row["status"], row["error_category"]) == ("FAILED", "PERMANENT_PERMISSION_ERROR")
     # Nobody could look for its objects.
     assert own_platform.broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-task-id"] == task_id
-    kept = {key: value for key, value in json.loads(binding).items() if key != "metadata"}
-    name = {"metadata": {"name": "celery-workers-binding"}}
-    own_platform.namespace.kubectl("create", "--filename=-", stdin={**kept, **name})
+    give_rights_back()
     lab, _ = _publish(own_platform)
     _attempt(own_platform, max_retries=3)
     assert own_platform.database.lab(lab)["status"] == "RUNNING"
 
 
+# The last, as the platform's token is worth nothing after it.
 def test_a_token_whose_account_is_gone_is_no_access(own_platform: OwnPlatform) -> None:
     own_platform.namespace.kubectl("delete", "serviceaccount", "celery-workers-sa")
 

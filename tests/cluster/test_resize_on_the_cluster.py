@@ -14,6 +14,7 @@ import pytest
 from dispatcher import topology
 from dispatcher.__main__ import main
 from jobs.failures import Failure
+from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually_equal
@@ -28,7 +29,9 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture
 def platform(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
     yield own_platform
+    own_platform.containers.end()
     own_platform.set_lab_settings()
+    empty_queues(own_platform.broker)
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ AS_CREATED = {
 
 def wait_as_created(lab: ResizedLab) -> None:
     """The kubelet takes a condition away a moment after the rest of it is right."""
-    eventually_equal(lab.settled, AS_CREATED)
+    eventually_equal(lab.settled, AS_CREATED, 60)
 
 
 def refused(run: dict[str, Any], failure: Failure, **values: Any) -> None:
@@ -223,7 +226,7 @@ def test_the_command_line_says_what_became_of_it(
     assert "new_resources: is empty" in capsys.readouterr().err
     assert command_line(lab, monkeypatch, "--cpu", "750m", "--no-wait") == 0
     assert capsys.readouterr().out.startswith("task ")
-    eventually_equal(lambda: lab.cgroup()[0], 0.75)
+    eventually_equal(lambda: lab.cgroup()[0], 0.75, 60)
 
 
 def _set_quota(platform: OwnPlatform, cpu: str) -> None:

@@ -21,6 +21,7 @@ from jobs.lab_objects import LabObjects, PodChanged
 from tests.support.agreement import wait_until_all_agree
 from tests.support.factories import create_kwargs
 from tests.support.kill_matrix import FAULTY
+from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually, eventually_equal
@@ -58,8 +59,8 @@ def lab(running: ResizedLab, platform: OwnPlatform) -> Iterator[ResizedLab]:
     running.resize(cpu="500m", memory="512Mi")
     assert running.settled()["limits"] == {"cpu": "500m", "memory": "512Mi"}
     yield running
-    for queue in (*topology.BINDINGS, topology.DEAD_LETTER_QUEUE):
-        platform.broker.channel().queue_purge(queue)
+    platform.containers.end()
+    empty_queues(platform.broker)
 
 
 def wait_settled(lab: ResizedLab, **limits: str) -> None:
@@ -70,7 +71,7 @@ def wait_settled(lab: ResizedLab, **limits: str) -> None:
         del seen["requests"]
         return seen
 
-    eventually_equal(found, settled | {"limits": {"cpu": "500m", "memory": "512Mi"} | limits})
+    eventually_equal(found, settled | {"limits": {"cpu": "500m", "memory": "512Mi"} | limits}, 60)
 
 
 def kill_at(lab: ResizedLab, step: str) -> None:
@@ -81,7 +82,7 @@ def kill_at(lab: ResizedLab, step: str) -> None:
     assert process.wait(90) == -9, process.log.read_text()[-3000:]
     if step != "acknowledged":
         broker = lab.platform.broker
-        eventually(lambda: broker.depth(topology.QUEUE_HIGH) == 1, what="the message in its queue again")
+        eventually(lambda: broker.depth(topology.QUEUE_HIGH) == 1, 60, what="the message in its queue again")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -118,8 +119,10 @@ def test_containers_that_die_at_a_change_again_and_again_leave_nothing_pending(
         kill_at(lab, "asked")
     process = platform.containers.start(queue=topology.QUEUE_HIGH, module=FAULTY, TEST_FAULT="kill:asked")
     assert process.wait(90) == -9
-    assert "Infeasible" in eventually(lambda: " ".join(lab.pending), what="a pending resize")
-    eventually(lambda: platform.broker.depth(topology.QUEUE_LOW) == 1, what="the copy for a last container")
+    assert "Infeasible" in eventually(lambda: " ".join(lab.pending), 60, what="a pending resize")
+    eventually(
+        lambda: platform.broker.depth(topology.QUEUE_LOW) == 1, 60, what="the copy for a last container"
+    )
     code, _ = platform.containers.run(queue=topology.QUEUE_LOW)
     assert code == 0
     wait_settled(lab)
@@ -132,7 +135,7 @@ def test_a_change_waits_for_another_that_is_under_way(platform: OwnPlatform, lab
     eventually(lambda: platform.broker.consumers(topology.QUEUE_HIGH) == 2, 60, what="two containers wait")
     lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=4)
     first = lab.publish(cpu=f"{lab.node_cpu}m")
-    eventually(lambda: lab.note, 30, what="the note of the first")
+    eventually(lambda: lab.note, 60, what="the note of the first")
     platform.set_lab_settings()
     second = lab.publish(memory="700Mi")
     assert [container.wait(60) for container in containers] == [0, 0]
@@ -194,7 +197,7 @@ def test_a_change_that_is_cancelled_while_it_waits_is_taken_back(
     lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=60)
     task_id = lab.publish(cpu=f"{lab.node_cpu}m")
     container = platform.containers.start(queue=topology.QUEUE_HIGH)
-    eventually(lambda: lab.pending, 30, what="a pending resize")
+    eventually(lambda: lab.pending, 60, what="a pending resize")
     platform.database.rows("INSERT INTO task_cancellations (task_id) VALUES (%s)", task_id)
     assert container.wait(60) == 0
     wait_settled(lab)
@@ -223,7 +226,7 @@ def test_a_lab_that_is_stopped_while_it_changes_is_stopped(platform: OwnPlatform
     lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=60)
     task_id = lab.publish(cpu=f"{lab.node_cpu}m")
     container = platform.containers.start(queue=topology.QUEUE_HIGH)
-    eventually(lambda: lab.pending, 30, what="a pending resize")
+    eventually(lambda: lab.pending, 60, what="a pending resize")
     lab.stop()
     assert container.wait(60) == 0
     run = lab.runs(task_id)[-1]

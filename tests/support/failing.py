@@ -112,7 +112,7 @@ class Scene:
             lines = self.container.lines() if self.container else []
             return any(line.get("step") == step for line in lines)
 
-        eventually(done, 30, what=f"step {step}")
+        eventually(done, 60, what=f"step {step}")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Stage:
             )
             scene.container = container
             # From here on no other container can take the message.
-            eventually(lambda: {"claimed", *_ENDS} & {*container.actions()}, 30, what="the claim")
+            eventually(lambda: {"claimed", *_ENDS} & {*container.actions()}, 60, what="the claim")
             if case.failure in _NO_TASK:
                 container.wait(30)  # it looks for another message
         case.meanwhile(scene)

@@ -142,7 +142,7 @@ class ResizedLab:
         words = ("--namespace", self.platform.namespace.name, "exec", self.pod_name, "--", "sh", "-c", script)
         process = subprocess.Popen(["kubectl", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         usage = "cat /sys/fs/cgroup/memory.current /sys/fs/cgroup/memory/memory.usage_in_bytes 2>/dev/null; :"
-        eventually(lambda: int(self.shell(usage).split()[0]) > size, 20, what=f"{size} bytes in use")
+        eventually(lambda: int(self.shell(usage).split()[0]) > size, 60, what=f"{size} bytes in use")
         return process
 
     def publish(self, *, cpu: str | None = None, memory: str | None = None, **changes: Any) -> str:
