@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from jobs.cluster import ApiError, Cluster, Manifest
+import jobs.cluster
+from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
 from jobs.lab_objects import collections
 from jobs.naming import MANAGED_BY
+from jobs.retry import through_blips
 from jobs.verify.inventory import LabObject
 
 #: Objects per page: a page of Pods is parsed to about 10 MiB.
 PAGE = 250
-_FORBIDDEN = 403
+_FORBIDDEN, _NOT_FOUND = 403, 404
+#: Of an answer whose content does not matter.
+_READ_BYTES, _ANSWER_S = 20_000, 15.0
 _SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
 
@@ -30,13 +34,23 @@ def is_governed(cluster: Cluster, namespace: str) -> bool:
 
 
 def namespace_exists(cluster: Cluster, namespace: str) -> bool:
-    """Tell whether there is such a namespace; who may not know could list there by a Role in it."""
-    try:
-        return cluster.get(f"/api/v1/namespaces/{namespace}") is not None
-    except ApiError as exc:
-        if exc.status == _FORBIDDEN:
-            return True
-        raise
+    """Tell whether there is such a namespace; who may not know could list there by a Role in it.
+
+    A refusal is believed at once, other than by `cluster.get`: who has just listed there is known. Raises
+    ApiError, ApiUnavailable.
+    """
+    path = f"/api/v1/namespaces/{namespace}"
+
+    def asked() -> bool:
+        try:
+            cluster.read_text(path, limit=_READ_BYTES, timeout_s=_ANSWER_S)
+        except ApiError as exc:
+            if exc.status in (_FORBIDDEN, _NOT_FOUND):
+                return exc.status == _FORBIDDEN
+            raise
+        return True
+
+    return through_blips(asked, on=(ApiUnavailable,), within_s=jobs.cluster.BLIP_S, what=f"GET {path}")
 
 
 def make_object(kind: str, item: Manifest) -> LabObject:
