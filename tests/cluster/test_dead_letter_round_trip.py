@@ -9,9 +9,9 @@ import pytest
 
 from dispatcher import topology
 from dispatcher.results import ResultStore, TaskState
-from tests.support.commands import Done, run_command
 from tests.support.dead_letters import DLQ
 from tests.support.factories import create_kwargs
+from tests.support.in_process import Answer, run_command
 from tests.support.own_platform import OwnPlatform
 
 LAB = 4711
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(3 * HANGS_S)
 def test_a_dead_letter_is_performed_once_its_cause_is_mended(own_platform: OwnPlatform) -> None:
     broker, database, containers = own_platform.broker, own_platform.database, own_platform.containers
 
-    def dlq(*words: str) -> Done:
+    def dlq(*words: str) -> Answer:
         return run_command("dlq", *words, environ={"AMQP_URL": broker.url, "DATABASE_URL": database.url})
 
     def perform() -> None:

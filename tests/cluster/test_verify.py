@@ -17,8 +17,8 @@ import jobs.cluster
 from dispatcher import Dispatcher, topology
 from dispatcher.tasks import DELETE_LAB_POD
 from tests.support.clearing import clear, failed_since
-from tests.support.commands import Done, run_command
 from tests.support.container import ROOT
+from tests.support.in_process import Answer, run_command
 from tests.support.own_labs import HANGS_S, OwnLabs
 from tests.support.own_platform import OwnPlatform
 from tests.support.verifying import age, used_up_to
@@ -62,10 +62,10 @@ class VerifiedLabs(OwnLabs):
             timeout=HANGS_S,
             check=False,
         )
-        return self._verified(Done(done.returncode, done.stdout, done.stderr))
+        return self._verified(Answer(done.returncode, done.stdout, done.stderr))
 
     @staticmethod
-    def _verified(done: Done) -> Verified:
+    def _verified(done: Answer) -> Verified:
         return Verified(done.code, json.loads(done.out) if done.out else {}, done.err)
 
     def repaired(self, *expected: tuple[int | None, str, str], words: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from cronjobs.cluster import CronJobs
 from cronjobs.schedules import SCHEDULES
-from tests.support.commands import Done, run_command
 from tests.support.ctrl_c import HEARS_CTRL_C
+from tests.support.in_process import Answer, run_command
 from tests.support.own_platform import OwnPlatform
 
 ROOT = Path(__file__).parents[2]
@@ -75,12 +75,12 @@ class Operator:
         self._started.append(command)
         return command
 
-    def end(self, command: subprocess.Popen[str]) -> Done:
+    def end(self, command: subprocess.Popen[str]) -> Answer:
         """Wait for the end of what was started."""
         out, err = command.communicate(timeout=HANGS_S)
-        return Done(command.returncode, out, err)
+        return Answer(command.returncode, out, err)
 
-    def run(self, *words: str) -> Done:
+    def run(self, *words: str) -> Answer:
         """Run a command in this process."""
         return run_command(*self.words(*words), environ=self.environ)
 
