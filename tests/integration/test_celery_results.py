@@ -30,7 +30,7 @@ from jobs.results import ResultWriter
 from jobs.results import redis_url as adapted
 from jobs.settings import ResultSettings
 from tests.support.container import Containers, Run
-from tests.support.container_here import end_writer
+from tests.support.container_here import close_writer
 from tests.support.factories import create_kwargs, make_task
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
@@ -64,7 +64,7 @@ def make_writer(redis_url: str) -> Iterator[Callable[..., ResultWriter]]:
 
     yield make
     for writer in made:
-        end_writer(writer)
+        close_writer(writer)
 
 
 @contextmanager

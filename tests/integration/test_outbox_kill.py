@@ -32,7 +32,9 @@ from tests.support.waiting import HANG_S, eventually
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     """What the processes of a test write."""
-    return tmp_path / "relay.log"
+    found = tmp_path / "relay.log"
+    found.touch()
+    return found
 
 
 def environ_of(database: Database, amqp_url: str) -> dict[str, str]:
@@ -159,7 +161,7 @@ def test_killed_at_random_moments_again_and_again(
     environ = environ_of(database, broker.url)
     relay = partial(forked, autolabs, ["outbox", "relay"], environ=environ, log=log)
     while not done.is_set() or kills < 8:
-        listening = log.read_bytes().count(b"listening") if log.exists() else 0
+        listening = log.read_bytes().count(b"listening")
         with relay() as process:
             started = partial(has_more, log, listening)
             eventually(started, what="a relay")

@@ -79,7 +79,7 @@ def _ended(patch: pytest.MonkeyPatch) -> Iterator[None]:
             if broker.is_open:
                 broker.close()
         for thread in {*threading.enumerate()} - before:
-            if thread.name in ("warm-up", "task", "results"):
+            if thread.name in ("warm-up", "task"):
                 thread.join(HANG_S)
 
 
@@ -90,15 +90,20 @@ def _close(connections: Connections) -> None:
         if name in found:
             found[name].close()
     if isinstance(found.get("results"), ResultWriter):
-        end_writer(found["results"])
+        close_writer(found["results"])
 
 
-def end_writer(results: ResultWriter) -> None:
-    """Let the thread of a writer end, behind all that it was given."""
+def close_writer(results: ResultWriter) -> None:
+    """Close a writer's connection, behind all that it was given; its thread waits for more until the end."""
+    closed = threading.Event()
 
-    def leave() -> None:
-        if results._client is not None:
-            results._client.close()
-        raise SystemExit
+    def close() -> None:
+        try:
+            if results._client is not None:
+                results._client.close()
+        finally:
+            closed.set()
 
-    results._order(leave)
+    results._order(close)
+    if not closed.wait(HANG_S):
+        raise AssertionError("a result is still being stored")
