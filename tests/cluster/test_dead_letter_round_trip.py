@@ -8,7 +8,7 @@ import os
 import pytest
 
 from dispatcher import topology
-from dispatcher.results import ResultStore, TaskState
+from dispatcher.results import TaskState
 from tests.support.dead_letters import DLQ
 from tests.support.factories import create_kwargs
 from tests.support.in_process import Answer, run_command
@@ -53,10 +53,10 @@ def test_a_dead_letter_is_performed_once_its_cause_is_mended(own_platform: OwnPl
 
     database.add_lab(id=LAB)
     assert dlq("requeue", task_id, "--actor", "ann").code == 0
-    assert ResultStore(database.url).status(task_id).state is TaskState.FAILURE
+    assert database.results.status(task_id).state is TaskState.FAILURE
     perform()
     assert database.lab(LAB)["status"] == "RUNNING", own_platform.evidence()
-    assert ResultStore(database.url).status(task_id).state is TaskState.SUCCESS
+    assert database.results.status(task_id).state is TaskState.SUCCESS
     assert [(run["attempt"], run["outcome"]) for run in database.ledger()] == [
         (1, "retried"),
         (2, "dead_lettered"),

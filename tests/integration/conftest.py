@@ -24,7 +24,7 @@ from jobs.context import Connections
 from jobs.courier import Courier
 from jobs.labs import LabStore
 from jobs.settings import JobSettings
-from tests.support.celery_versions import VERSIONS, CeleryVersion
+from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.creates import LAST_TRY
@@ -162,7 +162,7 @@ def celery_app(broker: Broker, redis_url: str) -> Iterator[Celery]:
     app.conf.update(celery_config())
     yield app
     app.backend.result_consumer.stop()
-    app.close()
+    close_app(app)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.support.rabbitmq import Broker
 
 def test_a_running_broker_takes_changed_rights_and_keeps_its_connections(broker: Broker) -> None:
     url = broker.url_of_user(configure="^$", write=r"^autolabs\.", read="^$")
-    (user,) = (u for u in broker.api.call("GET", "/users") if u["name"].startswith(broker.vhost))
+    (user,) = (u for u in broker.api.call("GET", "/users") if u["name"].startswith(f"{broker.vhost}-"))
     connection = pika.BlockingConnection(pika.URLParameters(url))
     wider = {"configure": "^$", "write": r"^(autolabs\.|celery_delayed_27$)", "read": "^$"}
     definitions = {

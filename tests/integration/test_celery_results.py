@@ -22,7 +22,6 @@ from dispatcher import topology
 from dispatcher.celery_results import key_of
 from dispatcher.errors import TaskFailed
 from dispatcher.message import encode
-from dispatcher.results import ResultStore
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD
 from jobs import results as results_module
 from jobs.ledger import Ending
@@ -96,13 +95,13 @@ def test_a_task_is_pending_then_started_then_a_success_with_its_result(
         container = storing.start(queue=topology.QUEUE_LOW)
         eventually_equal(lambda: found.state, "STARTED")
         assert found.info["pid"] == container.popen.pid
-        assert ResultStore(database.url).status(found.id).state == "STARTED"
+        assert database.results.status(found.id).state == "STARTED"
     assert found.get(timeout=HANG_S) == {"deletes_published": 1, "expired": 1}
     assert container.wait() == 0
     assert (found.state, found.successful()) == ("SUCCESS", True)
     assert datetime.now(timezone.utc) - found.date_done < timedelta(minutes=5)
     assert 500 < redis.ttl(key_of(found.id)) <= 600
-    assert ResultStore(database.url).status(found.id).result == found.result
+    assert database.results.status(found.id).result == found.result
     assert warnings_of(container) == []
 
 
@@ -171,7 +170,7 @@ def test_what_cannot_be_run_is_a_failure(
     with pytest.raises(TaskFailed) as caught:
         found.get(timeout=HANG_S)
     assert caught.value.category == "PERMANENT_INVALID_REQUEST"
-    assert ResultStore(database.url).status(task.id).error_message == caught.value.message
+    assert database.results.status(task.id).error_message == caught.value.message
     assert broker.depth(topology.DEAD_LETTER_QUEUE) == 1
 
 
@@ -179,7 +178,7 @@ def test_a_cancelled_task_is_revoked(
     storing: Containers, celery_app: Celery, database: Database, broker: Broker
 ) -> None:
     found = send(celery_app, CLEANUP_TIMEOUT_LABS)
-    assert ResultStore(database.url).cancel(found.id).state == "REVOKED"
+    assert database.results.cancel(found.id).state == "REVOKED"
     code, container = storing.run_here(queue=topology.QUEUE_LOW)
     assert code == 0
     assert "revoked" in container.actions()

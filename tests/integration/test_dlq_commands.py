@@ -16,7 +16,6 @@ import pytest
 
 from dispatcher import topology
 from dispatcher.message import decode, encode
-from dispatcher.results import ResultStore
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.dead_letters import DLQ, ROOT, Dlq, bury, make_delete, why
 from tests.support.factories import create_kwargs, make_task
@@ -210,7 +209,7 @@ def test_a_create_of_a_pending_lab_is_requeued(dlq: Dlq, broker: Broker, lab: in
 
 def test_a_cancelled_task_is_refused(dlq: Dlq, broker: Broker, database: Database) -> None:
     (task_id,) = bury(broker, make_delete(7))
-    ResultStore(database.url).cancel(task_id)
+    database.results.cancel(task_id)
     answer = dlq("requeue", task_id)
     assert answer.code == 1
     assert "was cancelled" in answer.err

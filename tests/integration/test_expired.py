@@ -6,6 +6,7 @@ import pytest
 from celery import Celery
 
 from dispatcher import CREATE_LAB_POD, Dispatcher, celery_config, topology
+from tests.support.celery_versions import close_app
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs
 from tests.support.postgres import Database
@@ -25,7 +26,7 @@ def expired_task(request: pytest.FixtureRequest, broker: Broker, database: Datab
         app = Celery("backend", broker=broker.url, set_as_current=False)
         app.conf.update(celery_config())
         task_id = app.send_task(CREATE_LAB_POD, kwargs=kwargs, expires=1).id
-        app.close()
+        close_app(app)
     assert broker.depth(topology.QUEUE_NORMAL) == 1
     return task_id, lab
 

@@ -13,7 +13,6 @@ from dispatcher import topology
 from dispatcher.errors import NotConfirmed
 from dispatcher.message import TaskMessage, decode
 from dispatcher.publisher import Publisher
-from dispatcher.results import ResultStore
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.configs import DEFAULTS, SETTINGS
 from jobs.consumer import Delivery, Verdict
@@ -70,7 +69,7 @@ def test_the_result_of_the_first_failure_stands(
     connections: Connections, database: Database, broker: Broker, lab: int
 ) -> None:
     task = fail(connections, lab)
-    results = ResultStore(database.url)
+    results = database.results
     before = results.status(task.id)
     come_back(connections, broker)
     after = results.status(task.id)

@@ -16,7 +16,7 @@ import pytest
 from deploy.local.credentials import Credentials, rabbitmq_definitions
 from dispatcher import ladder, topology
 from dispatcher.message import FIRST_ERROR, PUBLISHED_AT
-from dispatcher.results import ResultStore, TaskState
+from dispatcher.results import TaskState
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_wire
@@ -173,7 +173,7 @@ def test_a_message_that_cannot_be_read_is_a_failure_of_the_id_it_names(
     )
     assert (run["task_name"], run["job_name"]) == (task if isinstance(task, str) else "", "job-1")
     assert run["error_message"] == broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-reason"]
-    assert ResultStore(database.url).status(HEADERS["id"]).state is TaskState.FAILURE
+    assert database.results.status(HEADERS["id"]).state is TaskState.FAILURE
 
 
 def test_a_database_that_is_away_keeps_nothing_unreadable_out_of_the_dead_letter_queue(

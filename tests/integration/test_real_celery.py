@@ -21,7 +21,7 @@ from dispatcher import (
 )
 from dispatcher.message import encode
 from dispatcher.tasks import CreateLabPod, DeleteLabPod
-from tests.support.celery_versions import VERSIONS, CeleryVersion
+from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_task
 from tests.support.postgres import Database
@@ -265,5 +265,5 @@ def test_a_backend_needs_to_write_to_two_exchanges_and_no_more(
 def test_a_plain_app_needs_only_exchange_and_routing_key(broker: Broker) -> None:
     app = Celery("plain", broker=broker.url, set_as_current=False)
     app.send_task(CREATE_LAB_POD, kwargs=create_kwargs(), exchange="autolabs.tasks", routing_key="lab.create")
-    app.close()
+    close_app(app)
     assert payload_of(broker.take(topology.QUEUE_NORMAL)) == CreateLabPod(**create_kwargs())

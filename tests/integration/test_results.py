@@ -322,7 +322,7 @@ def test_an_id_that_no_task_can_have_is_pending_and_cannot_be_cancelled(
 def test_no_error_of_sqlalchemy_comes_through_nor_a_password(database: Database) -> None:
     database.rows("DROP TABLE task_ledger")
     url = "postgresql://u:hidden@127.0.0.1:1/db"
-    for broken in (ResultStore(url), ResultStore(database.url)):
+    for broken in (ResultStore(url), database.results):
         for call in (broken.status, broken.cancel, lambda task_id: broken.wait(task_id, 1)):  # noqa: B023
             with pytest.raises(DispatcherError) as caught:
                 call("t")

@@ -16,7 +16,7 @@ from celery import Celery
 from dispatcher import ladder, topology
 from dispatcher.errors import TaskFailed
 from dispatcher.message import TaskMessage, encode
-from dispatcher.results import ResultStore, TaskState
+from dispatcher.results import TaskState
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.consumer import Verdict
 from jobs.context import Connections
@@ -131,7 +131,7 @@ def test_a_failed_create_that_comes_back_or_is_delivered_twice_stays_a_failure(
     for _ in range(2):
         settle(connections, create)
     assert database.outcomes() == ["failed", "noop", "noop"]
-    status = ResultStore(database.url).status(create.id)
+    status = database.results.status(create.id)
     assert (status.state, status.error_category) == (TaskState.FAILURE, "PERMANENT_IMAGE_ERROR")
     with pytest.raises(TaskFailed) as caught:
         celery_app.AsyncResult(create.id).get(timeout=HANG_S)
@@ -181,11 +181,11 @@ def test_a_failure_that_the_database_refuses_for_good_is_in_the_dead_letters(
 
 
 def cancel_late(database: Database, task: TaskMessage) -> None:
-    assert ResultStore(database.url).cancel(task.id).state is TaskState.STARTED
+    assert database.results.cancel(task.id).state is TaskState.STARTED
 
 
 def cancel(database: Database, task: TaskMessage) -> None:
-    assert ResultStore(database.url).cancel(task.id).state is TaskState.REVOKED
+    assert database.results.cancel(task.id).state is TaskState.REVOKED
 
 
 def test_a_cancelled_create_stops_its_pending_lab_and_takes_down_what_an_attempt_left(
@@ -200,7 +200,7 @@ def test_a_cancelled_create_stops_its_pending_lab_and_takes_down_what_an_attempt
     assert (row["status"], row["error_message"]) == ("STOPPED", "The start of this lab was cancelled.")
     assert row["stop_requested_at"] is not None
     assert database.outcomes() == ["revoked"]
-    assert ResultStore(database.url).status(create.id).state is TaskState.REVOKED
+    assert database.results.status(create.id).state is TaskState.REVOKED
     assert broker.is_empty(*topology.BINDINGS, topology.DEAD_LETTER_QUEUE)
     assert broker.delayed() == 0
 
@@ -238,7 +238,7 @@ def test_a_create_that_is_cancelled_while_it_starts_stops_its_lab(
 ) -> None:
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     seen: list[TaskState] = []
-    results = ResultStore(database.url)
+    results = database.results
     when_created(cluster, "networkpolicies", lambda: seen.append(results.cancel(create.id).state))
     settle(connections, create)
     assert seen == [TaskState.STARTED]
@@ -286,7 +286,7 @@ def test_the_next_attempt_of_a_create_that_was_cancelled_meanwhile_is_not_begun(
     connections.settings = replace(connections.settings, retry=RetrySettings(max_retries=1, jitter=False))
     cluster.pod_status = NO_ROOM
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    results = ResultStore(database.url)
+    results = database.results
     when_created(cluster, "networkpolicies", lambda: results.cancel(create.id))
     settle(connections, create)
     assert results.status(create.id).state is TaskState.REVOKED
@@ -351,7 +351,7 @@ def test_the_results_of_stops_and_of_creates_with_nothing_to_do(
     unknown = make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": 4711})
     for task in (create, delete, late, unknown):
         settle(connections, task)
-    results = ResultStore(database.url)
+    results = database.results
     assert results.status(delete.id).result == {"lab_instance_id": lab, "status": "STOPPED"}
     assert results.status(late.id).result == {
         "lab_instance_id": lab,

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from celery import Celery
+from kombu import pools
+
 from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -125,3 +128,9 @@ VERSIONS = [CeleryVersion("oldest", OLDEST), CeleryVersion("newest")]
 def _end_senders() -> None:
     for version in VERSIONS:
         version.end_sender()
+
+
+def close_app(app: Celery) -> None:
+    """Close an app and its connections, which Celery leaves to the pools of kombu."""
+    app.close()
+    pools.reset()

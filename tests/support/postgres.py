@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, connection
+
+from dispatcher.results import ResultStore
 
 
 def with_database(url: str, name: str) -> str:
@@ -57,10 +60,17 @@ class Database:
         self.close()
         self._server.drop(self.name)
 
+    @cached_property
+    def results(self) -> ResultStore:
+        """What a backend sees of its tasks."""
+        return ResultStore(self.url)
+
     def close(self) -> None:
         """Close what this object opened."""
         while self._idle:
             self._idle.pop().close()
+        if results := vars(self).pop("results", None):
+            results.close()
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         opened = self._take()
