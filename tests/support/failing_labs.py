@@ -108,6 +108,20 @@ LABS: dict[str, Case] = {
         settings={"ready_timeout_s": 120},
         says='Usage of EmptyDir volume "tmp" exceeds the limit "64Mi"',
     ),
+    "a program that does not listen": Case(
+        failure=Failure.DOES_NOT_ANSWER,
+        pod=change_container(command=["/bin/busybox", "sleep", "600"]),
+        # It must run for most of it, on a busy node too, or it is called slow.
+        settings={"ready_timeout_s": 30},
+        says="not Ready after 30 s",
+    ),
+    "a registry that never answers": Case(
+        failure=Failure.SLOW_START,
+        image="{silent}/labs/lab:1",
+        # Its Pod must be on the node by then, which is full for a moment when other tests fill it.
+        settings={"ready_timeout_s": 20},
+        says="after 20 s: ContainerCreating",
+    ),
     # Image.
     "an image that is not in the registry": Case(
         failure=Failure.IMAGE_NOT_LOADABLE,
@@ -138,13 +152,6 @@ LABS: dict[str, Case] = {
         failure=Failure.REGISTRY_AWAY,
         image="{absent}/labs/forbidden:denied",
         says="connection refused",
-    ),
-    "a registry that never answers": Case(
-        failure=Failure.SLOW_START,
-        image="{silent}/labs/lab:1",
-        # Its Pod must be on the node by then, which is full for a moment when other tests fill it.
-        settings={"ready_timeout_s": 20},
-        says="after 20 s: ContainerCreating",
     ),
     "an image name that is too long": Case(
         failure=Failure.IMAGE_NAME_INVALID,
@@ -211,13 +218,6 @@ LABS: dict[str, Case] = {
             env=[{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "no-such", "key": "x"}}}]
         ),
         says='CreateContainerConfigError: configmap "no-such" not found',
-    ),
-    "a program that does not listen": Case(
-        failure=Failure.DOES_NOT_ANSWER,
-        pod=change_container(command=["/bin/busybox", "sleep", "600"]),
-        # It must run for most of it, on a busy node too, or it is called slow.
-        settings={"ready_timeout_s": 30},
-        says="not Ready after 30 s",
     ),
     # Room.
     "more cpu than a node has": Case(
