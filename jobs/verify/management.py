@@ -1,4 +1,4 @@
-"""How many messages consumers hold, which AMQP does not say: RabbitMQ's management API does, 5 s late."""
+"""How many messages consumers hold, which AMQP does not say: the management API does, up to 10 s late."""
 
 from __future__ import annotations
 
