@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 
 from deploy.demo.platform import LABS, Platform, eventually
-from tests.support.own_namespace import kubectl
 
-KINDS = "pods,services,networkpolicies"
 #: Seconds that only end a hang.
 GONE_S = 120
 # The tombstone too: no create that is still on its way may bring the lab back.
@@ -28,24 +25,33 @@ def take_away(platform: Platform, labs: Collection[int]) -> None:
     if not labs:
         return
     if running := {int(row["id"]) for row in platform.query(_STOP, list(labs))}:
-        kubectl("delete", KINDS, "--now", "--namespace", LABS, _selector(running))
-    statuses = {int(row["id"]): row["status"] for row in platform.query(_STATUSES, list(labs))}
-    left = _with_objects(labs)
-    for lab, status in statuses.items():
-        if status == "PENDING" or (status == "FAILED" and lab in left):
-            platform.dispatcher.delete_lab(lab_instance_id=lab, force=True)
-            statuses[lab] = "stops"
-    for lab, status in statuses.items():
-        if status == "stops":
-            platform.wait_for_status(lab, "STOPPED", timeout_s=GONE_S)
-    eventually(lambda: not _with_objects(labs), timeout_s=GONE_S, what=f"objects of {labs} gone")
+        # What else a lab has is owned by its Pod.
+        platform.core.delete_collection_namespaced_pod(
+            LABS, label_selector=_selector(running), grace_period_seconds=1
+        )
+    left = _with_objects(platform, labs)
+    unclear = [
+        int(row["id"])
+        for row in platform.query(_STATUSES, list(labs))
+        if row["status"] == "PENDING" or (row["status"] == "FAILED" and row["id"] in left)
+    ]
+    for lab in unclear:
+        platform.dispatcher.delete_lab(lab_instance_id=lab, force=True)
+    for lab in unclear:
+        platform.wait_for_status(lab, "STOPPED", timeout_s=GONE_S)
+    eventually(lambda: not _with_objects(platform, labs), timeout_s=GONE_S, what=f"objects of {labs} gone")
 
 
-def _with_objects(labs: Collection[int]) -> set[int]:
+def _with_objects(platform: Platform, labs: Collection[int]) -> set[int]:
     """Return those of the labs that have something in the cluster."""
-    listed = json.loads(kubectl("get", KINDS, "--namespace", LABS, _selector(labs), "--output=json"))
-    return {int(item["metadata"]["labels"]["lab_instance_id"]) for item in listed["items"]}
+    selector = _selector(labs)
+    lists = (
+        platform.core.list_namespaced_pod(LABS, label_selector=selector),
+        platform.core.list_namespaced_service(LABS, label_selector=selector),
+        platform.networking.list_namespaced_network_policy(LABS, label_selector=selector),
+    )
+    return {int(item.metadata.labels["lab_instance_id"]) for found in lists for item in found.items}
 
 
 def _selector(labs: Collection[int]) -> str:
-    return f"--selector=lab_instance_id in ({','.join(map(str, labs))})"
+    return f"lab_instance_id in ({','.join(map(str, labs))})"
