@@ -86,9 +86,13 @@ class Loop:
     def runs(self) -> bool:
         return self._thread.is_alive()
 
+    def is_served(self) -> bool:
+        """Tell whether a container is at work for one of its labs."""
+        return any(run["outcome"] == "started" for run in self.ledger())
+
     def gave_back(self) -> bool:
-        """Tell whether all is asked for, and a container gave a task back because something is away."""
-        return not self.runs and any(run["outcome"] == "retried" for run in self.ledger())
+        """Tell whether all labs are asked for, and a container gave a task back as something is away."""
+        return len(self.rows()) == LABS and any(run["outcome"] == "retried" for run in self.ledger())
 
     def end(self) -> None:
         """Wait until all is requested and published; raises what the backend could not get over."""

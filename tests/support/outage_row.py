@@ -14,7 +14,7 @@ from tests.support.outage_look import Outcome, differences, look
 from tests.support.outage_loop import LABS, Loop
 from tests.support.waiting import eventually, eventually_equal
 
-#: Requests after which the outage begins.
+#: Requests after which the outage begins, as soon as a container is at work.
 BEGIN_AFTER = 4
 #: Seconds after an outage; three retries take at most 35.
 RIGHT_S = 180.0
@@ -58,7 +58,9 @@ def go_through(
 ) -> None:
     """Let the outage come while the loop runs; check that all is right some time after it."""
     loop.start()
-    eventually(lambda: loop.requested >= begin_after, ASKED_S, what="labs asked for")
+    eventually(
+        lambda: loop.requested >= begin_after and loop.is_served(), ASKED_S, what="labs asked for and served"
+    )
     began = time.monotonic()
     outage()
     over = time.monotonic()
