@@ -15,6 +15,7 @@ import pytest
 from deploy.demo.platform import LABS as LAB_NAMESPACE
 from jobs.verify.access import open_cluster
 from tests.support import outages
+from tests.support.outage_look import look
 from tests.support.outage_loop import Backend, Loop, Place
 from tests.support.outage_row import HEADER, Row, go_through
 
@@ -81,11 +82,15 @@ def test_an_outage_loses_and_doubles_no_lab(loop: Loop, table: list[Row], name: 
 def test_containers_that_are_killed_lose_and_double_no_lab(loop: Loop, table: list[Row]) -> None:
     row = Row("containers of jobs killed")
     table.append(row)
+    causes = frozenset({"container_crashed"})
     killed = []
 
-    def kill() -> None:
-        killed.append(outages.kill_containers(lambda: loop.runs))
+    def unfinished() -> bool:
+        return loop.runs or bool(look(loop, causes).wrong)
 
-    go_through(row, loop, kill, causes=frozenset({"container_crashed"}), begin_after=1)
+    def kill() -> None:
+        killed.append(outages.kill_containers(unfinished))
+
+    go_through(row, loop, kill, causes=causes, begin_after=1)
     row.note = f"{killed[0]} killed"
     assert killed[0] > 0
