@@ -88,6 +88,8 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+# Seconds; a flaw that no history shows takes them all.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_a_flaw_is_found(
     bench: Bench,  # noqa: F811
