@@ -89,6 +89,8 @@ def _publish_delete(scene: Scene) -> str:
 
 def _pass_kubeconfig(scene: Scene) -> None:
     scene.environ["KUBECONFIG"] = os.environ["KUBECONFIG"]
+    # Without a HOME kubectl keeps what it learnt in the folder that it is started in.
+    scene.environ["KUBECACHEDIR"] = scene.platform.containers.folder / "kubectl"
 
 
 #: The slowest first, as they are played several at a time.
