@@ -21,7 +21,7 @@ from dispatcher.message import decode, encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import ROUTING_KEYS, parse_payload
 from tests.support.factories import make_task
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, eventually
 
 #: The short rungs first: a test waits on one of them.
 LADDER = [ladder.level_name(level) for level in range(ladder.LEVELS)]
@@ -209,11 +209,11 @@ class Broker:
         """Return how many consumers wait for messages, live."""
         return self.look([queue])[0][1]
 
-    def take(self, queue: str, *, timeout_s: float = 5) -> Message:
+    def take(self, queue: str, *, timeout_s: float = HANG_S) -> Message:
         """Remove and return the next message."""
         return self._take([queue], timeout_s)
 
-    def take_delayed(self, *, timeout_s: float = 5) -> Message:
+    def take_delayed(self, *, timeout_s: float = HANG_S) -> Message:
         """Remove and return a message that waits on the ladder; `delay_s` says how long it would."""
         return self._take(LADDER, timeout_s)
 
@@ -244,7 +244,7 @@ class Broker:
         """Close a connection from the broker's side, as an operator can."""
         # The management plugin lists a connection only after its first statistics event.
         name = eventually(
-            lambda: self.connection_names().get(client_name), 15, what=f"connection {client_name}"
+            lambda: self.connection_names().get(client_name), HANG_S, what=f"connection {client_name}"
         )
         self.api.call("DELETE", f"/connections/{quote(name, safe='')}")
 
