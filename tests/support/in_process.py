@@ -46,7 +46,8 @@ def alone(environ: Mapping[str, str], *, stdin: TextIO, out: TextIO, err: TextIO
 @contextmanager
 def _handlers_apart() -> Iterator[None]:
     root = logging.getLogger()
-    loggers = [root, *map(logging.getLogger, ("pika", "urllib3"))]
+    # Programs silence their libraries, and ours, for as long as their process lasts.
+    loggers = [root, *map(logging.getLogger, ("pika", "urllib3", "jobs", "dispatcher", "cronjobs"))]
     levels = [logger.level for logger in loggers]
     handlers, signals = root.handlers[:], {number: signal.getsignal(number) for number in _SIGNALS}
     # Emptied first: logging.basicConfig(force=True) closes what it finds, which is pytest's.
