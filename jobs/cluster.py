@@ -29,6 +29,9 @@ _NO_SUCH_FIELD = "failed to create typed patch object"
 #: How RBAC refuses. An API server that begins refuses everybody until it has read the roles, a second or two,
 #: and may know no token until it has read the accounts.
 _RBAC_REFUSES = 'is forbidden: User "'
+#: How a quota refuses while others count against it, which a class that starts does: nothing was created
+#: (https://github.com/kubernetes/kubernetes/issues/67761).
+_QUOTA_CONFLICT = "Operation cannot be fulfilled on resourcequotas "
 #: Times that a list in pages may begin anew.
 _LISTS_ANEW = 3
 #: Bytes of an error that are read.
@@ -49,6 +52,10 @@ class ApiError(Exception):
 
 class _AccessRefused(ApiError):
     """Raised when RBAC refuses, or the token; believed only when that happens again and again."""
+
+
+class _QuotaConflict(ApiError):
+    """Raised when a quota was changed while it was counted; believed only when that happens again and again."""
 
 
 class ApiUnavailable(Exception):
@@ -258,6 +265,8 @@ class Cluster:
             except ApiError as exc:
                 if exc.status == 401 or (exc.status == 403 and _RBAC_REFUSES in exc.message):
                     raise _AccessRefused(exc.status, exc.reason, exc.message) from exc
+                if exc.status == 409 and exc.message.startswith(_QUOTA_CONFLICT):
+                    raise _QuotaConflict(exc.status, exc.reason, exc.message) from exc
                 raise
             try:
                 return dict(json.loads(response.read()))
@@ -267,7 +276,7 @@ class Cluster:
                 response.release_conn()
 
         # Every call may be repeated: create and apply name their object, delete its uid, patch its version.
-        blips = (ApiUnavailable, _AccessRefused)
+        blips = (ApiUnavailable, _AccessRefused, _QuotaConflict)
         return through_blips(once, on=blips, within_s=BLIP_S, what=f"{method} {path}")
 
     def _open(

@@ -111,6 +111,26 @@ def test_a_lasting_refusal_of_access_is_believed(
     assert len(server.requests) > 1
 
 
+QUOTA_CHANGED = (
+    'Operation cannot be fulfilled on resourcequotas "labs": the object has been modified; please apply your'
+    " changes to the latest version and try again"
+)
+
+
+def test_a_quota_that_changed_while_it_was_counted_is_asked_again(serve: Serve) -> None:
+    conflict = Answer(409, status_object(409, "Conflict", QUOTA_CHANGED))
+    cluster, server = serve(scripted(conflict, conflict, Answer(201, POD)))
+    assert cluster.create("/p", POD) == POD
+    assert len(server.requests) == 3
+
+
+def test_a_quota_that_changes_all_the_time_is_a_conflict(serve: Serve) -> None:
+    cluster, server = serve(scripted(Answer(409, status_object(409, "Conflict", QUOTA_CHANGED))))
+    with pytest.raises(ApiError, match="409 Conflict: Operation cannot be fulfilled"):
+        cluster.create("/p", POD)
+    assert len(server.requests) > 1
+
+
 @pytest.mark.parametrize("body", [b"", b"[1]", b"\xff", b'"text"'])
 def test_a_refusal_without_a_status_object_is_still_one(serve: Serve, body: bytes) -> None:
     cluster, _ = serve(scripted(Answer(403, body)))
