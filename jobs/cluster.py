@@ -55,7 +55,7 @@ class _AccessRefused(ApiError):
 
 
 class _QuotaConflict(ApiError):
-    """Raised when a quota was changed while it was counted; believed only when that happens again and again."""
+    """Raised when a quota changed while it was counted; believed only when that happens again and again."""
 
 
 class ApiUnavailable(Exception):

@@ -90,8 +90,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if level_of(item) in LEVELS:
             item.add_marker(level_of(item))
     if hasattr(config, "workerinput"):
-        _long_files_first(items)
         _keep_files_together(items)
+        _long_groups_first(items)
     left_out = {item: ", ".join(missing) for item in items if (missing := missing_for(item))}
     if not left_out:
         return
@@ -151,20 +151,37 @@ def _evidence(item: pytest.Item) -> Iterator[tuple[str, str]]:
                 yield f"evidence of {name}", f"not available: {exc!r}"
 
 
-def _long_files_first(items: list[pytest.Item]) -> None:
-    """Let no process of several begin with a long file when the others are about to end."""
-    longest: Counter[Path] = Counter()
-    for item in items:
-        marker = item.get_closest_marker("timeout")
-        longest[item.path] = max(longest[item.path], marker.args[0] if marker else 0)
-    items.sort(key=lambda item: -longest[item.path])
-
-
 def _keep_files_together(items: list[pytest.Item]) -> None:
     """Give each file to one process, for its module's fixtures, but for tests with a group of their own."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix()))
+
+
+def _long_groups_first(items: list[pytest.Item]) -> None:
+    """Let no process of several begin with a long group when the others are about to end.
+
+    Groups of tests/cluster, which wait for Pods, alternate with those that compute: four of a kind at once
+    would leave the cores idle, or wait for them.
+    """
+    longest: Counter[str] = Counter()
+    waits: dict[str, bool] = {}
+    for item in items:
+        group, marker = _group_of(item), item.get_closest_marker("timeout")
+        longest[group] = max(longest[group], marker.args[0] if marker else 0)
+        waits[group] = level_of(item) == "cluster"
+    groups = sorted(longest, key=lambda group: -longest[group])
+    turn = {
+        group: number
+        for kind in (True, False)
+        for number, group in enumerate(group for group in groups if waits[group] == kind)
+    }
+    items.sort(key=lambda item: turn[_group_of(item)])
+
+
+def _group_of(item: pytest.Item) -> str:
+    (marker,) = item.iter_markers("xdist_group")
+    return str(marker.args[0])
 
 
 def _refuse_if_required(left_out: Counter[tuple[str, str]]) -> None:
