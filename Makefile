@@ -9,6 +9,8 @@ TEST_PROCESSES ?= 4
 # A whole file, and its module's fixtures, to one process.
 SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
 OLDEST_CELERY := .venv/celery-oldest
+# Where this is set, each of several processes compiles every test anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help up down env status venv demo check test bench lint format
 
@@ -34,7 +36,7 @@ check: lint $(OLDEST_CELERY)/.installed ## what every commit passes: lint, types
 	@.venv/bin/python -m pytest -q -n 2 $(SIDE_BY_SIDE) tests/unit tests/contract
 
 # A cluster that was not up before the tests is taken down after them, whatever their result. The end-to-end
-# tests measure times and take parts of the one cluster away, so nothing else runs beside them; PYTEST_ARGS is
+# tests take parts of the one platform away, so nothing else runs beside them; PYTEST_ARGS is
 # one run of its own. The junit files, and the times in them, stay in build/.
 test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running cluster, or on one started for them
 	@if $(PYTHON) -m deploy.local status >/dev/null 2>&1; then after=true; \
