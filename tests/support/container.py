@@ -15,11 +15,14 @@ from typing import Any
 
 from dispatcher.topology import QUEUE_NORMAL
 from tests.support import container_here
+from tests.support.forked import ForkedModule
 from tests.support.waiting import HANG_S, eventually
 
 ROOT = Path(__file__).parents[2]
 
 
+#: What changes the standard library before anything else is imported.
+_FIRST_IMPORTS = ("tests.support.skewed_job",)
 #: Below those that the system gives to outgoing connections, one of which could have it before its user.
 _PORTS = range(12_000, 30_000)
 
@@ -56,7 +59,7 @@ class Run:
 class Process(Run):
     """A container as a process of its own."""
 
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | ForkedModule
     ready_port: int
 
     def wait_for_action(self, action: str, timeout_s: float = HANG_S) -> None:
@@ -86,6 +89,9 @@ class Containers:
     folder: Path
     #: Messages that are no tasks after which one that runs here ends, rather than wait for another.
     put_aside: int = 1
+    #: Processes are forks of one that has imported everything: a third of what tests/cluster computes would
+    #: be imports.
+    forks: bool = False
     #: Those that are processes.
     started: list[Process] = field(default_factory=list)
     _logs: list[Path] = field(default_factory=list)
@@ -93,17 +99,20 @@ class Containers:
     def start(self, *, queue: str = QUEUE_NORMAL, module: str = "jobs", **environ: Any) -> Process:
         port = free_port()
         log = self._new_log()
-        with log.open("wb") as file:
-            popen = subprocess.Popen(
-                [sys.executable, *("-m", *module.split())],
-                cwd=ROOT,
-                env=self._environ(queue, port, environ),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-        process = Process(log, popen, port)
+        start = self._fork if self.forks and module not in _FIRST_IMPORTS else self._execute
+        process = Process(log, start(module.split(), self._environ(queue, port, environ), log), port)
         self.started.append(process)
         return process
+
+    def _fork(self, words: list[str], environ: Mapping[str, str], log: Path) -> ForkedModule:
+        log.touch()
+        return ForkedModule(*words, environ=environ, log=log, folder=ROOT)
+
+    def _execute(self, words: list[str], environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", *words], cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT
+            )
 
     def run(self, *, queue: str = QUEUE_NORMAL, module: str = "jobs", **environ: Any) -> tuple[int, Process]:
         """Start a container, wait for its end, return the exit code too."""

@@ -63,7 +63,7 @@ def own_platform(
     database = database_server.create(template=migrated_template)
     bucket = Bucket(*(os.environ[name] for name in ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")))
     environ = environ_of(broker, database, bucket, own_namespace)
-    containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")))
+    containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")), forks=True)
     try:
         broker.declare()
         upload_defaults(bucket.settings)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,3 +54,43 @@ def exit_code(process: ForkServerProcess) -> int | None:
     """Wait for the end of a process and return its exit code, that of a signal negative."""
     process.join(2 * HANG_S)
     return process.exitcode
+
+
+def _run_module(module: str, words: tuple[str, ...], folder: Path) -> None:
+    os.chdir(folder)
+    sys.argv[:] = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+class ForkedModule:
+    """`python -m MODULE WORDS` as a fork; it is waited for and ended as a `subprocess.Popen` is."""
+
+    def __init__(self, module: str, *words: str, environ: Mapping[str, str], log: Path, folder: Path) -> None:
+        arguments = (_run_module, (module, words, folder), dict(environ), log)
+        self._name = module
+        self._process = _forks.Process(target=_run, args=arguments, daemon=True)
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        if self._process.pid is None:
+            raise RuntimeError(f"{self._name} was not started")
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, that of a signal negative, or None."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code. Raises TimeoutExpired."""
+        self._process.join(timeout)
+        if (code := self.poll()) is None:
+            raise subprocess.TimeoutExpired(self._name, timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)

@@ -1,12 +1,34 @@
-"""What the server imports whose forks tests kill (tests.support.forked)."""
+"""What the server imports whose forks tests kill, or serve as containers (tests.support.forked).
+
+Not jobs.__main__, which a container runs rather than imports.
+"""
+
+# ruff: noqa: F401  # imported for the forks
 
 from __future__ import annotations
 
-import psycopg2  # noqa: F401
-import sqlalchemy.dialects.postgresql.psycopg2  # noqa: F401
+import psycopg2
+import sqlalchemy.dialects.postgresql.psycopg2
+import tenacity
 
+import cronjobs.outbox
+import cronjobs.tasks
 import dispatcher.dlq.run
 import dispatcher.outbox_commands
-import dispatcher.outbox_listener  # noqa: F401
+import dispatcher.outbox_listener
+import jobs.consumer
+import jobs.create_lab
+import jobs.delete_lab
+import jobs.evidence
+import jobs.failed_task
+import jobs.lab_event
+import jobs.notifications
+import jobs.periodic.cleanup
+import jobs.periodic.health
+import jobs.periodic.sync
+import jobs.readiness
+import jobs.results
+import jobs.scale_lab
+import jobs.worker
 import tests.integration.dlq_victim
-import tests.integration.outbox_victim  # noqa: F401
+import tests.integration.outbox_victim

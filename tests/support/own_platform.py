@@ -89,7 +89,7 @@ def own_platform(
         lent_database(database_pool, request.node) as database,
     ):
         environ = environ_of(broker, database, bucket, own_namespace)
-        containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")))
+        containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")), forks=True)
         try:
             upload_defaults(bucket.settings)
             bucket.put(KUBECONFIG_OBJECT, own_namespace.kubeconfig)
