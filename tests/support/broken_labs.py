@@ -76,7 +76,9 @@ class BrokenLabs:
 
     def _check_again(self, nodes: FakeNodes) -> None:
         lost, kept = nodes.names
-        self._wait("filled", lambda pod: pod["status"].get("reason") == "Evicted")
+        # The first check may have found it, and taken its Pod away.
+        if self.statuses["filled"] == "RUNNING":
+            self._wait("filled", lambda pod: pod["status"].get("reason") == "Evicted")
         nodes.wait_until_away(lost)
         self._wait("away", lambda pod: _ready(pod) == "False")
         self.pod_away = self.labs.pod(self.ids["away"])
