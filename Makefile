@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 # Most tests wait for servers most of the time, hence more than there are cores.
 TEST_PROCESSES ?= 4
 # A whole file, and its module's fixtures, to one process.
-SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := --dist loadscope --no-loadscope-reorder
 OLDEST_CELERY := .venv/celery-oldest
 # Where this is set, each of several processes compiles every test anew.
 export PYTHONDONTWRITEBYTECODE :=

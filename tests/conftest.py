@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import pytest
 from hypothesis import settings
 
+from tests.support.scheduling import Files, put_in_order
+
 pytest_plugins = ["tests.support.lending"]
 
 # A busy machine must not fail a test for its slowness.
@@ -83,15 +85,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{level}: needs {', '.join(needs) or 'nothing'}")
 
 
-# Before pytest-xdist's own, which reads the groups.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return Files(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+# Before those that shuffle.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if level_of(item) in LEVELS:
             item.add_marker(level_of(item))
     if hasattr(config, "workerinput"):
-        _keep_files_together(items)
-        _long_groups_first(items)
+        put_in_order(items)
     left_out = {item: ", ".join(missing) for item in items if (missing := missing_for(item))}
     if not left_out:
         return
@@ -149,39 +155,6 @@ def _evidence(item: pytest.Item) -> Iterator[tuple[str, str]]:
                 yield f"evidence of {name}", value.evidence()
             except Exception as exc:  # the report of the failure itself must not be lost
                 yield f"evidence of {name}", f"not available: {exc!r}"
-
-
-def _keep_files_together(items: list[pytest.Item]) -> None:
-    """Give each file to one process, for its module's fixtures, but for tests with a group of their own."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix()))
-
-
-def _long_groups_first(items: list[pytest.Item]) -> None:
-    """Let no process of several begin with a long group when the others are about to end.
-
-    Groups of tests/cluster, which wait for Pods, alternate with those that compute: four of a kind at once
-    would leave the cores idle, or wait for them.
-    """
-    longest: Counter[str] = Counter()
-    waits: dict[str, bool] = {}
-    for item in items:
-        group, marker = _group_of(item), item.get_closest_marker("timeout")
-        longest[group] = max(longest[group], marker.args[0] if marker else 0)
-        waits[group] = level_of(item) == "cluster"
-    groups = sorted(longest, key=lambda group: -longest[group])
-    turn = {
-        group: number
-        for kind in (True, False)
-        for number, group in enumerate(group for group in groups if waits[group] == kind)
-    }
-    items.sort(key=lambda item: turn[_group_of(item)])
-
-
-def _group_of(item: pytest.Item) -> str:
-    (marker,) = item.iter_markers("xdist_group")
-    return str(marker.args[0])
 
 
 def _refuse_if_required(left_out: Counter[tuple[str, str]]) -> None:

@@ -62,13 +62,7 @@ KINDS = [
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "part",
-    [
-        pytest.param(part, id=f"part {part}", marks=pytest.mark.xdist_group(f"histories-{part}"))
-        for part in PARTS
-    ],
-)
+@pytest.mark.parametrize("part", PARTS, ids="part {}".format)
 def test_every_history_ends_as_it_should(
     bench: Bench,  # noqa: F811
     capsys: pytest.CaptureFixture[str],

@@ -220,8 +220,12 @@ def test_what_messages_of_high_priority_hide_is_told_and_all_keep_their_order(
 ) -> None:
     high = publish(broker, 30, priority=9)
     low = publish(broker, 10, first=100)
-    assert {one.task_id for one in walk()} >= set(high)
-    assert gaps == [f"{NORMAL}: priorities may hide other messages, 10 at most"]
+    seen = {one.task_id for one in walk()}
+    assert seen >= set(high)
+    # A queue gives one of low priority now and then, and remembers of what it gave last.
+    hidden = len(set(low) - seen)
+    assert gaps == [f"{NORMAL}: priorities may hide other messages, {hidden} at most"]
+    assert hidden > 0
     left = drain(broker)
     assert ([one for one in left if one in high], [one for one in left if one in low]) == (high, low)
 
