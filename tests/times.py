@@ -23,6 +23,8 @@ from tests.support.lending import CHANGED
 SLOWEST_TESTS, SLOWEST_FILES = 20, 10
 #: Steps of a loop whose time says how fast a core is; docs/testing.md has it beside its figures.
 LOOP_STEPS = 10_000_000
+#: Characters of what a test changed; a dropped table has dozens of lines, a function one long one.
+_LONGEST_CHANGE = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def report(runs: Sequence[Run]) -> str:
             most=SLOWEST_TESTS,
         ),
     ]
-    changed = [f"  {test.file}::{test.name}: {'; '.join(test.changed)}" for test in tests if test.changed]
+    changed = [f"  {test.file}::{test.name}: {_briefly(test.changed)}" for test in tests if test.changed]
     if changed:
         lines += [
             "",
@@ -114,6 +116,12 @@ def report(runs: Sequence[Run]) -> str:
             *changed,
         ]
     return "\n".join(lines)
+
+
+def _briefly(changes: Sequence[str]) -> str:
+    more = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
+    first = changes[0] if len(changes[0]) <= _LONGEST_CHANGE else f"{changes[0][:_LONGEST_CHANGE]}…"
+    return first + more
 
 
 def _table(

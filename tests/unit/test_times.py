@@ -30,8 +30,9 @@ def test_each_test_has_its_set_up_call_and_teardown(junit: Path) -> None:
 
 def test_the_report_has_levels_files_tests_and_what_was_changed(tmp_path: Path) -> None:
     file = tmp_path / "side-by-side.xml"
-    properties = {"setup_s": "1.5", "call_s": "60.0", "teardown_s": "0.5", "changed": "queues x is gone"}
-    listed = "".join(f'<property name="{name}" value="{value}"/>' for name, value in properties.items())
+    properties = [("setup_s", "1.5"), ("call_s", "60.0"), ("teardown_s", "0.5")]
+    properties += [("changed", f"queues x{'x' * 90} is gone"), ("changed", "exchanges y was left")]
+    listed = "".join(f'<property name="{name}" value="{value}"/>' for name, value in properties)
     case = '<testcase classname="tests.integration.test_a" name="test_b[c]" time="62">'
     file.write_text(
         f'<testsuites><testsuite time="61.7">{case}<properties>{listed}</properties></testcase>'
@@ -41,7 +42,7 @@ def test_the_report_has_levels_files_tests_and_what_was_changed(tmp_path: Path) 
     assert "1 tests in 1 min 01 s (side-by-side 1 min 01 s)" in report
     for name in ("integration", "tests/integration/test_a.py", "tests/integration/test_a.py::test_b[c]"):
         assert f"        1.5       60.0        0.5       62.0          1  {name}\n" in report
-    assert report.endswith("  tests/integration/test_a.py::test_b[c]: queues x is gone")
+    assert report.endswith(f"  tests/integration/test_a.py::test_b[c]: queues {'x' * 73}…, and 1 more")
 
 
 def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
