@@ -46,12 +46,13 @@ test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running clust
 	eval "$$($(PYTHON) -m deploy.local env)"; \
 	export AUTOLABS_REQUIRE_SERVICES=1; \
 	if [ -n "$${PYTEST_ARGS:-}" ]; then .venv/bin/python -m pytest $(PYTEST_ARGS); exit; fi; \
-	.venv/bin/python -m tests.support.kwok; \
+	rm -f build/side-by-side.xml build/end-to-end.xml; \
+	.venv/bin/python -m tests.support.kwok || echo "-> Go on: the tests of fake nodes will say what is missing"; \
 	status=0; \
 	.venv/bin/python -m pytest -n $(TEST_PROCESSES) $(SIDE_BY_SIDE) \
 	  --ignore=tests/e2e --junitxml=build/side-by-side.xml || status=$$?; \
 	.venv/bin/python -m pytest tests/e2e --junitxml=build/end-to-end.xml || status=$$?; \
-	.venv/bin/python -m tests.times build/side-by-side.xml build/end-to-end.xml; \
+	.venv/bin/python -m tests.times build/side-by-side.xml build/end-to-end.xml || true; \
 	exit $$status
 
 bench: up ## print speed and cost beside Celery (about 16 min)

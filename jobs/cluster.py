@@ -223,7 +223,7 @@ class Cluster:
         try:
             response = self._open("POST", path, manifest, read_timeout_s=timeout_s)
         except ApiError as exc:
-            if exc.status == 409:
+            if exc.reason == "AlreadyExists":
                 return False
             raise
         response.close()

@@ -37,7 +37,6 @@ class Timed:
     call_s: float
     teardown_s: float
     changed: tuple[str, ...]
-    failed: bool
 
     @property
     def level(self) -> str:
@@ -76,7 +75,6 @@ def _timed(case: ET.Element) -> Timed:
         call_s=seconds.get("call_s", 0.0),
         teardown_s=seconds.get("teardown_s", 0.0),
         changed=tuple(value for name, value in found if name == CHANGED),
-        failed=case.find("failure") is not None or case.find("error") is not None,
     )
 
 

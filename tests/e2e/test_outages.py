@@ -17,7 +17,7 @@ from jobs.verify.access import open_cluster
 from tests.support import outages
 from tests.support.outage_look import look
 from tests.support.outage_loop import Backend, Loop, Place
-from tests.support.outage_row import HEADER, Row, go_through
+from tests.support.outage_row import HEADER, RIGHT_S, Row, go_through
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("CLUSTER") == "existing", reason="the parts of another cluster are not ours to end"
@@ -63,10 +63,13 @@ OUTAGES: dict[str, tuple[Callable[[Loop], object], list[str]]] = {
     "broker's Pod deleted": (lambda _: outages.delete_broker(), []),
     "broker killed (SIGKILL)": (lambda _: outages.kill_broker(), []),
     "PostgreSQL restarted": (lambda _: outages.restart_database(), ["database_away"]),
-    "API server frozen": (lambda loop: outages.freeze_api_server(loop.gave_back), ["cluster_away"]),
+    "API server frozen": (
+        lambda loop: outages.freeze_api_server(lambda: loop.gave_back("cluster_away")),
+        ["cluster_away"],
+    ),
     "API server killed": (lambda _: outages.kill_api_server(), ["cluster_away"]),
     "KEDA's operator killed": (lambda _: outages.kill_operator(), []),
-    "MinIO away": (lambda loop: outages.stop_store(loop.gave_back), ["store_away"]),
+    "MinIO away": (lambda loop: outages.stop_store(lambda: loop.gave_back("store_away")), ["store_away"]),
 }
 
 
@@ -85,8 +88,11 @@ def test_containers_that_are_killed_lose_and_double_no_lab(loop: Loop, table: li
     causes = frozenset({"container_crashed"})
     killed = []
 
+    deadline = time.monotonic() + RIGHT_S
+
     def unfinished() -> bool:
-        return loop.runs or bool(look(loop, causes).wrong)
+        # What is still wrong then is told by `go_through`.
+        return time.monotonic() < deadline and (loop.runs or bool(look(loop, causes).wrong))
 
     def kill() -> None:
         killed.append(outages.kill_containers(unfinished))

@@ -10,6 +10,7 @@ import psycopg2
 import pytest
 
 from dispatcher import ladder, topology
+from dispatcher.database import VERSION_TABLE
 from tests.support.database_pool import DatabasePool
 from tests.support.lending import lent_database, lent_vhost
 from tests.support.postgres import Server
@@ -20,14 +21,14 @@ from tests.support.vhost_pool import QUEUES, RESTING, VhostPool
 @pytest.fixture
 def vhosts() -> Iterator[VhostPool]:
     """A pool whose vhosts no other test sees."""
-    pool = VhostPool(os.environ["AMQP_URL"], os.environ["RABBITMQ_API_URL"])
+    pool = VhostPool(os.environ["AMQP_URL"], os.environ["RABBITMQ_API_URL"], patience_s=1)
     yield pool
     pool.close()
 
 
 @pytest.fixture
 def databases(database_server: Server, migrated_template: str) -> Iterator[DatabasePool]:
-    pool = DatabasePool(database_server, migrated_template)
+    pool = DatabasePool(database_server, migrated_template, patience_s=1)
     yield pool
     pool.close()
 
@@ -106,6 +107,22 @@ def test_an_open_connection_and_a_user_are_the_error_of_who_left_them(
         opened[0].channel()
 
 
+def test_a_vhost_comes_back_when_what_was_lent_beside_it_was_left_open(
+    vhosts: VhostPool, databases: DatabasePool, request: pytest.FixtureRequest
+) -> None:
+    borrowed: list[Broker] = []
+    opened = []
+
+    def borrow() -> None:
+        with lent_vhost(vhosts, request.node) as broker, lent_database(databases, request.node) as database:
+            borrowed.append(broker)
+            opened.append(psycopg2.connect(database.url))
+
+    with pytest.raises(AssertionError, match="left behind: session"):
+        borrow()
+    vhosts.take_back(lend_again(vhosts, borrowed[0].vhost))
+
+
 def test_rows_do_not_reach_the_next_test(databases: DatabasePool) -> None:
     database = databases.lend()
     first = database.add_lab()
@@ -128,6 +145,8 @@ def test_rows_do_not_reach_the_next_test(databases: DatabasePool) -> None:
         "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "ALTER DATABASE {name} SET default_transaction_read_only = on",
         "ALTER TABLE lab_instances ALTER COLUMN lab_id SET DEFAULT 1",
+        f"UPDATE {VERSION_TABLE} SET version_num = '9999'",
+        f"DROP TABLE {VERSION_TABLE}",
     ],
 )
 def test_a_database_that_a_test_changed_is_thrown_away(databases: DatabasePool, change: str) -> None:

@@ -116,7 +116,8 @@ class BrokenLabs:
 
 
 def _container(pod: Manifest) -> Manifest:
-    return dict(pod["status"]["containerStatuses"][0])
+    # A Pod whose node has not said anything yet has none.
+    return dict((pod["status"].get("containerStatuses") or [{"restartCount": 0, "state": {}}])[0])
 
 
 def _loops(pod: Manifest) -> bool:

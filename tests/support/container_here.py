@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,26 @@ def _ended(patch: pytest.MonkeyPatch) -> Iterator[None]:
     try:
         yield
     finally:
-        for each in opened:
-            _close(each)
-        for broker in brokers:
-            if broker.is_open:
-                broker.close()
-        for thread in {*threading.enumerate()} - before:
-            if thread.name in ("warm-up", "task"):
-                thread.join(HANG_S)
+        with ExitStack() as stack:
+            for broker in brokers:
+                stack.callback(_close_broker, broker)
+            for each in opened:
+                stack.callback(_close, each)
+            # Before anything is closed: a thread may still open what would be nobody's then.
+            stack.callback(_join, {*threading.enumerate()} - before)
+
+
+def _join(threads: set[threading.Thread]) -> None:
+    for thread in threads:
+        if thread.name in ("warm-up", "task"):
+            thread.join(HANG_S)
+            if thread.is_alive():
+                raise AssertionError(f"the thread {thread.name} of a container does not end")
+
+
+def _close_broker(broker: BlockingConnection) -> None:
+    if broker.is_open:
+        broker.close()
 
 
 def _close(connections: Connections) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import psycopg2.errors
+
 from dispatcher.database import VERSION_TABLE
 from tests.support.postgres import Database, Server
-from tests.support.waiting import eventually
+from tests.support.waiting import SOON_S, eventually
 
 #: One line for each thing but rows that a test can change: column, constraint, index, function, setting …
 _SCHEMA = """
@@ -57,8 +59,10 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type 
 class DatabasePool:
     """Databases of one test process; `thrown_away` counts those that could not be lent again."""
 
-    def __init__(self, server: Server, template: str) -> None:
+    def __init__(self, server: Server, template: str, *, patience_s: float = SOON_S) -> None:
+        """`patience_s`: for sessions of processes that were killed, before they are somebody's error."""
         self._server = server
+        self._patience_s = patience_s
         self._template = template
         self._idle: list[Database] = []
         self._schema: list[str] = []
@@ -69,14 +73,14 @@ class DatabasePool:
         if self._idle:
             return self._idle.pop()
         database = self._server.create(template=self._template)
-        self._schema = self._schema or _lines(database, _SCHEMA)
+        self._schema = self._schema or _schema(database)
         return database
 
     def take_back(self, database: Database) -> tuple[list[str], list[str]]:
         """Return what a test left that would disturb others (sessions, locks), and what it changed."""
         database.close()
-        left = _end_sessions(database)
-        found = _lines(database, _SCHEMA)
+        left = _end_sessions(database, self._patience_s)
+        found = _schema(database)
         changed = [f"{line} is gone" for line in self._schema if line not in found]
         changed += [f"{line} was left" for line in found if line not in self._schema]
         if changed:
@@ -92,15 +96,22 @@ class DatabasePool:
             self._idle.pop().drop()
 
 
+def _schema(database: Database) -> list[str]:
+    version = f"SELECT 'version ' || version_num AS line FROM {VERSION_TABLE}"
+    # A test may have dropped the table.
+    with contextlib.suppress(psycopg2.errors.UndefinedTable):
+        return _lines(database, _SCHEMA) + _lines(database, version)
+    return _lines(database, _SCHEMA)
+
+
 def _lines(database: Database, statement: str, *values: Any) -> list[str]:
     return [row["line"] for row in database.rows(statement, *values)]
 
 
-def _end_sessions(database: Database) -> list[str]:
+def _end_sessions(database: Database, patience_s: float) -> list[str]:
     """Return the sessions that nobody ended, and end them, with the locks that they hold."""
-    # A server learns of the end of a killed process a moment later.
     with contextlib.suppress(AssertionError):
-        eventually(lambda: not _lines(database, _SESSIONS), 2)
+        eventually(lambda: not _lines(database, _SESSIONS), patience_s)
         return []
     found = _lines(database, _SESSIONS)
     database.rows(f"SELECT pg_terminate_backend(pid) FROM ({_SESSIONS}) AS sessions")

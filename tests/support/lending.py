@@ -53,16 +53,20 @@ def database_pool(database_server: Server, migrated_template: str) -> Iterator[D
 def lent_vhost(pool: VhostPool, borrower: pytest.Item | pytest.Collector) -> Iterator[Broker]:
     """Yield a vhost with the topology. Raises AssertionError afterwards if something is left."""
     broker = pool.lend()
-    yield broker
-    _report(borrower, *pool.take_back(broker))
+    try:
+        yield broker
+    finally:
+        _report(borrower, *pool.take_back(broker))
 
 
 @contextmanager
 def lent_database(pool: DatabasePool, borrower: pytest.Item | pytest.Collector) -> Iterator[Database]:
     """Yield a database with the tables. Raises AssertionError afterwards if something is left."""
     database = pool.lend()
-    yield database
-    _report(borrower, *pool.take_back(database))
+    try:
+        yield database
+    finally:
+        _report(borrower, *pool.take_back(database))
 
 
 def _report(borrower: pytest.Item | pytest.Collector, left: list[str], changed: list[str]) -> None:

@@ -90,9 +90,10 @@ class Loop:
         """Tell whether a container is at work for one of its labs."""
         return any(run["outcome"] == "started" for run in self.ledger())
 
-    def gave_back(self) -> bool:
-        """Tell whether all labs are asked for, and a container gave a task back as something is away."""
-        return len(self.rows()) == LABS and any(run["outcome"] == "retried" for run in self.ledger())
+    def gave_back(self, cause: str) -> bool:
+        """Tell whether all labs are asked for, and a container gave a task back for this cause."""
+        given_back = [run["details"].get("cause") for run in self.ledger() if run["outcome"] == "retried"]
+        return len(self.rows()) == LABS and cause in given_back
 
     def end(self) -> None:
         """Wait until all is requested and published; raises what the backend could not get over."""

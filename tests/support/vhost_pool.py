@@ -16,7 +16,7 @@ import pika
 
 from dispatcher import topology
 from tests.support.rabbitmq import LADDER, Broker
-from tests.support.waiting import eventually
+from tests.support.waiting import SOON_S, eventually
 
 #: Vhosts that rest before one of them is lent again.
 RESTING = 2
@@ -29,8 +29,10 @@ Declared = dict[str, Any]
 class VhostPool:
     """Vhosts of one test process; `thrown_away` counts those that could not be lent again."""
 
-    def __init__(self, amqp_url: str, api_url: str) -> None:
+    def __init__(self, amqp_url: str, api_url: str, *, patience_s: float = SOON_S) -> None:
+        """`patience_s`: for connections of processes that were killed, before they are somebody's error."""
         self._urls = amqp_url, api_url
+        self._patience_s = patience_s
         self._resting: deque[Broker] = deque()
         self._declared: Declared = {}
         self.thrown_away = 0
@@ -50,7 +52,7 @@ class VhostPool:
     def take_back(self, broker: Broker) -> tuple[list[str], list[str]]:
         """Return what a test left that would disturb others, open connections, and what it changed."""
         broker.close()
-        still_open = _open_connections(broker)
+        still_open = _open_connections(broker, self._patience_s)
         left = [f"connection {name}" for name in still_open]
         left += [f"user {name}" for name in _remove_users(broker)]
         changed = _differences(self._declared, _declared(broker))
@@ -83,7 +85,7 @@ def _becomes_empty(broker: Broker) -> bool:
     return False
 
 
-def _open_connections(broker: Broker) -> list[str]:
+def _open_connections(broker: Broker, patience_s: float) -> list[str]:
     """Return the names of connections that nobody closed.
 
     The broker's list by user is kept as connections come and go; its other lists are some seconds old
@@ -91,8 +93,7 @@ def _open_connections(broker: Broker) -> list[str]:
     """
     path = f"/connections/username/{broker.vhost}"
     with contextlib.suppress(AssertionError):
-        # Those of processes that were killed go a moment later.
-        eventually(lambda: not broker.api.call("GET", path), 2)
+        eventually(lambda: not broker.api.call("GET", path), patience_s)
         return []
     return sorted(one["name"] for one in broker.api.call("GET", path))
 

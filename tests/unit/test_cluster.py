@@ -124,6 +124,12 @@ def test_a_quota_that_changed_while_it_was_counted_is_asked_again(serve: Serve) 
     assert len(server.requests) == 3
 
 
+def test_a_quota_that_changed_is_no_object_of_that_name(serve: Serve) -> None:
+    cluster, _ = serve(scripted(Answer(409, status_object(409, "Conflict", QUOTA_CHANGED))))
+    with pytest.raises(ApiError, match="409 Conflict"):
+        cluster.create_once("/p", POD, timeout_s=5)
+
+
 def test_a_quota_that_changes_all_the_time_is_a_conflict(serve: Serve) -> None:
     cluster, server = serve(scripted(Answer(409, status_object(409, "Conflict", QUOTA_CHANGED))))
     with pytest.raises(ApiError, match="409 Conflict: Operation cannot be fulfilled"):
