@@ -102,9 +102,10 @@ def test_a_lab_out_of_memory_is_seen_so(own_platform: OwnPlatform, fail_lab: Fai
     _, run = fail_lab(eats, resources={"memory": "16Mi"})
     (container,) = run["details"]["seen"]["containers"]
     assert container["exit_code"] == 137
-    # On a busy node the runtime may learn too late why it was killed, and says Error.
+    # On a busy node the runtime may learn too late why it was killed, and says Error; the failure may be of
+    # another start than the evidence, which is taken a moment later.
     told = "OOMKilled" in (container.get("reason"), container.get("last", {}).get("reason"))
-    assert run["details"]["cause"] == ("out_of_memory" if told else "program_ends")
+    assert run["details"]["cause"] in ({"out_of_memory"} if told else {"out_of_memory", "program_ends"})
 
 
 def test_a_lab_that_does_not_answer_leaves_its_state_and_its_log(

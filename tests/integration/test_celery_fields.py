@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -179,9 +180,12 @@ def test_bytes_that_are_no_text_are_refused(celery_version: CeleryVersion, broke
 def worker(celery_version: CeleryVersion, broker: Broker, tmp_path: Path) -> Iterator[Path]:
     """A real worker of the create tasks; the path of what it recorded."""
     record = tmp_path / "record"
-    # Before 5.5 a worker sets a prefetch for all of its channel, which quorum queues refuse (540).
-    kind = "quorum" if celery_version.has_ladder else "classic"
-    with queue_beside(broker, "worker", topology.binding_key("lab.create"), queue_type=kind) as queue:
+    with ExitStack() as stack:
+        queue = topology.QUEUE_NORMAL
+        if not celery_version.has_ladder:
+            # Before 5.5 a worker sets a prefetch for all of its channel, which quorum queues refuse (540).
+            key = topology.binding_key("lab.create")
+            queue = stack.enter_context(queue_beside(broker, "worker", key, queue_type="classic"))
         process = celery_version.start_worker(
             tmp_path / "worker.log", AMQP_URL=broker.url, RECORD=str(record), QUEUE=queue
         )

@@ -26,6 +26,7 @@ from tests.support.rabbitmq import Broker
 from tests.support.store import Bucket
 from tests.support.syncing import Sync, status, waiting
 from tests.support.verifying import Actions, add_objects, age, path_of, pod_name, running, used_up_to
+from tests.support.waiting import HANG_S
 
 
 def repairs(database: Database) -> dict[int, str]:
@@ -300,10 +301,14 @@ def test_without_a_broker_rows_and_objects_are_compared_all_the_same(
 
 
 def test_creates_and_deletes_meanwhile_are_not_mistaken_for_drift(
-    synced: Sync, database: Database, cluster: FakeCluster, connections: Connections
+    synced: Sync,
+    database: Database,
+    cluster: FakeCluster,
+    connections: Connections,
+    between_looks: Actions,
 ) -> None:
     """Rows change between the looks at objects and at rows, as they do under a real platform."""
-    done = threading.Event()
+    done, stopped = threading.Event(), threading.Event()
     store = LabStore(connections.settings.database_url, application_name="test-churn")
 
     def churn() -> None:
@@ -316,7 +321,14 @@ def test_creates_and_deletes_meanwhile_are_not_mistaken_for_drift(
             for kind in ("Pod", "Service", "NetworkPolicy"):
                 cluster.objects.pop(path_of(kind, pod_name(lab)))
             store.mark_stopped(make_record(lab), lab, deleted=3)
+            stopped.set()
 
+    def wait_for_a_stop() -> None:
+        """A delete takes less than the pause between two looks, on however slow a machine."""
+        stopped.clear()
+        assert stopped.wait(HANG_S)
+
+    between_looks.append(wait_for_a_stop)
     thread = threading.Thread(target=churn)
     thread.start()
     try:
