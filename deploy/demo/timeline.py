@@ -51,6 +51,8 @@ class JobWatch:
                     resource_version=self._version,
                     timeout_seconds=30,
                 ):
+                    if event is None:
+                        continue  # a line that broke off, as when the watch is stopped
                     self._version = event["object"].metadata.resource_version
                     if event["type"] == "ADDED":
                         self.created.setdefault(event["object"].metadata.name, datetime.now(timezone.utc))
