@@ -18,6 +18,8 @@ from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
+#: Some labs have 20 s to start.
+pytestmark = pytest.mark.usefixtures("node_room")
 CANARY = "hunter2"
 CRASHES = f"echo starting; echo db_password={CANARY}; echo KeyError: LAB_TOKEN; exit 3"
 

@@ -19,6 +19,8 @@ from tests.support.failing_tasks import TASKS
 from tests.support.own_platform import OwnPlatform
 from tests.support.registry import Registries
 
+#: Some cases have 20 s to start.
+pytestmark = pytest.mark.usefixtures("node_room")
 CASES = LABS | TASKS
 #: Tasks that fail at the same time.
 TOGETHER = 5

@@ -106,9 +106,7 @@ def test_more_than_the_node_has_is_refused_and_taken_back(platform: OwnPlatform,
     assert platform.broker.is_empty(topology.DEAD_LETTER_QUEUE)
 
 
-# As in the other tests whose labs ask for a whole node, no Pod that is new finds room there meanwhile; those
-# of other tests start some seconds later.
-@pytest.mark.usefixtures("any_size")
+@pytest.mark.usefixtures("whole_node", "any_size")
 def test_more_than_the_node_has_free_is_refused_after_a_while(lab: ResizedLab) -> None:
     lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=3)
     whole = f"{lab.node_cpu}m"

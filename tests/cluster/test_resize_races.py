@@ -129,6 +129,7 @@ def test_containers_that_die_at_a_change_again_and_again_leave_nothing_pending(
     assert lab.runs(task_id)[-1]["details"]["cause"] == Failure.CONTAINER_CRASHED.cause
 
 
+@pytest.mark.usefixtures("whole_node")
 def test_a_change_waits_for_another_that_is_under_way(platform: OwnPlatform, lab: ResizedLab) -> None:
     # Both are there before the first of them has anything to wait for.
     containers = [platform.containers.start(queue=topology.QUEUE_HIGH, CLAIM_WAIT_S=60) for _ in range(2)]
@@ -191,6 +192,7 @@ def test_what_a_lab_has_already_is_not_asked_for(lab: ResizedLab) -> None:
     assert lab.pod["metadata"]["resourceVersion"] == version
 
 
+@pytest.mark.usefixtures("whole_node")
 def test_a_change_that_is_cancelled_while_it_waits_is_taken_back(
     platform: OwnPlatform, lab: ResizedLab
 ) -> None:
@@ -221,6 +223,7 @@ def test_a_duplicate_of_the_create_leaves_a_lab_as_large_as_it_is(lab: ResizedLa
     wait_settled(lab, cpu="750m")
 
 
+@pytest.mark.usefixtures("whole_node")
 def test_a_lab_that_is_stopped_while_it_changes_is_stopped(platform: OwnPlatform) -> None:
     lab = ResizedLab.start(platform)
     lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=60)
