@@ -14,7 +14,6 @@ from jobs.configs import DEFAULTS
 from jobs.manifests import POD_TEMPLATE
 from jobs.naming import lab_object_name
 from tests.support.factories import create_kwargs
-from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
@@ -54,7 +53,7 @@ def fail_lab(own_platform: OwnPlatform) -> Iterator[FailLab]:
     yield fail
     own_platform.containers.end()
     own_platform.set_lab_settings()
-    empty_queues(own_platform.broker)
+    own_platform.broker.empty()
 
 
 def events_by_kubectl(platform: OwnPlatform, lab: int) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ import pytest
 from dispatcher import topology
 from jobs.failures import Failure
 from tests.support.factories import create_kwargs
-from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
@@ -26,7 +25,7 @@ QUOTA_SAYS = "is forbidden: exceeded quota: places, requested: pods=1, used: pod
 def nothing_is_left(own_platform: OwnPlatform) -> Iterator[None]:
     yield
     own_platform.containers.end()
-    empty_queues(own_platform.broker)
+    own_platform.broker.empty()
 
 
 @pytest.fixture

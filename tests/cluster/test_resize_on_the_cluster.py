@@ -14,7 +14,6 @@ import pytest
 from dispatcher import topology
 from dispatcher.__main__ import main
 from jobs.failures import Failure
-from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually_equal
@@ -31,7 +30,7 @@ def platform(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
     yield own_platform
     own_platform.containers.end()
     own_platform.set_lab_settings()
-    empty_queues(own_platform.broker)
+    own_platform.broker.empty()
 
 
 @pytest.fixture

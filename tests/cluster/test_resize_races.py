@@ -21,7 +21,6 @@ from jobs.lab_objects import LabObjects, PodChanged
 from tests.support.agreement import wait_until_all_agree
 from tests.support.factories import create_kwargs
 from tests.support.kill_matrix import FAULTY
-from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually, eventually_equal
@@ -60,7 +59,7 @@ def lab(running: ResizedLab, platform: OwnPlatform) -> Iterator[ResizedLab]:
     assert running.settled()["limits"] == {"cpu": "500m", "memory": "512Mi"}
     yield running
     platform.containers.end()
-    empty_queues(platform.broker)
+    platform.broker.empty()
 
 
 def wait_settled(lab: ResizedLab, **limits: str) -> None:

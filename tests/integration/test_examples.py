@@ -57,10 +57,7 @@ def module_database() -> Iterator[Database]:
 def broker(module_broker: Broker) -> Iterator[Broker]:
     """The one that the servers of this module have, emptied after a test."""
     yield module_broker
-    channel = module_broker.channel()
-    for queue in topology.BINDINGS:
-        channel.queue_purge(queue)
-    channel.connection.close()
+    module_broker.empty()
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from dispatcher.database import VERSION_TABLE
 from tests.support.database_pool import DatabasePool
 from tests.support.lending import lent_database, lent_vhost
 from tests.support.postgres import Server
-from tests.support.rabbitmq import Broker
-from tests.support.vhost_pool import QUEUES, RESTING, VhostPool
+from tests.support.rabbitmq import QUEUES, Broker
+from tests.support.vhost_pool import RESTING, VhostPool
 
 
 @pytest.fixture

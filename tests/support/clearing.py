@@ -6,13 +6,11 @@ from collections.abc import Collection
 
 import pytest
 
-from dispatcher import ladder, topology
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
 #: Seconds after which deleted objects never go: only a hang takes so long.
 _GONE_S = 120
-_LADDER = [ladder.level_name(level) for level in range(ladder.LEVELS)]
 
 
 def clear(platform: OwnPlatform, *, keep: Collection[int] = ()) -> None:
@@ -24,10 +22,7 @@ def clear(platform: OwnPlatform, *, keep: Collection[int] = ()) -> None:
     for table in ("task_ledger", "task_outbox", "notifications", "dead_letter_actions"):
         platform.database.rows(f"DELETE FROM {table} WHERE {mine}", [*keep])
     platform.database.rows("DELETE FROM lab_instances WHERE NOT (id = ANY(%s))", [*keep])
-    channel = platform.broker.channel()
-    for queue in (*topology.BINDINGS, topology.DEAD_LETTER_QUEUE, *_LADDER):
-        channel.queue_purge(queue)
-    channel.connection.close()
+    platform.broker.empty()
 
 
 def failed_since(session: pytest.Session, before: int) -> bool:

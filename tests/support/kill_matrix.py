@@ -12,7 +12,6 @@ from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from tests.support.container import Process
 from tests.support.factories import create_kwargs
-from tests.support.leftovers import empty_queues
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
@@ -127,7 +126,7 @@ class Trials:
         """Take away what a test left that failed: containers, messages, and labs on their way."""
         platform = self.platform
         platform.containers.end()
-        messages = empty_queues(platform.broker)
+        messages = platform.broker.empty()
         unsettled = "status = 'PENDING' OR (status = 'RUNNING' AND stop_requested_at IS NOT NULL)"
         if not messages and not platform.database.rows(f"SELECT id FROM lab_instances WHERE {unsettled}"):
             return

@@ -25,6 +25,8 @@ from tests.support.waiting import HANG_S, eventually
 
 #: The short rungs first: a test waits on one of them.
 LADDER = [ladder.level_name(level) for level in range(ladder.LEVELS)]
+#: All of the topology: from the highest level down, as messages go, then where they arrive.
+QUEUES = [*reversed(LADDER), *topology.BINDINGS, topology.DEAD_LETTER_QUEUE]
 
 
 class ManagementApi:
@@ -200,10 +202,11 @@ class Broker:
             found = [channel.queue_declare(queue, passive=True).method for queue in queues]
         return [(int(one.message_count), int(one.consumer_count)) for one in found]
 
-    def purge(self, queues: Sequence[str]) -> None:
+    def empty(self) -> bool:
+        """Remove all messages that wait in the topology's queues; tell whether there were any."""
         with self._brief_channel() as channel:
-            for queue in queues:
-                channel.queue_purge(queue)
+            found = [channel.queue_purge(queue).method.message_count for queue in QUEUES]
+        return any(found)
 
     def consumers(self, queue: str) -> int:
         """Return how many consumers wait for messages, live."""

@@ -14,14 +14,11 @@ from urllib.parse import quote
 
 import pika
 
-from dispatcher import topology
-from tests.support.rabbitmq import LADDER, Broker
+from tests.support.rabbitmq import QUEUES, Broker
 from tests.support.waiting import SOON_S, eventually
 
 #: Vhosts that rest before one of them is lent again.
 RESTING = 2
-#: From the highest level down, as messages go, then where they arrive.
-QUEUES = [*reversed(LADDER), *topology.BINDINGS, topology.DEAD_LETTER_QUEUE]
 
 Declared = dict[str, Any]
 
@@ -81,7 +78,7 @@ def _becomes_empty(broker: Broker) -> bool:
             return False
         if not any(messages for messages, _ in found):
             return True
-        broker.purge([queue for queue, (messages, _) in zip(QUEUES, found, strict=True) if messages])
+        broker.empty()
     return False
 
 
