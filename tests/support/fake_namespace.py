@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,17 +16,14 @@ import pytest
 
 from jobs.cluster import Cluster
 from jobs.cluster_access import kubeconfig_access
-from jobs.configs import upload_defaults
 from tests.support.certificate import make_certificate
-from tests.support.container import Containers
+from tests.support.database_pool import DatabasePool
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
-from tests.support.own_namespace import KUBECONFIG_OBJECT, OwnNamespace
-from tests.support.own_platform import OwnPlatform, environ_of
-from tests.support.postgres import Server
-from tests.support.rabbitmq import Broker
-from tests.support.store import Bucket
+from tests.support.own_namespace import OwnNamespace
+from tests.support.own_platform import OwnPlatform, platform_in
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.vhost_pool import VhostPool
 
 
 @dataclass(frozen=True)
@@ -55,25 +51,14 @@ def own_namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeName
 @pytest.fixture(scope="module")
 def own_platform(
     own_namespace: FakeNamespace,
-    database_server: Server,
-    migrated_template: str,
+    vhost_pool: VhostPool,
+    database_pool: DatabasePool,
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[OwnPlatform]:
-    broker = Broker.create(os.environ["AMQP_URL"], os.environ["RABBITMQ_API_URL"])
-    database = database_server.create(template=migrated_template)
-    bucket = Bucket(*(os.environ[name] for name in ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")))
-    environ = environ_of(broker, database, bucket, own_namespace)
-    containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")), forks=True)
-    try:
-        broker.declare()
-        upload_defaults(bucket.settings)
-        bucket.put(KUBECONFIG_OBJECT, own_namespace.kubeconfig)
-        yield OwnPlatform(broker, database, bucket, own_namespace, containers)
-    finally:
-        containers.end()
-        bucket.remove()
-        database.drop()
-        broker.remove()
+    folder = Path(tmp_path_factory.mktemp("containers"))
+    with platform_in(own_namespace, vhost_pool, database_pool, request.node, folder) as platform:
+        yield platform
 
 
 def _kubeconfig(server: str, certificate: Path) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,27 @@ def own_namespace() -> Iterator[OwnNamespace]:
     namespace.remove()
 
 
+@contextmanager
+def platform_in(
+    namespace: OwnNamespace,
+    vhost_pool: VhostPool,
+    database_pool: DatabasePool,
+    borrower: pytest.Item | pytest.Collector,
+    folder: Path,
+) -> Iterator[OwnPlatform]:
+    """Yield a platform whose containers log to the folder; its labs have the default settings."""
+    bucket = Bucket(*(os.environ[name] for name in ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")))
+    with lent_vhost(vhost_pool, borrower) as broker, lent_database(database_pool, borrower) as database:
+        containers = Containers(environ_of(broker, database, bucket, namespace), folder, forks=True)
+        try:
+            upload_defaults(bucket.settings)
+            bucket.put(KUBECONFIG_OBJECT, namespace.kubeconfig)
+            yield OwnPlatform(broker, database, bucket, namespace, containers)
+        finally:
+            containers.end()
+            bucket.remove()
+
+
 @pytest.fixture(scope="module")
 def own_platform(
     own_namespace: OwnNamespace,
@@ -83,19 +105,7 @@ def own_platform(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[OwnPlatform]:
     """A platform of the module: one broker vhost, database and bucket for all its tests."""
-    bucket = Bucket(*(os.environ[name] for name in ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")))
-    with (
-        lent_vhost(vhost_pool, request.node) as broker,
-        lent_database(database_pool, request.node) as database,
-    ):
-        environ = environ_of(broker, database, bucket, own_namespace)
-        containers = Containers(environ, Path(tmp_path_factory.mktemp("containers")), forks=True)
-        try:
-            upload_defaults(bucket.settings)
-            bucket.put(KUBECONFIG_OBJECT, own_namespace.kubeconfig)
-            platform = OwnPlatform(broker, database, bucket, own_namespace, containers)
-            platform.set_lab_settings()
-            yield platform
-        finally:
-            containers.end()
-            bucket.remove()
+    folder = Path(tmp_path_factory.mktemp("containers"))
+    with platform_in(own_namespace, vhost_pool, database_pool, request.node, folder) as platform:
+        platform.set_lab_settings()
+        yield platform
