@@ -37,7 +37,8 @@ def job_for(cron_jobs: CronJobs, name: str, options: list[str]) -> Manifest:
     allowed = [option_word(option) for option in TASKS.get(task, ())]
     if wrong := [option for option in options if option not in allowed]:
         raise DispatcherError(f"{name} takes no {', '.join(wrong)}; allowed are {', '.join(allowed)}")
-    if found["spec"].get("concurrencyPolicy") == "Forbid":
+    # A dry run changes nothing, so that it may go on beside another.
+    if found["spec"].get("concurrencyPolicy") == "Forbid" and option_word("dry_run") not in options:
         _refuse_second(cron_jobs, name)
     return make_job(found, options)
 

@@ -113,8 +113,8 @@ def run_now(arguments: argparse.Namespace) -> int:
     """Run a schedule once, now, and show its log as it comes.
 
     It is a Job of the CronJob as it is in the cluster, suspended or not. Refused while another run goes on,
-    if concurrency is Forbid. Ctrl-C leaves the Job running. 0: the Job is complete, or --no-follow. 1: it
-    failed, or was not made. 130: interrupted. Settings: KUBECONFIG.
+    if concurrency is Forbid, unless it is a dry run. Ctrl-C leaves the Job running. 0: the Job is complete,
+    or --no-follow. 1: it failed, or was not made. 130: interrupted. Settings: KUBECONFIG.
     """
     from cronjobs.run_now import create, follow, job_for
     from cronjobs.schedules import option_word

@@ -109,11 +109,12 @@ def test_a_second_run_is_refused_and_an_interrupted_one_goes_on(operator: Operat
     second = operator.run("run-now", "checked")
     assert (second.code, second.out) == (1, "")
     assert "runs already, and concurrency of checked is Forbid" in second.err
+    (left_alone,) = operator.jobs("checked", by_hand=True)
+    operator.do("run-now", "checked", "--dry-run", "--no-follow")
     first = operator.end(command)
     assert first.code == 130
     assert "goes on; its log: kubectl logs" in first.err
     operator.platform.namespace.kubectl("delete", "quota", "no-room")
-    (left_alone,) = operator.jobs("checked", by_hand=True)
 
     def ended() -> bool:
         jobs = {job["metadata"]["name"]: job for job in operator.cron_jobs.jobs("checked")}
