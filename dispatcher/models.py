@@ -251,7 +251,7 @@ class Notification(Base):
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    #: Such as lab.failed, lab.ends_soon or platform.cleanup_refused; docs/reference.md has them all.
+    #: Such as lab.failed, lab.ends_soon or platform.cleanup_refused; docs/reference/notifications.md has all.
     event_type: Mapped[str] = mapped_column(server_default=text("'lab.failed'"))
     #: None: it is about the platform.
     lab_instance_id: Mapped[int | None]

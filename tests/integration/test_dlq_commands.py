@@ -358,8 +358,8 @@ def test_a_missing_queue_is_a_sentence(bare_broker: Broker, database: Database) 
 
 
 def test_the_commands_of_the_reference_do_what_it_says(dlq: Dlq, broker: Broker) -> None:
-    page = (ROOT / "docs" / "reference.md").read_text().partition("## The dead-letter queue")[2]
-    (block,) = re.findall(r"```console\n(.*?)```", page.partition("\n## ")[0], flags=re.DOTALL)
+    page = (ROOT / "docs" / "reference" / "dead-letters.md").read_text()
+    (block,) = re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL)
     (one,) = bury(broker, make_delete(1))
     others = bury(broker, make_delete(2), make_delete(3), cause="cluster_away")
     key = json.loads(dlq("list", "--json").out)["messages"][0]["key"]

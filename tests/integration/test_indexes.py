@@ -56,7 +56,8 @@ def test_the_indexes_of_the_reference_are_those_of_the_upgrade(
         with engine.begin() as connection:
             assert migration._apply_one(connection) == revision
     engine.dispose()
-    (block,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "reference.md").read_text(), flags=re.DOTALL)
+    page = (ROOT / "docs" / "reference" / "tables.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", page, flags=re.DOTALL)
     for statement in block.splitlines():
         bare_database.rows(statement)
     found = (

@@ -17,8 +17,7 @@ from jobs.settings import WebhookSettings
 from tests.support.http_server import Answer, Request, ScriptedServer
 from tests.support.webhook import SECRET
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
-SECTION = PAGE.read_text().partition("## Notifications\n")[2].partition("\n## ")[0]
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "notifications.md").read_text()
 KEYS = (b"another secret of 24 byte", b"secret of the tests, 32 bytes ok")
 BODY = b'{"id": "x"}'
 
@@ -26,7 +25,7 @@ Verify = Callable[[Mapping[str, str], bytes, str], None]
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
     return str(found)
 
 
