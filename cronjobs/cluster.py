@@ -99,7 +99,7 @@ class CronJobs:
     def _image(self, name: str, live: Mapping[str, Manifest], told: str | None) -> str:
         image = told or image_of(name, live) or self.first_image
         if image is None:
-            raise DispatcherError(f"no image for {name}: --image says it, or JOB_IMAGE")
+            raise DispatcherError(f"no image is known for {name}: give --image, or set JOB_IMAGE")
         return image
 
     def _check(self, manifest: Manifest, *, as_new: bool) -> Manifest:

@@ -47,7 +47,7 @@ def create(cron_jobs: CronJobs, job: Manifest) -> None:
     """Make a Job. Raises DispatcherError when its name is taken."""
     created = cron_jobs.cluster.create_once(cron_jobs.jobs_path, job, timeout_s=_CREATE_S)
     if not created:
-        raise DispatcherError(f"a Job {job['metadata']['name']} is there already; try again")
+        raise DispatcherError(f"a Job {job['metadata']['name']} exists already; run the command again")
 
 
 def make_job(cron_job: Manifest, options: list[str]) -> Manifest:

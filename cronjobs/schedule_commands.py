@@ -156,7 +156,7 @@ def _suspend(arguments: argparse.Namespace, *, suspended: bool) -> int:
     from cronjobs.in_place import with_changes
 
     if bool(arguments.name) == arguments.all:
-        print("autolabs: a NAME or --all is needed", file=sys.stderr)
+        print("autolabs: name a schedule, or give --all", file=sys.stderr)
         return 2
     value = True if suspended else None
 

@@ -51,7 +51,7 @@ class Wakeups:
             driver.cursor().execute(f"LISTEN {CHANNEL}")
             self._driver = driver
         except (SQLAlchemyError, self._driver_error) as exc:
-            raise DispatcherError(f"the database does not tell of commits: {reason(exc)}") from exc
+            raise DispatcherError(f"the database does not report commits: {reason(exc)}") from exc
         return self
 
     def __exit__(

@@ -124,7 +124,7 @@ class ResultStore:
             ):
                 yield connection
         except SQLAlchemyError as exc:
-            raise DispatcherError(f"the database did not tell about the task: {reason(exc)}") from exc
+            raise DispatcherError(f"the task could not be looked up in the database: {reason(exc)}") from exc
 
 
 def _read(connection: Connection, task_id: str) -> TaskStatus:

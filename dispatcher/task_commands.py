@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from dispatcher.results import ResultStore
 
 _TOO_LATE = {
-    TaskState.STARTED: "a container is at it; a create leaves off at its next step, all else is finished",
-    TaskState.SUCCESS: "it was over already",
-    TaskState.FAILURE: "it was over already",
+    TaskState.STARTED: "a container works on it; a create stops at its next step, all else is finished",
+    TaskState.SUCCESS: "the task had ended already",
+    TaskState.FAILURE: "the task had ended already",
 }
 
 

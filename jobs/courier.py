@@ -54,7 +54,9 @@ class Courier:
         self._webhook = webhook
         self._failures = {"broker": 0, "webhook": 0}
         for problem in webhook.problems if webhook else ():
-            logger.error("nobody is called, notifications wait: %s", problem, extra={"action": "settings"})
+            logger.error(
+                "the webhook is not called, notifications wait: %s", problem, extra={"action": "settings"}
+            )
 
     @property
     def is_shut(self) -> bool:

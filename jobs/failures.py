@@ -230,7 +230,7 @@ class Failure(enum.Enum):
     CANCELLED = _Row(_INVALID, False, _NOBODY, "The task was cancelled.")
     EXPIRED = _Row(
         _ROOM, False, _NOBODY,
-        "The request ran out before it could be performed. Please send it again.",
+        "The request expired before it could be performed. Please send it again.",
     )  # fmt: skip
     # The cleanup.
     NEVER_STARTED = _Row(

@@ -135,7 +135,7 @@ def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report
 
 def _only(labs: list[int], findings: Findings) -> str:
     """Return which labs are told of, and which of them are over, or were never there."""
-    told = f"only what is about {', '.join(map(str, labs))} is told of"
+    told = f"only labs {', '.join(map(str, labs))} are reported"
     other = [lab for lab in labs if lab not in findings.inventory.rows]
     return f"{told}; over, with nothing left, or unknown: {', '.join(map(str, other))}" if other else told
 

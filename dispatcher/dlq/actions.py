@@ -235,4 +235,4 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except SQLAlchemyError as exc:
-        raise DispatcherError(f"the database did not take the action: {reason(exc)}") from exc
+        raise DispatcherError(f"the database did not record the action: {reason(exc)}") from exc

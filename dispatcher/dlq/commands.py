@@ -183,7 +183,7 @@ def _act(arguments: argparse.Namespace, verb: str) -> int:
 def _agreed(chosen: list[DeadLetter], verb: str) -> bool:
     what = f"{verb} {many(len(chosen), 'message')}"
     if not sys.stdin.isatty():
-        print(f"autolabs: this would {what}; say --yes, or look with --dry-run", file=sys.stderr)
+        print(f"autolabs: this would {what}: repeat it with --yes, or look with --dry-run", file=sys.stderr)
         return False
     print(output.table(chosen))
     try:
@@ -193,7 +193,7 @@ def _agreed(chosen: list[DeadLetter], verb: str) -> bool:
         print()
     if answer.strip().lower() in ("y", "yes"):
         return True
-    print("nothing was done", file=sys.stderr)
+    print("no message was changed", file=sys.stderr)
     return False
 
 

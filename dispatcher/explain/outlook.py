@@ -89,7 +89,7 @@ def _starting(facts: LabFacts, lab: LabRow) -> Outlook:
 
 def _ended_without_effect(facts: LabFacts, run: Run) -> Outlook:
     if run.outcome in ("failed", "dead_lettered"):
-        text = "its message is in celery.dlq and the lab does not know of it: look at it, then requeue it"
+        text = "its message is in celery.dlq, which the lab's row does not say: look at it, then requeue it"
         return Outlook(
             "dead_lettered", who_acts(facts, run), text, (*_dead_letter(run), *logs_of(facts, run))
         )
@@ -163,12 +163,12 @@ def _stopping(facts: LabFacts, lab: LabRow) -> Outlook:
     elif refused:
         text += ", its message is in celery.dlq"
     elif age_s >= YOUNG_S:
-        text += " and nothing did it"
+        text += " and no container did it"
     if age_s >= _PATIENCE_S + 2 * _CLEANUP_S:
         if refused_since := _cleanup_refused(facts, requested):
             text += f"; the cleanup, which should have asked again, {refused_since}"
             return Outlook("cleanup_refused", Actor.ADMINISTRATOR, text, (*_FORCE_COMMANDS, *commands))
-        text += "; the cleanup should have asked again since: does it run?"
+        text += "; the cleanup should have asked again since: check that it runs"
         return Outlook("stop_forgotten", Actor.ADMINISTRATOR, text, (*_CLEANUP_COMMANDS, *commands))
     if age_s < YOUNG_S and not refused:
         text = f"{text}: a container does it in a moment{sight(facts)}"
@@ -196,7 +196,9 @@ def _running(facts: LabFacts, lab: LabRow) -> Outlook:
             f"its time was over at {end}: the next cleanup stops it, within {CLEANUP_EVERY_MINUTES} minutes"
         )
         return Outlook("running_past_end", Actor.NOBODY, text, pod)
-    text = f"its time was over at {end}, {duration(-left_s)} ago, and no cleanup stopped it: does it run?"
+    text = (
+        f"its time was over at {end}, {duration(-left_s)} ago, and no cleanup stopped it: check that it runs"
+    )
     return Outlook("cleanup_missing", Actor.ADMINISTRATOR, text, _CLEANUP_COMMANDS)
 
 
@@ -227,7 +229,7 @@ def _looked_at(facts: LabFacts, lab: LabRow) -> tuple[Actor, str, tuple[str, ...
     looked = facts.health_checked_at
     if looked is None or facts.age_s(looked) >= HEALTH_LATE_S:
         when = f"for {duration(facts.age_s(looked))}" if looked else "that the ledger knows"
-        text = f"No health check looked at it {when}, does it run? {verify} tells whether its Pod is there"
+        text = f"No health check looked at it {when}: check that it runs. {verify} says if its Pod exists"
         return Actor.ADMINISTRATOR, text, (verify, "autolabs schedule list")
     lacks = next((row for row in facts.notifications if row.event_type == UNREACHABLE), None)
     if lacks is not None:
@@ -266,12 +268,12 @@ def _stopped(facts: LabFacts, lab: LabRow) -> Outlook:
     situation = "failed_then_stopped" if lab.failed_at else "stopped"
     if was_cancelled(facts):
         situation = "start_cancelled"
-    text = "nothing, a lab that was stopped is not started again: a new one is a new row"
+    text = "nothing, a stopped lab is not started again: ask the backend for a new one"
     return Outlook(situation, Actor.NOBODY, text)
 
 
 def _no_row(facts: LabFacts) -> Outlook:
-    text = "its row was never committed, or somebody deleted it; no task can help it: ask for a new lab"
+    text = "its row was never committed, or was deleted; no task can start it: ask for a new lab"
     for operation in Operation:
         if follows := outlook(facts, progress(facts, operation)):
             text = f"{text}. Of the {operation.value}: {follows.next}"

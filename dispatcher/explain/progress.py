@@ -138,8 +138,8 @@ def _in_outbox(facts: LabFacts, row: WaitingRow) -> Outlook:
         text = "the task is published within a minute, by a relay or the CronJob outbox"
         return Outlook("outbox_waiting", Actor.NOBODY, text, (OUTBOX_LIST,))
     text = (
-        f"the task waits in the outbox for {duration(age_s)} and nobody publishes it: neither a relay nor the"
-        " CronJob outbox seems to run; or publish it by hand"
+        f"the task waits in the outbox for {duration(age_s)} and nobody publishes it: check that a relay or"
+        " the CronJob outbox runs, or publish it by hand"
     )
     commands_now = ("kubectl get cronjob,job -n platform", "autolabs outbox relay --once")
     return Outlook("outbox_unattended", Actor.ADMINISTRATOR, text, commands_now)
@@ -155,12 +155,12 @@ def _at_work(facts: LabFacts, found: Progress, run: Run) -> Outlook:
         f"; step reached: {one_line(str(list(steps)[-1]), 60)}" if isinstance(steps, dict) and steps else ""
     )
     age_s = facts.age_s(run.claimed_at)
-    text = f"a container has been at it for {duration(age_s)}{step}"
+    text = f"a container has been working on it for {duration(age_s)}{step}"
     if facts.is_cancelled(found.operation):
         text += "; it was cancelled since and ends at its next step"
         return Outlook("at_work", Actor.NOBODY, text, logs_of(facts, run))
     left_s = CONTAINER_DEADLINE_S - age_s
-    text += f"; if it dies, another one takes over, and none lives longer than {duration(left_s)} from now"
+    text += f"; if it dies, another container takes over, within {duration(left_s)} at the latest"
     return Outlook("at_work", Actor.NOBODY, text, logs_of(facts, run))
 
 
@@ -184,7 +184,7 @@ def _retried(facts: LabFacts, found: Progress, run: Run) -> Outlook:
     if late_s < 0:
         if facts.is_cancelled(found.operation):
             text = (
-                f"it was cancelled: a container finds that {ago(facts.now, due)}, and does not begin it again"
+                f"it was cancelled: the container that takes it {ago(facts.now, due)} does not start it again"
             )
             return Outlook("retry_waits", Actor.NOBODY, text)
         text = f"it is tried again in about {duration(-late_s)}"
@@ -202,7 +202,7 @@ def _retried(facts: LabFacts, found: Progress, run: Run) -> Outlook:
 
 def _requeued(facts: LabFacts, action: ActionRow) -> Outlook:
     text = (
-        f"its message was put back from celery.dlq by {one_line(action.actor, 80)}, no container took it yet"
+        f"its message was requeued from celery.dlq by {one_line(action.actor, 80)}, no container took it yet"
     )
     if facts.age_s(action.acted_at) < YOUNG_S:
         return Outlook("requeued", Actor.NOBODY, f"{text}: the next free one does{sight(facts)}")

@@ -98,7 +98,7 @@ def read_lab_facts(engine: Engine, given: str) -> LabFacts:
             connection.execute(text("SET TRANSACTION READ ONLY"))
             return _read(connection, given)
     except SQLAlchemyError as exc:
-        raise DispatcherError(f"the database did not tell about the lab: {reason(exc)}") from exc
+        raise DispatcherError(f"the lab could not be looked up in the database: {reason(exc)}") from exc
 
 
 def _read(connection: Connection, given: str) -> LabFacts:

@@ -126,7 +126,7 @@ def _ending(facts: LabFacts, run: Run) -> str:
         if facts.was_replaced(run):
             return "its container was killed, the message came again"
         alive = facts.age_s(run.claimed_at) < CONTAINER_DEADLINE_S
-        return "at it" if alive else "no end is known, its container was killed"
+        return "running" if alive else "its container was killed before it wrote an end"
     if run.outcome == "retried":
         delay_s = run.retry_delay_s
         when = f"again after {duration(delay_s)}" if delay_s is not None else "again a little later"

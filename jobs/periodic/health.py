@@ -186,7 +186,7 @@ class _HealthCheck:
             self._refused = exc
             return self._leave(row, f"the database refuses the change: {exc.evidence}")
         if not changed:
-            return self._leave(row, "its row has changed meanwhile or is held, or a container is at it")
+            return self._leave(row, "its row has changed or is held, or a container works on it")
         self._count(row, error, record.details.get("started_again_as"))
         self._notify(record.notification_id)
         return True

@@ -44,7 +44,7 @@ def relay_deletes(context: TaskContext, task_ids: list[str]) -> int:
     # Another relay may have them in its hands, or have published them.
     waiting = _count(context, [*{*task_ids} - {*report.published}])
     if waiting:
-        why = report.database_error or next(iter(report.failed.values()), "another relay is at it")
+        why = report.database_error or next(iter(report.failed.values()), "another relay publishes it")
         extra = {"action": "deletes_wait", "deletes": waiting}
         logger.warning("%d deletes are left to the sweep of the outbox: %s", waiting, why, extra=extra)
     return waiting

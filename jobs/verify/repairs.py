@@ -35,7 +35,7 @@ BLUR_S = 10.0
 #: Repairs that end no lab, unless one of them is not possible.
 REMADE = (Repair.REMAKE, Repair.REMAKE_OR_FAIL)
 
-_MEANWHILE = "left alone: it has changed meanwhile"
+_MEANWHILE = "left alone: it has changed since it was seen"
 
 
 def clocks_apart(differences: Iterable[Difference], inventory: Inventory, *, grace_s: float) -> str | None:

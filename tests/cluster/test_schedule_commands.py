@@ -69,7 +69,7 @@ def test_a_dry_run_changes_nothing(operator: Operator, tmp_path: Path) -> None:
         ),
         (("set", "four", "--schedule", "@daily"), 1, "no schedule 'four'; there are cleanup-timeout-labs,"),
         (("apply", "--file", "/nonexistent"), 1, "cannot read /nonexistent: No such file"),
-        (("suspend",), 2, "a NAME or --all is needed"),
+        (("suspend",), 2, "name a schedule, or give --all"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

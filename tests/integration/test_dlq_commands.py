@@ -257,7 +257,7 @@ def test_more_than_one_message_needs_a_yes(dlq: Dlq, broker: Broker) -> None:
     ids = bury(broker, make_delete(1), make_delete(2))
     answer = dlq("requeue", "--all")
     assert answer.code == 1
-    assert "this would requeue 2 messages; say --yes" in answer.err
+    assert "this would requeue 2 messages: repeat it with --yes" in answer.err
     assert dlq("requeue", "--all", "--dry-run").out.count("would be requeued") == 2
     assert dlq.ids() == ids
     for wrong in ((), ("--all", "--lab", "1")):

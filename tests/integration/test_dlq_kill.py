@@ -161,7 +161,7 @@ def test_a_database_that_goes_in_the_middle_leaves_the_rest_where_it_is(
     database.rows("DROP TABLE dead_letter_actions")
     answer = dlq("requeue", "--all", "--yes")
     assert answer.code == 1
-    assert "the database did not take the action" in answer.err
+    assert "the database did not record the action" in answer.err
     assert "Traceback" not in answer.err
     assert dlq.ids() == ids
     assert broker.is_empty()

@@ -164,7 +164,7 @@ def test_without_a_broker_no_queue_is_looked_at(
 def test_what_goes_wrong_is_one_sentence(database: Database) -> None:
     away = run_command(1, DATABASE_URL="postgresql://u:hidden@127.0.0.1:1/db")
     assert away.code == 1
-    assert away.err.startswith("autolabs: the database did not tell about the lab: ")
+    assert away.err.startswith("autolabs: the lab could not be looked up in the database: ")
     assert "hidden" not in away.err
     unknown = run_command(1, DATABASE_URL=database.url)
     assert (unknown.code, unknown.out) == (1, "")

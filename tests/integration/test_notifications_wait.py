@@ -108,7 +108,7 @@ def test_a_wrong_webhook_stops_no_job_and_its_notification_waits(
     assert platform.database.lab(lab)["status"] == "FAILED"
     (name,) = wrong
     log = container.log.read_text()
-    assert f"nobody is called, notifications wait: {name}: " in log
+    assert f"the webhook is not called, notifications wait: {name}: " in log
     assert "ex ample" not in log
     row = platform.row()
     assert (row["published_at"] is not None, row["webhook_at"], row["failures"]) == (True, None, 0)

@@ -337,7 +337,7 @@ def test_an_expired_create_fails_its_lab_and_is_not_kept(
     settle(connections, create)
     assert cluster.objects == {}
     assert database.lab(lab)["status"] == "FAILED"
-    assert "ran out before it could be performed" in database.lab(lab)["error_message"]
+    assert "expired before it could be performed" in database.lab(lab)["error_message"]
     assert database.outcomes() == ["revoked"]
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
 

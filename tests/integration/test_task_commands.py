@@ -42,9 +42,9 @@ def test_a_cancel_says_whether_it_came_in_time(labs: LabStore, capsys: pytest.Ca
     labs.begin(make_record(7, task_id="begun"))
     labs.record(make_record(7, task_id="over"), Ending("succeeded"))
     assert main(["task", "cancel", "begun"]) == 1
-    assert "a container is at it; a create leaves off" in capsys.readouterr().out
+    assert "a container works on it; a create stops" in capsys.readouterr().out
     assert main(["task", "cancel", "over"]) == 1
-    assert "it was over already" in capsys.readouterr().out
+    assert "the task had ended already" in capsys.readouterr().out
 
 
 def test_a_database_that_is_away_is_a_sentence(
@@ -53,5 +53,5 @@ def test_a_database_that_is_away_is_a_sentence(
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:hidden@127.0.0.1:1/db")
     assert main(["task", "status", "t"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("autolabs: the database did not tell")
+    assert said.startswith("autolabs: the task could not be looked up")
     assert "hidden" not in said

@@ -211,7 +211,7 @@ def test_a_lab_that_changed_since_the_look_is_left_alone(
     found = verify(*quick("--repair"))
     assert found.code == 1
     assert [one["done"] for one in found.report["differences"]] == 4 * [
-        "left alone: it has changed meanwhile"
+        "left alone: it has changed since it was seen"
     ]
     statuses = [database.lab(lab)["status"] for lab in (back, claimed, stopped, queued)]
     assert statuses == ["RUNNING", "PENDING", "PENDING", "PENDING"]

@@ -129,7 +129,7 @@ def test_some_labs_alone_are_told_of_and_repaired(
     assert verify(*quick(str(first))).said() == [(first, "pod_gone")]
     found = verify(*quick("--repair", str(first), str(third), "999"))
     assert (found.code, found.said()) == (0, [(first, "pod_gone"), (third, "pod_gone")])
-    told = f"only what is about {first}, {third}, 999 is told of; over, with nothing left, or unknown: 999"
+    told = f"only labs {first}, {third}, 999 are reported; over, with nothing left, or unknown: 999"
     assert told in found.report["information"]
     assert [database.lab(lab)["status"] for lab in labs] == ["FAILED", "RUNNING", "FAILED"]
     assert verify(*quick()).said() == [(second, "pod_gone")]

@@ -156,8 +156,8 @@ def test_a_stop_that_a_delete_asked_for_itself_is_not_told_twice(asked_ago_s: fl
 @pytest.mark.parametrize(
     ("run", "text"),
     [
-        (make_run("started"), "at it"),
-        (make_run("started", ago_s=9000), "no end is known, its container was killed"),
+        (make_run("started"), "running"),
+        (make_run("started", ago_s=9000), "its container was killed before it wrote an end"),
         (make_run("failed", task_name="", task_id="unknown"), "a task, attempt 1"),
         (make_run("odd\x1b"), r"odd\x1b"),
     ],
@@ -276,7 +276,7 @@ def test_no_name_is_broken() -> None:
 
 def test_a_question_ends_as_one() -> None:
     forgotten = make_lab("RUNNING", stop_requested_at=at(9000))
-    assert "since: does it run?" in " ".join(page(make_facts(forgotten)).split())
+    assert "since: check that it runs" in " ".join(page(make_facts(forgotten)).split())
     assert "?." not in page(make_facts(forgotten))
 
 

@@ -57,7 +57,7 @@ CASES = {
     ),
     "running, and nobody checks its health": Case(
         make_facts(RUNNING, health_checked_at=at(700)),
-        "running", "administrator", "No health check looked at it for 12 minutes, does it run?",
+        "running", "administrator", "No health check looked at it for 12 minutes: check that it runs.",
         "autolabs schedule list",
     ),
     "running without its Service": Case(
@@ -112,12 +112,12 @@ CASES = {
     "its stop is not done": Case(
         make_facts(replace(STOPPING, stop_requested_at=at(1080)), queue=sight(0)),
         "stop_unattended", "administrator",
-        "asked for 18 minutes ago and nothing did it (no message waits in celery.lab_operations): the cleanup"
-        " asks again within 5 minutes", "scaledjobs",
+        "asked for 18 minutes ago and no container did it (no message waits in celery.lab_operations): the"
+        " cleanup asks again within 5 minutes", "scaledjobs",
     ),
     "its stop was forgotten": Case(
         make_facts(replace(STOPPING, stop_requested_at=at(7200))),
-        "stop_forgotten", "administrator", "should have asked again since: does it run?",
+        "stop_forgotten", "administrator", "should have asked again since: check that it runs",
         "schedule history cleanup-timeout-labs",
     ),
     "its stop waits for a cleanup that refuses": Case(
@@ -132,7 +132,7 @@ CASES = {
     ),
     "its stop was requeued": Case(
         make_facts(STOPPING, DEAD_DELETE, actions=(make_action("requeued", delete=True),)),
-        "requeued", "nobody", "put back from celery.dlq",
+        "requeued", "nobody", "requeued from celery.dlq",
     ),
     "its stop was discarded": Case(
         make_facts(STOPPING, DEAD_DELETE, actions=(make_action("discarded", delete=True),)),
@@ -191,7 +191,7 @@ CASES = {
         "failed_then_stopped", "nobody", "nothing",
     ),
     "cancelled": Case(
-        make_facts(STOPPED, make_run("revoked")), "start_cancelled", "nobody", "a new one is a new row"
+        make_facts(STOPPED, make_run("revoked")), "start_cancelled", "nobody", "ask the backend for a new one"
     ),
 }  # fmt: skip
 

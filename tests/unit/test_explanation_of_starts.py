@@ -56,7 +56,7 @@ CASES = {
     ),
     "published, its row not yet deleted": Case(
         make_facts(PENDING, make_run("started"), outbox=(make_row(),)),
-        "at_work", "nobody", "a container has been at it for 10 s", "job/lab-operations-x7k2p",
+        "at_work", "nobody", "a container has been working on it for 10 s", "job/lab-operations-x7k2p",
     ),
     "no trace, young": Case(make_facts(YOUNG), "young", "nobody", "on its way to a container"),
     "no trace, old, queue not looked at": Case(
@@ -135,7 +135,7 @@ CASES = {
     ),
     "waits for its retry, cancelled": Case(
         make_facts(PENDING, RETRIED, cancellations=(cancelled(),)),
-        "retry_waits", "nobody", "a container finds that in 12 s, and does not begin it again",
+        "retry_waits", "nobody", "the container that takes it in 12 s does not start it again",
     ),
     "its retry is due": Case(
         make_facts(PENDING, replace(RETRIED, finished_at=at(30)), queue=sight(0, 1)),
@@ -151,7 +151,7 @@ CASES = {
     ),
     "requeued": Case(
         make_facts(PENDING, actions=(make_action("requeued"),)),
-        "requeued", "nobody", "put back from celery.dlq by anna@console",
+        "requeued", "nobody", "requeued from celery.dlq by anna@console",
     ),
     "requeued, and nobody takes it": Case(
         make_facts(PENDING, DEAD_CREATE, actions=(make_action("requeued", ago_s=100),), queue=sight(2)),
@@ -159,11 +159,11 @@ CASES = {
     ),
     "requeued and taken": Case(
         make_facts(PENDING, make_run("started"), actions=(make_action("requeued", ago_s=60),)),
-        "at_work", "nobody", "a container has been at it",
+        "at_work", "nobody", "a container has been working on it",
     ),
     "requeued, while a stop was discarded": Case(
         make_facts(PENDING, actions=(make_action("requeued"), make_action("discarded", delete=True))),
-        "requeued", "nobody", "put back from celery.dlq",
+        "requeued", "nobody", "requeued from celery.dlq",
     ),
     "discarded": Case(
         make_facts(PENDING, actions=(make_action("discarded"),)),
