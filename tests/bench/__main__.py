@@ -250,6 +250,7 @@ def main() -> int:
         help=f"labs for the periodic tasks (default {periodic.LABS})",
     )
     arguments = parser.parse_args()
+    Platform()  # says which settings are missing
     if not arguments.no_publishing:
         say("publishing: one process, in turns with Celery")
         print("\n".join([*publishing.run(), ""]), flush=True)

@@ -22,7 +22,7 @@ from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, make_lab_manif
 
 QUEUE = "bench.celery_peer"
 
-app = Celery("peer", broker=os.environ["AMQP_URL"])
+app = Celery("peer", broker=os.environ.get("AMQP_URL"))
 app.conf.update(
     task_default_queue=QUEUE,
     task_acks_late=True,
