@@ -7,7 +7,6 @@ import os
 from typing import TYPE_CHECKING
 
 from dispatcher.errors import DispatcherError, InvalidSettings
-from dispatcher.outbox_commands import relay_due
 from dispatcher.publisher import Publisher
 from dispatcher.settings import ServerSettings, read_settings
 from jobs.errors import JobError
@@ -46,6 +45,8 @@ def _sweep_outbox(settings: ServerSettings, *, dry_run: bool) -> None:
     if dry_run:
         _tell_what_waits(settings)
         return
+    from dispatcher.outbox_relay import relay_due
+
     report = relay_due(settings, name="autolabs-outbox-sweep", timeout_s=OUTBOX_TIMEOUT_S)
     if report.database_error is not None:
         raise DispatcherError(report.database_error)

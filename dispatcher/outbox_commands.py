@@ -107,28 +107,10 @@ def discard_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def relay_due(settings: ServerSettings, *, name: str, timeout_s: float) -> RelayReport:
-    """Publish what is due, over connections of its own under this name."""
-    with needs_extra("db"):
-        from dispatcher.engine import make_engine
-        from dispatcher.outbox_relay import relay_once
-    from dispatcher.publisher import Publisher
-
-    engine = make_engine(settings.database_url, application_name=name)
-    publisher = Publisher(settings.broker, name=name)
-    try:
-        return relay_once(
-            engine,
-            publisher,
-            timeout_s=timeout_s,
-            publish_timeout_s=settings.broker.publish_timeout_s,
-        )
-    finally:
-        publisher.close()
-        engine.dispose()
-
-
 def _relay_once(settings: ServerSettings) -> int:
+    with needs_extra("db"):
+        from dispatcher.outbox_relay import relay_due
+
     report = relay_due(settings, name="autolabs-outbox", timeout_s=ONCE_TIMEOUT_S)
     print(f"published: {len(report.published)}")
     for line in _complaints(report):

@@ -18,10 +18,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, bindparam, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dispatcher.engine import reason
+from dispatcher.engine import make_engine, reason
 from dispatcher.errors import DispatcherError, NotConfirmed, NotSent, PublishError, Unencodable
 from dispatcher.interfaces import TaskPublisher
 from dispatcher.message import TaskMessage
+from dispatcher.publisher import Publisher
+from dispatcher.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +214,22 @@ def relay_once(
                 return tally.report()
     except DispatcherError as exc:
         return tally.report(exc)
+
+
+def relay_due(settings: ServerSettings, *, name: str, timeout_s: float) -> RelayReport:
+    """Publish what is due, over connections of its own under this name."""
+    engine = make_engine(settings.database_url, application_name=name)
+    publisher = Publisher(settings.broker, name=name)
+    try:
+        return relay_once(
+            engine,
+            publisher,
+            timeout_s=timeout_s,
+            publish_timeout_s=settings.broker.publish_timeout_s,
+        )
+    finally:
+        publisher.close()
+        engine.dispose()
 
 
 def relay_batch(
