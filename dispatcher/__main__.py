@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from dispatcher import lab_commands, outbox_commands, resize_command, task_commands
+from dispatcher.cli import labs, outbox, resize, tasks
 from dispatcher.dlq import commands as dlq_commands
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.explain import commands as explain_commands
@@ -81,9 +81,9 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "outbox": (
         "Publish and show the tasks that backends added in their own transactions.",
         {
-            "relay": Command(outbox_commands.relay, outbox_commands.relay_options),
-            "list": Command(outbox_commands.show, outbox_commands.show_options),
-            "discard": Command(outbox_commands.discard, outbox_commands.discard_options),
+            "relay": Command(outbox.relay, outbox.relay_options),
+            "list": Command(outbox.show, outbox.show_options),
+            "discard": Command(outbox.discard, outbox.discard_options),
         },
     ),
     "dlq": (
@@ -98,16 +98,16 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "lab": (
         "Show when a lab ends, extend it, and change what it may use.",
         {
-            "time": Command(lab_commands.show_time, lab_commands.time_options),
-            "extend": Command(lab_commands.extend, lab_commands.extend_options),
-            "resize": Command(resize_command.resize, resize_command.options),
+            "time": Command(labs.show_time, labs.time_options),
+            "extend": Command(labs.extend, labs.extend_options),
+            "resize": Command(resize.resize, resize.options),
         },
     ),
     "task": (
         "Look a task up, or keep it from being begun.",
         {
-            "status": Command(task_commands.status, task_commands.options),
-            "cancel": Command(task_commands.cancel, task_commands.options),
+            "status": Command(tasks.status, tasks.options),
+            "cancel": Command(tasks.cancel, tasks.options),
         },
     ),
 }

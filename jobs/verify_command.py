@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dispatcher.arguments import row_id, seconds
+from dispatcher.cli.arguments import row_id, seconds
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 

@@ -10,8 +10,8 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dispatcher.arguments import natural, row_id
 from dispatcher.categories import Category
+from dispatcher.cli.arguments import natural, row_id
 from dispatcher.dlq import output
 from dispatcher.dlq.letters import DeadLetter
 from dispatcher.dlq.selection import Selector, names

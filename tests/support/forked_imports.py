@@ -13,8 +13,8 @@ import tenacity
 
 import cronjobs.outbox
 import cronjobs.tasks
+import dispatcher.cli.outbox
 import dispatcher.dlq.run
-import dispatcher.outbox_commands
 import dispatcher.outbox_listener
 import jobs.consumer
 import jobs.create_lab

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from dispatcher.arguments import moment, natural, positive, row_id, seconds
+from dispatcher.cli.arguments import moment, natural, positive, row_id, seconds
 
 Type = Callable[[str], object]
 

@@ -23,13 +23,13 @@ OWNERS = {
     "minio": {"jobs/configs.py"},
     "sqlalchemy": {
         "dispatcher/after_commit.py",  # types alone
+        "dispatcher/cli/labs.py",  # types alone
         "dispatcher/client.py",  # types alone
         "dispatcher/dlq/actions.py",
         "dispatcher/models.py",
         "dispatcher/database.py",
         "dispatcher/engine.py",
         "dispatcher/explain/reading.py",
-        "dispatcher/lab_commands.py",  # types alone
         "dispatcher/lab_time.py",
         "dispatcher/outbox.py",
         "dispatcher/outbox_listener.py",

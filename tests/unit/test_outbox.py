@@ -15,7 +15,7 @@ from sqlalchemy import create_engine
 from cronjobs.__main__ import main as cron
 from dispatcher import InvalidTask, outbox
 from dispatcher.__main__ import main as autolabs
-from dispatcher.outbox_commands import _table
+from dispatcher.cli.outbox import _table
 from dispatcher.outbox_relay import RelayReport, WaitingTask
 from dispatcher.requests import TaskRequest
 from tests.support.factories import create_kwargs, make_payload

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from dispatcher.arguments import row_id, seconds
+from dispatcher.cli.arguments import row_id, seconds
 from dispatcher.errors import DispatcherError, TaskTimeout
 from dispatcher.message import new_task_id
 from dispatcher.task_status import TaskState, TaskStatus

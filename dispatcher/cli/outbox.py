@@ -13,7 +13,7 @@ from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from dispatcher.arguments import natural, row_id
+from dispatcher.cli.arguments import natural, row_id
 from dispatcher.extras import needs_extra
 from dispatcher.settings import ServerSettings, database_url, read_settings
 from dispatcher.terminal import age, fields, table

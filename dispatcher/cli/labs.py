@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dispatcher import lab_time
-from dispatcher.arguments import moment, positive, row_id
+from dispatcher.cli.arguments import moment, positive, row_id
 from dispatcher.extras import needs_extra
 from dispatcher.lab_time import LabTime
 from dispatcher.settings import database_url, read_settings
