@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from dispatcher.cli import labs, outbox, resize, tasks
+from dispatcher.cli import labs, outbox, tasks
 from dispatcher.dlq import commands as dlq_commands
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.explain import commands as explain_commands
@@ -100,7 +100,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         {
             "time": Command(labs.show_time, labs.time_options),
             "extend": Command(labs.extend, labs.extend_options),
-            "resize": Command(resize.resize, resize.options),
+            "resize": Command(labs.resize, labs.resize_options),
         },
     ),
     "task": (
