@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cronjobs import schedule_options as options
+from dispatcher.cli.program import Command
 from dispatcher.errors import DispatcherError
 from dispatcher.terminal import many, printable, table
 
@@ -287,17 +288,13 @@ def _told() -> Iterator[None]:
         yield
 
 
-#: Verb -> what it runs, and its options.
-VERBS: dict[
-    str,
-    tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]],
-] = {
-    "list": (show_all, options.list_options),
-    "show": (show, options.show_options),
-    "apply": (apply, options.apply_options),
-    "set": (set_values, options.set_options),
-    "suspend": (suspend, options.suspend_options),
-    "resume": (resume, options.suspend_options),
-    "run-now": (run_now, options.run_now_options),
-    "history": (history, options.history_options),
+VERBS = {
+    "list": Command(show_all, options.list_options),
+    "show": Command(show, options.show_options),
+    "apply": Command(apply, options.apply_options),
+    "set": Command(set_values, options.set_options),
+    "suspend": Command(suspend, options.suspend_options),
+    "resume": Command(resume, options.suspend_options),
+    "run-now": Command(run_now, options.run_now_options),
+    "history": Command(history, options.history_options),
 }

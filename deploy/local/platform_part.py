@@ -122,7 +122,7 @@ def apply_schedules(layout: Layout, target: Target) -> None:
     try:
         kubeconfig.write_text(target.kubectl("config", "view", "--raw", "--minify", "--flatten"))
         run(
-            [_python(layout), "-m", "dispatcher", "schedule", "apply", "--image", target.job_image],
+            [_python(layout), "-m", "console", "schedule", "apply", "--image", target.job_image],
             cwd=layout.checkout,
             env={**target.environ, "KUBECONFIG": str(kubeconfig)},
         )

@@ -54,7 +54,7 @@ class VerifiedLabs(OwnLabs):
 
     def verify_as_a_process(self, *words: str) -> Verified:
         done = subprocess.run(
-            [sys.executable, "-m", "dispatcher", "verify", "--json", *GRACE, *words],
+            [sys.executable, "-m", "console", "verify", "--json", *GRACE, *words],
             cwd=ROOT,
             env=self.platform.containers.environ,
             capture_output=True,

@@ -14,7 +14,7 @@ from typing import Any
 from pika.adapters.blocking_connection import BlockingChannel
 from sqlalchemy import Engine, event
 
-from dispatcher.__main__ import main
+from console.__main__ import main
 from dispatcher.dlq.actions import DeadLetterActions
 from dispatcher.publisher import Publisher
 

@@ -13,8 +13,8 @@ import pika
 import pytest
 from sqlalchemy import Engine
 
+from console.__main__ import main
 from dispatcher import ladder
-from dispatcher.__main__ import main
 from dispatcher.connection import connect
 from dispatcher.explain import queue as explain_queue
 from dispatcher.explain.explanation import awaited
@@ -42,7 +42,7 @@ def run_command(*arguments: object, **environ: str) -> Answer:
 def run_process(*arguments: object, **environ: str) -> Answer:
     """Run it as an operator does."""
     done = subprocess.run(
-        [sys.executable, "-m", "dispatcher", "explain", *map(str, arguments)],
+        [sys.executable, "-m", "console", "explain", *map(str, arguments)],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], **environ},
         capture_output=True,

@@ -210,7 +210,7 @@ def test_a_long_walk_is_interrupted_between_two_batches(
 _INTERRUPTED = """
 import os, signal, sys
 import jobs.verify.access, jobs.verify.queues
-from dispatcher.__main__ import main
+from console.__main__ import main
 class Cluster:
     server = "https://nowhere"
 jobs.verify.access.open_cluster = lambda environ: Cluster()

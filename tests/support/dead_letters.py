@@ -83,7 +83,7 @@ class Dlq:
         """Run a command in this process."""
         return run_command("dlq", *words, environ=self._environ(environ or {}), stdin=stdin)
 
-    def process(self, *words: str, module: str = "dispatcher", **environ: str) -> Answer:
+    def process(self, *words: str, module: str = "console", **environ: str) -> Answer:
         """Run a command in a process of its own."""
         popen = self.start(*words, module=module, environ=environ)
         try:
@@ -106,7 +106,7 @@ class Dlq:
     def start(
         self,
         *words: str,
-        module: str = "dispatcher",
+        module: str = "console",
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
         environ: Mapping[str, str] | None = None,

@@ -9,7 +9,8 @@ import shlex
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
-from dispatcher.__main__ import make_parser
+from console.commands import COMMANDS
+from dispatcher.cli.program import make_parser
 from dispatcher.explain.explanation import explain
 from dispatcher.explain.facts import (
     ActionRow,
@@ -166,7 +167,7 @@ class Case(NamedTuple):
             program, *arguments = shlex.split(command)
             assert program in ("autolabs", "kubectl")
             if program == "autolabs":
-                assert make_parser().parse_args(arguments).run
+                assert make_parser(COMMANDS).parse_args(arguments).run
         if self.command == "":
             assert found.commands == ()
         elif self.command:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TextIO
 from unittest.mock import patch
 
-from dispatcher.__main__ import main as autolabs
+from console.__main__ import main as autolabs
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

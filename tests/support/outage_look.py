@@ -94,7 +94,7 @@ def _is_ready(pod: dict[str, Any]) -> bool:
 
 def differences(loop: Loop) -> list[str]:
     """Run `autolabs verify`; return what it says of the loop's labs, and of messages held by nobody."""
-    words = ["-m", "dispatcher", "verify", "--json", "--grace", "1", "--settle", "1"]
+    words = ["-m", "console", "verify", "--json", "--grace", "1", "--settle", "1"]
     done = subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,

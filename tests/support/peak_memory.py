@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from dispatcher.__main__ import main
+from console.__main__ import main
 
 if __name__ == "__main__":
     code = main()

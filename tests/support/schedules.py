@@ -65,7 +65,7 @@ class Operator:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a command as a process, to be interrupted, or beside others."""
         command = subprocess.Popen(
-            [*HEARS_CTRL_C, sys.executable, "-m", "dispatcher", *self.words(*words)],
+            [*HEARS_CTRL_C, sys.executable, "-m", "console", *self.words(*words)],
             cwd=ROOT,
             env=self.environ,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""`autolabs` as a whole: what every command has in common."""
+"""`autolabs` as a whole: which commands it has, by what is installed beside it."""
 
 from __future__ import annotations
 
@@ -6,67 +6,108 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from dispatcher.__main__ import make_parser
+from console.commands import COMMANDS
+from dispatcher.cli import commands
 
 ROOT = Path(__file__).parents[2]
+OPERATORS = ("dlq", "explain", "schedule", "verify")
 
 
-def run(*words: str, first: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with a folder in front of all others."""
-    paths = os.pathsep.join([str(first), str(ROOT)])
+def run(
+    *words: str, module: str = "dispatcher", interpreter: tuple[str, ...] = (), paths: tuple[Path, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a command with the first of some folders in front of all that is installed."""
     return subprocess.run(
-        [sys.executable, "-c", "import sys; from dispatcher.__main__ import main; sys.exit(main())", *words],
-        cwd=first,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": paths, **environ},
+        [sys.executable, *interpreter, "-m", module, *words],
+        cwd=paths[0] if paths else ROOT,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(map(str, paths))},
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
+
+
+def distribution(folder: Path, module: str, text: str, *, value: str) -> Path:
+    """Write what pip leaves of a distribution that names commands."""
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[autolabs.commands]\nany = {value}\n")
+    (folder / f"{module}.py").write_text(text)
+    return folder
 
 
 @pytest.fixture
-def foreign(tmp_path: Path) -> Path:
-    """A folder with a package `jobs` of somebody else, which cannot even be imported."""
-    package = tmp_path / "jobs"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('the backend is not set up')")
+def backend(tmp_path: Path) -> Path:
+    """A folder with what a backend installs, and nothing else of ours."""
+    shutil.copytree(ROOT / "dispatcher", tmp_path / "dispatcher")
     return tmp_path
 
 
-@pytest.mark.parametrize("words", [("--help",), ("dlq", "list", "--help"), ("task", "status", "--help")])
-def test_a_package_of_the_same_name_breaks_no_other_command(foreign: Path, words: tuple[str, ...]) -> None:
-    done = run(*words, first=foreign)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "not set up" in run("verify", first=foreign).stderr
-
-
-@pytest.mark.parametrize(
-    "words", [("verify",), ("verify", "no-option"), ("schedule", "list", "--json"), ("schedule",)]
-)
-def test_a_backend_alone_is_told_where_the_platforms_commands_are(
-    tmp_path: Path, words: tuple[str, ...]
+@pytest.mark.parametrize("words", [(), ("--repair", "7"), ("no-option", "--json"), ("--help",)])
+@pytest.mark.parametrize("command", OPERATORS)
+def test_a_backend_alone_is_told_what_has_the_operators_commands(
+    backend: Path, command: str, words: tuple[str, ...]
 ) -> None:
-    shutil.copytree(ROOT / "dispatcher", tmp_path / "dispatcher")
-    done = subprocess.run(
-        [sys.executable, "-m", "dispatcher", *words],
-        cwd=tmp_path,
-        env={"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+    # Without site-packages, where this checkout may be installed.
+    done = run(command, *words, interpreter=("-S",), paths=(backend,))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"autolabs: {command} is a command of autolabs-console, the operators' distribution;"
+        " in a checkout: pipx install ./console\n"
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"autolabs: {words[0]} needs ")
-    assert done.stderr.endswith(", which is in the platform's image and in a checkout\n")
 
 
-def test_the_help_says_of_verify_what_verify_says() -> None:
-    # The short one is written down, so that nothing is imported for it.
-    assert make_parser("").format_help() == make_parser().format_help()
-    assert {"verify", "schedule"} <= set(make_parser("").format_help().split())
+def test_a_backends_help_says_where_more_commands_are(backend: Path) -> None:
+    done = run("--help", interpreter=("-S",), paths=(backend,))
+    assert (done.returncode, done.stderr) == (0, "")
+    more = "More commands (dlq, explain, schedule, verify) come with autolabs-console"
+    assert more in " ".join(done.stdout.split())
+
+
+def test_an_installed_distribution_adds_its_commands(backend: Path) -> None:
+    module = """
+from dispatcher.cli.program import Command
+def run(arguments):
+    \"\"\"Greet.\"\"\"
+    print("hello")
+    return 7
+COMMANDS = {"greet": Command(run)}
+"""
+    folder = distribution(backend, "greeter", module, value="greeter:COMMANDS")
+    assert "greet" in run("--help", interpreter=("-S",), paths=(folder,)).stdout
+    done = run("greet", interpreter=("-S",), paths=(folder,))
+    assert (done.returncode, done.stdout, done.stderr) == (7, "hello\n", "")
+
+
+@pytest.mark.parametrize("words", [("outbox", "list", "--help"), ("task", "status", "--help")])
+def test_a_broken_distribution_breaks_no_command_of_a_backend(backend: Path, words: tuple[str, ...]) -> None:
+    folder = distribution(backend, "broken", "raise RuntimeError('not set up')", value="broken:COMMANDS")
+    done = run(*words, interpreter=("-S",), paths=(folder,))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not set up" in run("verify", interpreter=("-S",), paths=(folder,)).stderr
+
+
+@pytest.mark.parametrize("module", ["dispatcher", "console"])
+@pytest.mark.parametrize("words", [("verify",), ("explain",), ("dlq", "list"), ("schedule", "apply")])
+def test_a_checkout_with_the_metadata_has_all_commands_by_either_module(
+    tmp_path: Path, module: str, words: tuple[str, ...]
+) -> None:
+    # As the console image has it: manifests and habits that say `python3 -m dispatcher verify` go on.
+    project = tomllib.loads((ROOT / "console/pyproject.toml").read_text())["project"]
+    (value,) = project["entry-points"]["autolabs.commands"].values()
+    distribution(tmp_path, "unused", "", value=value)
+    done = run(*words, "--help", module=module, paths=(ROOT, ROOT / "console/src", tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: autolabs {' '.join(words)}")
+
+
+def test_the_commands_of_backends_and_operators_are_told_apart() -> None:
+    assert {*COMMANDS} == {*commands.COMMANDS, *OPERATORS}
+    assert not {*commands.COMMANDS} & {*OPERATORS}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.__main__ import make_parser
+from console.commands import COMMANDS
+from dispatcher.cli.program import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -67,7 +68,7 @@ def test_every_command_of_a_page_is_one(command: str) -> None:
     words = [word for word in shlex.split(command) if word != "…"]
     if len(words) <= 2 or "…" in command:  # named, without all that it needs
         with pytest.raises(SystemExit) as ended:
-            make_parser().parse_args([*words, "-h"])
+            make_parser(COMMANDS).parse_args([*words, "-h"])
         assert ended.value.code == 0
     else:
-        assert make_parser().parse_args(words).run
+        assert make_parser(COMMANDS).parse_args(words).run

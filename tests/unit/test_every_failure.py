@@ -100,7 +100,7 @@ def _tree(path: Path) -> ast.Module:
 def test_errors_are_made_by_the_table_alone() -> None:
     makers = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for package in ("dispatcher", "jobs", "cronjobs")
+        for package in ("dispatcher", "jobs", "cronjobs", "console")
         for path in sorted((ROOT / package).rglob("*.py"))
         for node in ast.walk(_tree(path))
         if isinstance(node, ast.Call)

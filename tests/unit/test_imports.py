@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ DIRECTIONS = {
     "dispatcher": {"dispatcher"},
     "jobs": {"jobs", "dispatcher"},
     "keda": {"keda", "dispatcher"},
-    "cronjobs": {"cronjobs", "jobs", "dispatcher"},
+    "cronjobs": {"cronjobs", "keda", "jobs", "dispatcher"},
+    "console": {"console", "cronjobs", "keda", "jobs", "dispatcher"},
 }
 OURS = {*DIRECTIONS, "deploy", "tests"}
 #: Library -> the only files that may import it.
@@ -69,6 +71,25 @@ def test_imports_point_downwards_only(package: str) -> None:
         if name in OURS - DIRECTIONS[package]
     }
     assert wrong == set()
+
+
+#: File -> what it does to imports at run time; in no other file could the test above miss an import.
+BY_NAME = {
+    "console/src/autolabs_console/__init__.py": "sys.path",  # the installed packages, in one folder
+    "dispatcher/__main__.py": "entry_points",
+    "jobs/periodic/runner.py": "import_module",  # of its own package
+}
+
+
+def test_nothing_is_imported_by_a_text() -> None:
+    ways = r"import_module|__import__|entry_points|sys\.path|run_module|run_path|spec_from"
+    found = {
+        path.relative_to(ROOT).as_posix(): way
+        for package in DIRECTIONS
+        for path in sources(package)
+        for way in re.findall(ways, path.read_text())
+    }
+    assert found == BY_NAME
 
 
 @pytest.mark.parametrize("library", OWNERS)
@@ -148,7 +169,7 @@ def complaint(call: str, missing: str) -> str:
     code = f"""
 import sys
 from dispatcher import Dispatcher
-from dispatcher.__main__ import main
+from console.__main__ import main
 {missing}
 {call}
 """

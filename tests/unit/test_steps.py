@@ -12,7 +12,7 @@ from tests.support.factories import make_record
 
 ROOT = Path(__file__).parents[2]
 #: Whatever could get into an image, or run beside it.
-PACKAGES = ("dispatcher", "jobs", "cronjobs", "keda", "deploy")
+PACKAGES = ("dispatcher", "jobs", "cronjobs", "keda", "console", "deploy")
 
 
 def test_the_image_has_no_tests() -> None:

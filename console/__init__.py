@@ -1,0 +1,1 @@
+"""The operators' side: all of `autolabs`, which needs the platform's database, broker and cluster."""

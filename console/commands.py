@@ -1,0 +1,26 @@
+"""All commands of `autolabs` by name: a backend administrator's, and the operators'."""
+
+from __future__ import annotations
+
+from cronjobs import schedule_commands as schedules
+from dispatcher.cli import commands
+from dispatcher.cli.program import Command, Commands, Group
+from dispatcher.dlq import commands as dlq
+from dispatcher.explain import commands as explain
+from jobs import verify_command as verify
+
+COMMANDS: Commands = {
+    **commands.COMMANDS,
+    "dlq": Group(
+        "Look at, requeue and discard what is in the dead-letter queue.",
+        {
+            "list": Command(dlq.show_all, dlq.show_all_options),
+            "show": Command(dlq.show, dlq.show_options),
+            "requeue": Command(dlq.requeue, dlq.requeue_options),
+            "discard": Command(dlq.discard, dlq.discard_options),
+        },
+    ),
+    "explain": Command(explain.explain, explain.options),
+    "verify": Command(verify.run, verify.options),
+    "schedule": Group("Look at and change when periodic tasks run.", schedules.VERBS),
+}
