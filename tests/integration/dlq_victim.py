@@ -15,7 +15,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from sqlalchemy import Engine, event
 
 from console.__main__ import main
-from dispatcher.dlq.actions import DeadLetterActions
+from console.dlq.actions import DeadLetterActions
 from dispatcher.publisher import Publisher
 
 #: Every step of one message, in its order, for both verbs.

@@ -10,9 +10,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from dispatcher.dlq import run
-from dispatcher.dlq.queue import LOCK_QUEUE
-from dispatcher.dlq.selection import Selector
+from console.dlq import run
+from console.dlq.queue import LOCK_QUEUE
+from console.dlq.selection import Selector
 from dispatcher.settings import ServerSettings
 from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
 from tests.support.postgres import Database

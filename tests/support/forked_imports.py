@@ -11,10 +11,10 @@ import psycopg2
 import sqlalchemy.dialects.postgresql.psycopg2
 import tenacity
 
+import console.dlq.run
 import cronjobs.outbox
 import cronjobs.tasks
 import dispatcher.cli.outbox
-import dispatcher.dlq.run
 import dispatcher.outbox_listener
 import jobs.consumer
 import jobs.create_lab

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from console.dlq.letters import _BROKER_REASONS, DeadLetter, read_letter
+from console.dlq.selection import Selector
 from dispatcher import ladder
-from dispatcher.dlq.letters import _BROKER_REASONS, DeadLetter, read_letter
-from dispatcher.dlq.selection import Selector
 from dispatcher.message import encode
 from dispatcher.plain import plain_json, plain_text
 from dispatcher.terminal import printable

@@ -24,10 +24,10 @@ OURS = {*DIRECTIONS, "deploy", "tests"}
 OWNERS = {
     "minio": {"jobs/configs.py"},
     "sqlalchemy": {
+        "console/dlq/actions.py",
         "dispatcher/after_commit.py",  # types alone
         "dispatcher/cli/labs.py",  # types alone
         "dispatcher/client.py",  # types alone
-        "dispatcher/dlq/actions.py",
         "dispatcher/models.py",
         "dispatcher/database.py",
         "dispatcher/engine.py",

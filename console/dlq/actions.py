@@ -18,10 +18,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, insert, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from console.dlq.letters import DeadLetter, read_task
+from console.dlq.queue import Found
+from console.dlq.selection import MIN_PREFIX, Selector
 from dispatcher import ladder, message, tasks, topology
-from dispatcher.dlq.letters import DeadLetter, read_task
-from dispatcher.dlq.queue import Found
-from dispatcher.dlq.selection import MIN_PREFIX, Selector
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError, Unencodable
 from dispatcher.models import DeadLetterAction, DeadLetterVerb, LabInstance, TaskCancellation

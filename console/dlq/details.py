@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dispatcher.dlq import output
-from dispatcher.dlq.letters import read_task
-from dispatcher.dlq.queue import Found, look_through
-from dispatcher.dlq.selection import Selector
+from console.dlq import output
+from console.dlq.letters import read_task
+from console.dlq.queue import Found, look_through
+from console.dlq.selection import Selector
 from dispatcher.plain import plain_json, plain_text
 from dispatcher.redaction import scrubbed_values
 from dispatcher.settings import BrokerSettings

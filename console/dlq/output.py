@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher.dlq.letters import SHOWN_KEY, DeadLetter
+from console.dlq.letters import SHOWN_KEY, DeadLetter
 from dispatcher.redaction import scrubbed
 from dispatcher.terminal import age, many, printable
 from dispatcher.terminal import table as make_table

@@ -11,10 +11,10 @@ import time
 from collections import Counter
 from types import TracebackType
 
-from dispatcher.dlq import output
-from dispatcher.dlq.letters import SHOWN_KEY, DeadLetter
-from dispatcher.dlq.queue import Found, look_through
-from dispatcher.dlq.selection import MIN_PREFIX, Selector
+from console.dlq import output
+from console.dlq.letters import SHOWN_KEY, DeadLetter
+from console.dlq.queue import Found, look_through
+from console.dlq.selection import MIN_PREFIX, Selector
 from dispatcher.extras import needs_extra
 from dispatcher.publisher import Publisher
 from dispatcher.redaction import scrubbed
@@ -23,7 +23,7 @@ from dispatcher.terminal import many, printable
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
 with needs_extra("db"):
-    from dispatcher.dlq.actions import DeadLetterActions, DoneEarlier, Refused, done_earlier
+    from console.dlq.actions import DeadLetterActions, DoneEarlier, Refused, done_earlier
     from dispatcher.engine import make_engine
 
 #: Seconds for a statement: of the audit table, and of looks at one lab.

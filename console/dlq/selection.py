@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dispatcher.dlq.letters import DeadLetter
+from console.dlq.letters import DeadLetter
 
 #: Characters of a key; fewer may mean another message tomorrow.
 MIN_PREFIX = 6

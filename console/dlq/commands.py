@@ -10,19 +10,19 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from console.dlq import output
+from console.dlq.letters import DeadLetter
+from console.dlq.selection import Selector, names
 from dispatcher.categories import Category
 from dispatcher.cli.arguments import natural, row_id
-from dispatcher.dlq import output
-from dispatcher.dlq.letters import DeadLetter
-from dispatcher.dlq.selection import Selector, names
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import BrokerSettings, read_settings
 from dispatcher.terminal import many, printable
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
 if TYPE_CHECKING:
-    from dispatcher.dlq.queue import Found
-    from dispatcher.dlq.run import Run
+    from console.dlq.queue import Found
+    from console.dlq.run import Run
 
 _WRONG = 2
 
@@ -33,7 +33,7 @@ def show_all(arguments: argparse.Namespace) -> int:
     KEY and TASK ID name a message to the other commands. Nothing is changed: every message is back in
     its place when the command ends. Settings: AMQP_URL.
     """
-    from dispatcher.dlq.queue import look_through
+    from console.dlq.queue import look_through
 
     selector = _selector(arguments)
     shown: list[DeadLetter] = []
@@ -65,7 +65,7 @@ def show(arguments: argparse.Namespace) -> int:
     What looks like a secret is hidden. 1: no such message is in celery.dlq; what was done with it earlier
     is said, if anything. Settings: AMQP_URL; DATABASE_URL for what is not there.
     """
-    from dispatcher.dlq.details import details, print_details
+    from console.dlq.details import details, print_details
 
     settings = read_settings(os.environ, BrokerSettings.from_environment)
     selector = Selector(ids=(arguments.id,))
@@ -198,7 +198,7 @@ def _agreed(chosen: list[DeadLetter], verb: str) -> bool:
 
 
 def _run(arguments: argparse.Namespace, verb: str) -> Run:
-    from dispatcher.dlq.run import Run
+    from console.dlq.run import Run
     from dispatcher.settings import ServerSettings
 
     return Run(

@@ -21,8 +21,8 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
+from console.dlq.letters import DeadLetter, read_letter
 from dispatcher.connection import connect
-from dispatcher.dlq.letters import DeadLetter, read_letter
 from dispatcher.errors import DispatcherError
 from dispatcher.interrupts import Stop, in_a_hurry, stop_on_signals
 from dispatcher.pika_tables import tolerant_tables
