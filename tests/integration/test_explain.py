@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from dispatcher.explain.explanation import Explanation, explain
-from dispatcher.explain.reading import MAX_RUNS, UnknownLab, read_lab_facts
+from console.explain.explanation import Explanation, explain
+from console.explain.reading import MAX_RUNS, UnknownLab, read_lab_facts
 from dispatcher.results import ResultStore
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
 from jobs.failures import Failure

@@ -14,13 +14,13 @@ import pytest
 from sqlalchemy import Engine
 
 from console.__main__ import main
+from console.explain import queue as explain_queue
+from console.explain.explanation import awaited
+from console.explain.facts import LabFacts, QueueSight
+from console.explain.queue import look_at_queue
+from console.explain.reading import read_lab_facts
 from dispatcher import ladder
 from dispatcher.connection import connect
-from dispatcher.explain import queue as explain_queue
-from dispatcher.explain.explanation import awaited
-from dispatcher.explain.facts import LabFacts, QueueSight
-from dispatcher.explain.queue import look_at_queue
-from dispatcher.explain.reading import read_lab_facts
 from dispatcher.settings import BrokerSettings
 from tests.support import in_process
 from tests.support.factories import create_kwargs

@@ -10,9 +10,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 from console.commands import COMMANDS
-from dispatcher.cli.program import make_parser
-from dispatcher.explain.explanation import explain
-from dispatcher.explain.facts import (
+from console.explain.explanation import explain
+from console.explain.facts import (
     ActionRow,
     Cancellation,
     LabFacts,
@@ -22,6 +21,7 @@ from dispatcher.explain.facts import (
     Run,
     WaitingRow,
 )
+from dispatcher.cli.program import make_parser
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 
 #: A teacher is on the phone.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dispatcher.explain.progress import LOG_KEPT_S
-from dispatcher.explain.reason import BACKEND_CAUSES
+from console.explain.progress import LOG_KEPT_S
+from console.explain.reason import BACKEND_CAUSES
 from dispatcher.limits import CONTAINER_DEADLINE_S
 from jobs.failures import Failure
 from keda.profiles import PROFILES

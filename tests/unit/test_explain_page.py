@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from dispatcher.explain.evidence import seen_lines
-from dispatcher.explain.explanation import explain
-from dispatcher.explain.facts import LabFacts, Run
-from dispatcher.explain.text import WIDTH, make_object, make_page
-from dispatcher.explain.timeline import MAX_ENTRIES, make_timeline
+from console.explain.evidence import seen_lines
+from console.explain.explanation import explain
+from console.explain.facts import LabFacts, Run
+from console.explain.text import WIDTH, make_object, make_page
+from console.explain.timeline import MAX_ENTRIES, make_timeline
 from dispatcher.terminal import ago, clock, duration, one_line
 from tests.support.explained import (
     NOW,

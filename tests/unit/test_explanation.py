@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from console.explain.explanation import explain
+from console.explain.facts import LabFacts, Refused
+from console.explain.reason import BACKEND_CAUSES
 from dispatcher.categories import Audience
 from dispatcher.expiry import cleanup_task_id
-from dispatcher.explain.explanation import explain
-from dispatcher.explain.facts import LabFacts, Refused
-from dispatcher.explain.reason import BACKEND_CAUSES
 from jobs.failures import Failure
 from tests.support.explained import (
     DEAD_DELETE,

@@ -25,13 +25,13 @@ OWNERS = {
     "minio": {"jobs/configs.py"},
     "sqlalchemy": {
         "console/dlq/actions.py",
+        "console/explain/reading.py",
         "dispatcher/after_commit.py",  # types alone
         "dispatcher/cli/labs.py",  # types alone
         "dispatcher/client.py",  # types alone
         "dispatcher/models.py",
         "dispatcher/database.py",
         "dispatcher/engine.py",
-        "dispatcher/explain/reading.py",
         "dispatcher/lab_time.py",
         "dispatcher/outbox.py",
         "dispatcher/outbox_listener.py",

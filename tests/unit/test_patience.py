@@ -13,8 +13,8 @@ import jobs.courier
 import jobs.database
 import jobs.evidence
 import jobs.results
+from console.explain import queue as explain_queue
 from dispatcher import after_commit
-from dispatcher.explain import queue as explain_queue
 from jobs.lab_objects import GONE_TIMEOUT_S, LabObjects
 from jobs.scale_lab import UNDO_S
 

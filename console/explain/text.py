@@ -9,8 +9,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from dispatcher.explain.explanation import Actor, Explanation
-from dispatcher.explain.facts import LabFacts
+from console.explain.explanation import Actor, Explanation
+from console.explain.facts import LabFacts
 from dispatcher.terminal import ago, clock
 
 WIDTH = 110

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.explain.facts import LabFacts, Operation, Run, WaitingRow
+from console.explain.facts import LabFacts, Operation, Run, WaitingRow
 from dispatcher.limits import CONTAINER_DEADLINE_S
 from dispatcher.terminal import duration, one_line
 

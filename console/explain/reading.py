@@ -28,9 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
-from dispatcher.engine import reason
-from dispatcher.errors import DispatcherError
-from dispatcher.explain.facts import (
+from console.explain.facts import (
     ActionRow,
     Cancellation,
     LabFacts,
@@ -40,6 +38,8 @@ from dispatcher.explain.facts import (
     Run,
     WaitingRow,
 )
+from dispatcher.engine import reason
+from dispatcher.errors import DispatcherError
 from dispatcher.message import is_short_text
 from dispatcher.models import (
     Base,

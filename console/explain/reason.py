@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from console.explain.facts import FAILURE_EVENTS, LabFacts, NotificationRow, Operation, Run
+from console.explain.progress import SWEPT_S, Actor
 from dispatcher.categories import Audience, Category
-from dispatcher.explain.facts import FAILURE_EVENTS, LabFacts, NotificationRow, Operation, Run
-from dispatcher.explain.progress import SWEPT_S, Actor
 from dispatcher.terminal import ago, clock, duration, one_line
 
 #: Causes (jobs.failures) that only who sends the task can mend, whoever is told.

@@ -12,7 +12,7 @@ from dispatcher.extras import needs_extra
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 
 if TYPE_CHECKING:
-    from dispatcher.explain.facts import LabFacts
+    from console.explain.facts import LabFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ def explain(arguments: argparse.Namespace) -> int:
     changed. 1: nothing is known of it. Settings: DATABASE_URL; with AMQP_URL also what waits in the queue
     of a lab that waits.
     """
-    from dispatcher.explain import explanation
-    from dispatcher.explain.text import make_object, make_page
+    from console.explain import explanation
+    from console.explain.text import make_object, make_page
 
     settings = read_settings(os.environ, ExplainSettings.from_environment)
     facts = _read(settings, arguments.lab)
@@ -56,12 +56,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def _read(settings: ExplainSettings, given: str) -> LabFacts:
-    from dispatcher.explain.explanation import awaited
-    from dispatcher.explain.progress import queue_of
+    from console.explain.explanation import awaited
+    from console.explain.progress import queue_of
 
     with needs_extra("db"):
+        from console.explain.reading import read_lab_facts
         from dispatcher.engine import make_engine
-        from dispatcher.explain.reading import read_lab_facts
 
     engine = make_engine(settings.database_url, application_name="autolabs-explain", statement_timeout_s=10)
     try:
@@ -71,6 +71,6 @@ def _read(settings: ExplainSettings, given: str) -> LabFacts:
     operation = awaited(facts)
     if settings.broker is None or operation is None:
         return facts
-    from dispatcher.explain.queue import look_at_queue
+    from console.explain.queue import look_at_queue
 
     return replace(facts, queue=look_at_queue(settings.broker, queue_of(operation)))

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
+from console.explain.facts import QueueSight
 from dispatcher import ladder
 from dispatcher.connection import answers_within, connect
-from dispatcher.explain.facts import QueueSight
 from dispatcher.settings import BrokerSettings
 from dispatcher.topology import DEAD_LETTER_QUEUE
 

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 
-from dispatcher.explain.facts import ActionRow, LabFacts, Operation, Run, WaitingRow
+from console.explain.facts import ActionRow, LabFacts, Operation, Run, WaitingRow
 from dispatcher.limits import COME_BACK_S, CONTAINER_DEADLINE_S
 from dispatcher.terminal import ago, duration, one_line
 from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
-from dispatcher.explain.facts import UNREACHABLE, LabFacts, LabRow, Operation, Run
-from dispatcher.explain.progress import (
+from console.explain.facts import UNREACHABLE, LabFacts, LabRow, Operation, Run
+from console.explain.progress import (
     DEAD_LETTERS,
     SCALEDJOBS,
     YOUNG_S,
@@ -21,7 +20,8 @@ from dispatcher.explain.progress import (
     queue_of,
     sight,
 )
-from dispatcher.explain.reason import failed_run, was_cancelled, who_acts
+from console.explain.reason import failed_run, was_cancelled, who_acts
+from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
 from dispatcher.terminal import ago, clock, duration, one_line
 
 #: Seconds before its end at which a lab is about to be stopped.
