@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from console.dlq import commands as dlq
 from console.explain import commands as explain
+from console.verify import command as verify
 from cronjobs import schedule_commands as schedules
 from dispatcher.cli import commands
 from dispatcher.cli.program import Command, Commands, Group
-from jobs import verify_command as verify
 
 COMMANDS: Commands = {
     **commands.COMMANDS,

@@ -59,7 +59,7 @@ def test_somebody_else_who_looks_is_waited_for(
     other = LabStore(database.url, application_name="test-other")
     with turn(other, Stop()):
         monkeypatch.setattr("jobs.verify.turn.PATIENCE_S", 0.6)
-        monkeypatch.setattr("jobs.verify_command.PROGRESS_S", 0.0)
+        monkeypatch.setattr("console.verify.command.PROGRESS_S", 0.0)
         code, _, errors = verify.text(*quick())
         assert code == 3
         assert "... another verify looks at the queues, waiting\n" in errors
@@ -82,7 +82,7 @@ def test_wrong_settings_and_options_are_named(verify: Verify, monkeypatch: pytes
 def test_long_work_says_where_it_is(
     verify: Verify, database: Database, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.verify_command.PROGRESS_S", 0.0)
+    monkeypatch.setattr("console.verify.command.PROGRESS_S", 0.0)
     add_objects(cluster, database.add_lab())
     _, out, errors = verify.text(*quick())
     assert "... 3 objects\n... 1 row\n" in errors

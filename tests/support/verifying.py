@@ -16,8 +16,8 @@ import jobs.cluster
 import jobs.database
 import jobs.verify.access
 import jobs.verify.look
+from console.verify import command as verify_command
 from dispatcher.interrupts import Stop
-from jobs import verify_command
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
 from jobs.lab_objects import collections

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from console.verify.report import Report
 from jobs.verify.differences import Difference, Kind, Repair, compare, unneeded
 from jobs.verify.inventory import Inventory, LabRow, QueueLook
 from jobs.verify.objects import make_object
 from jobs.verify.repairs import refusal
-from jobs.verify.report import Report
 from tests.unit.test_verify_differences import NOW, ago, item, message, row
 
 

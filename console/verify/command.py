@@ -15,9 +15,9 @@ from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 
 if TYPE_CHECKING:
+    from console.verify.report import Report
     from dispatcher.interrupts import Stop
     from jobs.verify.look import Findings, Sources
-    from jobs.verify.report import Report
 
 EXIT_CLEAN = 0
 EXIT_DIFFERENT = 1
@@ -98,9 +98,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report:
+    from console.verify.report import Report
     from jobs.verify.differences import unneeded
     from jobs.verify.look import find_differences
-    from jobs.verify.report import Report
 
     sources = _sources(arguments, stop)
     try:

@@ -1,0 +1,1 @@
+"""Compare database, cluster and broker, and repair what is safe: `autolabs verify`."""
