@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from console.dlq import commands as dlq
 from console.explain import commands as explain
+from console.schedules import commands as schedules
 from console.verify import command as verify
-from cronjobs import schedule_commands as schedules
 from dispatcher.cli import commands
 from dispatcher.cli.program import Command, Commands, Group
 

@@ -61,7 +61,7 @@ def apply(layout: Layout, target: Target) -> None:
         remove_outdated_setup(target)
         _apply_base(target, generated)
         _wait_for_setup(target)
-    if (layout.checkout / "cronjobs" / "schedule_commands.py").exists():
+    if (layout.checkout / "console" / "schedules" / "commands.py").exists():
         with step("Apply the schedules", "2 s"):
             apply_schedules(layout, target)
     if not (layout.checkout / "keda" / "__main__.py").exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cronjobs import stored as schedules_stored
+from console.schedules import stored as schedules_stored
 from dispatcher.categories import Category
 from jobs import configs, objectstore
 from jobs.configs import Configs, main, upload_defaults

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cronjobs.cluster import CronJobs
-from cronjobs.history import Run, as_table, runs_of
+from console.schedules.cron_jobs import CronJobs
+from console.schedules.history import Run, as_table, runs_of
 from dispatcher.limits import CONTAINER_DEADLINE_S
 from dispatcher.tasks import HEALTH_CHECK_PODS
 from jobs.cluster import Cluster

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cronjobs.cluster import CronJobs
+from console.schedules.cron_jobs import CronJobs
 from cronjobs.schedules import SCHEDULES
 from tests.support.ctrl_c import HEARS_CTRL_C
 from tests.support.in_process import Answer, run_command

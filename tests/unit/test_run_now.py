@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import cronjobs.run_now
-from cronjobs import schedule_commands
+import console.schedules.run_now
+from console.schedules import commands as schedule_commands
 
 JOB = {"metadata": {"name": "checked-now-1"}}
 GOES_ON = "autolabs: the Job checked-now-1 goes on; its log: kubectl logs --follow job/checked-now-1"
@@ -26,7 +26,7 @@ def run_now(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Make and follow a Job of nobody; a test interrupts one of the steps."""
     monkeypatch.setattr(schedule_commands, "_cron_jobs", lambda _arguments: SimpleNamespace(namespace="jobs"))
     for name, does in (("job_for", JOB), ("create", None), ("follow", 0)):
-        monkeypatch.setattr(cronjobs.run_now, name, lambda *_args, does=does: does)
+        monkeypatch.setattr(console.schedules.run_now, name, lambda *_args, does=does: does)
     given = argparse.Namespace(name="checked", dry_run=False, force=False, no_follow=False)
     return lambda: schedule_commands.run_now(given)
 
@@ -34,7 +34,7 @@ def run_now(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_interrupted_while_the_log_comes(
     run_now: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cronjobs.run_now, "follow", interrupted)
+    monkeypatch.setattr(console.schedules.run_now, "follow", interrupted)
     assert run_now() == 130
     assert GOES_ON in capsys.readouterr().err
 
@@ -55,7 +55,7 @@ def test_interrupted_as_soon_as_the_job_is_told_of(
 def test_interrupted_before_the_api_server_answered(
     run_now: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cronjobs.run_now, "create", interrupted)
+    monkeypatch.setattr(console.schedules.run_now, "create", interrupted)
     assert run_now() == 130
     assert MAY_GO_ON in capsys.readouterr().err
 

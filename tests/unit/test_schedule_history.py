@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cronjobs.history import Run, as_table
+from console.schedules.history import Run, as_table
 from dispatcher.__main__ import main
 from dispatcher.errors import InvalidSettings
 from jobs.verify.access import open_cluster

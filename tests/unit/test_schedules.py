@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cronjobs.cluster import differences
-from cronjobs.in_place import Changes, with_changes
-from cronjobs.run_now import make_job
+from console.schedules.cron_jobs import differences
+from console.schedules.in_place import Changes, with_changes
+from console.schedules.run_now import make_job
 from cronjobs.schedules import KEYS, SHIPPED, InvalidSchedules, Schedule, parse_schedules
 from dispatcher.errors import DispatcherError
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cronjobs.cluster import CronJobs, is_ours
-from cronjobs.overview import job_outcome
+from console.schedules.cron_jobs import CronJobs, is_ours
+from console.schedules.overview import job_outcome
 from cronjobs.schedules import TASKS, option_word
 from dispatcher.errors import DispatcherError
 from dispatcher.terminal import duration, one_line, printable

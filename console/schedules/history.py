@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from cronjobs.cluster import CronJobs
-from cronjobs.overview import job_duration_s, job_outcome, moment_of
+from console.schedules.cron_jobs import CronJobs
+from console.schedules.overview import job_duration_s, job_outcome, moment_of
 from dispatcher import tasks
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import database_url, read_settings

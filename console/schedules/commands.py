@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cronjobs import schedule_options as options
+from console.schedules import options as options
 from dispatcher.cli.program import Command
 from dispatcher.errors import DispatcherError
 from dispatcher.terminal import many, printable, table
 
 if TYPE_CHECKING:
-    from cronjobs.cluster import Change, CronJobs
+    from console.schedules.cron_jobs import Change, CronJobs
+    from console.schedules.stored import Bucket, Document
     from cronjobs.schedules import Schedule
-    from cronjobs.stored import Bucket, Document
 
 #: Times that an apply follows a document that others change meanwhile.
 _ROUNDS = 10
@@ -32,7 +32,7 @@ def show_all(arguments: argparse.Namespace) -> int:
     to it, `apply --dry-run` says in what it differs. Settings: KUBECONFIG, S3_ENDPOINT, S3_ACCESS_KEY,
     S3_SECRET_KEY, S3_BUCKET.
     """
-    from cronjobs.overview import as_json, as_table, overview
+    from console.schedules.overview import as_json, as_table, overview
 
     with _told():
         document = _bucket().read()
@@ -47,7 +47,7 @@ def show(arguments: argparse.Namespace) -> int:
 
     Settings: S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY, S3_BUCKET.
     """
-    from cronjobs.overview import entry_fields
+    from console.schedules.overview import entry_fields
 
     with _told():
         document = _bucket().read()
@@ -81,7 +81,7 @@ def set_values(arguments: argparse.Namespace) -> int:
 
     The document keeps its comments. An entry that only this release has is added. Settings: as `apply`.
     """
-    from cronjobs.in_place import with_changes
+    from console.schedules.in_place import with_changes
 
     changes = {key: value for key in options.SETTABLE if (value := getattr(arguments, key)) is not None}
     bucket = _bucket()
@@ -117,7 +117,7 @@ def run_now(arguments: argparse.Namespace) -> int:
     if concurrency is Forbid, unless it is a dry run. Ctrl-C leaves the Job running. 0: the Job is complete,
     or --no-follow. 1: it failed, or was not made. 130: interrupted. Settings: KUBECONFIG.
     """
-    from cronjobs.run_now import create, follow, job_for
+    from console.schedules.run_now import create, follow, job_for
     from cronjobs.schedules import option_word
 
     with _told():
@@ -145,7 +145,7 @@ def history(arguments: argparse.Namespace) -> int:
     From the ledger, which has the runs of messages too, and the Jobs that are still there. Settings:
     KUBECONFIG; DATABASE_URL for the ledger, in which all tasks but outbox are.
     """
-    from cronjobs.history import as_json, as_table, runs_of
+    from console.schedules.history import as_json, as_table, runs_of
 
     with _told():
         found = runs_of(_cron_jobs(arguments), arguments.name, limit=arguments.limit, environ=os.environ)
@@ -154,7 +154,7 @@ def history(arguments: argparse.Namespace) -> int:
 
 
 def _suspend(arguments: argparse.Namespace, *, suspended: bool) -> int:
-    from cronjobs.in_place import with_changes
+    from console.schedules.in_place import with_changes
 
     if bool(arguments.name) == arguments.all:
         print("autolabs: name a schedule, or give --all", file=sys.stderr)
@@ -265,13 +265,13 @@ def _content(file: str) -> bytes:
 
 
 def _bucket() -> Bucket:
-    from cronjobs.stored import Bucket
+    from console.schedules.stored import Bucket
 
     return Bucket()
 
 
 def _cron_jobs(arguments: argparse.Namespace) -> CronJobs:
-    from cronjobs.cluster import CronJobs
+    from console.schedules.cron_jobs import CronJobs
     from jobs.verify.access import open_cluster
 
     first_image = os.environ.get("JOB_IMAGE") or None
@@ -281,7 +281,7 @@ def _cron_jobs(arguments: argparse.Namespace) -> CronJobs:
 @contextmanager
 def _told() -> Iterator[None]:
     """Tell in one line what is away or refuses; libraries would use many."""
-    from cronjobs.cluster import api_errors
+    from console.schedules.cron_jobs import api_errors
 
     logging.getLogger("jobs").setLevel(logging.CRITICAL)
     with api_errors():

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import islice
 
-from cronjobs.cluster import CronJobs, desired, differences, image_of, is_ours
+from console.schedules.cron_jobs import CronJobs, desired, differences, image_of, is_ours
 from cronjobs.cron import parse_cron
 from cronjobs.manifests import SCHEDULE_LABEL, make_cron_job
 from cronjobs.schedules import Schedule, zone_of
