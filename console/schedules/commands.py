@@ -271,8 +271,8 @@ def _bucket() -> Bucket:
 
 
 def _cron_jobs(arguments: argparse.Namespace) -> CronJobs:
+    from console.access import open_cluster
     from console.schedules.cron_jobs import CronJobs
-    from jobs.verify.access import open_cluster
 
     first_image = os.environ.get("JOB_IMAGE") or None
     return CronJobs(open_cluster(os.environ), arguments.namespace, first_image)

@@ -141,7 +141,7 @@ def _only(labs: list[int], findings: Findings) -> str:
 
 
 def _repair(sources: Sources, findings: Findings, report: Report, *, grace_s: float, force: bool) -> None:
-    from jobs.verify.access import open_configs
+    from console.access import open_configs
     from jobs.verify.repairs import Repairs, clocks_apart, refusal
 
     report.repaired = {}
@@ -177,9 +177,9 @@ def _read_only(sources: Sources) -> str | None:
 
 def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
     """Return what to look at. Raises InvalidSettings, and CouldNotLook for a cluster without access."""
+    from console.access import open_cluster
     from jobs.errors import JobError
     from jobs.labs import LabStore
-    from jobs.verify.access import open_cluster
     from jobs.verify.look import CouldNotLook, Sources
 
     def build(env: Environment) -> tuple[str, BrokerSettings | None, str | None, str]:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from console.access import open_cluster
 from deploy.demo.platform import LABS as LAB_NAMESPACE
-from jobs.verify.access import open_cluster
 from tests.support import outages
 from tests.support.outage_look import look
 from tests.support.outage_loop import Backend, Loop, Place

@@ -209,11 +209,11 @@ def test_a_long_walk_is_interrupted_between_two_batches(
 #: Ctrl-C as soon as the first message is in hand; the cluster would be looked at after the queues.
 _INTERRUPTED = """
 import os, signal, sys
-import jobs.verify.access, jobs.verify.queues
+import console.access, jobs.verify.queues
 from console.__main__ import main
 class Cluster:
     server = "https://nowhere"
-jobs.verify.access.open_cluster = lambda environ: Cluster()
+console.access.open_cluster = lambda environ: Cluster()
 read = jobs.verify.queues.read
 def interrupted(*message):
     jobs.verify.queues.read = read

@@ -19,11 +19,11 @@ from typing import Any
 import pika
 import psycopg2
 
+from console.access import open_cluster
 from deploy.local import cgroups, controlplane, daemons
 from deploy.local.paths import Layout
 from deploy.local.shell import run
 from jobs.cluster import Cluster
-from jobs.verify.access import open_cluster
 from keda.podspec import READY_PORT
 from tests.support.waiting import eventually
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+import console.access
 import jobs.cluster
 import jobs.database
-import jobs.verify.access
 import jobs.verify.look
 from console.verify import command as verify_command
 from dispatcher.interrupts import Stop
@@ -148,7 +148,7 @@ def verify(
     monkeypatch.setattr(jobs.verify.look, "QUIET_HEARTBEATS", 0)
     monkeypatch.setattr(jobs.verify.look, "HELD_SETTLE_S", 0.0)
     access = ClusterAccess(api_server.url, ca_pem="")
-    monkeypatch.setattr(jobs.verify.access, "open_cluster", lambda _environ: Cluster(access))
+    monkeypatch.setattr(console.access, "open_cluster", lambda _environ: Cluster(access))
     monkeypatch.setenv("AMQP_URL", broker.url)
     monkeypatch.setenv("DATABASE_URL", database.url)
     monkeypatch.delenv("RABBITMQ_API_URL")

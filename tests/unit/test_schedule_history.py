@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from console.access import open_cluster
 from console.schedules.history import Run, as_table
 from dispatcher.__main__ import main
 from dispatcher.errors import InvalidSettings
-from jobs.verify.access import open_cluster
 
 
 def shown(result: dict[str, Any], error: str = "") -> str:
