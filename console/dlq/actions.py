@@ -18,15 +18,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, insert, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from console.dlq.letters import DeadLetter, read_task
+from console.dlq.letters import MIN_PREFIX, DeadLetter, Selector, read_task
+from console.dlq.output import plain_json, plain_text
 from console.dlq.queue import Found
-from console.dlq.selection import MIN_PREFIX, Selector
 from dispatcher import ladder, message, tasks, topology
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError, Unencodable
 from dispatcher.models import DeadLetterAction, DeadLetterVerb, LabInstance, TaskCancellation
 from dispatcher.outgoing import FURTHER_KEYS
-from dispatcher.plain import plain_json, plain_text
 from dispatcher.publisher import Publisher
 
 #: Bytes of a discarded body that the audit row keeps.

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import os
 import socket
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from console.dlq import output
-from console.dlq.letters import DeadLetter
-from console.dlq.selection import Selector, names
+from console.dlq.letters import DeadLetter, Selector, names
 from dispatcher.categories import Category
 from dispatcher.cli.arguments import natural, row_id
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import BrokerSettings, read_settings
-from dispatcher.terminal import many, printable
+from dispatcher.terminal import fields, many, printable
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from console.dlq.run import Run
 
 _WRONG = 2
+#: Messages under one id that `show` tells of: a task may die more than once.
+_MAX_SHOWN = 20
 
 
 def show_all(arguments: argparse.Namespace) -> int:
@@ -65,13 +67,19 @@ def show(arguments: argparse.Namespace) -> int:
     What looks like a secret is hidden. 1: no such message is in celery.dlq; what was done with it earlier
     is said, if anything. Settings: AMQP_URL; DATABASE_URL for what is not there.
     """
-    from console.dlq.details import details, print_details
+    from console.dlq.queue import look_through
 
-    settings = read_settings(os.environ, BrokerSettings.from_environment)
     selector = Selector(ids=(arguments.id,))
-    found = details(settings, selector)
-    if found:
-        print_details(found, as_json=arguments.json)
+    known: list[dict[str, Any]] = []
+
+    def look(found: Found) -> bool:
+        if selector.matches(found.letter) and len(known) < _MAX_SHOWN:
+            known.append(output.details(found))
+        return False
+
+    look_through(read_settings(os.environ, BrokerSettings.from_environment), look)
+    if known:
+        print(json.dumps(known, indent=2) if arguments.json else "\n\n".join(map(fields, known)))
         return 0
     try:
         with _run(arguments, "show") as run:

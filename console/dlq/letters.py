@@ -1,5 +1,7 @@
 """Read a message of the dead-letter queue: which task it is, why it is there, and whether it can run again.
 
+A Selector says which messages a command means.
+
 Anything may be in that queue, so nothing in a message is trusted and nothing makes reading it fail. What
 a container put there tells its story in x-autolabs-* headers (jobs.settlement), what the broker moved
 there in x-last-death-* and x-death (https://www.rabbitmq.com/docs/dlx#effects).
@@ -23,6 +25,8 @@ from dispatcher.tasks import parse_payload
 MAX_CHARS = 1000
 #: Characters of a key that are shown.
 SHOWN_KEY = 12
+#: Characters of a key that name a message; fewer may mean another one tomorrow.
+MIN_PREFIX = 6
 _MAX_ID = 2**63 - 1
 
 #: The broker's word -> cause and category as a container writes them for the lab, and the sentence.
@@ -75,6 +79,35 @@ class DeadLetter:
     expires: datetime | None
     #: Why no container would perform it, however often it came; None for a task.
     problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selector:
+    """Conditions that a message must fulfil together; of several ids any one. Without any: all."""
+
+    #: Each a task id, or the first characters of a key.
+    ids: tuple[str, ...] = ()
+    lab: int | None = None
+    category: str | None = None
+    cause: str | None = None
+    task: str | None = None
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Tell whether a message is meant."""
+        asked = (
+            (self.lab, letter.lab_instance_id),
+            (self.category, letter.category),
+            (self.cause, letter.cause),
+            (self.task, letter.task_name),
+        )
+        named = not self.ids or any(names(wanted, letter) for wanted in self.ids)
+        return named and all(wanted is None or wanted == value for wanted, value in asked)
+
+
+def names(wanted_id: str, letter: DeadLetter) -> bool:
+    """Tell whether an id of a command line is this message's."""
+    is_key = len(wanted_id) >= MIN_PREFIX and letter.key.startswith(wanted_id.lower())
+    return wanted_id == letter.task_id or is_key
 
 
 class _Story(NamedTuple):

@@ -1,25 +1,33 @@
-"""How `autolabs dlq` shows messages: for people in lines, for programs as JSON."""
+"""How `autolabs dlq` shows and keeps messages: in lines, as JSON, and in forms that PostgreSQL stores."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from console.dlq.letters import SHOWN_KEY, DeadLetter
-from dispatcher.redaction import scrubbed
+from console.dlq.letters import SHOWN_KEY, DeadLetter, read_task
+from dispatcher.redaction import scrubbed, scrubbed_values
 from dispatcher.terminal import age, many, printable
 from dispatcher.terminal import table as make_table
 from dispatcher.texts import cut
 from dispatcher.topology import DEAD_LETTER_QUEUE
 
+if TYPE_CHECKING:
+    from console.dlq.queue import Found
+
 #: Characters of the reason in a list; `show` has all of it.
 _REASON = 100
 _HEADINGS = ("KEY", "TASK ID", "TASK", "LAB", "TRIES", "AGE", "CAUSE", "REASON")
 
+#: Tables within tables that are kept; deeper ones are left out.
+MAX_DEPTH = 20
+#: Bytes that `show` has of a body that is no task.
+_MAX_BODY = 2000
 #: What names a message to the commands is shown as it is.
 _NAMES = ("key", "task_id")
 
@@ -75,6 +83,50 @@ def as_json(letters: Iterable[DeadLetter], causes: Causes, total: int) -> str:
 def fields(letter: DeadLetter) -> dict[str, Any]:
     """Return everything that is known of a message, in types of JSON, without what looks like a secret."""
     return {key: _shown(key, value) for key, value in asdict(letter).items()}
+
+
+def details(found: Found) -> dict[str, Any]:
+    """Return what `show` says of a message: all that the list has, properties, headers and arguments."""
+    task, _ = read_task(found.body, found.properties)
+    if task is None:
+        content: dict[str, Any] = {"body": scrubbed_values(plain_text(found.body[:_MAX_BODY]))}
+    else:
+        content = {
+            "args": scrubbed_values(plain_json(task.args)),
+            "kwargs": scrubbed_values(plain_json(task.kwargs)),
+        }
+    return {
+        **fields(found.letter),
+        **content,
+        "content_type": plain_text(found.properties.content_type),
+        "content_encoding": plain_text(found.properties.content_encoding),
+        "headers": scrubbed_values(plain_json(found.properties.headers or {})),
+    }
+
+
+def plain_text(value: object) -> str | None:
+    """Return a text without NUL and lone surrogates, which PostgreSQL refuses; None stays None."""
+    if value is None:
+        return None
+    text = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def plain_json(value: Any, depth: int = 0) -> Any:
+    """Return a copy that a jsonb column takes; what JSON does not have becomes a text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if depth >= MAX_DEPTH and isinstance(value, (Mapping, list)):
+        return "nested too deep to be kept"
+    if isinstance(value, Mapping):
+        return {str(plain_text(key)): plain_json(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain_json(inner, depth + 1) for inner in value]
+    return plain_text(value)
 
 
 def _shown(key: str, value: Any) -> Any:

@@ -12,9 +12,8 @@ from collections import Counter
 from types import TracebackType
 
 from console.dlq import output
-from console.dlq.letters import SHOWN_KEY, DeadLetter
+from console.dlq.letters import MIN_PREFIX, SHOWN_KEY, DeadLetter, Selector
 from console.dlq.queue import Found, look_through
-from console.dlq.selection import MIN_PREFIX, Selector
 from dispatcher.extras import needs_extra
 from dispatcher.publisher import Publisher
 from dispatcher.redaction import scrubbed

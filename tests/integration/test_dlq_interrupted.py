@@ -11,8 +11,8 @@ import psycopg2
 import pytest
 
 from console.dlq import run
+from console.dlq.letters import Selector
 from console.dlq.queue import LOCK_QUEUE
-from console.dlq.selection import Selector
 from dispatcher.settings import ServerSettings
 from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
 from tests.support.postgres import Database
