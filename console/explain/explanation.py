@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from console.explain.evidence import seen_lines
 from console.explain.facts import LabFacts, LabRow, Operation
 from console.explain.outlook import awaited, lab_outlook
 from console.explain.progress import Actor
 from console.explain.reason import Why, failed_run, find_why, last_stop, told_lines, was_cancelled
-from console.explain.timeline import Entry, make_timeline
+from console.explain.timeline import Entry, make_timeline, seen_lines
 from dispatcher.expiry import cleanup_task_id
 from dispatcher.terminal import ago, duration, one_line
 
