@@ -18,7 +18,7 @@ from dispatcher.terminal import many, printable, table
 
 if TYPE_CHECKING:
     from console.schedules.cron_jobs import Change, CronJobs
-    from console.schedules.stored import Bucket, Document
+    from console.schedules.edit import Bucket, Document
     from cronjobs.schedules import Schedule
 
 #: Times that an apply follows a document that others change meanwhile.
@@ -81,7 +81,7 @@ def set_values(arguments: argparse.Namespace) -> int:
 
     The document keeps its comments. An entry that only this release has is added. Settings: as `apply`.
     """
-    from console.schedules.in_place import with_changes
+    from console.schedules.edit import with_changes
 
     changes = {key: value for key in options.SETTABLE if (value := getattr(arguments, key)) is not None}
     bucket = _bucket()
@@ -154,7 +154,7 @@ def history(arguments: argparse.Namespace) -> int:
 
 
 def _suspend(arguments: argparse.Namespace, *, suspended: bool) -> int:
-    from console.schedules.in_place import with_changes
+    from console.schedules.edit import with_changes
 
     if bool(arguments.name) == arguments.all:
         print("autolabs: name a schedule, or give --all", file=sys.stderr)
@@ -265,7 +265,7 @@ def _content(file: str) -> bytes:
 
 
 def _bucket() -> Bucket:
-    from console.schedules.stored import Bucket
+    from console.schedules.edit import Bucket
 
     return Bucket()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from console.schedules import stored as schedules_stored
+from console.schedules.edit import Bucket as BucketOfSchedules
 from dispatcher.categories import Category
 from jobs import configs, objectstore
 from jobs.configs import Configs, main, upload_defaults
@@ -94,7 +94,7 @@ def test_a_missing_bucket_is_no_missing_object(bare_bucket: Bucket, replaces: St
 
 def test_schedules_of_a_bucket_that_is_not_there_are_not_those_of_the_release(bare_bucket: Bucket) -> None:
     with pytest.raises(PermanentError, match="S3_BUCKET"):
-        schedules_stored.Bucket(bare_bucket.environ).read()
+        BucketOfSchedules(bare_bucket.environ).read()
 
 
 @pytest.mark.parametrize("wrong", [{"secret_key": "wrong-secret"}, {"access_key": "nobody"}], ids=str)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from console.schedules.cron_jobs import differences
-from console.schedules.in_place import Changes, with_changes
+from console.schedules.edit import Changes, with_changes
 from console.schedules.run_now import make_job
 from cronjobs.schedules import KEYS, SHIPPED, InvalidSchedules, Schedule, parse_schedules
 from dispatcher.errors import DispatcherError
