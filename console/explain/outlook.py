@@ -23,6 +23,7 @@ from console.explain.progress import (
 from console.explain.reason import failed_run, was_cancelled, who_acts
 from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
 from dispatcher.terminal import ago, clock, duration, one_line
+from jobs.failures import Failure
 
 #: Seconds before its end at which a lab is about to be stopped.
 NEAR_END_S = 600
@@ -254,7 +255,7 @@ def _failed(facts: LabFacts, lab: LabRow) -> Outlook:
         Actor.NOBODY: "start a new lab",
     }[who]
     kept = _dead_letter(run) if run and run.outcome == "dead_lettered" else ()
-    situation = "expired" if run and run.cause == "expired" else "failed"
+    situation = "expired" if run and run.cause == Failure.EXPIRED.cause else "failed"
     text = f"nothing more happens by itself, a lab that FAILED is not tried again: {first}"
     look: tuple[str, ...] = ()
     left_s = run.objects_kept_s - facts.age_s(run.finished_at or run.claimed_at) if run else 0

@@ -52,6 +52,7 @@ from dispatcher.models import (
 )
 from dispatcher.redaction import redacted, scrubbed
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
+from jobs.failures import Failure
 
 #: Runs of a lab that are read, the newest; and rows of each other table.
 MAX_RUNS = 50
@@ -59,8 +60,8 @@ _MAX_ROWS = 20
 #: Of any text; what a container writes is shorter.
 _MAX_CHARS = 4000
 _MAX_ID = 2**63 - 1
-#: Causes (jobs.failures) by which a periodic task does nothing until somebody forces it.
-_REFUSALS = ("too_many_at_once", "clocks_differ")
+#: Causes by which a periodic task does nothing until somebody forces it.
+_REFUSALS = (Failure.TOO_MANY_AT_ONCE.cause, Failure.CLOCKS_DIFFER.cause)
 #: Columns that may be infinity.
 _ENDS = ("expires_at", "max_expires_at")
 _POD = re.compile(r"lab-instance-([0-9]{1,19})(?:-.*)?")

@@ -8,22 +8,24 @@ from console.explain.facts import FAILURE_EVENTS, LabFacts, NotificationRow, Ope
 from console.explain.progress import SWEPT_S, Actor
 from dispatcher.categories import Audience, Category
 from dispatcher.terminal import ago, clock, duration, one_line
+from jobs.failures import Failure
 
-#: Causes (jobs.failures) that only who sends the task can mend, whoever is told.
-BACKEND_CAUSES = frozenset({"request_invalid", "follow_up_unsupported", "message_unreadable", "lab_unknown"})
-#: Causes for which the category alone names the wrong one.
-_ACTOR_OF_CAUSE = {
-    **dict.fromkeys(BACKEND_CAUSES, Actor.BACKEND),
-    **dict.fromkeys(
-        ("resources_too_large", "resize_infeasible", "resize_deferred", "resize_below_use"), Actor.TEACHER
-    ),
-    "expired": Actor.NOBODY,
-    "cancelled": Actor.NOBODY,
+#: Failures that only who sends the task can mend, whoever is told of them.
+BACKEND_FAILURES = {
+    Failure.REQUEST_INVALID,
+    Failure.FOLLOW_UP_UNSUPPORTED,
+    Failure.MESSAGE_UNREADABLE,
+    Failure.LAB_UNKNOWN,
 }
 _ACTOR_OF_AUDIENCE = {
     Audience.TEACHER.value: Actor.TEACHER,
     Audience.ADMIN.value: Actor.ADMINISTRATOR,
     Audience.NOBODY.value: Actor.NOBODY,
+}
+#: Cause -> who can mend it.
+_ACTOR_OF_CAUSE = {
+    failure.cause: Actor.BACKEND if failure in BACKEND_FAILURES else _ACTOR_OF_AUDIENCE[failure.told.value]
+    for failure in Failure
 }
 
 
@@ -73,7 +75,7 @@ def find_why(facts: LabFacts, run: Run | None, operation: Operation | None) -> W
 
 
 def who_acts(facts: LabFacts, run: Run | None) -> Actor:
-    """Return who can mend a failure: by its cause, by who was told, by its category."""
+    """Return who can mend a failure: by its cause, else by who was told, else by its category."""
     if facts.restarted_as is not None:
         return Actor.NOBODY
     notified = facts.failures[-1] if facts.failures else None
@@ -122,6 +124,6 @@ def last_stop(facts: LabFacts) -> Run | None:
 def was_cancelled(facts: LabFacts) -> bool:
     """Tell whether the lab is over because its start was cancelled."""
     return any(
-        run.outcome == "revoked" and run.cause in (None, "cancelled") and not run.error_category
+        run.outcome == "revoked" and run.cause in (None, Failure.CANCELLED.cause) and not run.error_category
         for run in facts.runs_of(Operation.CREATE)
     )

@@ -8,7 +8,7 @@ import pytest
 
 from console.explain.explanation import explain
 from console.explain.facts import LabFacts, Refused
-from console.explain.reason import BACKEND_CAUSES
+from console.explain.reason import BACKEND_FAILURES
 from dispatcher.categories import Audience
 from dispatcher.expiry import cleanup_task_id
 from jobs.failures import Failure
@@ -207,7 +207,7 @@ def test_who_acts_is_whom_the_classification_tells(failure: Failure, notified: b
     run = failed_run(failure.cause, failure.category.value)
     rows = (make_notification(told=failure.told.value, cause=failure.cause),) if notified else ()
     expected = {Audience.TEACHER: "teacher", Audience.ADMIN: "administrator", Audience.NOBODY: "nobody"}
-    by_backend = failure.cause in BACKEND_CAUSES
+    by_backend = failure in BACKEND_FAILURES
     found = explain(make_facts(FAILED, run, notifications=rows))
     assert found.who.value == ("backend" if by_backend else expected[failure.told])
 
