@@ -34,7 +34,7 @@ def status(arguments: argparse.Namespace) -> int:
         found = results.status(arguments.task_id)
     _show(found, as_json=arguments.json)
     if found.state is TaskState.PENDING and not arguments.json:
-        print("no container has met it yet, if it is a task at all")
+        print("no container has run this task; the id may be wrong")
     return 0
 
 
@@ -49,7 +49,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     _show(found, as_json=arguments.json)
     if found.state is TaskState.REVOKED:
         if found.outcome is None and not arguments.json:
-            print("no container has met it yet; whenever one does, it is not begun")
+            print("no container has run this task, and none will begin it")
         return 0
     if not arguments.json:
         print(f"not cancelled: {_TOO_LATE[found.state]}")

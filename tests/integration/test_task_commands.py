@@ -38,7 +38,7 @@ def test_a_cancel_says_whether_it_came_in_time(labs: LabStore, capsys: pytest.Ca
     assert main(["task", "cancel", "in-time"]) == 0
     said = capsys.readouterr().out
     assert "REVOKED" in said
-    assert "no container has met it yet" in said
+    assert "no container has run this task, and none will begin it" in said
     labs.begin(make_record(7, task_id="begun"))
     labs.record(make_record(7, task_id="over"), Ending("succeeded"))
     assert main(["task", "cancel", "begun"]) == 1
