@@ -1,4 +1,4 @@
-# The job image: Debian's Python, the libraries of the `jobs` extra, our packages, all byte-compiled.
+# Two images: `job`, which is built without a target too, runs one task; `console` is what operators run by hand.
 FROM debian:trixie-slim AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends python3 python3-pip
 WORKDIR /build
@@ -16,7 +16,7 @@ COPY jobs /app/jobs
 COPY cronjobs /app/cronjobs
 RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /app/dispatcher /app/jobs /app/cronjobs
 
-FROM debian:trixie-slim
+FROM debian:trixie-slim AS job
 RUN apt-get update && apt-get install --yes --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /app /app
@@ -24,3 +24,21 @@ WORKDIR /app
 ENV PYTHONPATH=/app/lib PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 ENTRYPOINT ["python3", "-m", "jobs"]
+
+FROM build AS build-console
+COPY keda /console/keda
+COPY console /console/console
+# As pip would leave it of console/pyproject.toml: by the entry point `python3 -m dispatcher` has these commands too.
+RUN mv /console/console/src/autolabs_console /console/ && rmdir /console/console/src \
+    && python3 -c "import pathlib, tomllib; p = tomllib.load(open('/console/console/pyproject.toml', 'rb'))['project']; \
+d = pathlib.Path('/console', p['name'].replace('-', '_') + '-' + p['version'] + '.dist-info'); d.mkdir(); \
+(d / 'METADATA').write_text('Metadata-Version: 2.1\nName: ' + p['name'] + '\nVersion: ' + p['version'] + '\n'); \
+(d / 'entry_points.txt').write_text(''.join('[' + g + ']\n' + ''.join(n + ' = ' + v + '\n' for n, v in e.items()) \
+for g, e in p['entry-points'].items()))" \
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /console
+
+FROM job AS console
+COPY --from=build-console /console /app
+ENTRYPOINT ["python3", "-m", "console"]
+
+FROM job

@@ -87,11 +87,14 @@ def _debootstrap(layout: Layout, archive: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
-def build(layout: Layout, *, name: str, containerfile: Path, context: Path, archive: Path) -> None:
+def build(
+    layout: Layout, *, name: str, containerfile: Path, context: Path, archive: Path, target: str | None = None
+) -> None:
     """Build `name` and leave it as a docker archive, whose layers need no unpacking of gzip."""
     log = layout.logs / f"image-{archive.stem}.log"
     options = ("--layers", "--pull-never", "--isolation", "chroot", *_network_of_the_host(layout))
-    what = ("--tag", name, "--file", str(containerfile), str(context))
+    stage = ("--target", target) if target else ()
+    what = ("--tag", name, "--file", str(containerfile), *stage, str(context))
     stream(
         [*_command(layout), "bud", *options, *what],
         env=_environment(layout),

@@ -16,6 +16,7 @@ from deploy.local.node import ctr
 from deploy.local.paths import Layout
 from deploy.local.programs import Module
 from deploy.local.settings import (
+    CONSOLE_IMAGE,
     COREDNS_VERSION,
     JOB_IMAGE,
     KEDA_VERSION,
@@ -25,6 +26,7 @@ from deploy.local.settings import (
 from deploy.local.steps import note, step
 
 KEPT_BUILDS = 4
+CONSOLE_ALONE = ("console/", "keda/")  # folders that the job image does not have
 LABEL = "autolabs.io/content"  # on the image in containerd: the key that it was built from
 
 
@@ -38,6 +40,7 @@ class Image:
     containerfile: Path
     files: tuple[tuple[str, Path], ...]
     usual: str
+    target: str | None = None  # stage of the Dockerfile
 
     def archive(self, layout: Layout) -> Path:
         """Return the file in the cache that holds the built image."""
@@ -56,10 +59,9 @@ def wanted(layout: Layout) -> list[Image]:
         _of_program(layout, programs.MINIO, None),
         _of_program(layout, programs.KEDA, f"ghcr.io/kedacore/keda:{KEDA_VERSION}"),
     ]
-    for make in (_lab_image, _job_image):
-        if image := make(layout):
-            found.append(image)
-    return found
+    if image := _lab_image(layout):
+        found.append(image)
+    return found + _own_images(layout)
 
 
 def _of_program(layout: Layout, module: Module, name: str | None) -> Image:
@@ -90,14 +92,23 @@ def _local(short: str, key: str) -> str:
     return f"registry.gitlab.com/autolabs/local/{short}:{key}"
 
 
-def _job_image(layout: Layout) -> Image | None:
+def _own_images(layout: Layout) -> list[Image]:
+    """Return the job image, then the console image, which is built on its layers."""
     dockerfile = layout.checkout / "Dockerfile"
     if not dockerfile.exists():
         note("no Dockerfile in the checkout: the job image is left out")
-        return None
+        return []
     files = files_of(layout.checkout)
-    key = fingerprint.of_files([("Dockerfile", dockerfile), *files], buildah.base_key())
-    return Image("job", f"{JOB_IMAGE}:dev-{key}", key, dockerfile, tuple(files), "20 s")
+    # A change of the console must not make containers anew.
+    of_job = [(name, path) for name, path in files if not name.startswith(CONSOLE_ALONE)]
+    found = []
+    for target, name, own, usual in (
+        ("job", JOB_IMAGE, of_job, "20 s"),
+        ("console", CONSOLE_IMAGE, files, "10 s"),
+    ):
+        key = fingerprint.of_files([("Dockerfile", dockerfile), *own], buildah.base_key())
+        found.append(Image(target, f"{name}:dev-{key}", key, dockerfile, tuple(own), usual, target))
+    return found
 
 
 def _lab_image(layout: Layout) -> Image | None:
@@ -134,6 +145,7 @@ def _build(layout: Layout, image: Image) -> None:
             name=image.name,
             containerfile=image.containerfile,
             context=Path(folder),
+            target=image.target,
             archive=image.archive(layout),
         )
 

@@ -61,12 +61,8 @@ def apply(layout: Layout, target: Target) -> None:
         remove_outdated_setup(target)
         _apply_base(target, generated)
         _wait_for_setup(target)
-    if (layout.checkout / "console" / "schedules" / "commands.py").exists():
-        with step("Apply the schedules", "2 s"):
-            apply_schedules(layout, target)
-    if not (layout.checkout / "keda" / "__main__.py").exists():
-        note("no package keda in the checkout: the ScaledJobs are left out")
-        return
+    with step("Apply the schedules", "2 s"):
+        apply_schedules(layout, target)
     with step("Apply the ScaledJobs", "1 s"):
         rendered = render_scaled_jobs(layout, target.job_image, cores=node_cores(target.kubectl))
         target.kubectl(*APPLY, "--filename", "-", stdin=rendered)

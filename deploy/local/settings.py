@@ -38,4 +38,5 @@ CNI_NETWORK = "autolabs-local"
 
 PAUSE_IMAGE = "registry.gitlab.com/autolabs/local/pause:1"
 JOB_IMAGE = "registry.gitlab.com/autolabs/jobs"
+CONSOLE_IMAGE = "registry.gitlab.com/autolabs/console"
 LAB_IMAGE = "registry.gitlab.com/autolabs/labs/demo:1.0.0"

@@ -181,6 +181,15 @@ def test_the_job_image_is_tagged_by_its_content(layout: Layout) -> None:
     assert not any(name.startswith((".git", ".venv", "tests", "deploy")) for name in names)
 
 
+def test_the_console_image_has_more_and_leaves_the_job_image_as_it_is(layout: Layout) -> None:
+    found = {image.short: image for image in images.wanted(layout)}
+    job, console = found["job"], found["console"]
+    assert re.fullmatch(re.escape(settings.CONSOLE_IMAGE) + r":dev-[0-9a-f]{12}", console.name)
+    more = {name.partition("/")[0] for name, _ in {*console.files} - {*job.files}}
+    assert ({*job.files} < {*console.files}, more) == (True, {"console", "keda"})
+    assert list(found).index("job") < list(found).index("console"), "its layers are there"
+
+
 def test_images_under_upstream_names_carry_the_pinned_versions(layout: Layout) -> None:
     names = {image.short: image.name for image in images.wanted(layout)}
     assert names["keda"] == f"ghcr.io/kedacore/keda:{settings.KEDA_VERSION}"
