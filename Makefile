@@ -70,13 +70,14 @@ format: $(STAMP) ## format the code
 venv: $(STAMP) $(OLDEST_CELERY)/.installed ## make .venv with everything for development
 
 # Written last, so that an interrupted installation is done again.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml console/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "-> Install python3-venv with apt (usually 10 s)"; apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv; }
 	@echo "-> Make .venv (usually 30 s)"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e ./console
 	@touch $@
 
 # Beside the newest one, which pip would otherwise replace; tests put it on PYTHONPATH.
