@@ -33,7 +33,7 @@ _RESIZE_S = 120.0
 _POLL_S = 0.3
 _SAID = {
     TaskState.PENDING: "waits for a container",
-    TaskState.STARTED: "a container is at it",
+    TaskState.STARTED: "a container works on it",
     TaskState.RETRY: "it is tried again later",
 }
 
