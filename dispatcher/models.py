@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from dispatcher.categories import Audience
+from dispatcher.failure_contract import Audience
 
 
 class LabStatus(str, enum.Enum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dispatcher.categories import Category
+from dispatcher.failure_contract import Category
 from dispatcher.redaction import scrubbed, without_passwords
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dispatcher import tasks
-from dispatcher.categories import Audience
 from dispatcher.errors import PublishError
-from dispatcher.limits import COME_BACK_S
+from dispatcher.failure_contract import COME_BACK_S, Audience
 from dispatcher.message import TaskMessage, next_attempt
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery

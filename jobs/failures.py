@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple
 
-from dispatcher.categories import Audience, Category
+from dispatcher.failure_contract import Audience, Category
 from jobs.errors import JobError, PermanentError, TransientError
 
 _TEACHER, _ADMIN, _NOBODY = Audience.TEACHER, Audience.ADMIN, Audience.NOBODY

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from dispatcher.limits import CONTAINER_DEADLINE_S
+from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.task_lock import lock_task
 from jobs.database import Cursor
 from jobs.errors import JobError

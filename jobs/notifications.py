@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.categories import Audience
+from dispatcher.failure_contract import Audience
 from jobs.courier import Courier, Problem
 from jobs.errors import JobError
 

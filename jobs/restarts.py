@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dispatcher import outbox, tasks
-from dispatcher.categories import Audience
 from dispatcher.errors import InvalidTask
+from dispatcher.failure_contract import Audience
 from jobs.database import Cursor
 from jobs.notifications import News, add_news
 

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher import ladder, message, tasks, topology
+from dispatcher.failure_contract import DeadLetterHeader
 from dispatcher.message import TaskMessage
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery
@@ -55,20 +56,20 @@ def publish_dead_letter(
     routing_key = ladder.plain_routing_key(delivery.routing_key)
     last_error = str(error)[:_SHORT]
     why: dict[str, Any] = {
-        "x-autolabs-reason": last_error,
-        "x-autolabs-category": error.category.value,
-        "x-autolabs-cause": error.failure.cause,
-        "x-autolabs-task-id": record.task_id or None,
-        "x-autolabs-task": record.task_name or None,
-        "x-autolabs-lab-instance-id": record.lab_instance_id,
-        "x-autolabs-attempts": record.attempt,
-        "x-autolabs-first-error": task.first_error or last_error,
-        "x-autolabs-last-error": last_error,
-        "x-autolabs-dead-at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        "x-autolabs-queue": settings.queue,
-        "x-autolabs-routing-key": routing_key,
-        "x-autolabs-job": settings.job_name,
-        "x-autolabs-pod": settings.pod_name,
+        DeadLetterHeader.REASON: last_error,
+        DeadLetterHeader.CATEGORY: error.category.value,
+        DeadLetterHeader.CAUSE: error.failure.cause,
+        DeadLetterHeader.TASK_ID: record.task_id or None,
+        DeadLetterHeader.TASK: record.task_name or None,
+        DeadLetterHeader.LAB_INSTANCE_ID: record.lab_instance_id,
+        DeadLetterHeader.ATTEMPTS: record.attempt,
+        DeadLetterHeader.FIRST_ERROR: task.first_error or last_error,
+        DeadLetterHeader.LAST_ERROR: last_error,
+        DeadLetterHeader.DEAD_AT: datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        DeadLetterHeader.QUEUE: settings.queue,
+        DeadLetterHeader.ROUTING_KEY: routing_key,
+        DeadLetterHeader.JOB: settings.job_name,
+        DeadLetterHeader.POD: settings.pod_name,
     }
     properties: dict[str, Any] = {
         "headers": {**_without_last_death(original.headers or {}), **why},
@@ -81,7 +82,7 @@ def publish_dead_letter(
         publisher.publish(topology.DEAD_LETTER_EXCHANGE, routing_key, delivery.body, properties)
     except (TypeError, ValueError, OverflowError) as exc:
         # pika decodes header values that it cannot encode again.
-        why["x-autolabs-original-headers"] = f"{original.headers!r} ({exc})"[:_SHORT]
+        why[DeadLetterHeader.ORIGINAL_HEADERS] = f"{original.headers!r} ({exc})"[:_SHORT]
         properties["headers"] = why
         publisher.publish(topology.DEAD_LETTER_EXCHANGE, routing_key, delivery.body, properties)
 

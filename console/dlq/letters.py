@@ -3,7 +3,7 @@
 A Selector says which messages a command means.
 
 Anything may be in that queue, so nothing in a message is trusted and nothing makes reading it fail. What
-a container put there tells its story in x-autolabs-* headers (jobs.settlement), what the broker moved
+a container put there tells its story in x-autolabs-* headers (jobs.settle), what the broker moved
 there in x-last-death-* and x-death (https://www.rabbitmq.com/docs/dlx#effects).
 """
 
@@ -16,8 +16,8 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from dispatcher import ladder, topology
-from dispatcher.categories import Category
 from dispatcher.errors import InvalidTask, MalformedMessage
+from dispatcher.failure_contract import Category, DeadLetterHeader
 from dispatcher.message import FIRST_ERROR, Properties, TaskMessage, decode, is_short_text
 from dispatcher.tasks import parse_payload
 
@@ -125,25 +125,25 @@ def read_letter(body: bytes, properties: Properties, routing_key: str | bytes) -
     task, problem = read_task(body, properties)
     story = _story(headers)
     task_id = headers.get("id")
-    reason = _text(headers.get("x-autolabs-reason")) if story.made_by == "container" else None
+    reason = _text(headers.get(DeadLetterHeader.REASON)) if story.made_by == "container" else None
     died = "" if story.died_at is None else story.died_at.isoformat()
     return DeadLetter(
         key=_key(body, task_id, died),
         task_id=str(task_id) if task_id and is_short_text(task_id) else None,
-        task_name=_text(headers.get("task")) or _text(headers.get("x-autolabs-task")),
-        lab_instance_id=_lab_of(task) or _lab_id(headers.get("x-autolabs-lab-instance-id")),
+        task_name=_text(headers.get("task")) or _text(headers.get(DeadLetterHeader.TASK)),
+        lab_instance_id=_lab_of(task) or _lab_id(headers.get(DeadLetterHeader.LAB_INSTANCE_ID)),
         made_by=story.made_by,
         reason=reason or story.reason,
         category=story.category,
         cause=story.cause,
         attempts=_attempts(headers),
-        first_error=_text(headers.get("x-autolabs-first-error")) or _text(headers.get(FIRST_ERROR)),
-        last_error=_text(headers.get("x-autolabs-last-error")) if reason else story.reason,
+        first_error=_text(headers.get(DeadLetterHeader.FIRST_ERROR)) or _text(headers.get(FIRST_ERROR)),
+        last_error=_text(headers.get(DeadLetterHeader.LAST_ERROR)) if reason else story.reason,
         queue=story.queue,
         routing_key=ladder.plain_routing_key(_text(routing_key) or ""),
         died_at=story.died_at,
-        job=_text(headers.get("x-autolabs-job")),
-        pod=_text(headers.get("x-autolabs-pod")),
+        job=_text(headers.get(DeadLetterHeader.JOB)),
+        pod=_text(headers.get(DeadLetterHeader.POD)),
         size=len(body),
         eta=task.eta if task else None,
         expires=task.expires if task else None,
@@ -167,16 +167,16 @@ def read_task(body: bytes, properties: Properties) -> tuple[TaskMessage | None, 
 
 
 def _story(headers: Mapping[Any, Any]) -> _Story:
-    # A container takes x-last-death-* away (jobs.settlement), so the broker came last where they are.
-    if "x-last-death-reason" in headers or "x-autolabs-reason" not in headers:
+    # A container takes x-last-death-* away (jobs.settle), so the broker came last where they are.
+    if "x-last-death-reason" in headers or DeadLetterHeader.REASON not in headers:
         return _story_of_broker(headers)
     return _Story(
         "container",
         "the container said nothing",
-        _text(headers.get("x-autolabs-category")),
-        _text(headers.get("x-autolabs-cause")) or "unknown",
-        _text(headers.get("x-autolabs-queue")),
-        _moment(headers.get("x-autolabs-dead-at")),
+        _text(headers.get(DeadLetterHeader.CATEGORY)),
+        _text(headers.get(DeadLetterHeader.CAUSE)) or "unknown",
+        _text(headers.get(DeadLetterHeader.QUEUE)),
+        _moment(headers.get(DeadLetterHeader.DEAD_AT)),
     )
 
 
@@ -210,7 +210,7 @@ def _key(body: bytes, task_id: object, died: str) -> str:
 
 
 def _attempts(headers: Mapping[Any, Any]) -> int | None:
-    attempts = _count(headers.get("x-autolabs-attempts"))
+    attempts = _count(headers.get(DeadLetterHeader.ATTEMPTS))
     retries = _count(headers.get("retries"))
     return attempts if attempts is not None else None if retries is None else retries + 1
 

@@ -8,12 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher import tasks
+from dispatcher.failure_contract import EventType
 from dispatcher.ladder import MAX_DELAY_S
 
-#: Events of jobs.notifications that tell of a failure; all others are news.
-FAILURE_EVENTS = ("lab.failed", "lab.stop_failed")
-#: Of a lab that runs where nobody can reach it.
-UNREACHABLE = "lab.unreachable"
+#: Events that tell of a failure; all others are news.
+FAILURE_EVENTS = (EventType.LAB_FAILED, EventType.STOP_FAILED)
 
 
 class Operation(str, enum.Enum):
@@ -122,7 +121,7 @@ class Cancellation:
 class NotificationRow:
     """What somebody is told of about the lab: that it failed, or something else."""
 
-    event_type: str = "lab.failed"
+    event_type: str = EventType.LAB_FAILED
     cause: str
     told: str
     error_category: str | None = None

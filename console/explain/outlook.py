@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from console.explain.facts import UNREACHABLE, LabFacts, LabRow, Operation, Run
+from console.explain.facts import LabFacts, LabRow, Operation, Run
 from console.explain.progress import (
     DEAD_LETTERS,
     SCALEDJOBS,
@@ -22,6 +22,7 @@ from console.explain.progress import (
 )
 from console.explain.reason import failed_run, was_cancelled, who_acts
 from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
+from dispatcher.failure_contract import EventType
 from dispatcher.terminal import ago, clock, duration, one_line
 from jobs.failures import Failure
 
@@ -232,7 +233,7 @@ def _looked_at(facts: LabFacts, lab: LabRow) -> tuple[Actor, str, tuple[str, ...
         when = f"for {duration(facts.age_s(looked))}" if looked else "that the ledger knows"
         text = f"No health check looked at it {when}: check that it runs. {verify} says if its Pod exists"
         return Actor.ADMINISTRATOR, text, (verify, "autolabs schedule list")
-    lacks = next((row for row in facts.notifications if row.event_type == UNREACHABLE), None)
+    lacks = next((row for row in facts.notifications if row.event_type == EventType.UNREACHABLE), None)
     if lacks is not None:
         text = f"{ago(facts.now, lacks.created_at)} a sync found that nobody can reach it, as its Service was"
         text += f" gone; {verify} tells whether it still is"

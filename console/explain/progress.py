@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from console.explain.facts import ActionRow, LabFacts, Operation, Run, WaitingRow
-from dispatcher.limits import COME_BACK_S, CONTAINER_DEADLINE_S
+from dispatcher.failure_contract import COME_BACK_S, CONTAINER_DEADLINE_S
 from dispatcher.terminal import ago, duration, one_line
 from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from console.explain.facts import FAILURE_EVENTS, LabFacts, NotificationRow, Operation, Run
 from console.explain.progress import SWEPT_S, Actor
-from dispatcher.categories import Audience, Category
+from dispatcher.failure_contract import Audience, Category
 from dispatcher.terminal import ago, clock, duration, one_line
 from jobs.failures import Failure
 

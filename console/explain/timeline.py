@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from console.explain.facts import LabFacts, Operation, Run, WaitingRow
-from dispatcher.limits import CONTAINER_DEADLINE_S
+from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.terminal import duration, last_lines, one_line
 
 #: Entries shown; the oldest and the newest say most.

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
-from dispatcher.categories import Audience
+from dispatcher.failure_contract import Audience
 from dispatcher.message import new_task_id
 from jobs import classification
 from jobs.brake import FEW

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
-from dispatcher.categories import Audience
+from dispatcher.failure_contract import Audience
 from jobs.classification import api_failure
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.context import TaskContext

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from dispatcher.categories import Audience, Category
+from dispatcher.failure_contract import Audience, Category
 from jobs.failures import Failure
 from tests.support.failing import AWAY_S, Case, Seen, Stage
 from tests.support.failing_labs import LABS, MOST_CPU, MOST_MEMORY

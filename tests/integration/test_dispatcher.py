@@ -31,8 +31,8 @@ from dispatcher import (
     outbox,
     topology,
 )
-from dispatcher.categories import Category
 from dispatcher.engine import make_engine
+from dispatcher.failure_contract import Category
 from dispatcher.message import TaskMessage, decode
 from dispatcher.tasks import SCALE_LAB_RESOURCES
 from dispatcher.testing import InMemoryDispatcher

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from dispatcher import topology
+from dispatcher.failure_contract import DeadLetterHeader
 from dispatcher.message import decode, encode
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.dead_letters import DLQ, ROOT, Dlq, bury, make_delete, why
@@ -377,4 +378,5 @@ def test_the_commands_of_the_reference_do_what_it_says(dlq: Dlq, broker: Broker)
 def test_the_headers_of_a_dead_letter_are_what_settlement_writes() -> None:
     # tests.support.dead_letters.why is only as good as this.
     source = (ROOT / "jobs" / "settlement.py").read_text()
-    assert [name for name in why(make_delete()) if f'"{name}"' not in source] == []
+    headers = {value: name for name, value in vars(DeadLetterHeader).items() if name.isupper()}
+    assert [name for name in why(make_delete()) if f"DeadLetterHeader.{headers[name]}:" not in source] == []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 import jobs.database
-from dispatcher.categories import Category
+from dispatcher.failure_contract import Category
 from jobs.database import Cursor
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure

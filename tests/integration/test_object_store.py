@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from console.schedules.edit import Bucket as BucketOfSchedules
-from dispatcher.categories import Category
+from dispatcher.failure_contract import Category
 from jobs import configs, objectstore
 from jobs.configs import Configs, main, upload_defaults
 from jobs.errors import PermanentError, TransientError

@@ -11,7 +11,7 @@ import pytest
 
 from console.schedules.cron_jobs import CronJobs
 from console.schedules.history import Run, as_table, runs_of
-from dispatcher.limits import CONTAINER_DEADLINE_S
+from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.tasks import HEALTH_CHECK_PODS
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dispatcher.categories import Category
+from dispatcher.failure_contract import Category
 from jobs import cluster_access
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess, kubeconfig_access, service_account_access

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from console.explain.progress import LOG_KEPT_S
 from console.explain.reason import BACKEND_FAILURES
-from dispatcher.limits import CONTAINER_DEADLINE_S
+from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from keda.profiles import PROFILES
 from keda.scaledjob import make_scaled_job
 

@@ -9,8 +9,8 @@ import pytest
 from console.explain.explanation import explain
 from console.explain.facts import LabFacts, Refused
 from console.explain.reason import BACKEND_FAILURES
-from dispatcher.categories import Audience
 from dispatcher.expiry import cleanup_task_id
+from dispatcher.failure_contract import Audience
 from jobs.failures import Failure
 from tests.support.explained import (
     DEAD_DELETE,

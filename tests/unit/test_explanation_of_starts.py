@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dispatcher.limits import CONTAINER_DEADLINE_S
+from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from tests.support.explained import (
     CREATE,
     DEAD_DELETE,

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dispatcher.categories import Audience, Category
+from dispatcher.failure_contract import Audience, Category
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure, given_up
 

@@ -11,7 +11,7 @@ import pytest
 
 import jobs.cluster
 import jobs.lab_objects
-from dispatcher.categories import Category
+from dispatcher.failure_contract import Category
 from jobs import naming
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess

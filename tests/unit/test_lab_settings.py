@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from dispatcher.categories import Category
+from dispatcher.failure_contract import Category
 from jobs.create_lab import MAX_READY_TIMEOUT_S
 from jobs.errors import PermanentError
 from jobs.lab_settings import LabSettings, parse_settings

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.categories import Category
+from dispatcher.failure_contract import Category
 from jobs.errors import PermanentError
 from jobs.templates import fill, parse_documents
 from tests.support.templates import shape
