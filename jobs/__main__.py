@@ -28,7 +28,7 @@ from dispatcher.errors import InvalidSettings
 from dispatcher.pika_tables import tolerant_tables
 from dispatcher.settings import read_settings
 from jobs import logs
-from jobs.consumer import ChannelLost, Consumer, Delivery, Verdict
+from jobs.consumer import ChannelLost, Consumer, Delivery, Settlement
 from jobs.readiness import announce_claim
 from jobs.retry import through_blips
 from jobs.settings import JobSettings
@@ -194,14 +194,14 @@ def _work(
     details: dict[str, Any],
     stop: threading.Event,
 ) -> int | None:
-    verdicts: list[Verdict] = []
+    settlements: list[Settlement] = []
     done = threading.Event()
 
     def work() -> None:
         try:
             from jobs.worker import run_task
 
-            verdicts.append(run_task(warm_up.connections(), delivery, details))
+            settlements.append(run_task(warm_up.connections(), delivery, details))
         except Exception:
             logger.exception("message is given back", extra={"action": "bug"})
         finally:
@@ -211,12 +211,13 @@ def _work(
     worker = threading.Thread(target=work, name="task", daemon=True)
     worker.start()
     consumer.serve_until(done, stop)
-    verdict = verdicts[0] if verdicts else Verdict.GIVE_BACK
+    settlement = settlements[0] if settlements else Settlement.NACK
     try:
-        if verdict is Verdict.PUT_ASIDE and not stop.is_set():
+        performed = settlement in (Settlement.ACK, Settlement.NACK) or stop.is_set() or _is_task(delivery)
+        if not performed:
             consumer.put_aside(delivery)
             return None
-        if verdict is not Verdict.GIVE_BACK:
+        if settlement is not Settlement.NACK:
             reached("settling")
             consumer.acknowledge(delivery)
             reached("acknowledged")
@@ -226,7 +227,7 @@ def _work(
     except ChannelLost as exc:
         # What is committed stays: the next delivery finds it done.
         logger.warning("broker delivers the message again: %s", exc, extra={"action": "channel_lost"})
-        return EXIT_GIVEN_BACK if verdict is Verdict.GIVE_BACK else EXIT_OK
+        return EXIT_GIVEN_BACK if settlement is Settlement.NACK else EXIT_OK
     if stop.is_set():
         logger.warning("stopped, message given back", extra={"action": "stopped"})
         return EXIT_SIGTERM

@@ -31,15 +31,17 @@ _SURPLUS_LOOK_S = (5.0, 15.0)
 PILE, PILE_BYTES = 200, 64 * 1024 * 1024
 
 
-class Verdict(enum.Enum):
-    """What is to be done with the message."""
+class Settlement(enum.Enum):
+    """What became of a message; it is acknowledged after all but NACK."""
 
-    #: Its outcome is committed, or it was published again with a delay, or it is in the dead-letter queue.
-    SETTLED = "settled"
-    #: It is in the dead-letter queue because it is no task: this container has not performed one yet.
-    PUT_ASIDE = "put_aside"
+    #: Its outcome is committed.
+    ACK = "ack"
+    #: It was published again with a delay.
+    RETRY = "retry"
+    #: It is in the dead-letter queue.
+    DEAD_LETTER = "dead_letter"
     #: Nothing is certain: another container must see it.
-    GIVE_BACK = "give_back"
+    NACK = "nack"
 
 
 class ChannelLost(Exception):

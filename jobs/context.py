@@ -74,8 +74,6 @@ class TaskContext:
         self.labs = connections.labs
         self.publisher = connections.publisher
         self.record = record
-        #: True: the lab is over, and this run has only to take down what is left of it.
-        self.only_objects_left = False
         self.configs = Configs(connections.store)
         record.details["configs"] = self.configs.versions
         self._connections = connections

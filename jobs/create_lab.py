@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from dispatcher.tasks import CreateLabPod, payload_kwargs
 from jobs import naming
+from jobs.cluster import Manifest
 from jobs.connection_url import connection_url
 from jobs.context import TaskContext
-from jobs.errors import JobError, TransientError
-from jobs.failures import Failure
+from jobs.errors import TransientError
+from jobs.failures import Failure, objects_left
 from jobs.lab_objects import LabGone
 from jobs.labs import Lab, lab_result
 from jobs.ledger import Ending
@@ -20,8 +20,6 @@ from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)
 
-#: Failures of the message itself: nothing was begun.
-NO_REQUEST = {Failure.MESSAGE_UNREADABLE, Failure.REQUEST_INVALID, Failure.FOLLOW_UP_UNSUPPORTED}
 #: Seconds; the deadline of the container (keda.profiles) has room for this and for what surrounds it.
 MAX_READY_TIMEOUT_S = 240
 
@@ -30,7 +28,7 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     """Start the lab unless it was stopped, failed or started already.
 
     A JobError leaves the lab PENDING and its objects as they are: another attempt adopts them, and
-    `fail_create` takes them down when there is none.
+    jobs.give_up takes them down when there is none.
     """
     lab = context.labs.find(payload.lab_instance_id)
     if lab is None:
@@ -45,60 +43,17 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     ):
         _start(context, payload)
         return
-    if lab.keeps != own_name:
+    if lab.keeps == own_name:
+        _end_without(context, payload, lab)
+    else:
         # An attempt of ours may have died between making objects and finding this out.
-        context.only_objects_left = True
-        _take_down_others(context, payload.lab_instance_id, lab)
-    result = lab_result(payload.lab_instance_id, lab)
-    context.labs.record(context.record, Ending("noop", result=result))
+        try:
+            _take_down(context, payload, lab)
+            _end_without(context, payload, lab)
+        except TransientError as exc:
+            raise objects_left(exc) from exc
     state = "stop requested" if lab.stop_requested else lab.status
     logger.info("nothing to create: lab is %s", state, extra={"action": "create_noop"})
-
-
-def fail_create(
-    context: TaskContext,
-    lab_instance_id: int,
-    error: JobError,
-    *,
-    outcome: str,
-    when_failed: Callable[[], bool] = lambda: True,
-) -> None:
-    """Make the lab FAILED, then take its objects down, but those with which another made it RUNNING.
-
-    A request that is not valid has made none, and a pile of them must not keep the cluster busy.
-    `when_failed` is called once this made the lab FAILED; False: its objects stay.
-
-    Raises:
-        JobError: the failure is not recorded, or the objects are still there.
-    """
-    changed = context.labs.mark_failed(context.record, error, outcome=outcome)
-    if (changed and not when_failed()) or error.failure in NO_REQUEST:
-        return
-    _take_down_unless_running(context, lab_instance_id, surely=changed)
-
-
-def cancel_create(context: TaskContext, lab_instance_id: int) -> None:
-    """Make a lab that is not to be started STOPPED, then take down what an earlier attempt made.
-
-    A lab that another container made RUNNING keeps what it consists of.
-
-    Raises:
-        JobError: the cancellation is not recorded, or the objects are still there.
-    """
-    changed = context.labs.mark_cancelled(context.record, "The start of this lab was cancelled.")
-    _take_down_unless_running(context, lab_instance_id, surely=changed)
-
-
-def _take_down_unless_running(context: TaskContext, lab_instance_id: int, *, surely: bool) -> None:
-    lab = None if surely else context.labs.find(lab_instance_id)
-    if surely or lab is not None:
-        _take_down_others(context, lab_instance_id, lab)
-
-
-def _take_down_others(context: TaskContext, lab_instance_id: int, lab: Lab | None) -> None:
-    """Take a lab's objects down, but those with which another create, of another image, won or goes on."""
-    if lab is None or lab.status != "RUNNING" or lab.keeps is not None:
-        context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.keeps if lab else None)
 
 
 def _start(context: TaskContext, payload: CreateLabPod) -> None:
@@ -137,29 +92,31 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
         )
         mark(context.record, "applied")
         context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s, meanwhile=meanwhile)
+        mark(context.record, "ready")
+        _wait_answers(context, service)
+        url = connection_url(settings, service, payload.lab_instance_id)
+        reached("committing")
+        if not context.labs.mark_running(
+            context.record, payload.lab_instance_id, pod_name=_name(manifests), connection_url=url
+        ):
+            raise _NotWanted
     except LabGone:
         _give_up(context, payload, manifests, "its pod was deleted while it started")
-        return
     except _NotWanted:
         _give_up(context, payload, manifests, "it was stopped while it started")
-        return
-    mark(context.record, "ready")
+    else:
+        mark(context.record, "running")
+        extra = {"action": "lab_running", "pod": _name(manifests), "connection_url": url}
+        logger.info("lab is RUNNING", extra=extra)
+
+
+def _wait_answers(context: TaskContext, service: Manifest) -> None:
     cluster_ip, port = service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]
     if wait_answers(cluster_ip, port):
         mark(context.record, "answers")
     else:
         extra = {"action": "not_answering", "service": cluster_ip}
         logger.warning("service does not answer yet, though its pod is Ready", extra=extra)
-    url = connection_url(settings, service, payload.lab_instance_id)
-    reached("committing")
-    if context.labs.mark_running(
-        context.record, payload.lab_instance_id, pod_name=_name(manifests), connection_url=url
-    ):
-        mark(context.record, "running")
-        extra = {"action": "lab_running", "pod": _name(manifests), "connection_url": url}
-        logger.info("lab is RUNNING", extra=extra)
-    else:
-        _give_up(context, payload, manifests, "it was stopped while it started")
 
 
 class _NotWanted(Exception):
@@ -185,10 +142,20 @@ def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifest
             raise Failure.REMOVED_MEANWHILE.error(evidence=why)
         why = "another create took it over"
     if lab is None or lab.keeps != _name(manifests):
-        _take_down_others(context, payload.lab_instance_id, lab)
+        _take_down(context, payload, lab)
+    _end_without(context, payload, lab)
+    logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})
+
+
+def _take_down(context: TaskContext, payload: CreateLabPod, lab: Lab | None) -> None:
+    from jobs.give_up import take_down  # which no lab that starts needs
+
+    take_down(context, payload.lab_instance_id, lab)
+
+
+def _end_without(context: TaskContext, payload: CreateLabPod, lab: Lab | None) -> None:
     result = lab_result(payload.lab_instance_id, lab) if lab else None
     context.labs.record(context.record, Ending("noop", result=result))
-    logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})
 
 
 def _name(manifests: LabManifests) -> str:

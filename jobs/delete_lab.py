@@ -8,7 +8,8 @@ from dispatcher.expiry import overdue_task_id
 from dispatcher.tasks import DeleteLabPod
 from jobs import naming
 from jobs.context import TaskContext
-from jobs.failures import Failure
+from jobs.failed_task import FailedTask, FailureOutcome
+from jobs.failures import REVOKED, Failure
 from jobs.ledger import Ending
 from jobs.steps import mark, reached
 
@@ -43,6 +44,24 @@ def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
         logger.info("lab is STOPPED", extra={"action": "lab_stopped", "objects": len(deleted)})
     else:
         logger.info("nothing to delete", extra={"action": "delete_noop"})
+
+
+class FailedDelete(FailedTask):
+    """A delete that failed: the lab goes on until its stop is asked for again."""
+
+    what_next = "The stop is asked for again"
+
+    def record(self, outcome: FailureOutcome) -> int:
+        context, failure = self.context, outcome.error.failure
+        if failure in REVOKED:
+            return super().record(outcome)
+        if failure is Failure.CONTAINER_CRASHED:
+            # Its containers may have died before they wrote that; the cleanup asks again.
+            context.labs.request_stop(self.lab_instance_id)
+        context.labs.record_failed_stop(context.record, outcome.error)
+        if context.record.notification_id is not None:
+            context.notify(context.record.notification_id)
+        return 0
 
 
 def _check_pod_name(context: TaskContext, payload: DeleteLabPod) -> None:

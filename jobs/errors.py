@@ -40,6 +40,15 @@ class JobError(Exception):
         """Why, as `error_category` says it."""
         return self.failure.category
 
+    def log_fields(self, action: str) -> dict[str, str]:
+        """Return the fields of a line in the log that speaks of the error."""
+        return {
+            "action": action,
+            "error_category": self.category.value,
+            "cause": self.failure.cause,
+            "evidence": self.evidence,
+        }
+
 
 class PermanentError(JobError):
     """Raised when trying again is useless."""
@@ -47,3 +56,7 @@ class PermanentError(JobError):
 
 class TransientError(JobError):
     """Raised when the task may succeed later; it is published again with a delay."""
+
+
+class ObjectsLeft(TransientError):
+    """Raised when the lab is over and only its objects are left; the task comes back as often as it takes."""

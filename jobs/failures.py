@@ -10,7 +10,7 @@ import enum
 from typing import Any, NamedTuple
 
 from dispatcher.failure_contract import Audience, Category
-from jobs.errors import JobError, PermanentError, TransientError
+from jobs.errors import JobError, ObjectsLeft, PermanentError, TransientError
 
 _TEACHER, _ADMIN, _NOBODY = Audience.TEACHER, Audience.ADMIN, Audience.NOBODY
 _IMAGE = Category.PERMANENT_IMAGE_ERROR
@@ -315,21 +315,28 @@ class Failure(enum.Enum):
         return PermanentError(self, sentence, evidence=evidence)
 
 
+#: Failures of the message itself: nothing was begun.
+NO_REQUEST = {Failure.MESSAGE_UNREADABLE, Failure.REQUEST_INVALID, Failure.FOLLOW_UP_UNSUPPORTED}
+#: Failures of tasks that are not performed, though nothing is wrong with them.
+REVOKED = {Failure.CANCELLED, Failure.EXPIRED}
+
+
 def as_recorded(cause: str, sentence: str, evidence: str) -> JobError:
-    """Return the error of a failure that the ledger knows; raises KeyError for a cause of another release."""
-    return PermanentError(Failure[cause.upper()], sentence, evidence=evidence)
+    """Return the error of a failure that the ledger knows, perhaps from another release."""
+    failure = Failure.__members__.get(cause.upper())
+    if failure is None:
+        return Failure.INTERNAL_ERROR.error(evidence=f"{cause} {sentence} {evidence}")
+    return PermanentError(failure, sentence, evidence=evidence)
 
 
-def given_up(
-    error: TransientError, attempts: int, *, stop: bool = False, resize: bool = False
-) -> PermanentError:
-    """Return the error of a task that failed in its last attempt.
+def objects_left(error: TransientError) -> ObjectsLeft:
+    """Return the error of a task that has only to take down what is left of its lab."""
+    return ObjectsLeft(error.failure, error.sentence, evidence=error.evidence)
 
-    `stop`: it was to stop a lab; `resize`: to give it other resources.
-    """
+
+def given_up(error: TransientError, attempts: int, what_next: str) -> PermanentError:
+    """Return the error of a task that failed in its last attempt; `what_next` is a part of its sentence."""
     times = "once" if attempts == 1 else f"{attempts} times"
-    later = "The stop is asked for again" if stop else "Please start it again later"
-    later = "The lab goes on as it was" if resize else later
-    ending = f". It was tried {times}. {later}; the administrator must look at it."
+    ending = f". It was tried {times}. {what_next}; the administrator must look at it."
     sentence = error.sentence.removesuffix(_AGAIN) + ending
     return PermanentError(error.failure, sentence, evidence=error.evidence)

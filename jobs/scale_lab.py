@@ -1,7 +1,7 @@
 """celery_workers.scale_lab_resources: a RUNNING lab gets other limits without a restart, or keeps its own.
 
 Whatever comes of it, the lab stays RUNNING. A JobError leaves the change noted at the Pod (jobs.resize):
-another attempt of the task goes on with it, and `undo_resize` takes it back when there is none.
+another attempt of the task goes on with it, and FailedResize takes it back when there is none.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from dispatcher.failure_contract import Audience
 from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs import naming
 from jobs.context import TaskContext
 from jobs.database import Cursor
-from jobs.errors import JobError, TransientError
-from jobs.failures import Failure
+from jobs.errors import JobError, PermanentError, TransientError
+from jobs.failed_task import FailedTask, FailureOutcome
+from jobs.failures import NO_REQUEST, Failure
 from jobs.lab_objects import LabGone
 from jobs.lab_settings import LabSettings
 from jobs.ledger import Ending
@@ -70,26 +72,45 @@ def scale_lab(context: TaskContext, payload: ScaleLabResources) -> None:
         _end_without(context, payload, lab, "another change took its place")
 
 
-def undo_resize(context: TaskContext) -> None:
-    """Take back what the task changed, if it changed anything; there is no other attempt.
+class FailedResize(FailedTask):
+    """A change of resources that failed: what the task changed is taken back first."""
 
-    Raises JobError when that is not known to be asked for.
-    """
-    lab_instance_id = context.record.lab_instance_id
-    lab = None if lab_instance_id is None else _find(context, lab_instance_id)
-    if lab_instance_id is None or lab is None or not lab.runs:
-        return
-    began = time.monotonic()
-    try:
-        resize = _find_pod(context, lab_instance_id, lab)
-        if not resize.is_noted:
+    what_next = "The lab goes on as it was"
+
+    def leaves_dead_letter(self, failure: Failure) -> bool:
+        # Nothing is wrong but what was asked for; whoever waits for the task reads that.
+        return failure.told is not Audience.TEACHER
+
+    def record(self, outcome: FailureOutcome) -> int:
+        if outcome.error.failure not in NO_REQUEST:
+            try:
+                self._undo()
+            except PermanentError as exc:
+                extra = exc.log_fields("resize_left")
+                logger.error("whether a change is left is not known: %s", exc.sentence, extra=extra)
+                self.context.record.details["undone"] = {"confirmed": False, "evidence": exc.evidence}
+        return super().record(outcome)
+
+    def _undo(self) -> None:
+        """Take back what the task changed, if it changed anything.
+
+        Raises JobError when that is not known to be asked for; TransientError: it has to be tried again.
+        """
+        context, lab_instance_id = self.context, self.lab_instance_id
+        lab = _find(context, lab_instance_id)
+        if lab is None or not lab.runs:
             return
-        confirmed = resize.undo(timeout_s=UNDO_S)
-    except (LabGone, Superseded):
-        return
-    took_s = round(time.monotonic() - began, 3)
-    context.record.details["undone"] = {"confirmed": confirmed, "seconds": took_s}
-    mark(context.record, "undone")
+        began = time.monotonic()
+        try:
+            resize = _find_pod(context, lab_instance_id, lab)
+            if not resize.is_noted:
+                return
+            confirmed = resize.undo(timeout_s=UNDO_S)
+        except (LabGone, Superseded):
+            return
+        took_s = round(time.monotonic() - began, 3)
+        context.record.details["undone"] = {"confirmed": confirmed, "seconds": took_s}
+        mark(context.record, "undone")
 
 
 def _change(

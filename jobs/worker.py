@@ -1,7 +1,7 @@
 """The life of one task: decode, run, record, settle.
 
-`run_task` says what becomes of the message: settled for good, put aside because it is no task, or given
-back. Its result is with the backend then, or a warning in the log.
+`run_task`, which `python -m jobs` calls, says what became of the message. Its result is with the backend
+then, or a warning in the log.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from dispatcher import tasks
 from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
 from dispatcher.message import TaskMessage, decode, is_short_text
 from jobs import logs
-from jobs.consumer import Delivery, Verdict
+from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections, TaskContext
-from jobs.create_lab import NO_REQUEST, create_lab
-from jobs.delete_lab import delete_lab
+from jobs.create_lab import create_lab
+from jobs.delete_lab import FailedDelete, delete_lab
 from jobs.deliveries import unsettled_deliveries
 from jobs.errors import JobError
-from jobs.failed_task import dead_letter, keep_again, settle_failure
+from jobs.failed_task import FailedTask
 from jobs.failures import Failure
-from jobs.ledger import Ending, TaskRunRecord
+from jobs.ledger import TaskRunRecord
 from jobs.periodic.runner import run_periodic
-from jobs.settlement import publish_delayed
+from jobs.settle import publish_delayed, settle_failure, settle_redelivered, settle_unreadable
 from jobs.steps import reached
 
 logger = logging.getLogger(__name__)
@@ -36,30 +36,15 @@ logger = logging.getLogger(__name__)
 EARLY_S = 1.0
 
 
-def run_task(connections: Connections, delivery: Delivery, details: dict[str, Any]) -> Verdict:
+def run_task(connections: Connections, delivery: Delivery, details: dict[str, Any]) -> Settlement:
     """Run the task of a delivery; `details` go to the ledger."""
-    headers = delivery.properties.headers or {}
-    task_id = headers.get("id")
+    task_id = (delivery.properties.headers or {}).get("id")
     logs.set_task(task_id=None if task_id is None else str(task_id), queue=connections.settings.queue)
     try:
-        task = decode(delivery.body, delivery.properties)
-    except MalformedMessage as exc:
-        return _refuse(connections, delivery, details, str(exc))
-    record = _make_record(connections, delivery, task, details)
-    logs.set_task(
-        task_id=task.id,
-        task=task.name,
-        lab_instance_id=record.lab_instance_id,
-        attempt=record.attempt,
-        queue=record.queue,
-    )
-    logger.info("task claimed", extra={"action": "claimed", "redelivered": delivery.redelivered, **details})
-    reached("claimed")
-    context = TaskContext(connections, record)
-    verdict = _run_and_settle(connections, context, delivery, task)
-    if verdict is not Verdict.GIVE_BACK and record.ending and connections.results and not task.ignore_result:
-        connections.results.finished(task.id, record.ending, parent_id=task.parent_id, group_id=task.group)
-    return verdict
+        return _decode_and_run(connections, delivery, details)
+    except PublishError as exc:
+        logger.error("broker does not take what has to be published: %s", exc, extra={"action": "given_back"})
+        return Settlement.NACK
 
 
 def is_task(delivery: Delivery) -> bool:
@@ -73,36 +58,81 @@ def is_task(delivery: Delivery) -> bool:
     return True
 
 
+def _decode_and_run(connections: Connections, delivery: Delivery, details: dict[str, Any]) -> Settlement:
+    try:
+        task = decode(delivery.body, delivery.properties)
+    except MalformedMessage as exc:
+        task = _unreadable(delivery)
+        record = _make_record(connections, delivery, task, details)
+        error = Failure.MESSAGE_UNREADABLE.error(problem=exc)
+        settlement = settle_unreadable(connections, delivery, record, task, error)
+    else:
+        record = _make_record(connections, delivery, task, details)
+        settlement = _run_and_settle(connections, delivery, task, record)
+    if record.ending and connections.results and not task.ignore_result:
+        connections.results.finished(task.id, record.ending, parent_id=task.parent_id, group_id=task.group)
+    return settlement
+
+
+def _unreadable(delivery: Delivery) -> TaskMessage:
+    """Return what can be read of a message that is no task, so that its sender learns of it."""
+    headers = delivery.properties.headers or {}
+    task_id, name = headers.get("id"), headers.get("task")
+    return TaskMessage(
+        name=str(name) if is_short_text(name) else "",
+        id=str(task_id) if is_short_text(task_id) else "",
+        ignore_result=headers.get("ignore_result") is True,
+    )
+
+
 def _run_and_settle(
-    connections: Connections, context: TaskContext, delivery: Delivery, task: TaskMessage
-) -> Verdict:
+    connections: Connections, delivery: Delivery, task: TaskMessage, record: TaskRunRecord
+) -> Settlement:
+    logs.set_task(
+        task_id=task.id,
+        task=task.name,
+        lab_instance_id=record.lab_instance_id,
+        attempt=record.attempt,
+        queue=record.queue,
+    )
+    extra = {"action": "claimed", "redelivered": delivery.redelivered, **record.details}
+    logger.info("task claimed", extra=extra)
+    reached("claimed")
+    context = TaskContext(connections, record)
+    error: JobError
     try:
         # What can never be performed does not wait for its time.
         payload = _parse(task)
         if _park_until_eta(context, task):
-            return Verdict.SETTLED
+            return Settlement.RETRY
         # A copy that `autolabs verify` made of a message that came back says so in its headers alone.
-        again = delivery.redelivered or unsettled_deliveries(delivery.properties.headers)
-        if again and not keep_again(context, delivery, task):
-            return Verdict.GIVE_BACK
+        if delivery.redelivered or unsettled_deliveries(delivery.properties.headers):
+            settle_redelivered(_failed_task(context, delivery, task))
         _run(connections, context, delivery, task, payload)
+        logger.info("task done", extra={"action": "done"})
+        return Settlement.ACK
     except JobError as exc:
-        return _settle_failure(context, delivery, task, exc)
-    except PublishError as exc:
-        logger.error("broker does not take what the task publishes: %s", exc, extra={"action": "given_back"})
-        return Verdict.GIVE_BACK
+        error = exc
+    except PublishError:
+        raise
     except Exception as exc:  # a bug must not be delivered again and again
         logger.exception("task failed with an internal error", extra={"action": "bug"})
         error = Failure.INTERNAL_ERROR.error(evidence=f"{type(exc).__name__}: {exc}")
-        return _settle_failure(context, delivery, task, error)
-    logger.info("task done", extra={"action": "done"})
-    return Verdict.SETTLED
+    return settle_failure(_failed_task(context, delivery, task), error)
 
 
-def _settle_failure(context: TaskContext, delivery: Delivery, task: TaskMessage, error: JobError) -> Verdict:
-    if not settle_failure(context, delivery, task, error):
-        return Verdict.GIVE_BACK
-    return Verdict.PUT_ASIDE if error.failure in NO_REQUEST else Verdict.SETTLED
+def _failed_task(context: TaskContext, delivery: Delivery, task: TaskMessage) -> FailedTask:
+    """Return a failed task as its handler sees it; what that imports, no task needs that goes well."""
+    from jobs.give_up import FailedCreate
+    from jobs.scale_lab import FailedResize
+
+    of_a_lab: dict[str, type[FailedTask]] = {
+        tasks.CREATE_LAB_POD: FailedCreate,
+        tasks.DELETE_LAB_POD: FailedDelete,
+        tasks.SCALE_LAB_RESOURCES: FailedResize,
+    }
+    kind = FailedTask if context.record.lab_instance_id is None else of_a_lab.get(task.name, FailedTask)
+    return kind(context, delivery, task)
 
 
 def _make_record(
@@ -187,26 +217,3 @@ def _park_until_eta(context: TaskContext, task: TaskMessage) -> bool:
     publish_delayed(context.publisher, task, wait_s)
     logger.info("task is not due yet", extra={"action": "parked", "eta": task.eta})
     return True
-
-
-def _refuse(connections: Connections, delivery: Delivery, details: dict[str, Any], problem: str) -> Verdict:
-    """Dead-letter what is no task message; its sender learns of it if there is a task id in it."""
-    error = Failure.MESSAGE_UNREADABLE.error(problem=problem)
-    headers = delivery.properties.headers or {}
-    task_id, name = headers.get("id"), headers.get("task")
-    readable_id = task_id if is_short_text(task_id) else None
-    unread = TaskMessage(name=str(name) if is_short_text(name) else "", id=readable_id or "")
-    record = _make_record(connections, delivery, unread, details)
-    if not dead_letter(connections.publisher, connections.settings, delivery, record, unread, error):
-        return Verdict.GIVE_BACK
-    if not readable_id:
-        return Verdict.PUT_ASIDE
-    ending = Ending.of_error("dead_lettered", error)
-    try:
-        connections.labs.record(record, ending)
-    except JobError as exc:
-        extra = {"action": "ledger_missed"}
-        logger.warning("refusal is in the dead-letter queue, but not in the ledger: %s", exc, extra=extra)
-    if connections.results and headers.get("ignore_result") is not True:
-        connections.results.finished(readable_id, ending)
-    return Verdict.PUT_ASIDE

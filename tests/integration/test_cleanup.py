@@ -12,7 +12,7 @@ from cronjobs.__main__ import main
 from dispatcher import CreateLabPod, TaskRequest, outbox
 from dispatcher.message import decode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
-from jobs.consumer import Verdict
+from jobs.consumer import Settlement
 from jobs.failures import Failure
 from jobs.ledger import Ending
 from jobs.periodic import forget
@@ -121,7 +121,7 @@ def test_the_delete_of_what_is_left_keeps_the_reason_in_the_row(
     cleaning.run()
     (message,) = cleaning.deletes()
     task = decode(message.body, message.properties)
-    assert run_task(cleaning.connections, delivery_of(task), {}) is Verdict.SETTLED
+    assert run_task(cleaning.connections, delivery_of(task), {}) is Settlement.ACK
     assert cluster.objects == {}
     row = database.lab(late)
     assert (row["status"], row["stop_requested_at"]) == ("FAILED", None)

@@ -12,8 +12,11 @@ import pytest
 
 from jobs import create_lab as create_module
 from jobs.context import Connections, TaskContext
-from jobs.create_lab import cancel_create, create_lab, fail_create
+from jobs.create_lab import create_lab
 from jobs.errors import JobError, PermanentError, TransientError
+from jobs.failed_task import FailureOutcome
+from jobs.failures import Failure
+from jobs.give_up import FailedCreate
 from jobs.lab_objects import LabGone, LabObjects
 from jobs.labs import LabStore
 from tests.support.creates import (
@@ -23,21 +26,30 @@ from tests.support.creates import (
     PODS,
     add_pod,
     context_of,
+    delivery_of,
     name_of,
     set_lab,
     when_created,
 )
-from tests.support.factories import IMAGE, make_payload, make_record
+from tests.support.factories import IMAGE, create_kwargs, make_payload, make_record, make_task
 from tests.support.fake_cluster import READY, FakeCluster
 from tests.support.postgres import Database
 
 
+def end(context: TaskContext, lab: int, error: JobError, *, dead_letter: bool = False) -> None:
+    task = make_task(kwargs=create_kwargs(lab_instance_id=lab))
+    failed = FailedCreate(context, delivery_of(task), task)
+    outcome = FailureOutcome(error=error, dead_letter=dead_letter)
+    assert failed.record(outcome) == 0
+    failed.clean_up(outcome)
+
+
 def fail_it(context: TaskContext, lab: int) -> None:
-    fail_create(context, lab, ERROR, outcome="failed")
+    end(context, lab, ERROR)
 
 
 def cancel_it(context: TaskContext, lab: int) -> None:
-    cancel_create(context, lab)
+    end(context, lab, Failure.CANCELLED.error())
 
 
 def test_the_url_has_the_first_port_of_the_service(
@@ -89,7 +101,7 @@ def test_a_failure_is_told_before_the_objects_go(
     add_pod(cluster, lab, name_of(lab))
     seen: list[str] = []
     cluster.on_delete = lambda _path: seen.append(database.lab(lab)["status"])
-    fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
+    fail_it(context_of(connections, lab), lab)
     assert seen == ["FAILED"]
     assert cluster.objects == {}
     assert database.lab(lab)["error_message"] == "The image is wrong."
@@ -103,7 +115,7 @@ def test_a_failure_deletes_nothing_of_a_lab_that_another_container_started(
     running = name_of(lab) if pod == "same" else name_of(lab, "registry/other:1")
     add_pod(cluster, lab, running)
     set_lab(database, lab, "RUNNING", running)
-    fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
+    fail_it(context_of(connections, lab), lab)
     assert cluster.deleted == []
     assert database.lab(lab)["status"] == "RUNNING"
     assert database.lab(lab)["error_message"] is None
@@ -119,7 +131,7 @@ def test_a_create_of_another_image_than_the_running_one_takes_its_own_objects_do
     add_pod(cluster, lab, name_of(lab))
     set_lab(database, lab, "RUNNING", running)
     if ends == "fails":
-        fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
+        fail_it(context_of(connections, lab), lab)
     else:
         create_lab(context_of(connections, lab), make_payload(lab_instance_id=lab))
     assert [*cluster.objects] == [kept]
@@ -130,7 +142,7 @@ def test_a_failure_of_a_lab_without_a_row_deletes_nothing(
     connections: Connections, cluster: FakeCluster, database: Database
 ) -> None:
     add_pod(cluster, 4711, name_of(4711))
-    fail_create(context_of(connections, 4711), 4711, ERROR, outcome="dead_lettered")
+    end(context_of(connections, 4711), 4711, ERROR, dead_letter=True)
     assert cluster.deleted == []
     assert database.outcomes() == ["dead_lettered"]
 
@@ -141,7 +153,7 @@ def test_a_failure_of_a_lab_that_is_over_takes_its_objects_down(
 ) -> None:
     add_pod(cluster, lab, name_of(lab))
     set_lab(database, lab, status)
-    fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
+    fail_it(context_of(connections, lab), lab)
     assert cluster.objects == {}
     assert database.lab(lab)["status"] == status
 
@@ -152,7 +164,7 @@ def test_a_failure_that_is_not_recorded_deletes_nothing(
     add_pod(cluster, lab, name_of(lab))
     database.rows("DROP TABLE task_ledger")
     with pytest.raises(PermanentError):
-        fail_create(context_of(connections, lab), lab, ERROR, outcome="failed")
+        fail_it(context_of(connections, lab), lab)
     assert cluster.deleted == []
     assert database.lab(lab)["status"] == "PENDING"
 

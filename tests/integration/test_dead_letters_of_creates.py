@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dispatcher import topology
-from jobs.consumer import Verdict
+from jobs.consumer import Settlement
 from jobs.context import Connections
 from jobs.worker import run_task
 from tests.support.creates import NO_ROOM, delivery_of, settle
@@ -38,11 +38,11 @@ def test_one_that_was_recorded_and_not_published_is_published_by_the_next_delive
     cluster.pod_status = NO_ROOM
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     broker.channel().exchange_delete(topology.DEAD_LETTER_EXCHANGE)
-    assert run_task(connections, delivery_of(create), {}) is Verdict.GIVE_BACK
+    assert run_task(connections, delivery_of(create), {}) is Settlement.NACK
     assert database.outcomes() == ["dead_lettered"]
     topology.declare_topology(broker.channel())
     again = replace(delivery_of(create), redelivered=True)
-    assert run_task(connections, again, {}) is Verdict.SETTLED
+    assert run_task(connections, again, {}) is Settlement.ACK
     assert database.outcomes() == ["dead_lettered", "noop"]
     headers = broker.take(topology.DEAD_LETTER_QUEUE).headers
     assert (headers["id"], headers["x-autolabs-cause"]) == (create.id, "node_ended_it")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dispatcher.topology import DEAD_LETTER_QUEUE
-from jobs.consumer import Verdict
+from jobs.consumer import Settlement
 from jobs.context import Connections
 from jobs.lab_event import COMPONENT
 from jobs.pod_facts import LOG_LINES, MAX_BYTES
@@ -26,7 +26,7 @@ from tests.support.waiting import HANG_S, ends_within
 CANARY = "hunter2"
 
 
-def fail(connections: Connections, lab: int, **changes: Any) -> Verdict:
+def fail(connections: Connections, lab: int, **changes: Any) -> Settlement:
     """Run a create of the lab, which fails."""
     task = make_task(kwargs=create_kwargs(lab_instance_id=lab), **changes)
     return run_task(connections, delivery_of(task), {})
@@ -68,7 +68,7 @@ def test_the_ledger_has_the_state_the_events_and_the_log_of_a_crash_loop(
         lastTimestamp="2030-01-02T03:04:05Z",
     )  # fmt: skip
     asked = on_log(cluster, b"starting\nKeyError: 'X'\n")
-    assert fail(connections, lab) is Verdict.SETTLED
+    assert fail(connections, lab) is Settlement.ACK
     assert database.lab(lab)["status"] == "FAILED"
     assert cluster.names() == set(), "the objects are gone after they were looked at"
     assert seen_of(database) == {
@@ -118,7 +118,7 @@ def test_an_attempt_that_is_tried_again_is_looked_at_too(
 ) -> None:
     object.__setattr__(connections.settings, "retry", RetrySettings(max_retries=1, jitter=False))
     cluster.pod_status = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory"}
-    assert fail(connections, lab) is Verdict.SETTLED
+    assert fail(connections, lab) is Settlement.RETRY
     assert database.outcomes() == ["retried"]
     assert seen_of(database)["pod"] == {
         "name": name_of(lab),
@@ -248,7 +248,7 @@ def test_events_that_are_not_what_they_should_be_are_a_note(
 ) -> None:
     cluster.pod_status = CRASHED
     monkeypatch.setattr(cluster, "_events", lambda *_: Answer(content=answer))
-    assert fail(connections, lab) is Verdict.SETTLED
+    assert fail(connections, lab) is Settlement.ACK
     seen = seen_of(database)
     assert "no events" in seen.get("note", "") or [e["reason"] for e in seen["events"]] == [""]
     assert seen["containers"][0]["exit_code"] == 3

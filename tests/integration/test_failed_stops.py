@@ -8,7 +8,7 @@ from dataclasses import replace
 from dispatcher import topology
 from dispatcher.message import TaskMessage
 from dispatcher.tasks import DELETE_LAB_POD
-from jobs.consumer import Delivery, Verdict
+from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
 from jobs.courier import Courier
 from jobs.notifications import sweep
@@ -63,7 +63,7 @@ def test_a_stop_whose_containers_died_is_asked_for_again(
 ) -> None:
     connections.settings = replace(connections.settings, queue=topology.QUEUE_LOW)
     copy = copy_of(make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}), "delivery_limit")
-    assert run_task(connections, copy, {}) is Verdict.SETTLED
+    assert run_task(connections, copy, {}) is Settlement.ACK
     assert database.lab(lab)["stop_requested_at"] is not None
     (row,) = database.rows("SELECT event_type, cause, told FROM notifications")
     assert row == {"event_type": "lab.stop_failed", "cause": "container_crashed", "told": "admin"}
@@ -76,7 +76,7 @@ def test_what_expired_in_its_queue_is_not_started_without_an_expires_of_its_own_
 ) -> None:
     connections.settings = replace(connections.settings, queue=topology.QUEUE_LOW)
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, copy_of(create, "expired"), {}) is Verdict.SETTLED
+    assert run_task(connections, copy_of(create, "expired"), {}) is Settlement.ACK
     assert (database.lab(lab)["status"], cluster.objects) == ("FAILED", {})
     assert database.outcomes() == ["revoked"]
 
@@ -85,7 +85,7 @@ def test_a_dead_letter_that_was_moved_back_by_hand_is_performed(
     connections: Connections, cluster: FakeCluster, database: Database, lab: int
 ) -> None:
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    assert run_task(connections, copy_of(create, "delivery_limit"), {}) is Verdict.SETTLED
+    assert run_task(connections, copy_of(create, "delivery_limit"), {}) is Settlement.ACK
     assert database.lab(lab)["status"] == "RUNNING"
 
 
@@ -94,6 +94,6 @@ def test_a_message_that_counts_as_worn_out_is_kept_as_a_dead_letter(
 ) -> None:
     sent = delivery_of(make_task(kwargs=create_kwargs(lab_instance_id=lab)))
     sent.properties.headers = {**(sent.properties.headers or {}), "x-autolabs-deliveries": 6}
-    assert run_task(connections, sent, {}) is Verdict.SETTLED
+    assert run_task(connections, sent, {}) is Settlement.DEAD_LETTER
     assert database.lab(lab)["status"] == "FAILED"
     assert broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-cause"] == "container_crashed"

@@ -15,7 +15,7 @@ from dispatcher.message import TaskMessage, decode
 from dispatcher.publisher import Publisher
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.configs import DEFAULTS, SETTINGS
-from jobs.consumer import Delivery, Verdict
+from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
 from jobs.worker import run_task
 from tests.support.creates import CRASHED, delivery_of, name_of, settle
@@ -42,7 +42,7 @@ def fail(connections: Connections, lab: int, **changes: Any) -> TaskMessage:
     return task
 
 
-def come_back(connections: Connections, broker: Broker) -> Verdict:
+def come_back(connections: Connections, broker: Broker) -> Settlement:
     """Run the task that waits, as if its time had come."""
     message = broker.take_delayed()
     assert message.delay_s == KEPT_S
@@ -58,7 +58,7 @@ def test_the_objects_of_a_failed_lab_stay_until_its_task_comes_back(
     assert database.lab(lab)["status"] == "FAILED"
     assert cluster.names() == {name_of(lab)}
     assert database.ledger()[0]["details"]["objects_kept_s"] == KEPT_S
-    assert come_back(connections, broker) is Verdict.SETTLED
+    assert come_back(connections, broker) is Settlement.ACK
     assert cluster.names() == set()
     assert database.outcomes() == ["failed", "noop"]
     assert broker.delayed() == 0
@@ -98,7 +98,7 @@ def test_a_delete_takes_them_at_once(
     run_task(connections, delivery_of(delete), {})
     assert cluster.names() == set()
     assert database.lab(lab)["status"] == "STOPPED"
-    assert come_back(connections, broker) is Verdict.SETTLED
+    assert come_back(connections, broker) is Settlement.ACK
     assert database.lab(lab)["status"] == "STOPPED"
     assert database.outcomes() == ["failed", "succeeded", "noop"]
 
@@ -116,7 +116,7 @@ def test_a_wait_that_the_broker_does_not_take_keeps_nothing(
     task = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     with monkeypatch.context() as patch:
         patch.setattr(Publisher, "publish", refuse)
-        assert run_task(connections, delivery_of(task), {}) is Verdict.GIVE_BACK
+        assert run_task(connections, delivery_of(task), {}) is Settlement.NACK
     settle(connections, task)
     assert cluster.names() == set()
     assert database.outcomes() == ["failed", "noop"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import jobs.create_lab
-import jobs.failed_task
+import jobs.give_up
 import jobs.periodic.cleanup
+import jobs.settle
 from jobs import naming
-from jobs.consumer import Verdict
+from jobs.consumer import Settlement
 from jobs.lab_objects import LabObjects
 from jobs.labs import Lab, LabStore, lab_result
 from jobs.ledger import Ending
@@ -41,8 +41,8 @@ def running_whatever_happened(
     return store._end(record, change)
 
 
-def settled_unread(_connections: object, _delivery: object, _details: object) -> Verdict:
-    return Verdict.SETTLED
+def settled_unread(_connections: object, _delivery: object, _details: object) -> Settlement:
+    return Settlement.ACK
 
 
 def without_another_look(
@@ -62,7 +62,7 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         LabStore, "take_over", lambda *_args, **_options: True
     ),
     "a create that lost takes nothing down": lambda patch: patch.setattr(
-        jobs.create_lab, "_take_down_others", lambda *_args: None
+        jobs.give_up, "take_down", lambda *_args: None
     ),
     "not waiting for Ready": lambda patch: patch.setattr(
         LabObjects, "wait_ready", lambda *_args, **_options: None
@@ -71,8 +71,8 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         LabObjects, "delete_lab", lambda *_args, **_options: []
     ),
     "a failure takes down what another started": lambda patch: patch.setattr(
-        jobs.create_lab,
-        "_take_down_others",
+        jobs.give_up,
+        "take_down",
         lambda context, lab, _row: context.lab_objects.delete_lab(lab, grace_s=0),
     ),
     "labels of any lab": lambda patch: patch.setattr(
@@ -83,7 +83,7 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "acknowledged unread": lambda patch: patch.setattr(histories, "run_task", settled_unread),
     "a retry that is not published": lambda patch: patch.setattr(
-        jobs.failed_task, "publish_delayed", lambda *_args: None
+        jobs.settle, "publish_delayed", lambda *_args: None
     ),
 }
 

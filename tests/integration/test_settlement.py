@@ -18,12 +18,12 @@ from dispatcher.errors import TaskFailed
 from dispatcher.message import TaskMessage, encode
 from dispatcher.results import TaskState
 from dispatcher.tasks import DELETE_LAB_POD
-from jobs.consumer import Verdict
+from jobs.consumer import Settlement
 from jobs.context import Connections
 from jobs.labs import LabStore
 from jobs.results import ResultWriter
 from jobs.settings import ResultSettings, RetrySettings
-from jobs.worker import run_task
+from jobs.worker import is_task, run_task
 from tests.support.creates import (
     NO_ROOM,
     NO_SUCH_IMAGE,
@@ -89,7 +89,8 @@ def test_a_request_with_a_lone_surrogate_comes_back_like_any_other(
 ) -> None:
     connections.labs = LabStore("postgresql://u@127.0.0.1:1/db", application_name="away")
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab, docker_image="\ud800"))
-    assert run_task(connections, delivery_of(create), {}) is Verdict.PUT_ASIDE
+    assert run_task(connections, delivery_of(create), {}) is Settlement.RETRY
+    assert not is_task(delivery_of(create))
     message = broker.take_delayed()
     assert json.loads(message.body) == [create.args, create.kwargs, json.loads(encode(create)[0])[2]]
     assert 40 <= message.delay_s <= 80
@@ -156,7 +157,7 @@ def test_a_failure_that_cannot_even_come_back_gives_the_message_back(
     broker.channel().exchange_delete(ladder.ENTRY_EXCHANGE)
     assert (
         run_task(connections, delivery_of(make_task(kwargs=create_kwargs(lab_instance_id=lab))), {})
-        is Verdict.GIVE_BACK
+        is Settlement.NACK
     )
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)
 
@@ -291,7 +292,7 @@ def test_the_next_attempt_of_a_create_that_was_cancelled_meanwhile_is_not_begun(
     settle(connections, create)
     assert results.status(create.id).state is TaskState.REVOKED
     assert len(cluster.objects) == 3
-    assert run_task(connections, delivery_of(replace(create, retries=1)), {}) is Verdict.SETTLED
+    assert run_task(connections, delivery_of(replace(create, retries=1)), {}) is Settlement.ACK
     assert cluster.objects == {}
     assert database.lab(lab)["status"] == "STOPPED"
     assert database.outcomes() == ["retried", "revoked"]
@@ -379,5 +380,5 @@ def test_a_stop_that_has_begun_is_done_though_its_time_is_over(
     set_lab(database, lab, "RUNNING", name_of(lab))
     past = datetime.now(timezone.utc) - timedelta(minutes=1)
     task = make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}, expires=past)
-    assert run_task(connections, replace(delivery_of(task), redelivered=begun), {}) is Verdict.SETTLED
+    assert run_task(connections, replace(delivery_of(task), redelivered=begun), {}) is Settlement.ACK
     assert (database.lab(lab)["status"], database.outcomes()) == (status, [outcome])

@@ -18,7 +18,7 @@ from jobs.context import Connections
 from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.ledger import Ending
-from jobs.settlement import publish_delayed
+from jobs.settle import publish_delayed
 from tests.support.factories import create_kwargs, make_record, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database

@@ -13,7 +13,7 @@ from jobs.ledger import Ending
 from jobs.life_settings import LifeSettings
 from jobs.periodic import cleanup
 from jobs.periodic.warnings import announce_ends
-from jobs.settlement import publish_delayed
+from jobs.settle import publish_delayed
 from tests.support.factories import make_record, make_task
 from tests.support.postgres import Database
 from tests.support.queues import take_all

@@ -8,13 +8,13 @@ from typing import Any
 import pika
 
 from dispatcher.message import TaskMessage, encode
-from jobs.consumer import Delivery, Verdict
+from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections, TaskContext
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.naming import lab_labels, lab_object_name
 from jobs.settings import RetrySettings
-from jobs.worker import run_task
+from jobs.worker import is_task, run_task
 from tests.support.factories import IMAGE, make_record
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
@@ -69,7 +69,8 @@ def delivery_of(task: TaskMessage) -> Delivery:
 
 def settle(connections: Connections, task: TaskMessage) -> None:
     """Run a task as a container does, up to its settlement."""
-    assert run_task(connections, delivery_of(task), {}) is Verdict.SETTLED
+    assert run_task(connections, delivery_of(task), {}) is not Settlement.NACK
+    assert is_task(delivery_of(task))
 
 
 def when_created(cluster: FakeCluster, kind: str, act: Callable[[], object]) -> None:

@@ -20,7 +20,7 @@ import jobs.consumer
 import jobs.create_lab
 import jobs.delete_lab
 import jobs.evidence
-import jobs.failed_task
+import jobs.give_up
 import jobs.lab_event
 import jobs.notifications
 import jobs.periodic.cleanup

@@ -16,7 +16,7 @@ from dispatcher.message import TaskMessage
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.cluster import Manifest
-from jobs.consumer import Delivery, Verdict
+from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
 from jobs.lab_objects import LabObjects
 from jobs.naming import lab_labels, lab_object_name
@@ -103,7 +103,7 @@ class Actor:
             world.pause("settling")
             if self.lost_channel:
                 return
-            if verdict is Verdict.GIVE_BACK:
+            if verdict is Settlement.NACK:
                 world.broker.return_message(message)
                 return
             world.check_settled(self)

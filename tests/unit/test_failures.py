@@ -6,8 +6,11 @@ import time
 import pytest
 
 from dispatcher.failure_contract import Audience, Category
+from jobs.delete_lab import FailedDelete
 from jobs.errors import PermanentError, TransientError
+from jobs.failed_task import FailedTask
 from jobs.failures import Failure, given_up
+from jobs.scale_lab import FailedResize
 
 VALUES = {
     "image": "nmap:v1",
@@ -69,17 +72,17 @@ def test_what_is_given_up_no_longer_promises_another_attempt() -> None:
     error = Failure.NO_ROOM.error(evidence="0/1 nodes")
     assert isinstance(error, TransientError)
     assert "tried again by itself" in error.sentence
-    final = given_up(error, 4)
+    final = given_up(error, 4, FailedTask.what_next)
     assert "again by itself" not in final.sentence
     assert "It was tried 4 times." in final.sentence
     assert (final.failure, final.evidence) == (Failure.NO_ROOM, "0/1 nodes")
-    assert "It was tried once." in given_up(error, 1).sentence
+    assert "It was tried once." in given_up(error, 1, FailedTask.what_next).sentence
 
 
 def test_a_stop_that_is_given_up_asks_nobody_to_start_anything() -> None:
     error = Failure.SLOW_STOP.error()
     assert isinstance(error, TransientError)
-    sentence = given_up(error, 4, stop=True).sentence
+    sentence = given_up(error, 4, FailedDelete.what_next).sentence
     assert "start" not in sentence
     assert "asked for again" in sentence
 
@@ -87,7 +90,7 @@ def test_a_stop_that_is_given_up_asks_nobody_to_start_anything() -> None:
 def test_a_change_of_resources_that_is_given_up_leaves_the_lab_as_it_was() -> None:
     error = Failure.CLUSTER_AWAY.error()
     assert isinstance(error, TransientError)
-    assert given_up(error, 4, resize=True).sentence.endswith(
+    assert given_up(error, 4, FailedResize.what_next).sentence.endswith(
         "It was tried 4 times. The lab goes on as it was; the administrator must look at it."
     )
 

@@ -7,7 +7,7 @@ import pika
 import pytest
 
 from jobs import __main__ as main_module
-from jobs.consumer import Consumer, Delivery, Verdict
+from jobs.consumer import Consumer, Delivery, Settlement
 
 DELIVERY = Delivery(b"", pika.BasicProperties(), "lab.create", redelivered=False, tag=7)
 
@@ -52,7 +52,13 @@ class Connection:
         """Wake nobody."""
 
 
-VERDICTS = {"done": Verdict.SETTLED, "no task": Verdict.PUT_ASIDE}
+SETTLEMENTS = {
+    "done": Settlement.ACK,
+    "retried": Settlement.RETRY,
+    "dead-lettered": Settlement.DEAD_LETTER,
+    "no task": Settlement.DEAD_LETTER,
+    "no task, retried": Settlement.RETRY,
+}
 
 
 class WarmUp:
@@ -75,7 +81,10 @@ def test_only_a_failure_is_counted_by_the_broker(failed: bool, verb: str) -> Non
     ("how", "code", "verb"),
     [
         ("done", main_module.EXIT_OK, "ack"),
+        ("retried", main_module.EXIT_OK, "ack"),
+        ("dead-lettered", main_module.EXIT_OK, "ack"),
         ("no task", None, "ack"),
+        ("no task, retried", None, "ack"),
         ("given back", main_module.EXIT_GIVEN_BACK, "reject"),
         ("bug", main_module.EXIT_GIVEN_BACK, "reject"),
         ("stopped", main_module.EXIT_SIGTERM, "nack"),
@@ -86,15 +95,16 @@ def test_a_task_that_sigterm_cuts_short_is_no_failure(
 ) -> None:
     stop, released = threading.Event(), threading.Event()
 
-    def run_task(*_arguments: object) -> Verdict:
+    def run_task(*_arguments: object) -> Settlement:
         if how == "bug":
             raise RuntimeError(how)
         if how == "stopped":
             stop.set()
             released.wait(10)
-        return VERDICTS.get(how, Verdict.GIVE_BACK)
+        return SETTLEMENTS.get(how, Settlement.NACK)
 
     monkeypatch.setattr("jobs.worker.run_task", run_task)
+    monkeypatch.setattr("jobs.worker.is_task", lambda _delivery: not how.startswith("no task"))
     connection, warm_up = Connection(), WarmUp()
     untyped: Any = (connection, warm_up)
     try:

@@ -12,7 +12,7 @@ from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.retry import through_blips
 from jobs.settings import RetrySettings
-from jobs.settlement import MAX_RETRY_DELAY_S, publish_delayed, retry_delay_s
+from jobs.settle import MAX_RETRY_DELAY_S, publish_delayed, retry_delay_s
 from tests.support.factories import make_task
 from tests.support.waiting import ends_within
 
