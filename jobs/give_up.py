@@ -1,4 +1,4 @@
-"""Give a lab up: that of a create which failed for good.
+"""Give labs up: a create that failed for good, and labs that the health check or a repair found lost.
 
 The row first, then the objects: an object that is not deleted is an orphan, which the next sync finds, while
 a lab whose objects are gone and whose row still says RUNNING would tell its student nothing.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dispatcher import tasks
@@ -18,12 +20,15 @@ from jobs import evidence, lab_event
 from jobs.errors import JobError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure, as_recorded
-from jobs.labs import Lab
-from jobs.naming import lab_object_name
+from jobs.lab_objects import LabObjects
+from jobs.labs import Lab, LabStore
+from jobs.ledger import TaskRunRecord
+from jobs.naming import Whose, lab_object_name
 from jobs.pod_facts import summary
 
 if TYPE_CHECKING:
     from jobs.context import TaskContext
+    from jobs.verify.inventory import LabRow
 
 logger = logging.getLogger(__name__)
 
@@ -135,3 +140,54 @@ def take_down(context: TaskContext, lab_instance_id: int, lab: Lab | None) -> No
     """
     if lab is None or lab.status != "RUNNING" or lab.keeps is not None:
         context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.keeps if lab else None)
+
+
+class LostLabs:
+    """Labs that are not what their rows say: `fail` makes a row FAILED, the end of the block deletes objects.
+
+    Those of all its labs together, as each list makes the API server look at all objects of the namespace;
+    what is left of them the next sync deletes.
+    """
+
+    def __init__(
+        self, labs: LabStore, objects: LabObjects, *, as_of: datetime, restarts: Mapping[str, int]
+    ) -> None:
+        """`as_of`: when rows were read; `restarts`: cause -> how many labs in a row are started again."""
+        self._labs = labs
+        self._objects = objects
+        self._as_of = as_of
+        self._restarts = restarts
+        self._failed: list[Whose] = []
+        #: How many objects' deletion has begun.
+        self.deleted = 0
+        #: Why there may be others, or None.
+        self.left: str | None = None
+
+    def fail(self, record: TaskRunRecord, error: JobError, row: LabRow) -> bool:
+        """Make a lab FAILED, and start another in its place if its cause is to be restarted.
+
+        False: something happened to it since its row was read. Raises JobError when the database does not
+        take it.
+        """
+        changed = self._labs.mark_lost(
+            record,
+            error,
+            status=row.status,
+            pod_name=row.k8s_pod_name,
+            as_of=self._as_of,
+            max_restarts=self._restarts.get(error.failure.cause, 0),
+        )
+        if changed:
+            self._failed.append(row.whose)
+        return changed
+
+    def __enter__(self) -> LostLabs:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        try:
+            self.deleted = self._objects.delete_labs(self._failed)
+        except JobError as exc:
+            self.left = exc.evidence or str(exc)
+            extra = {"action": "objects_left", "labs": [whose.lab_instance_id for whose in self._failed]}
+            logger.warning("objects of FAILED labs are left: %s", self.left, extra=extra)

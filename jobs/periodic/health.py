@@ -23,10 +23,10 @@ from jobs.context import TaskContext
 from jobs.database import Cursor
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
+from jobs.give_up import LostLabs
 from jobs.lab_objects import collections
 from jobs.ledger import TaskRunRecord
-from jobs.lost_lab import delete_lost
-from jobs.naming import Whose, belongs_to
+from jobs.naming import belongs_to
 from jobs.notifications import News
 from jobs.periodic.pod_verdict import State, judge
 from jobs.periodic.refused import hour_of, tell_refused
@@ -151,17 +151,13 @@ class _HealthCheck:
         return 0
 
     def _fail_some(self, suspects: list[Suspect]) -> None:
-        lost: list[Whose] = []
-        try:
+        restarts = dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts)
+        context = self._context
+        with LostLabs(context.labs, context.lab_objects, as_of=self._as_of, restarts=restarts) as lost:
             for one in suspects:
-                if self._fail(one.row):
-                    lost.append(one.row.whose)
-        finally:
-            # What is FAILED loses its objects, though a server that goes away may end the check. Together,
-            # as each list makes the API server look at all objects of the namespace.
-            delete_lost(self._context.lab_objects, lost)
+                self._fail(lost, one.row)
 
-    def _fail(self, row: LabRow) -> bool:
+    def _fail(self, lost: LostLabs, row: LabRow) -> None:
         """Make a lab FAILED if its Pod is still lost, and its row as it was read."""
         pod = self._context.lab_objects.find_pod(row.k8s_pod_name or "")
         if pod is not None and not belongs_to(pod, row.whose):
@@ -171,16 +167,8 @@ class _HealthCheck:
             return self._leave(row, f"its Pod is {verdict.state.value} by now")
         error = self._error(Suspect(row, verdict))
         record = self._record(row, self._look_closer(row, pod, error))
-        again = error.failure.cause in self._settings.restart_causes
         try:
-            changed = self._context.labs.mark_lost(
-                record,
-                error,
-                status=row.status,
-                pod_name=row.k8s_pod_name,
-                as_of=self._as_of,
-                max_restarts=self._settings.max_restarts if again else 0,
-            )
+            changed = lost.fail(record, error, row)
         except PermanentError as exc:
             # It may be this row alone, which must not keep the others.
             self._refused = exc
@@ -189,7 +177,6 @@ class _HealthCheck:
             return self._leave(row, "its row has changed or is held, or a container works on it")
         self._count(row, error, record.details.get("started_again_as"))
         self._notify(record.notification_id)
-        return True
 
     def _error(self, one: Suspect) -> JobError:
         if one.verdict:
@@ -218,11 +205,10 @@ class _HealthCheck:
         }
         logger.warning("lab %d is FAILED: %s", row.id, error.sentence, extra=extra)
 
-    def _leave(self, row: LabRow, why: str) -> bool:
+    def _leave(self, row: LabRow, why: str) -> None:
         self._left_alone += 1
         extra = {"action": "left_alone", "lab_instance_id": row.id}
         logger.info("lab %d is left alone: %s", row.id, why, extra=extra)
-        return False
 
     def _notify(self, notification_id: int | None) -> None:
         if notification_id is not None and self._closer_looks <= CLOSER_LOOKS:

@@ -13,10 +13,10 @@ from jobs.cluster import ApiError, ApiUnavailable
 from jobs.configs import Configs
 from jobs.errors import JobError
 from jobs.failures import Failure
+from jobs.give_up import LostLabs
 from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.life_settings import LifeSettings
-from jobs.lost_lab import fail_lost_lab
 from jobs.remake import CannotRemake, Remake
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
@@ -212,18 +212,10 @@ class Repairs:
             return True, "the lab is FAILED already, see above"
         error = failure.error(evidence=f"{one.object}: {one.seen}")
         record = self._record(one, "the lab is FAILED")
-        lost = fail_lost_lab(
-            self._sources.labs,
-            self._objects,
-            record,
-            error,
-            whose=row.whose,
-            status=row.status,
-            pod_name=row.k8s_pod_name,
-            as_of=self._as_of,
-            max_restarts=self._restarts.get(failure.cause, 0),
-        )
-        if lost is None:
+        labs = self._sources.labs
+        with LostLabs(labs, self._objects, as_of=self._as_of, restarts=self._restarts) as lost:
+            changed = lost.fail(record, error, row)
+        if not changed:
             return False, _MEANWHILE
         self._failed.add(row.id)
         self.restarted += "started_again_as" in record.details
