@@ -11,6 +11,7 @@ broker alone decides about another delivery, never the exit code.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -110,51 +111,7 @@ def serve(settings: JobSettings, started_at: datetime) -> int:
         consumer = Consumer(connection, settings.queue)
     except (AMQPError, OSError) as exc:
         return _unavailable(exc)
-    warm_up = WarmUp(settings)
-    waiting_since = time.monotonic()
-    put_aside, first_put_aside = 0, 0.0
-    pile: deque[Delivery] = deque()
-    while put_aside < MAX_PUT_ASIDE and (not put_aside or time.monotonic() < first_put_aside + PUT_ASIDE_S):
-        left_s = waiting_since + settings.claim_wait_s - time.monotonic()
-        try:
-            # Behind one message that is no task there are often more.
-            if put_aside and not pile:
-                pile = consumer.claim_pile(_is_task)
-            delivery = (pile and pile.popleft()) or consumer.claim(
-                wait_s=left_s, stop=stop, on_waiting=warm_up.start, spares=settings.spares
-            )
-        except (AMQPError, OSError) as exc:
-            return _unavailable(exc)
-        waited_s = round(time.monotonic() - waiting_since, 3)
-        if delivery is None:
-            logs.set_task(task_id=None)
-            extra = {"action": "idle", "waited_s": waited_s, "put_aside": put_aside}
-            logger.info("no message", extra=extra)
-            break
-        code = _serve_one(consumer, delivery, warm_up, settings, stop, started_at, waited_s)
-        if code is not None:
-            return code
-        put_aside, first_put_aside = put_aside + 1, first_put_aside or time.monotonic()
-    if pile:
-        _leave(consumer, len(pile))
-    if put_aside:
-        _notify(warm_up.connections(), stop)
-    return EXIT_OK
-
-
-def _is_task(delivery: Delivery) -> bool:
-    from jobs.worker import is_task
-
-    return is_task(delivery)
-
-
-def _leave(consumer: Consumer, count: int) -> None:
-    """Give the rest of a pile back: it is another container's turn."""
-    logger.warning("%d messages of a pile are given back", count, extra={"action": "pile_given_back"})
-    try:
-        consumer.give_back_all()
-    except ChannelLost as exc:
-        logger.warning("broker gives them back itself: %s", exc, extra={"action": "channel_lost"})
+    return Container(consumer, settings, stop, started_at).serve()
 
 
 def _unavailable(exc: Exception) -> int:
@@ -162,94 +119,155 @@ def _unavailable(exc: Exception) -> int:
     return EXIT_UNAVAILABLE
 
 
-def _serve_one(
-    consumer: Consumer,
-    delivery: Delivery,
-    warm_up: WarmUp,
-    settings: JobSettings,
-    stop: threading.Event,
-    started_at: datetime,
-    waited_s: float,
-) -> int | None:
-    """Serve one message and return the exit code, or None when it was no task."""
-    details = {
-        "container_started_at": started_at.isoformat(timespec="milliseconds"),
-        "claimed_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        "waited_s": waited_s,
-    }
-    try:
-        listener = announce_claim(settings.ready_port)
-    except OSError as exc:
-        logger.error("readiness port is not free: %s", exc, extra={"action": "port_taken"})
-        consumer.give_back(delivery, failed=not stop.is_set())
-        return EXIT_GIVEN_BACK
-    with listener:
-        return _work(consumer, delivery, warm_up, details, stop)
+class Container:
+    """This process: it claims messages up to the first that is a task, and settles them."""
 
+    def __init__(
+        self, consumer: Consumer, settings: JobSettings, stop: threading.Event, started_at: datetime
+    ) -> None:
+        self._consumer = consumer
+        self._settings = settings
+        self._stop = stop
+        self._started_at = started_at
+        self._warm_up = WarmUp(settings)
+        self._waiting_since = time.monotonic()
+        #: How many messages were no tasks, and the moment from which another container is to go on.
+        self._put_aside, self._until = 0, math.inf
+        #: Messages that were taken at once, behind one that was no task.
+        self._pile: deque[Delivery] = deque()
 
-def _work(
-    consumer: Consumer,
-    delivery: Delivery,
-    warm_up: WarmUp,
-    details: dict[str, Any],
-    stop: threading.Event,
-) -> int | None:
-    settlements: list[Settlement] = []
-    done = threading.Event()
-
-    def work() -> None:
-        try:
-            from jobs.worker import run_task
-
-            settlements.append(run_task(warm_up.connections(), delivery, details))
-        except Exception:
-            logger.exception("message is given back", extra={"action": "bug"})
-        finally:
-            done.set()
-            consumer.wake()
-
-    worker = threading.Thread(target=work, name="task", daemon=True)
-    worker.start()
-    consumer.serve_until(done, stop)
-    settlement = settlements[0] if settlements else Settlement.NACK
-    try:
-        performed = settlement in (Settlement.ACK, Settlement.NACK) or stop.is_set() or _is_task(delivery)
-        if not performed:
-            consumer.put_aside(delivery)
-            return None
-        if settlement is not Settlement.NACK:
-            reached("settling")
-            consumer.acknowledge(delivery)
-            reached("acknowledged")
-            _notify(warm_up.connections(), stop)
-            return EXIT_OK
-        consumer.give_back(delivery, failed=done.is_set())
-    except ChannelLost as exc:
-        # What is committed stays: the next delivery finds it done.
-        logger.warning("broker delivers the message again: %s", exc, extra={"action": "channel_lost"})
-        return EXIT_GIVEN_BACK if settlement is Settlement.NACK else EXIT_OK
-    if stop.is_set():
-        logger.warning("stopped, message given back", extra={"action": "stopped"})
-        return EXIT_SIGTERM
-    return EXIT_GIVEN_BACK
-
-
-def _notify(connections: Any, stop: threading.Event) -> None:
-    """Tell whom the task has to tell of; what fails is left to the sweep of the outbox."""
-    if not connections.notifications:
-        return
-    try:
-        from jobs.courier import Courier
-        from jobs.notifications import deliver_one
-
-        courier = Courier(connections.publisher, connections.settings.webhook)
-        deadline = time.monotonic() + NOTIFY_S
-        for notification_id in connections.notifications:
-            if stop.is_set() or time.monotonic() > deadline:
+    def serve(self) -> int:
+        """Serve one task, or none, and return the exit code."""
+        while self._put_aside < MAX_PUT_ASIDE and time.monotonic() < self._until:
+            try:
+                delivery = self._claim()
+            except (AMQPError, OSError) as exc:
+                return _unavailable(exc)
+            waited_s = round(time.monotonic() - self._waiting_since, 3)
+            if delivery is None:
+                logs.set_task(task_id=None)
+                extra = {"action": "idle", "waited_s": waited_s, "put_aside": self._put_aside}
+                logger.info("no message", extra=extra)
                 break
-            deliver_one(connections.labs, courier, notification_id)
-    except Exception:
-        logger.exception("notification is left to the sweep", extra={"action": "notification_left"})
+            code = self._serve_one(delivery, waited_s)
+            if code is not None:
+                return code
+            self._put_aside += 1
+            self._until = min(self._until, time.monotonic() + PUT_ASIDE_S)
+        if self._pile:
+            self._give_pile_back()
+        if self._put_aside:
+            self._notify()
+        return EXIT_OK
+
+    def _claim(self) -> Delivery | None:
+        # Behind one message that is no task there are often more.
+        if self._put_aside and not self._pile:
+            self._pile = self._consumer.claim_pile(_is_task)
+        if self._pile:
+            return self._pile.popleft()
+        return self._consumer.claim(
+            wait_s=self._waiting_since + self._settings.claim_wait_s - time.monotonic(),
+            stop=self._stop,
+            on_waiting=self._warm_up.start,
+            spares=self._settings.spares,
+        )
+
+    def _give_pile_back(self) -> None:
+        """Leave the rest of a pile to another container."""
+        count = len(self._pile)
+        logger.warning("%d messages of a pile are given back", count, extra={"action": "pile_given_back"})
+        try:
+            self._consumer.give_back_all()
+        except ChannelLost as exc:
+            logger.warning("broker gives them back itself: %s", exc, extra={"action": "channel_lost"})
+
+    def _serve_one(self, delivery: Delivery, waited_s: float) -> int | None:
+        """Serve one message and return the exit code, or None when it was no task."""
+        details = {
+            "container_started_at": self._started_at.isoformat(timespec="milliseconds"),
+            "claimed_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "waited_s": waited_s,
+        }
+        try:
+            listener = announce_claim(self._settings.ready_port)
+        except OSError as exc:
+            logger.error("readiness port is not free: %s", exc, extra={"action": "port_taken"})
+            self._consumer.give_back(delivery, failed=not self._stop.is_set())
+            return EXIT_GIVEN_BACK
+        with listener:
+            settlement = self._run(delivery, details)
+            return self._settle(delivery, settlement)
+
+    def _run(self, delivery: Delivery, details: dict[str, Any]) -> Settlement | None:
+        """Run the task in a thread; None when a stop came first."""
+        settlements: list[Settlement] = []
+        done = threading.Event()
+
+        def work() -> None:
+            try:
+                from jobs.worker import run_task
+
+                settlements.append(run_task(self._warm_up.connections(), delivery, details))
+            except Exception:
+                logger.exception("message is given back", extra={"action": "bug"})
+            finally:
+                done.set()
+                self._consumer.wake()
+
+        threading.Thread(target=work, name="task", daemon=True).start()
+        self._consumer.serve_until(done, self._stop)
+        if settlements:
+            return settlements[0]
+        return Settlement.NACK if done.is_set() else None
+
+    def _settle(self, delivery: Delivery, settlement: Settlement | None) -> int | None:
+        """Acknowledge a message or give it back; return the exit code, or None when it was no task."""
+        given_back = settlement in (None, Settlement.NACK)
+        try:
+            if given_back:
+                self._consumer.give_back(delivery, failed=settlement is Settlement.NACK)
+            elif settlement is not Settlement.ACK and not self._stop.is_set() and not _is_task(delivery):
+                self._consumer.put_aside(delivery)
+                return None
+            else:
+                reached("settling")
+                self._consumer.acknowledge(delivery)
+                reached("acknowledged")
+                self._notify()
+                return EXIT_OK
+        except ChannelLost as exc:
+            # What is committed stays: the next delivery finds it done.
+            logger.warning("broker delivers the message again: %s", exc, extra={"action": "channel_lost"})
+            return EXIT_GIVEN_BACK if given_back else EXIT_OK
+        if self._stop.is_set():
+            logger.warning("stopped, message given back", extra={"action": "stopped"})
+            return EXIT_SIGTERM
+        return EXIT_GIVEN_BACK
+
+    def _notify(self) -> None:
+        """Tell whom the tasks have to tell of; what fails is left to the sweep of the outbox."""
+        connections = self._warm_up.connections()
+        if not connections.notifications:
+            return
+        try:
+            from jobs.courier import Courier
+            from jobs.notifications import deliver_one
+
+            courier = Courier(connections.publisher, connections.settings.webhook)
+            deadline = time.monotonic() + NOTIFY_S
+            for notification_id in connections.notifications:
+                if self._stop.is_set() or time.monotonic() > deadline:
+                    break
+                deliver_one(connections.labs, courier, notification_id)
+        except Exception:
+            logger.exception("notification is left to the sweep", extra={"action": "notification_left"})
+
+
+def _is_task(delivery: Delivery) -> bool:
+    from jobs.worker import is_task
+
+    return is_task(delivery)
 
 
 def main() -> int:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import threading
+from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pika
@@ -65,6 +67,9 @@ class WarmUp:
     #: Nobody is to be told of anything.
     notifications: ClassVar[list[int]] = []
 
+    def __init__(self, _settings: object) -> None:
+        """Need no settings."""
+
     def connections(self) -> WarmUp:
         """Connect to nothing."""
         return self
@@ -105,10 +110,12 @@ def test_a_task_that_sigterm_cuts_short_is_no_failure(
 
     monkeypatch.setattr("jobs.worker.run_task", run_task)
     monkeypatch.setattr("jobs.worker.is_task", lambda _delivery: not how.startswith("no task"))
-    connection, warm_up = Connection(), WarmUp()
-    untyped: Any = (connection, warm_up)
+    monkeypatch.setattr(main_module, "WarmUp", WarmUp)
+    connection = Connection()
+    untyped: Any = (connection, SimpleNamespace(ready_port=0))
+    container = main_module.Container(Consumer(untyped[0], "q"), untyped[1], stop, datetime.now(timezone.utc))
     try:
-        assert main_module._work(Consumer(untyped[0], "q"), DELIVERY, untyped[1], {}, stop) == code
+        assert container._serve_one(DELIVERY, waited_s=0.0) == code
     finally:
         released.set()
     assert [settled[0] for settled in connection.only_channel.settled] == [verb]
