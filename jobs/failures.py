@@ -1,7 +1,7 @@
 """The classification table: every way a task can fail -> category, retry or not, who is told, the sentence.
 
-jobs.classification says which row a Pod, or an answer of the API server, is. All other rows are raised
-where the failure is met. Nothing is tried again that is not marked so here.
+jobs.pod_status says which row a Pod is, jobs.api_failures an answer of the API server. All other rows are
+raised where the failure is met. Nothing is tried again that is not marked so here.
 """
 
 from __future__ import annotations

@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from jobs import classification, naming, steps
+from jobs import naming, steps
+from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.manifests import LabManifests
 from jobs.naming import Whose
+from jobs.pod_fields import State, all_run, state_of
+from jobs.pod_status import late_status, starting_status
 
 logger = logging.getLogger(__name__)
 
@@ -88,23 +91,23 @@ class LabObjects:
         newest, deadline, runs_since = pod, began + timeout_s, None
         while time.monotonic() < deadline:
             for seen in self._states(newest, min(deadline, time.monotonic() + _MEANWHILE_S)):
-                if _is_ready(seen):
+                # Of one that somebody takes down, it is no failure how its program ends; soon it is gone.
+                status = starting_status(seen, image)
+                if status.state is State.READY:
                     return
-                # Somebody takes it down: how its program ends is no failure, and soon it is gone.
-                going = seen["metadata"].get("deletionTimestamp")
-                if not going and (error := classification.pod_failure(seen, image)):
-                    raise error
+                if status.state is State.LOST:
+                    raise status.error()
                 newest = seen
-                if runs_since is None and classification.all_run(seen):
+                if runs_since is None and all_run(seen):
                     runs_since = time.monotonic()
             meanwhile()
         # `meanwhile` may have waited for the database while the Pod became Ready.
         newest = self._get("Pod", newest["metadata"]["name"]) or newest
-        if _is_ready(newest) and newest["metadata"]["uid"] == pod["metadata"]["uid"]:
+        if state_of(newest) is State.READY and newest["metadata"]["uid"] == pod["metadata"]["uid"]:
             return
         # The wait may have been for room on a node, and the program's own start has only begun.
         began_late = runs_since is not None and runs_since - began > timeout_s / 2
-        raise classification.not_ready(newest, image, timeout_s, began_late=began_late)
+        raise late_status(newest, image, timeout_s, began_late=began_late).error()
 
     def find(self, *lab_instance_ids: int) -> list[Manifest]:
         """Return everything in the cluster that carries the labels of these labs."""
@@ -145,9 +148,9 @@ class LabObjects:
                 raise LabGone from exc
             if exc.status == 409 or (exc.status == 422 and "metadata.uid:" in exc.message):
                 raise PodChanged from exc
-            raise classification.api_failure(exc) from exc
+            raise api_failure(exc) from exc
         except ApiUnavailable as exc:
-            raise classification.api_failure(exc) from exc
+            raise api_failure(exc) from exc
         return {**changed, "kind": "Pod"}
 
     def pod_states(self, pod: Manifest, deadline: float) -> Iterator[Manifest]:
@@ -207,7 +210,7 @@ class LabObjects:
                 raise Failure.NAME_TAKEN.error(
                     evidence=f"{kind} {name} is not managed by {naming.MANAGED_BY}"
                 )
-            if _same(existing, manifest) and not _is_over(existing):
+            if _same(existing, manifest) and state_of(existing) not in (State.GOING, State.LOST):
                 logger.info("%s adopted", kind, extra={"action": "object_adopted", "object": name})
                 return existing
             # Ours, but over, or of an attempt that rendered another template or asked for another tag.
@@ -286,7 +289,7 @@ def _job_errors() -> Iterator[None]:
     try:
         yield
     except (ApiError, ApiUnavailable) as exc:
-        raise classification.api_failure(exc) from exc
+        raise api_failure(exc) from exc
 
 
 def _owner(pod: Manifest) -> Manifest:
@@ -305,15 +308,3 @@ def _same(existing: Manifest, manifest: Manifest) -> bool:
         return annotations.get(naming.SPEC_HASH), [owner["uid"] for owner in owners]
 
     return identity(existing) == identity(manifest)
-
-
-def _is_over(item: Manifest) -> bool:
-    ended = item.get("status", {}).get("phase") in ("Failed", "Succeeded")
-    return ended or bool(item["metadata"].get("deletionTimestamp"))
-
-
-def _is_ready(pod: Manifest) -> bool:
-    conditions = pod.get("status", {}).get("conditions", [])
-    return not pod["metadata"].get("deletionTimestamp") and any(
-        condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions
-    )

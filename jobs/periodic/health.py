@@ -16,7 +16,7 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.failure_contract import Audience
 from dispatcher.message import new_task_id
-from jobs import classification
+from jobs.api_failures import api_failure
 from jobs.brake import FEW
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext
@@ -28,11 +28,12 @@ from jobs.lab_objects import collections
 from jobs.ledger import TaskRunRecord
 from jobs.naming import belongs_to
 from jobs.notifications import News
-from jobs.periodic.pod_verdict import State, judge
 from jobs.periodic.refused import hour_of, tell_refused
 from jobs.periodic.relay import relay
 from jobs.periodic.running_labs import Look, Suspect, look_at_running_labs, refusal
 from jobs.pod_facts import Seen, bounded, pod_facts
+from jobs.pod_fields import State
+from jobs.pod_status import running_status
 from jobs.verify.inventory import LabRow
 from jobs.verify.objects import is_governed
 from jobs.verify.rows import database_now
@@ -70,7 +71,7 @@ def run(context: TaskContext, payload: tasks.HealthCheckPods) -> dict[str, Any]:
     try:
         return _HealthCheck(context).run(dry_run=payload.dry_run, force=payload.force)
     except (ApiError, ApiUnavailable) as exc:
-        raise classification.api_failure(exc) from exc
+        raise api_failure(exc) from exc
 
 
 class _HealthCheck:
@@ -162,10 +163,10 @@ class _HealthCheck:
         pod = self._context.lab_objects.find_pod(row.k8s_pod_name or "")
         if pod is not None and not belongs_to(pod, row.whose):
             return self._leave(row, "its Pod is there without its labels")
-        verdict = judge(pod, self._cluster.answered_at, self._settings) if pod else None
-        if verdict and verdict.state is not State.LOST:
-            return self._leave(row, f"its Pod is {verdict.state.value} by now")
-        error = self._error(Suspect(row, verdict))
+        status = running_status(pod, self._cluster.answered_at, self._settings) if pod else None
+        if status and status.state is not State.LOST:
+            return self._leave(row, f"its Pod is {status.state.value} by now")
+        error = self._error(Suspect(row, status))
         record = self._record(row, self._look_closer(row, pod, error))
         try:
             changed = lost.fail(record, error, row)
@@ -179,8 +180,8 @@ class _HealthCheck:
         self._notify(record.notification_id)
 
     def _error(self, one: Suspect) -> JobError:
-        if one.verdict:
-            return one.verdict.error()
+        if one.status:
+            return one.status.error()
         return Failure.POD_GONE.error(evidence=f"Pod {one.row.k8s_pod_name} is not there")
 
     def _look_closer(self, row: LabRow, pod: Manifest | None, error: JobError) -> Seen:

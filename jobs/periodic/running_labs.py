@@ -1,6 +1,6 @@
 """One look at all RUNNING labs and their Pods: one labelled LIST in pages, then the rows page by page.
 
-Of a Pod only a name, whose it is and a verdict are kept, of a lab nothing unless something is wrong with it.
+Of a Pod only a name, whose it is and its status are kept, of a lab nothing unless something is wrong with it.
 The Pods come first: a lab whose delete begins meanwhile still has its Pod, and one that starts meanwhile is
 younger than the look.
 """
@@ -19,7 +19,8 @@ from jobs.failures import Failure
 from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
 from jobs.naming import MANAGED_BY, Whose
-from jobs.periodic.pod_verdict import State, Verdict, judge
+from jobs.pod_fields import State
+from jobs.pod_status import PodStatus, running_status
 from jobs.verify.inventory import LabRow
 from jobs.verify.objects import PAGE
 from jobs.verify.rows import live_rows
@@ -35,20 +36,20 @@ class Suspect:
 
     row: LabRow
     #: Of its Pod; None: there is none.
-    verdict: Verdict | None
+    status: PodStatus | None
     #: Where its Pod is.
     node: str = ""
 
     @property
     def lost_with_its_node(self) -> bool:
         """True if the API server says that the node is away, and which one that is."""
-        return bool(self.node) and self.verdict is not None and self.verdict.failure is Failure.NODE_AWAY
+        return bool(self.node) and self.status is not None and self.status.failure is Failure.NODE_AWAY
 
 
 class _Found(NamedTuple):
     whose: str
     node: str
-    verdict: Verdict
+    status: PodStatus
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class Look:
     @property
     def without_pod(self) -> int:
         """How many of the labs have no Pod."""
-        return sum(1 for one in self.suspects if one.verdict is None)
+        return sum(1 for one in self.suspects if one.status is None)
 
     @property
     def nodes_away(self) -> set[str]:
@@ -101,8 +102,7 @@ def look_at_running_labs(
             if pod["metadata"]["labels"].keys() >= {*Whose._fields}:
                 whose_by_id[whose.partition(" ")[0]].add(whose)
             node = pod.get("spec", {}).get("nodeName", "")
-            verdict = judge(pod, now, settings)
-            pods[pod["metadata"]["name"]] = _Found(whose, node, verdict)
+            pods[pod["metadata"]["name"]] = _Found(whose, node, running_status(pod, now, settings))
     look = Look()
     known = False
     for row in _live(labs):
@@ -163,15 +163,15 @@ def _compare(look: Look, row: LabRow, found: _Found | None, *, others: bool) -> 
         else:
             look.suspects.append(Suspect(row, None))
         return
-    verdict = found.verdict
-    look.states[verdict.state] += 1
-    if verdict.state is State.LOST:
-        look.suspects.append(Suspect(row, verdict, found.node))
+    status = found.status
+    look.states[status.state] += 1
+    if status.state is State.LOST:
+        look.suspects.append(Suspect(row, status, found.node))
         return
-    if verdict.state is State.READY:
+    if status.state is State.READY:
         look.nodes_heard.add(found.node)
-    if verdict.killed_at:
-        look.killed.append((row, verdict.killed_at))
+    if status.killed_at:
+        look.killed.append((row, status.killed_at))
 
 
 def _labelled(row: LabRow) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dispatcher import tasks
 from dispatcher.failure_contract import Audience
-from jobs.classification import api_failure
+from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.context import TaskContext
 from jobs.errors import JobError

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 from dispatcher import tasks
 from dispatcher.topology import QUEUE_HIGH
+from jobs.pod_fields import State
 from jobs.verify.inventory import Inventory, LabObject, LabRow, Message, comes
 
 
@@ -175,14 +176,14 @@ class _Comparison:
             return
         if pod.deleted_by and not self._old(pod.deleted_by):
             return
-        if pod.ended or pod.deleted_by:
-            says = f"the Pod of the RUNNING lab is over: {pod.ended or 'its deletion hangs'}"
+        if pod.status.state in (State.GOING, State.LOST):
+            says = f"the Pod of the RUNNING lab is over: {pod.status.evidence or 'its deletion hangs'}"
             since = pod.deleted_by or pod.ready_since
             yield Difference(
                 Kind.POD_ENDED, row.id, name, says, "a Ready Pod", since, Repair.FAIL_RUNNING, row, pod
             )
             return
-        if not pod.ready:
+        if pod.status.state is State.UNREADY:
             says = "the Pod of the RUNNING lab is not Ready"
             yield Difference(
                 Kind.POD_NOT_READY, row.id, name, says, "a Ready Pod", pod.ready_since, None, row, pod

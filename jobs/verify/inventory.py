@@ -8,6 +8,7 @@ from datetime import datetime
 
 from dispatcher import tasks
 from jobs.naming import Whose
+from jobs.pod_status import PodStatus
 
 #: Tasks that end a lab's wait for its start, and for its stop.
 STARTS = frozenset({tasks.CREATE_LAB_POD, tasks.DELETE_LAB_POD})
@@ -59,10 +60,10 @@ class LabObject:
     #: When a deletion that is under way has to be done.
     deleted_by: datetime | None
     owner_uids: tuple[str, ...]
-    #: Of a Pod: whether it is Ready, since when it is (not), and why it is over for good.
-    ready: bool = False
+    #: Of a Pod; what has no phase or condition is UNREADY or GOING.
+    status: PodStatus
+    #: Since when a Pod is Ready, or is not.
     ready_since: datetime | None = None
-    ended: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 import jobs.cluster
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
 from jobs.lab_objects import collections
 from jobs.naming import MANAGED_BY
+from jobs.pod_fields import condition, time_of
+from jobs.pod_status import listed_status
 from jobs.retry import through_blips
 from jobs.verify.inventory import LabObject
 
@@ -57,8 +58,6 @@ def make_object(kind: str, item: Manifest) -> LabObject:
     """Return what matters of an object."""
     metadata = item["metadata"]
     labels = metadata.get("labels") or {}
-    status = item.get("status") or {}
-    ready: dict[str, Any] = next((c for c in status.get("conditions") or () if c["type"] == "Ready"), {})
     return LabObject(
         kind=kind,
         name=metadata["name"],
@@ -66,12 +65,11 @@ def make_object(kind: str, item: Manifest) -> LabObject:
         lab=_lab(labels.get("lab_instance_id")),
         lab_id=labels.get("lab_id"),
         student_id=labels.get("student_id"),
-        created_at=_time(metadata["creationTimestamp"]),
-        deleted_by=_optional_time(metadata.get("deletionTimestamp")),
+        created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
+        deleted_by=time_of(metadata.get("deletionTimestamp")),
         owner_uids=tuple(owner["uid"] for owner in metadata.get("ownerReferences") or ()),
-        ready=ready.get("status") == "True",
-        ready_since=_optional_time(ready.get("lastTransitionTime")),
-        ended=_ended(status) if kind == "Pod" else None,
+        status=listed_status(item),
+        ready_since=time_of(condition(item, "Ready").get("lastTransitionTime")),
     )
 
 
@@ -79,18 +77,3 @@ def _lab(label: str | None) -> int | None:
     # Exactly as naming.lab_labels writes it: "007" is nobody's.
     digits = label is not None and label.isascii() and label.isdigit() and not label.startswith("0")
     return int(label) if label is not None and digits and len(label) < 19 else None
-
-
-def _ended(status: dict[str, Any]) -> str | None:
-    if status.get("phase") not in ("Failed", "Succeeded"):
-        return None
-    said = (status.get(key) for key in ("phase", "reason", "message"))
-    return " ".join(str(word) for word in said if word)[:300]
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def _optional_time(text: str | None) -> datetime | None:
-    return _time(text) if text else None

@@ -17,6 +17,7 @@ from jobs.give_up import LostLabs
 from jobs.lab_objects import LabObjects, collections
 from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.life_settings import LifeSettings
+from jobs.pod_fields import State
 from jobs.remake import CannotRemake, Remake
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
@@ -230,7 +231,9 @@ class Repairs:
         if found is None:
             return False
         item = make_object(kind, found)
-        return one.lab_object is None or item.uid != one.lab_object.uid or not (item.ended or item.deleted_by)
+        if one.lab_object is None or item.uid != one.lab_object.uid:
+            return True
+        return item.status.state not in (State.GOING, State.LOST)
 
     def _repair_messages(self, differences: list[Difference]) -> Iterator[tuple[Difference, bool, str]]:
         if self._sources.broker is None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from jobs.classification import api_failure, not_ready, pod_failure
+from jobs.api_failures import api_failure
 from jobs.cluster import ApiError
 from jobs.failures import Failure
+from jobs.pod_status import late_status, starting_status
 
 IMAGE = "registry.example/forbidden/denied:not-found"
 _RESOLVE = f'failed to pull and unpack image "{IMAGE}": failed to resolve reference "{IMAGE}": '
@@ -64,8 +65,7 @@ def _waiting(reason: str, message: str = "", *, ended: str = "") -> dict[str, An
 
 
 def _failure_of(pod: dict[str, Any]) -> Failure | None:
-    error = pod_failure(pod, IMAGE)
-    return error.failure if error else None
+    return starting_status(pod, IMAGE).failure
 
 
 @pytest.mark.parametrize("said", HOPELESS.values(), ids=HOPELESS)
@@ -177,7 +177,7 @@ def test_what_a_kubelet_says_of_a_pod_that_is_over(reason: str, said: str, failu
 )
 def test_what_the_scheduler_says(said: str, failure: Failure) -> None:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
-    assert not_ready({"status": {"conditions": [condition]}}, IMAGE, 60).failure is failure
+    assert late_status({"status": {"conditions": [condition]}}, IMAGE, 60).failure is failure
 
 
 @pytest.mark.parametrize(

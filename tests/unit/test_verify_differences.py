@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
+from jobs.pod_fields import State
+from jobs.pod_status import PodStatus
 from jobs.verify.differences import Difference, Kind, Repair, compare
 from jobs.verify.inventory import Inventory, LabObject, LabRow, Message, QueueLook
 
@@ -35,7 +37,10 @@ def row(status: str = "RUNNING", lab: int = 5, **changes: Any) -> LabRow:
     return LabRow(**given | changes)
 
 
-def item(kind: str = "Pod", lab: int | None = 5, **changes: Any) -> LabObject:
+def item(
+    kind: str = "Pod", lab: int | None = 5, *, ready: bool = True, ended: str = "", **changes: Any
+) -> LabObject:
+    state = State.LOST if ended else State.READY if ready else State.UNREADY
     given: dict[str, Any] = {
         "kind": kind,
         "name": f"lab-instance-{lab}-demo",
@@ -46,7 +51,7 @@ def item(kind: str = "Pod", lab: int | None = 5, **changes: Any) -> LabObject:
         "created_at": ago(3500),
         "deleted_by": None,
         "owner_uids": () if kind == "Pod" else ("uid-Pod",),
-        "ready": True,
+        "status": PodStatus(State.GOING if changes.get("deleted_by") else state, evidence=ended),
         "ready_since": ago(3400),
     }
     return LabObject(**given | changes)

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
-from jobs import classification
-from jobs.classification import FATAL_WAITING
+from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable
+from jobs.errors import JobError
 from jobs.failures import Failure
+from jobs.pod_fields import State
+from jobs.pod_status import FATAL_WAITING, late_status, starting_status
 
 IMAGE = "registry.example/lab:{1}"
 
@@ -24,15 +26,19 @@ def waiting(
 
 
 def failure_of(pod: dict[str, Any]) -> Failure | None:
-    error = classification.pod_failure(pod, IMAGE)
-    return error.failure if error else None
+    status = starting_status(pod, IMAGE)
+    assert (status.failure is None) == (status.state is State.UNREADY)
+    return status.failure
+
+
+def error_of(pod: dict[str, Any]) -> JobError:
+    return starting_status(pod, IMAGE).error()
 
 
 @pytest.mark.parametrize("init", [False, True], ids=["container", "init container"])
 @pytest.mark.parametrize("reason", sorted(FATAL_WAITING))
 def test_every_fatal_reason_has_its_failure_and_names_the_image(reason: str, init: bool) -> None:
-    error = classification.pod_failure(waiting(reason, "the kubelet's words", init=init), IMAGE)
-    assert error is not None
+    error = error_of(waiting(reason, "the kubelet's words", init=init))
     assert error.failure is FATAL_WAITING[reason]
     assert IMAGE in error.sentence
     assert error.evidence == f"{reason}: the kubelet's words"
@@ -44,18 +50,15 @@ SIDECAR = "registry.example/platform/proxy:2"
 @pytest.mark.parametrize("init", [False, True], ids=["sidecar", "init container"])
 @pytest.mark.parametrize("reason", sorted(FATAL_WAITING))
 def test_a_container_of_the_template_that_fails_is_the_administrators(reason: str, init: bool) -> None:
-    error = classification.pod_failure(waiting(reason, "words", init=init, image=SIDECAR), IMAGE)
-    assert error is not None
+    error = error_of(waiting(reason, "words", init=init, image=SIDECAR))
     assert error.failure is Failure.TEMPLATE_INVALID
     assert error.evidence == f"container c of the template, image {SIDECAR}: {reason}: words"
     assert IMAGE not in error.sentence
 
 
 def test_an_image_of_the_template_that_is_not_loaded_is_named_as_such() -> None:
-    gone = classification.pod_failure(waiting("ErrImagePull", "not found", image=SIDECAR), IMAGE)
-    away = classification.pod_failure(waiting("ImagePullBackOff", "i/o timeout", image=SIDECAR), IMAGE)
-    assert gone is not None
-    assert away is not None
+    gone = error_of(waiting("ErrImagePull", "not found", image=SIDECAR))
+    away = error_of(waiting("ImagePullBackOff", "i/o timeout", image=SIDECAR))
     assert (gone.failure, away.failure) == (Failure.TEMPLATE_INVALID, Failure.REGISTRY_AWAY)
     assert SIDECAR in away.sentence
 
@@ -87,12 +90,11 @@ def test_a_pod_that_ended_failed_by_the_lab_before_its_sidecar(
         "initContainerStatuses": [ended],
         "containerStatuses": [{"name": "lab", "state": state}],
     }
-    error = classification.pod_failure({"spec": specs, "status": {"phase": "Failed", **statuses}}, IMAGE)
-    assert error is not None
+    error = error_of({"spec": specs, "status": {"phase": "Failed", **statuses}})
     assert error.failure is failure
     if failure is Failure.TEMPLATE_INVALID:
         assert error.evidence.endswith(
-            f"container proxy of the template, image {SIDECAR}: phase Failed  : Error, exit code {sidecar}"
+            f"container proxy of the template, image {SIDECAR}: phase Failed: Error, exit code {sidecar}"
         )
 
 
@@ -105,7 +107,7 @@ def test_who_does_not_answer_is_blamed(unready: str) -> None:
         "status": {"phase": "Running", "containerStatuses": statuses},
     }
     expected = Failure.DOES_NOT_ANSWER if unready == "lab" else Failure.TEMPLATE_INVALID
-    assert classification.not_ready(pod, IMAGE, 60).failure is expected
+    assert late_status(pod, IMAGE, 60).failure is expected
 
 
 @pytest.mark.parametrize("piece", ["a", "[", '"', ".", "[a", "a b", '" [', "not found[", "\n", 'secret "'])
@@ -113,7 +115,7 @@ def test_who_does_not_answer_is_blamed(unready: str) -> None:
 def test_a_long_message_of_the_kubelet_takes_no_time(reason: str, piece: str) -> None:
     pod = waiting(reason, piece * (65_536 // len(piece)))
     started = time.process_time()
-    classification.pod_failure(pod, IMAGE)
+    starting_status(pod, IMAGE)
     # Here 0.02 s; what is quadratic takes seconds.
     assert time.process_time() - started < 0.25
 
@@ -152,8 +154,7 @@ def test_a_first_failed_pull_is_final_only_if_the_registry_says_so(message: str,
 def test_a_pull_that_failed_twice_is_the_images_fault_only_if_the_registry_says_so(
     message: str, hopeless: bool
 ) -> None:
-    error = classification.pod_failure(waiting("ImagePullBackOff", message), IMAGE)
-    assert error is not None
+    error = error_of(waiting("ImagePullBackOff", message))
     assert IMAGE in error.sentence
     assert error.evidence == f"ImagePullBackOff: {message}"
     assert error.failure is (Failure.IMAGE_NOT_LOADABLE if hopeless else Failure.REGISTRY_AWAY)
@@ -168,9 +169,8 @@ def test_a_pod_that_still_starts_is_no_failure(pod: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
 def test_a_pod_that_ended_by_itself_is_a_failure_of_its_image(phase: str) -> None:
-    error = classification.pod_failure({"status": {"phase": phase, "message": "bye"}}, IMAGE)
-    assert error is not None
-    assert (error.failure, error.evidence) == (Failure.PROGRAM_ENDS, f"phase {phase}  bye")
+    error = error_of({"status": {"phase": phase, "message": "bye"}})
+    assert (error.failure, error.evidence) == (Failure.PROGRAM_ENDS, f"phase {phase} bye")
 
 
 OUT_OF_MEMORY = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
@@ -219,8 +219,7 @@ def test_a_program_that_was_killed_lacked_memory_unless_the_kubelet_killed_it(
 @pytest.mark.parametrize("reason", ["Evicted", "OutOfcpu", "NodeShutdown", "UnexpectedAdmissionError"])
 def test_a_pod_that_its_node_ended_is_tried_again(reason: str) -> None:
     pod = {"status": {"phase": "Failed", "reason": reason, "message": "disk"}}
-    error = classification.pod_failure(pod, IMAGE)
-    assert error is not None
+    error = error_of(pod)
     assert (error.failure, error.evidence) == (Failure.NODE_ENDED_IT, f"phase Failed {reason} disk")
 
 
@@ -256,7 +255,7 @@ ENDED = {"state": {"terminated": {"exitCode": 1}}}
 def test_a_pod_that_is_late_fails_by_what_was_seen_last(
     pod: dict[str, Any], failure: Failure, evidence: str
 ) -> None:
-    error = classification.not_ready(pod, IMAGE, 60)
+    error = late_status(pod, IMAGE, 60).error()
     assert (error.failure, error.evidence) == (failure, evidence)
 
 
@@ -281,5 +280,5 @@ def test_a_pod_that_is_late_fails_by_what_was_seen_last(
     ids=str,
 )  # fmt: skip
 def test_every_api_error_has_its_failure(error: ApiError | ApiUnavailable, failure: Failure) -> None:
-    job_error = classification.api_failure(error)
+    job_error = api_failure(error)
     assert (job_error.failure, job_error.evidence) == (failure, str(error))

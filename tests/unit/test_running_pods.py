@@ -1,4 +1,4 @@
-"""Verdicts on Pods of RUNNING labs; the shapes are those of kubelet and control plane of Kubernetes 1.34."""
+"""Pods of RUNNING labs are judged; their shapes are those of kubelet and control plane of Kubernetes 1.34."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from jobs.failures import Failure
 from jobs.life_settings import LifeSettings
-from jobs.periodic.pod_verdict import State, Verdict, judge
+from jobs.pod_fields import State
+from jobs.pod_status import PodStatus, running_status
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 IMAGE = "registry.gitlab.com/autolabs/labs/demo:1.0.0"
@@ -286,14 +287,14 @@ TABLE: dict[str, tuple[Manifest, State, Failure | None]] = {
 
 @pytest.mark.parametrize(("made", "state", "failure"), TABLE.values(), ids=TABLE)
 def test_a_pod_is_judged(made: Manifest, state: State, failure: Failure | None) -> None:
-    verdict = judge(made, NOW, SETTINGS)
-    assert (verdict.state, verdict.failure) == (state, failure)
-    assert bool(verdict.evidence) == (state is State.LOST)
+    status = running_status(made, NOW, SETTINGS)
+    assert (status.state, status.failure) == (state, failure)
+    assert bool(status.evidence) == (state is State.LOST)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, failure) in TABLE.items() if failure])
 def test_a_lost_pod_gives_a_sentence_that_is_final(name: str) -> None:
-    error = judge(TABLE[name][0], NOW, SETTINGS).error()
+    error = running_status(TABLE[name][0], NOW, SETTINGS).error()
     assert not error.failure.retry
     assert "{" not in error.sentence
     assert error.evidence
@@ -301,28 +302,28 @@ def test_a_lost_pod_gives_a_sentence_that_is_final(name: str) -> None:
 
 def test_a_pod_that_can_be_used_has_no_error() -> None:
     with pytest.raises(ValueError, match="the Pod is ready"):
-        Verdict(State.READY).error()
+        PodStatus(State.READY).error()
 
 
 def test_when_a_ready_pod_lacked_memory_is_kept() -> None:
     last = ended("OOMKilled", 137, ago_s=60)
-    verdict = judge(
+    status = running_status(
         pod(container(running(59), ready=True, restarts=1, last=last), ready="True"), NOW, SETTINGS
     )
-    assert (verdict.state, verdict.killed_at) == (State.READY, NOW - timedelta(seconds=60))
-    assert judge(READY, NOW, SETTINGS).killed_at is None
+    assert (status.state, status.killed_at) == (State.READY, NOW - timedelta(seconds=60))
+    assert running_status(READY, NOW, SETTINGS).killed_at is None
 
 
 def test_the_sentence_names_the_image_of_the_container_that_failed() -> None:
     sidecar = {**container(BACK_OFF, restarts=5, last=ended("Error", 1)), "name": "proxy"}
     made = pod(container(running(), ready=True), sidecar)
     made["spec"]["containers"].append({"name": "proxy", "image": "proxy:1"})
-    error = judge(made, NOW, SETTINGS).error()
+    error = running_status(made, NOW, SETTINGS).error()
     assert (error.failure, '"proxy:1"' in error.sentence) == (Failure.PROGRAM_CRASHES, True)
 
 
 def test_evidence_says_what_was_seen_and_for_how_long() -> None:
-    evidence = judge(TABLE["backs off, at the limit"][0], NOW, SETTINGS).evidence
+    evidence = running_status(TABLE["backs off, at the limit"][0], NOW, SETTINGS).evidence
     assert evidence == "container lab waiting CrashLoopBackOff/Error, exit code 1"
-    evidence = judge(TABLE["not ready for too long"][0], NOW, SETTINGS).evidence
+    evidence = running_status(TABLE["not ready for too long"][0], NOW, SETTINGS).evidence
     assert evidence.startswith("not Ready for 121 s; container lab running")
