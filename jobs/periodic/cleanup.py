@@ -28,8 +28,7 @@ from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
 from jobs.periodic.forget import forget_old_rows
 from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay_deletes
-from jobs.periodic.requested_ahead import without_requested_ahead
-from jobs.periodic.waiting_stops import without_waiting_stops
+from jobs.periodic.unread_requests import without_unread
 from jobs.steps import reached
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
     """End every lab whose time is over. Raises JobError, also when that is refused."""
     labs, settings = context.labs, context.configs.life_settings()
     live, due = labs.transaction(lambda cursor: (count_live(cursor), find_due(cursor, settings)))
-    due = without_waiting_stops(context, without_requested_ahead(context, due))
+    due = without_unread(context, due)
     refusal = compare_clocks(labs, settings) or count_unannounced(due, live, settings)
     if payload.dry_run:
         return _show(due, refusal, force=payload.force)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import jobs.create_lab
 import jobs.lab_objects
-import jobs.periodic.waiting_stops
+import jobs.periodic.unread_requests
 import jobs.templates
 from jobs import steps
 from jobs.configs import DEFAULTS
@@ -81,7 +81,7 @@ def _live(bench: Bench, choices: bytes, seen: Counter[str]) -> None:
         patch.setattr(steps, "observers", [world.reached])
         patch.setattr(jobs.lab_objects, "time", world.clock)
         # The broker is simulated, and has no queue to count.
-        patch.setattr(jobs.periodic.waiting_stops, "_deletes_wait", lambda _context: False)
+        patch.setattr(jobs.periodic.unread_requests, "_deletes_wait", lambda _context: False)
         try:
             play(world, choices)
             come_to_rest(world)
