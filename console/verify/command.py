@@ -142,13 +142,13 @@ def _only(labs: list[int], findings: Findings) -> str:
 
 def _repair(sources: Sources, findings: Findings, report: Report, *, grace_s: float, force: bool) -> None:
     from console.access import open_configs
-    from jobs.verify.repairs import Repairs, clocks_apart, refusal
+    from jobs.verify.repairs import Repairs, refusal
 
     report.repaired = {}
     report.refusal = _read_only(sources)
     if report.refusal is None and not force:
-        found, inventory = findings.differences, findings.inventory
-        report.refusal = clocks_apart(found, inventory, grace_s=grace_s) or refusal(found, inventory)
+        refused = refusal(findings.differences, findings.inventory, grace_s=grace_s)
+        report.refusal = refused.sentence if refused else None
     if report.refusal:
         return
     index = {id(one): at for at, one in enumerate(findings.differences)}

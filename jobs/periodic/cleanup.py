@@ -23,13 +23,13 @@ from jobs.database import Cursor
 from jobs.failures import Failure
 from jobs.life_settings import LifeSettings
 from jobs.notifications import News, add_news
-from jobs.periodic.cleanup_brake import Refusal, compare_clocks, count_unannounced
 from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
 from jobs.periodic.forget import forget_old_rows
 from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay_deletes
 from jobs.periodic.unread_requests import without_unread
 from jobs.steps import reached
+from jobs.verify.safety_limits import Refusal, container_clock_differs, unannounced_ends
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,10 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
     labs, settings = context.labs, context.configs.life_settings()
     live, due = labs.transaction(lambda cursor: (count_live(cursor), find_due(cursor, settings)))
     due = without_unread(context, due)
-    refusal = compare_clocks(labs, settings) or count_unannounced(due, live, settings)
+    unannounced = sum(lab.unannounced for lab in due)
+    refusal = container_clock_differs(labs, settings) or unannounced_ends(
+        due=len(due), unannounced=unannounced, live=live, settings=settings
+    )
     if payload.dry_run:
         return _show(due, refusal, force=payload.force)
     if refusal and not payload.force:
@@ -63,7 +66,7 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
         raise refusal.error()
     if refusal:
         extra = {"action": "cleanup_forced", **refusal.facts}
-        logger.warning("the cleanup goes on by force, although %s", refusal.problem, extra=extra)
+        logger.warning("the cleanup goes on by force, although %s", refusal.sentence, extra=extra)
     ended: Counter[str] = Counter()
     task_ids: list[str] = []
     for start in range(0, len(due), BATCH):
@@ -93,25 +96,18 @@ def _show(due: Sequence[DueLab], refusal: Refusal | None, *, force: bool) -> dic
         logger.info("lab %d would be ended: %s", lab.id, lab.reason.value, extra=extra)
     if refusal:
         says = "would go on by force, although" if force else "would be refused, because"
-        logger.warning("the cleanup %s %s", says, refusal.problem, extra={"action": "would_refuse"})
+        logger.warning("the cleanup %s %s", says, refusal.sentence, extra={"action": "would_refuse"})
     found = {"would_delete": len(due), **Counter(lab.reason.value for lab in due)}
     return found | ({"would_refuse": refusal.failure.cause} if refusal and not force else {})
 
 
 def _tell(context: TaskContext, refusal: Refusal) -> None:
     """Tell the administrator, at most once an hour."""
-    news = News(
-        event_type=CLEANUP_REFUSED,
-        cause=refusal.failure.cause,
-        told=refusal.failure.told,
-        message=f"The cleanup ended no lab, because {refusal.problem}. If it is right: --force.",
-        task_id=context.record.task_id,
-        category=refusal.failure.category.value,
-        facts=refusal.facts,
-    )
-    tell_refused(context, news, at=datetime.now(timezone.utc))
+    message = f"The cleanup ended no lab, because {refusal.sentence}. If it is right: --force."
+    now = datetime.now(timezone.utc)
+    tell_refused(context, refusal, event_type=CLEANUP_REFUSED, message=message, at=now)
     extra = {"action": "cleanup_refused", **refusal.facts}
-    logger.error("no lab was ended, because %s; --force overrides it", refusal.problem, extra=extra)
+    logger.error("no lab was ended, because %s; --force overrides it", refusal.sentence, extra=extra)
 
 
 def _end_batch(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> dict[tuple[int, Reason], str]:

@@ -1,6 +1,6 @@
 """Which labs are to end now, and why: by their time, their age, for want of a start, or once more.
 
-All times are compared by the database's clock. What is found is judged by jobs.periodic.cleanup_brake first;
+All times are compared by the database's clock. What is found is judged by jobs.verify.safety_limits first;
 each lab is looked at again, under its lock, before it is ended.
 """
 

@@ -14,29 +14,25 @@ from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
-from dispatcher.failure_contract import Audience
 from dispatcher.message import new_task_id
 from jobs.api_failures import api_failure
-from jobs.brake import FEW
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext
 from jobs.database import Cursor
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs
-from jobs.lab_objects import collections
 from jobs.ledger import TaskRunRecord
 from jobs.naming import belongs_to
-from jobs.notifications import News
 from jobs.periodic.refused import hour_of, tell_refused
 from jobs.periodic.relay import relay
-from jobs.periodic.running_labs import Look, Suspect, look_at_running_labs, refusal
+from jobs.periodic.running_labs import RunningLabs, Suspect, look_at_running_labs, refusal
 from jobs.pod_facts import Seen, bounded, pod_facts
 from jobs.pod_fields import State
 from jobs.pod_status import running_status
 from jobs.verify.inventory import LabRow
-from jobs.verify.objects import is_governed
 from jobs.verify.rows import database_now
+from jobs.verify.safety_limits import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +74,6 @@ class _HealthCheck:
     def __init__(self, context: TaskContext) -> None:
         self._context = context
         self._settings = context.configs.life_settings()
-        self._paths = collections(context.settings.namespace)
         self._as_of = database_now(context.labs)
         self._began = time.monotonic()
         #: Connected here: evidence is gathered by another thread.
@@ -88,17 +83,18 @@ class _HealthCheck:
         self._refused: PermanentError | None = None
 
     def run(self, *, dry_run: bool, force: bool) -> dict[str, Any]:
+        namespace = self._context.settings.namespace
         look = look_at_running_labs(
-            self._context.labs, self._cluster, self._paths["Pod"], self._settings, as_of=self._as_of
+            self._context.labs, self._cluster, namespace, self._settings, as_of=self._as_of
         )
         looked_s = round(time.monotonic() - self._began, 3)
-        why = refusal(look, self._settings, right_place=self._is_right_place(look))
+        refused = refusal(look, self._settings)
         for row in look.strange:
             self._leave(row, "a Pod of its id is labelled as another lab's or student's")
         if dry_run:
-            return self._result(look, looked_s, would_fail=self._say(look, None if force else why))
-        if why and not force:
-            self._refuse(why)
+            return self._result(look, looked_s, would_fail=self._say(look, None if force else refused))
+        if refused and not force:
+            self._refuse(refused)
         try:
             put_off = self._fail_all(look.suspects)
             self._tell_of_killed(look)
@@ -109,13 +105,7 @@ class _HealthCheck:
             raise self._refused
         return self._result(look, looked_s, failed=self._causes.total(), put_off=put_off)
 
-    def _is_right_place(self, look: Look) -> bool:
-        """Tell whether the namespace is under a policy, as that of labs is; asked only where it matters."""
-        if look.without_pod < look.running or look.running >= FEW or look.only_others:
-            return False
-        return is_governed(self._cluster, self._context.settings.namespace)
-
-    def _say(self, look: Look, why: str | None) -> int:
+    def _say(self, look: RunningLabs, refused: Refusal | None) -> int:
         for one in look.suspects:
             error = self._error(one)
             extra = {
@@ -126,20 +116,16 @@ class _HealthCheck:
             }
             logger.info("lab %d would fail: %s", one.row.id, error.sentence, extra=extra)
             self._causes[error.failure.cause] += 1
-        if why:
-            logger.warning("it would be refused: %s", why, extra={"action": "would_refuse"})
+        if refused:
+            logger.warning("it would be refused: %s", refused, extra={"action": "would_refuse"})
         return len(look.suspects)
 
-    def _refuse(self, why: str) -> None:
-        error = Failure.TOO_MANY_AT_ONCE.error(problem=why)
-        news = News(
-            event_type="platform.health_refused",
-            cause="health_refused",
-            told=Audience.ADMIN,
-            message=error.sentence,
-            task_id=self._context.record.task_id,
+    def _refuse(self, refused: Refusal) -> None:
+        error = refused.error()
+        event_type, cause = "platform.health_refused", "health_refused"
+        tell_refused(
+            self._context, refused, event_type=event_type, message=error.sentence, at=self._as_of, cause=cause
         )
-        tell_refused(self._context, news, at=self._as_of)
         raise error
 
     def _fail_all(self, suspects: list[Suspect]) -> int:
@@ -215,7 +201,7 @@ class _HealthCheck:
         if notification_id is not None and self._closer_looks <= CLOSER_LOOKS:
             self._context.notify(notification_id)
 
-    def _tell_of_killed(self, look: Look) -> None:
+    def _tell_of_killed(self, look: RunningLabs) -> None:
         """Tell of programs that were ended for want of memory in labs that are Ready again."""
         since = self._cluster.answered_at - timedelta(seconds=_KILLED_LATELY_S)
         killed = [(row.id, killed_at) for row, killed_at in look.killed if killed_at > since]
@@ -252,7 +238,7 @@ class _HealthCheck:
             details={"found_by": ours.task_id, "seen": seen},
         )
 
-    def _result(self, look: Look, looked_s: float, **numbers: int) -> dict[str, Any]:
+    def _result(self, look: RunningLabs, looked_s: float, **numbers: int) -> dict[str, Any]:
         return {
             "looked_at": look.running,
             **{state.value: look.states[state] for state in (State.READY, State.UNREADY, State.GOING)},

@@ -8,26 +8,33 @@ younger than the look.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import NamedTuple
 
-from jobs.brake import another_database, most_at_once, no_pods_at_all
 from jobs.cluster import Cluster, Manifest
 from jobs.failures import Failure
+from jobs.lab_objects import collections
 from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
-from jobs.naming import MANAGED_BY, Whose
+from jobs.naming import Whose
 from jobs.pod_fields import State
 from jobs.pod_status import PodStatus, running_status
 from jobs.verify.inventory import LabRow
-from jobs.verify.objects import PAGE
+from jobs.verify.objects import is_governed, our_pages
 from jobs.verify.rows import live_rows
+from jobs.verify.safety_limits import (
+    FEW,
+    Refusal,
+    another_database,
+    most_at_once,
+    no_pods_at_all,
+    too_many,
+)
 
 #: Nodes that a refusal names.
 _NAMED = 5
-_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +60,12 @@ class _Found(NamedTuple):
 
 
 @dataclass(slots=True)
-class Look:
-    """What one look found."""
+class RunningLabs:
+    """What one look at all RUNNING labs found."""
 
     #: RUNNING labs whose stop nobody asked for.
     running: int = 0
-    #: Of their Pods.
+    #: How many of their Pods are in each state.
     states: Counter[State] = field(default_factory=Counter)
     suspects: list[Suspect] = field(default_factory=list)
     #: Labs of which some Pod names another lab or student than the row.
@@ -69,8 +76,9 @@ class Look:
     left_alone: int = 0
     #: Nodes with a lab that is Ready.
     nodes_heard: set[str] = field(default_factory=set)
-    #: There are Pods, and none of them is of a lab that the rows know as live.
-    only_others: bool = False
+    #: The namespace is under a policy, as that of labs is, and has no other platform's Pods; it is asked only
+    #: where few labs are RUNNING and none of them has a Pod.
+    is_right_place: bool = False
 
     @property
     def without_pod(self) -> int:
@@ -84,8 +92,8 @@ class Look:
 
 
 def look_at_running_labs(
-    labs: LabStore, cluster: Cluster, pods_path: str, settings: LifeSettings, *, as_of: datetime
-) -> Look:
+    labs: LabStore, cluster: Cluster, namespace: str, settings: LifeSettings, *, as_of: datetime
+) -> RunningLabs:
     """Return what is wrong with RUNNING labs; `as_of` is the database's time, by which rows are judged.
 
     Pods are judged by the API server's: a clock of ours that is wrong makes no Pod old.
@@ -94,7 +102,7 @@ def look_at_running_labs(
     """
     pods: dict[str, _Found] = {}
     whose_by_id: defaultdict[str, set[str]] = defaultdict(set)
-    for page in cluster.list_pages(pods_path, limit=PAGE, labelSelector=_SELECTOR):
+    for page in our_pages(cluster, collections(namespace)["Pod"]):
         now = cluster.answered_at
         for pod in page:
             whose = _whose(pod)
@@ -103,75 +111,77 @@ def look_at_running_labs(
                 whose_by_id[whose.partition(" ")[0]].add(whose)
             node = pod.get("spec", {}).get("nodeName", "")
             pods[pod["metadata"]["name"]] = _Found(whose, node, running_status(pod, now, settings))
-    look = Look()
-    known = False
-    for row in _live(labs):
+    found, known = RunningLabs(), False
+    for row in chain.from_iterable(live_rows(labs)):
         known = known or _labelled(row) in whose_by_id.get(str(row.id), ())
         if row.status != "RUNNING" or row.stopping:
             continue
-        look.running += 1
+        found.running += 1
         if row.k8s_pod_name is None or row.updated_at >= as_of:
-            look.left_alone += 1
+            found.left_alone += 1
         else:
             others = whose_by_id.get(str(row.id), set()) - {_labelled(row)}
-            _compare(look, row, pods.get(row.k8s_pod_name), others=bool(others))
-    look.only_others = bool(pods) and not known
-    return look
+            _compare(found, row, pods.get(row.k8s_pod_name), others=bool(others))
+    if 0 < found.running == found.without_pod < FEW and (known or not pods):
+        found.is_right_place = is_governed(cluster, namespace)
+    return found
 
 
-def refusal(look: Look, settings: LifeSettings, *, right_place: bool) -> str | None:
-    """Return why what was found is not believed, or None.
-
-    `right_place`: the namespace has what every namespace of labs has.
-    """
-    if why := another_database(len(look.strange), look.states.total()):
-        return why
-    most = most_at_once(look.running, share=settings.fail_max_share, always=settings.fail_always)
-    if _events(look) > most:
-        away = ", ".join(sorted(look.nodes_away)[:_NAMED])
-        return (
-            f"{len(look.suspects)} of {look.running} RUNNING labs would fail, and at most {most} may at once"
-            + (f" ({len(look.nodes_away)} nodes are away: {away})" if away else "")
+def refusal(found: RunningLabs, settings: LifeSettings) -> Refusal | None:
+    """Refuse to fail labs where what was found is not believed."""
+    return (
+        another_database(strange=len(found.strange), matched=found.states.total())
+        or _too_many_lost(found, settings)
+        or no_pods_at_all(
+            running=found.running,
+            without_pod=found.without_pod,
+            believed=FEW - 1 if found.is_right_place else 0,
         )
-    return no_pods_at_all(look.running, look.without_pod, right_place=right_place)
+    )
 
 
-def _events(look: Look) -> int:
-    """Return how many suspects the brake counts: those that went with one node are one.
+def _too_many_lost(found: RunningLabs, settings: LifeSettings) -> Refusal | None:
+    most = most_at_once(found.running, share=settings.fail_max_share, always=settings.fail_always)
+    if _events(found) <= most:
+        return None
+    away = ", ".join(sorted(found.nodes_away)[:_NAMED])
+    return too_many(
+        f"{len(found.suspects)} of {found.running} RUNNING labs would fail, and at most {most} may at once"
+        + (f" ({len(found.nodes_away)} nodes are away: {away})" if away else "")
+    )
+
+
+def _events(found: RunningLabs) -> int:
+    """Return how many suspects count: those that went with one node are one.
 
     Such Pods are ours by all their labels, and the API server itself says what became of them. Unless most
     nodes are silent: then it is rather the control plane that is cut off from them.
     """
-    away = look.nodes_away
-    if len(away) > len(look.nodes_heard):
-        return len(look.suspects)
-    with_them = sum(1 for one in look.suspects if one.lost_with_its_node and one.node in away)
-    return len(look.suspects) - with_them + len(away)
+    away = found.nodes_away
+    if len(away) > len(found.nodes_heard):
+        return len(found.suspects)
+    with_them = sum(1 for one in found.suspects if one.lost_with_its_node and one.node in away)
+    return len(found.suspects) - with_them + len(away)
 
 
-def _live(labs: LabStore) -> Iterator[LabRow]:
-    for rows in live_rows(labs):
-        yield from rows
-
-
-def _compare(look: Look, row: LabRow, found: _Found | None, *, others: bool) -> None:
+def _compare(labs: RunningLabs, row: LabRow, pod: _Found | None, *, others: bool) -> None:
     """Judge a lab by the Pod of its row; `others`: some Pod of its id is another lab's or student's."""
-    if found is None or found.whose != _labelled(row):
+    if pod is None or pod.whose != _labelled(row):
         # Whatever their names: another platform's Pods of the same ids have other images, so other names.
-        if others or found is not None:
-            look.strange.append(row)
+        if others or pod is not None:
+            labs.strange.append(row)
         else:
-            look.suspects.append(Suspect(row, None))
+            labs.suspects.append(Suspect(row, None))
         return
-    status = found.status
-    look.states[status.state] += 1
+    status = pod.status
+    labs.states[status.state] += 1
     if status.state is State.LOST:
-        look.suspects.append(Suspect(row, status, found.node))
+        labs.suspects.append(Suspect(row, status, pod.node))
         return
     if status.state is State.READY:
-        look.nodes_heard.add(found.node)
+        labs.nodes_heard.add(pod.node)
     if status.killed_at:
-        look.killed.append((row, status.killed_at))
+        labs.killed.append((row, status.killed_at))
 
 
 def _labelled(row: LabRow) -> str:

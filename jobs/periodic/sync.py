@@ -34,7 +34,8 @@ from jobs.verify.look import (
     find_lost_requests,
     quiet_s,
 )
-from jobs.verify.repairs import Repairs, clocks_apart, refusal
+from jobs.verify.repairs import Repairs, refusal
+from jobs.verify.safety_limits import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -111,18 +112,18 @@ class _Sync:
             "objects": len(findings.inventory.objects),
             "undecided": self._undecided,
         }
-        why_not = self._refusal(findings)
-        if self._payload.dry_run or why_not:
+        refused = self._refusal(findings)
+        if self._payload.dry_run or refused:
             for one in findings.differences:
                 would = one.repair.value if one.repair else "a person has to look"
                 self._said(logging.WARNING, one, would, "would_repair" if one.repair else "difference")
             self._said.end()
         if self._payload.dry_run:
             would_repair = _repairable(findings.differences)
-            why = why_not[1] if why_not else None
+            why = refused.sentence if refused else None
             return result | {"found": _counts(self._found), "would_repair": would_repair, "refused": why}
-        if why_not:
-            self._refuse(findings, *why_not)
+        if refused:
+            self._refuse(findings, refused)
         try:
             self._repair(findings)
         finally:
@@ -150,26 +151,23 @@ class _Sync:
     def _differences(self) -> Findings:
         return find_differences(self._sources, grace_s=self._settings.orphan_grace_s, progress=_silent)
 
-    def _refusal(self, findings: Findings) -> tuple[Failure, str] | None:
+    def _refusal(self, findings: Findings) -> Refusal | None:
         if self._payload.force:
             return None
-        found, inventory = findings.differences, findings.inventory
-        if why := clocks_apart(found, inventory, grace_s=self._settings.orphan_grace_s):
-            return Failure.CLOCKS_DIFFER, why
-        share, always = self._settings.fail_max_share, self._settings.fail_always
-        why = refusal(found, inventory, share=share, always=always)
-        return (Failure.TOO_MANY_AT_ONCE, why) if why else None
-
-    def _refuse(self, findings: Findings, failure: Failure, why: str) -> None:
-        error = failure.error(problem=why, evidence=f"found {_counts(self._found)}")
-        news = News(
-            event_type="platform.sync_refused",
-            cause="sync_refused",
-            told=error.failure.told,
-            message=error.sentence,
-            task_id=self._context.record.task_id,
+        return refusal(
+            findings.differences,
+            findings.inventory,
+            grace_s=self._settings.orphan_grace_s,
+            share=self._settings.fail_max_share,
+            always=self._settings.fail_always,
         )
-        tell_refused(self._context, news, at=findings.inventory.now)
+
+    def _refuse(self, findings: Findings, refused: Refusal) -> None:
+        error = refused.error(evidence=f"found {_counts(self._found)}")
+        event_type, cause, at = "platform.sync_refused", "sync_refused", findings.inventory.now
+        tell_refused(
+            self._context, refused, event_type=event_type, message=error.sentence, at=at, cause=cause
+        )
         raise error
 
     def _repair(self, findings: Findings) -> None:

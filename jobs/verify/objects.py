@@ -19,14 +19,18 @@ PAGE = 250
 _FORBIDDEN, _NOT_FOUND = 403, 404
 #: Of an answer whose content does not matter.
 _READ_BYTES, _ANSWER_S = 20_000, 15.0
-_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
 
 def lab_objects(cluster: Cluster, namespace: str) -> Iterator[LabObject]:
     """Yield what is ours in the namespace; an object may come twice. Raises ApiError, ApiUnavailable."""
     for kind, path in collections(namespace).items():
-        for page in cluster.list_pages(path, limit=PAGE, labelSelector=_SELECTOR):
+        for page in our_pages(cluster, path):
             yield from (make_object(kind, item) for item in page)
+
+
+def our_pages(cluster: Cluster, path: str) -> Iterator[list[Manifest]]:
+    """Yield what is ours of one kind, page by page. Raises ApiError, ApiUnavailable."""
+    return cluster.list_pages(path, limit=PAGE, labelSelector=f"app.kubernetes.io/managed-by={MANAGED_BY}")
 
 
 def is_governed(cluster: Cluster, namespace: str) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 
 from dispatcher.message import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
-from jobs.brake import FEW, another_database, most_at_once, no_pods_at_all
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.configs import Configs
 from jobs.errors import JobError
@@ -19,19 +18,26 @@ from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.life_settings import LifeSettings
 from jobs.pod_fields import State
 from jobs.remake import CannotRemake, Remake
-from jobs.verify.differences import Difference, Kind, Repair
+from jobs.verify.differences import GRACE_S, Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
 from jobs.verify.look import Sources
 from jobs.verify.objects import make_object
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.rows import some_rows
+from jobs.verify.safety_limits import (
+    FEW,
+    Refusal,
+    another_database,
+    cluster_clock_differs,
+    most_at_once,
+    no_pods_at_all,
+    no_rows_at_all,
+    too_many,
+)
 from jobs.verify.turn import Busy, turn
 
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
-
-#: Seconds by which clocks may differ whatever the grace age is: they are read one after the other.
-BLUR_S = 10.0
 
 #: Repairs that end no lab, unless one of them is not possible.
 REMADE = (Repair.REMAKE, Repair.REMAKE_OR_FAIL)
@@ -39,54 +45,46 @@ REMADE = (Repair.REMAKE, Repair.REMAKE_OR_FAIL)
 _MEANWHILE = "left alone: it has changed since it was seen"
 
 
-def clocks_apart(differences: Iterable[Difference], inventory: Inventory, *, grace_s: float) -> str | None:
-    """Return why nothing must be repaired by the age of objects and rows, or None.
-
-    Only the clocks of the database and the API server are compared: these are what ages are made of.
-    """
-    apart_s, most_s = round(abs(inventory.cluster_ahead_s)), max(grace_s / 2, BLUR_S)
-    if apart_s <= most_s or not any(one.repair for one in differences):
-        return None
+def refusal(
+    differences: Sequence[Difference],
+    inventory: Inventory,
+    *,
+    grace_s: float = GRACE_S,
+    share: float = SHARE,
+    always: int = ALWAYS,
+) -> Refusal | None:
+    """Refuse to repair so much at once, or what is not believed."""
+    strange = {one.lab for one in differences if one.kind is Kind.WRONG_LABELS}
+    with_objects = {item.lab for item in inventory.objects if item.lab is not None}
+    with_row = with_objects & inventory.rows.keys()
+    repairable = [one for one in differences if one.repair not in (None, *REMADE)]
+    running = {row.id for row in inventory.live if row.status == "RUNNING" and not row.stopping}
+    gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
+    is_right_place = bool(with_row - strange) or inventory.empty_but_governed
+    by_age = any(one.repair for one in differences)
     return (
-        f"the clocks of the API server and the database are {apart_s} s apart; at most {most_s:g} s are"
-        " allowed, half of the grace age"
+        (cluster_clock_differs(ahead_s=inventory.cluster_ahead_s, grace_s=grace_s) if by_age else None)
+        or another_database(strange=len(strange), matched=len(with_row - strange))
+        or _too_many_repairs({one.lab for one in repairable}, inventory, share=share, always=always)
+        or no_pods_at_all(
+            running=len(running),
+            without_pod=len(running & gone),
+            believed=FEW - 1 if is_right_place else 0,
+        )
+        or no_rows_at_all(with_objects=len(with_objects), with_row=len(with_row))
     )
 
 
-def refusal(
-    differences: Iterable[Difference],
-    inventory: Inventory,
-    *,
-    share: float = SHARE,
-    always: int = ALWAYS,
-) -> str | None:
-    """Return why so much must not be repaired at once, or None.
-
-    A wrong kubeconfig shows an empty cluster, a wrong DATABASE_URL an empty platform or, as ids begin at 1
-    everywhere, other labs of the same ids.
-    """
-    differences = list(differences)
-    strange = {one.lab for one in differences if one.kind is Kind.WRONG_LABELS}
-    with_objects = {item.lab for item in inventory.objects if item.lab is not None}
-    if why := another_database(len(strange), len((with_objects & inventory.rows.keys()) - strange)):
-        return why
-    repairable = [one for one in differences if one.repair not in (None, *REMADE)]
-    affected = {one.lab for one in repairable}
-    live = list(inventory.live)
-    most = most_at_once(len(live), share=share, always=always)
-    if len(affected) > most:
-        return (
-            f"{len(affected)} labs would be repaired; at most {most} of {len(live)} live ones are at a time"
-        )
-    running = {row.id for row in live if row.status == "RUNNING" and not row.stopping}
-    gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
-    known = (with_objects & inventory.rows.keys()) - strange
-    right_place = bool(known) or inventory.empty_but_governed
-    if why := no_pods_at_all(len(running), len(running & gone), right_place=right_place):
-        return why
-    if len(with_objects) >= FEW and not with_objects & inventory.rows.keys():
-        return f"none of the {len(with_objects)} labs with objects has a row: this may be another database"
-    return None
+def _too_many_repairs(
+    affected: Set[int | None], inventory: Inventory, *, share: float, always: int
+) -> Refusal | None:
+    live = sum(1 for _ in inventory.live)
+    most = most_at_once(live, share=share, always=always)
+    if len(affected) <= most:
+        return None
+    return too_many(
+        f"{len(affected)} labs would be repaired; at most {most} of {live} live ones are at a time"
+    )
 
 
 def _urgency(one: Difference) -> tuple[bool, bool]:

@@ -18,7 +18,7 @@ from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.ledger import Ending
 from jobs.periodic import health, running_labs
-from jobs.verify import rows
+from jobs.verify import objects, rows
 from tests.support.factories import IMAGE, make_record
 from tests.support.fake_cluster import READY
 from tests.support.health import Checking, ago, unready
@@ -36,7 +36,7 @@ def numbers(result: dict[str, Any]) -> dict[str, int]:
 def test_healthy_labs_cost_one_list_in_pages_and_no_get(
     checking: Checking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running_labs, "PAGE", 2)
+    monkeypatch.setattr(objects, "PAGE", 2)
     monkeypatch.setattr(rows, "PAGE", 2)
     labs = checking.labs(5)
     asked: list[str] = []

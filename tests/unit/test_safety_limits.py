@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.brake import another_database
+from jobs.verify.safety_limits import another_database
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ from jobs.brake import another_database
 def test_another_database_is_where_at_least_half_of_the_labs_are_strange(
     strange: int, matched: int, refused: bool
 ) -> None:
-    assert bool(another_database(strange, matched)) is refused
+    assert bool(another_database(strange=strange, matched=matched)) is refused
