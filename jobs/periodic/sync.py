@@ -24,7 +24,7 @@ from jobs.notifications import News, add_news
 from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay
 from jobs.session_lock import session_lock
-from jobs.verify.differences import Difference, Kind, Repair, still_waiting
+from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.look import (
     BrokerUnseen,
     CouldNotLook,
@@ -34,6 +34,7 @@ from jobs.verify.look import (
     find_lost_requests,
     quiet_s,
 )
+from jobs.verify.lost_requests import lost_starts
 from jobs.verify.repairs import Repairs, refusal
 from jobs.verify.safety_limits import Refusal
 
@@ -191,7 +192,8 @@ class _Sync:
         except CouldNotLook as exc:
             raise _error(exc) from exc
         sure = {one.lab for one in for_sure.differences}
-        waits = still_waiting(for_sure.inventory, grace_s=self._settings.orphan_grace_s)
+        starts = lost_starts(for_sure.inventory, grace_s=self._settings.orphan_grace_s)
+        waits = {row.id for row in starts}
         self._leave_open([one for one in lost if one.lab not in sure and one.lab in waits])
         came = {one.lab for one in lost} - sure - waits
         if came:

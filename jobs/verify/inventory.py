@@ -6,13 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
-from dispatcher import tasks
 from jobs.naming import Whose
 from jobs.pod_status import PodStatus
-
-#: Tasks that end a lab's wait for its start, and for its stop.
-STARTS = frozenset({tasks.CREATE_LAB_POD, tasks.DELETE_LAB_POD})
-STOPS = frozenset({tasks.DELETE_LAB_POD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,36 +139,6 @@ class Inventory:
     cluster_ahead_s: float = 0.0
 
     @property
-    def perhaps(self) -> int:
-        """Messages that may start any lab: on the ladder, just claimed, or in a queue and not looked into."""
-        if self.queues is None:
-            return 0
-        unseen = (*self.queues.held(self.under_way).values(), *self.queues.unread.values())
-        return self.queues.unknown_delays + sum(unseen)
-
-    @property
     def live(self) -> Iterable[LabRow]:
         """The labs that are PENDING, RUNNING or stopping."""
         return (row for row in self.rows.values() if not row.over)
-
-    def waiting(self) -> set[tuple[int, str]]:
-        """Return (lab, task name) of what queues and outbox hold."""
-        messages = self.queues.messages if self.queues else ()
-        return self.outbox | {(seen.lab, seen.task_name) for seen in messages if seen.lab is not None}
-
-    def unattended(self) -> list[LabRow]:
-        """Return the PENDING and stopping labs for which no message and no outbox row waits."""
-        waiting = self.waiting()
-        return [row for row in self.live if needs(row) and not comes(row, waiting)]
-
-
-def needs(row: LabRow) -> frozenset[str]:
-    """Return the tasks of which one has to be on its way, none for a lab that just runs."""
-    if row.stopping:
-        return STOPS
-    return STARTS if row.status == "PENDING" else frozenset()
-
-
-def comes(row: LabRow, known: set[tuple[int, str]]) -> bool:
-    """Tell whether one of the tasks that a lab needs is among the known (lab, task name)."""
-    return any((row.id, name) in known for name in needs(row))

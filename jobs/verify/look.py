@@ -18,8 +18,9 @@ from jobs.cluster import ApiError, ApiUnavailable, Cluster
 from jobs.errors import JobError
 from jobs.labs import LabStore
 from jobs.verify import management, objects, rows
-from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare, undecided
+from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare
 from jobs.verify.inventory import Inventory, QueueLook
+from jobs.verify.lost_requests import unattended, undecided
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.still import least_waiting
 from jobs.verify.turn import Busy, turn
@@ -239,9 +240,9 @@ def _read_rows(labs: LabStore, inventory: Inventory, progress: Progress) -> None
 
 
 def _read_ledger(labs: LabStore, inventory: Inventory, grace_s: float) -> None:
-    unattended = [row.id for row in inventory.unattended()]
-    inventory.going_on = rows.going_on(labs, unattended, grace_s=grace_s)
-    inventory.last_run_at = rows.last_runs(labs, unattended)
+    waiting = [row.id for row in unattended(inventory)]
+    inventory.going_on = rows.going_on(labs, waiting, grace_s=grace_s)
+    inventory.last_run_at = rows.last_runs(labs, waiting)
     if inventory.queues and inventory.queues.unacked is not None:
         inventory.under_way = rows.under_way(labs)
     if inventory.queues and any(inventory.queues.unread.values()):
