@@ -17,7 +17,7 @@ from dispatcher.settings import BrokerSettings, Environment, database_url, read_
 if TYPE_CHECKING:
     from console.verify.report import Report
     from dispatcher.interrupts import Stop
-    from jobs.verify.look import Findings, Sources
+    from jobs.verify.snapshot import Comparison, Sources
 
 EXIT_CLEAN = 0
 EXIT_DIFFERENT = 1
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     --repair makes again.
     """
     from dispatcher.interrupts import Interrupted, stop_on_signals
-    from jobs.verify.look import CouldNotLook
+    from jobs.verify.snapshot import CouldNotLook
 
     # Of what is away they tell in many lines, which end as one of ours.
     for library in ("pika", "jobs", "dispatcher"):
@@ -100,7 +100,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report:
     from console.verify.report import Report
     from jobs.verify.differences import unneeded
-    from jobs.verify.look import find_differences
+    from jobs.verify.snapshot import find_differences
 
     sources = _sources(arguments, stop)
     try:
@@ -133,14 +133,14 @@ def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report
     return report
 
 
-def _only(labs: list[int], findings: Findings) -> str:
+def _only(labs: list[int], findings: Comparison) -> str:
     """Return which labs are told of, and which of them are over, or were never there."""
     told = f"only labs {', '.join(map(str, labs))} are reported"
     other = [lab for lab in labs if lab not in findings.inventory.rows]
     return f"{told}; over, with nothing left, or unknown: {', '.join(map(str, other))}" if other else told
 
 
-def _repair(sources: Sources, findings: Findings, report: Report, *, grace_s: float, force: bool) -> None:
+def _repair(sources: Sources, findings: Comparison, report: Report, *, grace_s: float, force: bool) -> None:
     from console.access import open_configs
     from jobs.verify.repairs import Repairs, refusal
 
@@ -166,8 +166,8 @@ def _repair(sources: Sources, findings: Findings, report: Report, *, grace_s: fl
 def _read_only(sources: Sources) -> str | None:
     """Return why the database takes no repair, or None. Raises CouldNotLook."""
     from jobs.errors import JobError
-    from jobs.verify.look import CouldNotLook
     from jobs.verify.rows import why_read_only
+    from jobs.verify.snapshot import CouldNotLook
 
     try:
         return why_read_only(sources.labs)
@@ -180,7 +180,7 @@ def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
     from console.access import open_cluster
     from jobs.errors import JobError
     from jobs.labs import LabStore
-    from jobs.verify.look import CouldNotLook, Sources
+    from jobs.verify.snapshot import CouldNotLook, Sources
 
     def build(env: Environment) -> tuple[str, BrokerSettings | None, str | None, str]:
         broker = None if arguments.no_queues else BrokerSettings.from_environment(env)

@@ -20,7 +20,7 @@ class Report:
     differences: Sequence[Difference]
     inventory: Inventory
     seconds: float
-    #: As in Findings.
+    #: As in Comparison.
     undecided: int = 0
     #: Index of a difference -> whether it is repaired, and what was done or why not.
     repaired: dict[int, tuple[bool, str]] | None = None

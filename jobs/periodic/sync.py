@@ -25,18 +25,19 @@ from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay
 from jobs.session_lock import session_lock
 from jobs.verify.differences import Difference, Kind, Repair
-from jobs.verify.look import (
+from jobs.verify.lost_requests import lost_starts
+from jobs.verify.repairs import Repairs, refusal
+from jobs.verify.safety_limits import Refusal
+from jobs.verify.snapshot import (
     BrokerUnseen,
+    Comparison,
     CouldNotLook,
-    Findings,
+    QueueReading,
     Sources,
     find_differences,
     find_lost_requests,
     quiet_s,
 )
-from jobs.verify.lost_requests import lost_starts
-from jobs.verify.repairs import Repairs, refusal
-from jobs.verify.safety_limits import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class _Sync:
             context.cluster,
             context.settings.namespace,
             context.settings.broker,
-            walks=False,
+            reading=QueueReading.COUNT,
         )
         self._said = _Said()
         self._found: Counter[str] = Counter()
@@ -136,7 +137,7 @@ class _Sync:
         done = {"found": _counts(self._found), "repaired": _counts(self._repaired), "left": left}
         return result | {"undecided": self._undecided, **done}
 
-    def _look(self) -> Findings:
+    def _look(self) -> Comparison:
         try:
             try:
                 return self._differences()
@@ -149,10 +150,10 @@ class _Sync:
         except CouldNotLook as exc:
             raise _error(exc) from exc
 
-    def _differences(self) -> Findings:
+    def _differences(self) -> Comparison:
         return find_differences(self._sources, grace_s=self._settings.orphan_grace_s, progress=_silent)
 
-    def _refusal(self, findings: Findings) -> Refusal | None:
+    def _refusal(self, findings: Comparison) -> Refusal | None:
         if self._payload.force:
             return None
         return refusal(
@@ -163,7 +164,7 @@ class _Sync:
             always=self._settings.fail_always,
         )
 
-    def _refuse(self, findings: Findings, refused: Refusal) -> None:
+    def _refuse(self, findings: Comparison, refused: Refusal) -> None:
         error = refused.error(evidence=f"found {_counts(self._found)}")
         event_type, cause, at = "platform.sync_refused", "sync_refused", findings.inventory.now
         tell_refused(
@@ -171,7 +172,7 @@ class _Sync:
         )
         raise error
 
-    def _repair(self, findings: Findings) -> None:
+    def _repair(self, findings: Comparison) -> None:
         found = findings.differences
         later = (Repair.FAIL_PENDING, Repair.PUBLISH_DELETE)
         self._apply(findings, [one for one in found if one.repair not in later])
@@ -208,7 +209,7 @@ class _Sync:
         self._found["request_lost"] -= len(differences)
         self._undecided += len(differences)
 
-    def _apply(self, findings: Findings, differences: list[Difference]) -> None:
+    def _apply(self, findings: Comparison, differences: list[Difference]) -> None:
         for one in differences:
             if one.repair is None:
                 self._said(logging.WARNING, one, "a person has to look", "difference")
@@ -255,7 +256,7 @@ class _Sync:
             self._context.notify(notification_id)
 
 
-def _is_for_health(findings: Findings, one: Difference) -> bool:
+def _is_for_health(findings: Comparison, one: Difference) -> bool:
     """Tell whether a Pod ended so lately that the health check will say why."""
     if one.kind is not Kind.POD_ENDED or one.since is None:
         return False

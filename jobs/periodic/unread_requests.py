@@ -52,7 +52,7 @@ def _without_waiting_stops(context: TaskContext, due: Sequence[DueLab]) -> list[
 
 def _creates_wait(context: TaskContext) -> bool:
     from jobs.verify import rows
-    from jobs.verify.look import LADDER
+    from jobs.verify.queue_depths import LADDER
     from jobs.verify.queues import BrokerAway, Queues
 
     try:
@@ -69,8 +69,8 @@ def _creates_wait(context: TaskContext) -> bool:
 
 def _deletes_wait(context: TaskContext) -> bool:
     from dispatcher.interrupts import Stop
+    from jobs.verify.queue_depths import least_waiting
     from jobs.verify.queues import BrokerAway, Queues
-    from jobs.verify.still import least_waiting
 
     try:
         with closing(Queues(context.settings.broker)) as queues:

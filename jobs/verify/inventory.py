@@ -81,7 +81,7 @@ class Message:
 
 
 @dataclass(slots=True)
-class QueueLook:
+class QueueContents:
     """What is on the broker."""
 
     messages: list[Message] = field(default_factory=list)
@@ -94,7 +94,7 @@ class QueueLook:
     unacked: dict[str, int] | None = None
     #: What could not be looked at, in plain words; nothing is proven lost then.
     gaps: list[str] = field(default_factory=list)
-    #: Queue -> messages that were counted and not looked into (jobs.verify.still).
+    #: Queue -> messages that were counted and not looked into (jobs.verify.queue_depths).
     unread: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -120,7 +120,7 @@ class Inventory:
     #: There is no object of ours, and the namespace is under a policy, as that of labs is.
     empty_but_governed: bool = False
     #: None: the broker was not looked at.
-    queues: QueueLook | None = None
+    queues: QueueContents | None = None
     #: (lab, task name) of what waits in the outbox.
     outbox: set[tuple[int, str]] = field(default_factory=set)
     #: (lab, task name) of what is under way or tried again, by the ledger, for the unattended labs.

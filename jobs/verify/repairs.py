@@ -20,7 +20,6 @@ from jobs.pod_fields import State
 from jobs.remake import CannotRemake, Remake
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
-from jobs.verify.look import Sources
 from jobs.verify.objects import make_object
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.rows import some_rows
@@ -34,7 +33,8 @@ from jobs.verify.safety_limits import (
     no_rows_at_all,
     too_many,
 )
-from jobs.verify.turn import Busy, turn
+from jobs.verify.snapshot import Sources
+from jobs.verify.walk_lock import Busy, walk_lock
 
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
@@ -286,7 +286,7 @@ class Repairs:
             return True
 
         try:
-            with turn(self._sources.labs, self._sources.stop):
+            with walk_lock(self._sources.labs, self._sources.stop):
                 for _ in queues.walk(queue, gap=lambda _gap: None, discard=discard):
                     pass
         except (BrokerAway, Busy, JobError) as exc:

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 import jobs.cluster
 import jobs.database
-import jobs.verify.still
+import jobs.verify.queue_depths
 from dispatcher import celery_config, topology
 from dispatcher.engine import make_engine
 from dispatcher.publisher import Publisher
@@ -226,7 +226,7 @@ def synced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Sync:
     """Syncs in this process; of the pauses that `between_looks` replaces, the last is for lost requests."""
-    monkeypatch.setattr(jobs.verify.still, "LOOK_S", 0.0)
+    monkeypatch.setattr(jobs.verify.queue_depths, "LOOK_S", 0.0)
     return Sync(connections)
 
 

@@ -10,7 +10,7 @@ from dispatcher.interrupts import Stop
 from jobs.database import Cursor
 from jobs.labs import LabStore
 from jobs.session_lock import session_lock
-from jobs.verify.turn import turn
+from jobs.verify.walk_lock import walk_lock
 from tests.support.postgres import Database
 
 
@@ -38,7 +38,7 @@ def test_a_walk_whose_node_vanishes_gives_its_turn_back_within_a_minute(
     stores: tuple[LabStore, LabStore],
 ) -> None:
     store, _ = stores
-    with turn(store, Stop()):
+    with walk_lock(store, Stop()):
         assert store.transaction(keepalives) == ["30", "10", "3"]
 
 

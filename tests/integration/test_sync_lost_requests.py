@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import jobs.verify.look
+import jobs.verify.snapshot
 from dispatcher import topology
 from dispatcher.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
@@ -231,7 +231,7 @@ def test_it_waits_for_four_heartbeats_before_a_request_is_lost(
     database.add_lab()
     age(database)
     synced()
-    assert pauses == [jobs.verify.look.SETTLE_S, 120.0]
+    assert pauses == [jobs.verify.snapshot.SETTLE_S, 120.0]
 
 
 def test_a_stop_is_not_asked_for_again_while_deletes_wait(

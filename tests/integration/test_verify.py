@@ -7,9 +7,9 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-import jobs.verify.look
 import jobs.verify.objects
 import jobs.verify.rows
+import jobs.verify.snapshot
 from dispatcher import topology
 from dispatcher.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
@@ -17,7 +17,7 @@ from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
 from jobs.labs import LabStore
 from jobs.naming import lab_labels
-from jobs.verify.look import Sources, take_inventory
+from jobs.verify.snapshot import Sources, take_inventory
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
@@ -312,7 +312,7 @@ def test_two_looks_at_once_miss_no_message(
     def look(number: int) -> int:
         labs = LabStore(database.url, application_name=f"test-verify-{number}")
         cluster = Cluster(ClusterAccess(api_server.url, ca_pem=""))
-        seen = take_inventory(Sources(labs, cluster, "labs", broker.settings), queues=True, progress=print)
+        seen = take_inventory(Sources(labs, cluster, "labs", broker.settings), progress=print)
         labs.close()
         return len(seen.queues.messages) if seen.queues else 0
 

@@ -9,7 +9,7 @@ import pytest
 from dispatcher.interrupts import Stop
 from jobs.labs import LabStore
 from jobs.verify.rows import known_delays
-from jobs.verify.turn import turn
+from jobs.verify.walk_lock import walk_lock
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
 from tests.support.postgres import Database
@@ -57,8 +57,8 @@ def test_somebody_else_who_looks_is_waited_for(
     verify: Verify, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = LabStore(database.url, application_name="test-other")
-    with turn(other, Stop()):
-        monkeypatch.setattr("jobs.verify.turn.PATIENCE_S", 0.6)
+    with walk_lock(other, Stop()):
+        monkeypatch.setattr("jobs.verify.walk_lock.PATIENCE_S", 0.6)
         monkeypatch.setattr("console.verify.command.PROGRESS_S", 0.0)
         code, _, errors = verify.text(*quick())
         assert code == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import jobs.verify.look
+import jobs.verify.snapshot
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database
@@ -125,7 +125,7 @@ def test_without_figures_of_consumers_a_lost_request_is_repaired_after_a_quiet_t
     monkeypatch: pytest.MonkeyPatch,
     between_looks: Actions,
 ) -> None:
-    monkeypatch.setattr(jobs.verify.look, "QUIET_HEARTBEATS", 4)
+    monkeypatch.setattr(jobs.verify.snapshot, "QUIET_HEARTBEATS", 4)
     lab = database.add_lab()
     age(database)
     found = verify("--repair", "--settle", "119")

@@ -11,7 +11,7 @@ from typing import Any
 from dispatcher import topology
 from jobs.cluster import Cluster, Manifest
 from jobs.labs import LabStore
-from jobs.verify.look import Sources, find_differences
+from jobs.verify.snapshot import Sources, find_differences
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually_equal
 

@@ -15,7 +15,7 @@ import pytest
 import console.access
 import jobs.cluster
 import jobs.database
-import jobs.verify.look
+import jobs.verify.snapshot
 from console.verify import command as verify_command
 from dispatcher.interrupts import Stop
 from jobs.cluster import Cluster
@@ -145,8 +145,8 @@ def verify(
 ) -> Verify:
     monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
     monkeypatch.setattr(jobs.database, "BLIP_S", 0.2)
-    monkeypatch.setattr(jobs.verify.look, "QUIET_HEARTBEATS", 0)
-    monkeypatch.setattr(jobs.verify.look, "HELD_SETTLE_S", 0.0)
+    monkeypatch.setattr(jobs.verify.snapshot, "QUIET_HEARTBEATS", 0)
+    monkeypatch.setattr(jobs.verify.snapshot, "HELD_SETTLE_S", 0.0)
     access = ClusterAccess(api_server.url, ca_pem="")
     monkeypatch.setattr(console.access, "open_cluster", lambda _environ: Cluster(access))
     monkeypatch.setenv("AMQP_URL", broker.url)

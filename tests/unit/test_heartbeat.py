@@ -9,7 +9,7 @@ from dispatcher import BrokerSettings, Dispatcher
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import ServerSettings, read_settings
 from jobs.settings import JobSettings
-from jobs.verify.look import QUIET_HEARTBEATS, quiet_s
+from jobs.verify.snapshot import QUIET_HEARTBEATS, quiet_s
 
 SERVERS = {
     "AMQP_URL": "amqp://host/vhost",

@@ -12,7 +12,7 @@ from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.pod_fields import State
 from jobs.pod_status import PodStatus
 from jobs.verify.differences import Difference, Kind, Repair, compare
-from jobs.verify.inventory import Inventory, LabObject, LabRow, Message, QueueLook
+from jobs.verify.inventory import Inventory, LabObject, LabRow, Message, QueueContents
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 KINDS = ("Pod", "Service", "NetworkPolicy")
@@ -71,7 +71,7 @@ def found(
     messages: list[Message] | None = None,
     **others: Any,
 ) -> list[Difference]:
-    looked = others.pop("queues", QueueLook(messages or [], **others.pop("look", {})))
+    looked = others.pop("queues", QueueContents(messages or [], **others.pop("look", {})))
     others = {"last_lab": 100, **others}
     inventory = Inventory(
         NOW, rows={one.id: one for one in rows}, objects=objects or [], queues=looked, **others
@@ -342,6 +342,6 @@ def test_differences_are_sorted_by_lab_and_know_what_a_repair_compares() -> None
 
 
 def test_the_grace_age_is_the_callers() -> None:
-    inventory = Inventory(NOW, rows={5: row("PENDING", created_at=ago(30))}, queues=QueueLook())
+    inventory = Inventory(NOW, rows={5: row("PENDING", created_at=ago(30))}, queues=QueueContents())
     assert compare(inventory) == []
     assert [one.kind for one in compare(inventory, grace_s=10)] == [Kind.REQUEST_LOST]

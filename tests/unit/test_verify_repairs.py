@@ -9,7 +9,7 @@ import pytest
 
 from console.verify.report import Report
 from jobs.verify.differences import Difference, Kind, Repair, compare, unneeded
-from jobs.verify.inventory import Inventory, LabRow, QueueLook
+from jobs.verify.inventory import Inventory, LabRow, QueueContents
 from jobs.verify.objects import make_object
 from jobs.verify.repairs import refusal
 from tests.unit.test_verify_differences import NOW, ago, item, message, row
@@ -98,7 +98,7 @@ def test_a_label_that_we_never_write_names_no_lab(label: str | None) -> None:
 
 
 def report(*found: Difference, **others: Any) -> Report:
-    return Report(found, platform(2, queues=QueueLook(dead_letters=1)), 1.0, **others)
+    return Report(found, platform(2, queues=QueueContents(dead_letters=1)), 1.0, **others)
 
 
 def test_a_table_says_what_a_repair_would_do_or_did() -> None:
@@ -129,14 +129,14 @@ def test_text_of_others_cannot_reach_the_terminal() -> None:
 
 
 def test_what_could_not_be_looked_at_is_not_clean() -> None:
-    gap = Report([], platform(0, queues=QueueLook(gaps=["something"])), 1.0)
+    gap = Report([], platform(0, queues=QueueContents(gaps=["something"])), 1.0)
     assert json.loads(gap.as_json())["clean"] is False
     assert "not all could be looked at: something" in gap.as_text()
     assert gap.as_text().endswith("nothing of this differs")
 
 
 def test_what_is_normal_is_a_note() -> None:
-    looked = QueueLook(unacked={"q": 3, "r": 1})
+    looked = QueueContents(unacked={"q": 3, "r": 1})
     inventory = platform(0, queues=looked, under_way={"q": 2, "r": 1})
     text = Report(
         [], inventory, 1.0, unneeded=1, looked_at={"database": "d at h", "namespace": "labs"}
@@ -151,5 +151,5 @@ def test_what_is_normal_is_a_note() -> None:
 
 def test_what_is_not_needed_for_a_short_time_is_counted() -> None:
     stopped = row("STOPPED", ended_at=ago(300))
-    inventory = Inventory(NOW, rows={5: stopped}, queues=QueueLook([message()]))
+    inventory = Inventory(NOW, rows={5: stopped}, queues=QueueContents([message()]))
     assert (compare(inventory), unneeded(inventory)) == ([], 1)

@@ -6,24 +6,24 @@ from typing import Any
 
 import pytest
 
-import jobs.verify.look
+import jobs.verify.snapshot
 from dispatcher import BrokerSettings
 from jobs.verify.differences import Kind, Repair
-from jobs.verify.inventory import Inventory, QueueLook
-from jobs.verify.look import HELD_SETTLE_S, SETTLE_S, Findings, Sources, find_differences
+from jobs.verify.inventory import Inventory, QueueContents
+from jobs.verify.snapshot import HELD_SETTLE_S, SETTLE_S, Comparison, Sources, find_differences
 from tests.unit.test_verify_differences import NOW, row
 
 NOBODY: Any = None
 NONE, HELD = {"q": 0}, {"q": 1}
 
 
-def looks(monkeypatch: pytest.MonkeyPatch, *unacked: dict[str, int] | None) -> tuple[Findings, list[float]]:
+def looks(monkeypatch: pytest.MonkeyPatch, *unacked: dict[str, int] | None) -> tuple[Comparison, list[float]]:
     """Compare a platform with one PENDING lab, of which each look saw so many messages held."""
     pauses: list[float] = []
     inventories = iter(
-        Inventory(NOW, rows={5: row("PENDING")}, queues=QueueLook(unacked=figures)) for figures in unacked
+        Inventory(NOW, rows={5: row("PENDING")}, queues=QueueContents(unacked=figures)) for figures in unacked
     )
-    monkeypatch.setattr(jobs.verify.look, "take_inventory", lambda *_args, **_options: next(inventories))
+    monkeypatch.setattr(jobs.verify.snapshot, "take_inventory", lambda *_args, **_options: next(inventories))
     monkeypatch.setattr("dispatcher.interrupts.Stop.pause", lambda _self, seconds: pauses.append(seconds))
     url = None if unacked[0] is None else "http://management"
     sources = Sources(NOBODY, NOBODY, "labs", BrokerSettings("amqp://nowhere"), url)

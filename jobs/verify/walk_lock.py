@@ -20,7 +20,9 @@ class Busy(Exception):
 
 
 @contextmanager
-def turn(labs: LabStore, stop: Stop, progress: Callable[[str], None] = lambda _where: None) -> Iterator[None]:
+def walk_lock(
+    labs: LabStore, stop: Stop, progress: Callable[[str], None] = lambda _where: None
+) -> Iterator[None]:
     """Wait until nobody else walks, and keep others waiting. Raises Busy, Interrupted, JobError."""
     deadline = monotonic() + PATIENCE_S
 

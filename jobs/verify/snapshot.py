@@ -1,29 +1,31 @@
-"""Look at database, broker and cluster, twice: labs move meanwhile, and only what stays is a difference.
+"""Take inventory of database, broker and cluster, twice, as verify and sync do it.
 
-The order follows a task's way, from the outbox over the queues to the ledger, so that one that moves on is
-met again further ahead and never overlooked.
+Labs move meanwhile, and only what stays is a difference. The order follows a task's way, from the outbox over
+the queues to the ledger, so that one that moves on is met again further ahead and never overlooked.
 """
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-from dispatcher import ladder, topology
+from dispatcher import topology
 from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
 from dispatcher.terminal import many
 from jobs.cluster import ApiError, ApiUnavailable, Cluster
 from jobs.errors import JobError
 from jobs.labs import LabStore
-from jobs.verify import management, objects, rows
+from jobs.verify import objects, rows
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare
-from jobs.verify.inventory import Inventory, QueueLook
+from jobs.verify.inventory import Inventory, QueueContents
 from jobs.verify.lost_requests import unattended, undecided
+from jobs.verify.queue_depths import LADDER, ManagementAway, least_waiting, unacked
 from jobs.verify.queues import BrokerAway, Queues
-from jobs.verify.still import least_waiting
-from jobs.verify.turn import Busy, turn
+from jobs.verify.walk_lock import Busy, walk_lock
 
 #: Seconds between the looks.
 SETTLE_S = 3.0
@@ -32,8 +34,6 @@ SETTLE_S = 3.0
 HELD_SETTLE_S = 12.0
 #: Of the broker: a container that holds a message has written to the ledger by then.
 QUIET_HEARTBEATS = 4
-#: From the highest level down, as messages go: one that moves on meanwhile is counted later.
-LADDER = [ladder.level_name(level) for level in reversed(range(ladder.LEVELS))]
 _BY_MESSAGES = {Kind.REQUEST_LOST, Kind.STOP_LOST, Kind.USELESS_MESSAGE, Kind.MESSAGE_WITHOUT_ROW}
 
 
@@ -43,6 +43,15 @@ class CouldNotLook(Exception):
 
 class BrokerUnseen(CouldNotLook):
     """Raised when it is the broker: what does not need it could be looked at."""
+
+
+class QueueReading(enum.Enum):
+    """How the queues of tasks are read."""
+
+    #: Each message is taken, and published again behind the others; so it is known what it is about.
+    WALK = "walk"
+    #: Messages are only counted, and stay where they are.
+    COUNT = "count"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +67,12 @@ class Sources:
     stop: Stop = field(default_factory=Stop)
     #: For people: what it is -> where it is.
     looked_at: dict[str, str] = field(default_factory=dict)
-    #: False: messages are only counted, since a walk turns each queue round.
-    walks: bool = True
+    reading: QueueReading = QueueReading.WALK
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """What two looks agree on, and the last one."""
+class Comparison:
+    """The differences on which two inventories agree, and the second of them."""
 
     differences: list[Difference]
     inventory: Inventory
@@ -82,34 +90,36 @@ def find_differences(
     settle_s: float = SETTLE_S,
     progress: Progress,
     only: Collection[int] = (),
-) -> Findings:
+) -> Comparison:
     """Return what differs in two looks, as the second one saw it; `only`: of these labs, if there are any.
 
     Raises:
         CouldNotLook: nothing is known then.
     """
-    first = take_inventory(sources, grace_s=grace_s, queues=True, progress=progress)
+    first = take_inventory(sources, grace_s=grace_s, progress=progress)
     suspected = compare(_without_figures(first), grace_s=grace_s)
     found = [one for one in suspected if not only or one.lab in only]
     waiting = undecided(first, grace_s=grace_s)
     if not found:
-        return Findings([], first, waiting)
+        return Comparison([], first, waiting)
     before = {difference.identity for difference in found}
     kinds, queues_before = {difference.kind for difference in found}, first.queues
     held = sources.management_url is not None and Kind.REQUEST_LOST in kinds
     progress("something differs at first sight, looking again")
     del first, suspected, found  # the next look needs the room
     sources.stop.pause(max(settle_s, HELD_SETTLE_S) if held else settle_s)
-    queues = bool(kinds & _BY_MESSAGES)
-    second = take_inventory(sources, grace_s=grace_s, queues=queues, progress=progress)
+    by_messages = bool(kinds & _BY_MESSAGES)
+    second = take_inventory(
+        sources if by_messages else replace(sources, broker=None), grace_s=grace_s, progress=progress
+    )
     stays = [one for one in compare(second, grace_s=grace_s) if one.identity in before]
-    if sources.walks and sources.broker and not held and settle_s < (quiet := quiet_s(sources.broker)):
-        stays = [_left_to_a_person(one, quiet) for one in stays]
-    if queues:
+    if sources.broker and not held and _may_be_unseen(sources.broker, sources.reading, settle_s):
+        stays = [_left_to_a_person(one, quiet_s(sources.broker)) for one in stays]
+    if by_messages:
         waiting = undecided(second, grace_s=grace_s)
     else:
         second.queues = queues_before
-    return Findings(stays, second, waiting)
+    return Comparison(stays, second, waiting)
 
 
 def _without_figures(first: Inventory) -> Inventory:
@@ -128,18 +138,26 @@ def quiet_s(broker: BrokerSettings) -> float:
     return float(QUIET_HEARTBEATS * broker.heartbeat_s)
 
 
+def _may_be_unseen(broker: BrokerSettings, reading: QueueReading, settle_s: float) -> bool:
+    """Tell whether a container may have claimed a message, and not be in the ledger yet.
+
+    Who only counts asks again by `find_lost_requests`, which waits for the ledger.
+    """
+    return reading is QueueReading.WALK and settle_s < quiet_s(broker)
+
+
 def find_lost_requests(
     sources: Sources, suspects: list[Difference], *, grace_s: float, progress: Progress
-) -> Findings:
+) -> Comparison:
     """Return which of these lost requests are lost for sure: no container holds the message, unknown to the
     ledger. It takes QUIET_HEARTBEATS heartbeats. Raises CouldNotLook.
     """
     if sources.broker:
         sources.stop.pause(quiet_s(sources.broker))
-    inventory = take_inventory(sources, grace_s=grace_s, queues=True, progress=progress)
+    inventory = take_inventory(sources, grace_s=grace_s, progress=progress)
     before = {one.identity for one in suspects}
     stays = [one for one in compare(inventory, grace_s=grace_s) if one.identity in before]
-    return Findings(stays, inventory, undecided(inventory, grace_s=grace_s))
+    return Comparison(stays, inventory, undecided(inventory, grace_s=grace_s))
 
 
 def _left_to_a_person(one: Difference, quiet: float) -> Difference:
@@ -150,22 +168,17 @@ def _left_to_a_person(one: Difference, quiet: float) -> Difference:
     return replace(one, seen=one.seen + says, repair=None)
 
 
-def take_inventory(
-    sources: Sources, *, grace_s: float = GRACE_S, queues: bool, progress: Progress
-) -> Inventory:
+def take_inventory(sources: Sources, *, grace_s: float = GRACE_S, progress: Progress) -> Inventory:
     """Look at everything once. Raises CouldNotLook."""
     try:
         inventory, began = Inventory(rows.database_now(sources.labs)), time.monotonic()
-        if queues and sources.broker is not None:
+        if sources.broker is not None:
             inventory.outbox = rows.outbox_tasks(sources.labs)
-            if sources.walks:
-                with turn(sources.labs, sources.stop, progress):
-                    inventory.queues = _look_at_queues(sources, sources.broker, progress)
-            else:
-                inventory.queues = _look_at_queues(sources, sources.broker, progress)
+            walks = sources.reading is QueueReading.WALK
+            with walk_lock(sources.labs, sources.stop, progress) if walks else nullcontext():
+                inventory.queues = _read_queues(sources, sources.broker, progress)
             if sources.management_url is not None:
-                unacked = management.unacked(sources.management_url, sources.broker, topology.BINDINGS)
-                inventory.queues.unacked = unacked
+                inventory.queues.unacked = unacked(sources.management_url, sources.broker)
         sources.stop.check()
         _look_at_objects(sources, inventory, progress)
         since = sources.cluster.answered_at - inventory.now
@@ -182,31 +195,36 @@ def take_inventory(
         raise BrokerUnseen(f"the broker: {exc}") from exc
     except Busy as exc:
         raise CouldNotLook(f"the queues: {exc}") from exc
-    except management.ManagementAway as exc:
+    except ManagementAway as exc:
         raise CouldNotLook(f"the broker's management API: {exc}") from exc
     return inventory
 
 
-def _look_at_queues(sources: Sources, broker: BrokerSettings, progress: Progress) -> QueueLook:
-    look = QueueLook()
+def _read_queues(sources: Sources, broker: BrokerSettings, progress: Progress) -> QueueContents:
+    contents = QueueContents()
     queues = Queues(broker, stop=sources.stop)
     try:
         # Before the queues, because what leaves the ladder meanwhile is in them; and the ledger before the
         # ladder, because what it knows is still there a moment later.
         if queues.count(LADDER):
-            look.known_delays = rows.known_delays(sources.labs)
-            look.delayed = queues.count(LADDER)
-        if not sources.walks:
-            look.unread = least_waiting(queues, sources.stop)
-        for queue in topology.BINDINGS if sources.walks else ():
-            for message in queues.walk(queue, gap=look.gaps.append):
-                look.messages.append(message)
-                progress(many(len(look.messages), "message"))
-            sources.stop.check()
-        look.dead_letters = queues.count([topology.DEAD_LETTER_QUEUE])
+            contents.known_delays = rows.known_delays(sources.labs)
+            contents.delayed = queues.count(LADDER)
+        if sources.reading is QueueReading.WALK:
+            _walk(queues, contents, sources.stop, progress)
+        else:
+            contents.unread = least_waiting(queues, sources.stop)
+        contents.dead_letters = queues.count([topology.DEAD_LETTER_QUEUE])
     finally:
         queues.close()
-    return look
+    return contents
+
+
+def _walk(queues: Queues, contents: QueueContents, stop: Stop, progress: Progress) -> None:
+    for queue in topology.BINDINGS:
+        for message in queues.walk(queue, gap=contents.gaps.append):
+            contents.messages.append(message)
+            progress(many(len(contents.messages), "message"))
+        stop.check()
 
 
 def _look_at_objects(sources: Sources, inventory: Inventory, progress: Progress) -> None:
@@ -219,10 +237,9 @@ def _look_at_objects(sources: Sources, inventory: Inventory, progress: Progress)
     sources.stop.check()
     if not inventory.objects:
         inventory.empty_but_governed = objects.is_governed(sources.cluster, sources.namespace)
-    # A sync has the job's rights, which end at the namespace: elsewhere the list itself would be refused.
-    asks = sources.walks and not inventory.objects
-    if asks and not objects.namespace_exists(sources.cluster, sources.namespace):
-        raise CouldNotLook(f"the cluster: there is no namespace {sources.namespace} (LAB_NAMESPACE)")
+        # Who has no rights outside the namespace of labs is told that it exists.
+        if not objects.namespace_exists(sources.cluster, sources.namespace):
+            raise CouldNotLook(f"the cluster: there is no namespace {sources.namespace} (LAB_NAMESPACE)")
 
 
 def _read_rows(labs: LabStore, inventory: Inventory, progress: Progress) -> None:

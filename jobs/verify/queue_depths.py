@@ -1,0 +1,76 @@
+"""How many messages wait where, and how many consumers hold: nothing is taken, moved or made older.
+
+That is what a periodic task may do. A count says less than a walk: of a message that waits nobody knows whose
+it is, so that a request is proven lost only where none waits.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from http.client import HTTPException
+from time import monotonic
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import Request, urlopen
+
+from dispatcher import ladder, topology
+from dispatcher.connection import url_parameters
+from dispatcher.interrupts import Stop
+from dispatcher.settings import BrokerSettings
+from jobs.verify.queues import Queues
+
+#: From the highest level down, as messages go: one that moves on meanwhile is counted later.
+LADDER = [ladder.level_name(level) for level in reversed(range(ladder.LEVELS))]
+#: Seconds for which a queue is looked at until nothing waits in it: containers take what comes at once.
+LOOK_S = 2.0
+_POLL_S = 0.2
+#: Seconds until the management API has to answer.
+TIMEOUT_S = 10
+
+
+class ManagementAway(Exception):
+    """Raised when the management API does not answer, or not with what is asked for."""
+
+
+def least_waiting(queues: Queues, stop: Stop) -> dict[str, int]:
+    """Return queue -> the fewest messages that waited there within a moment. Raises BrokerAway.
+
+    The fewest will do: what was in none of the queues at its moment was not there before, since a message
+    goes on and comes back only to the queue from which a container took it.
+    """
+    least: dict[str, int] = {}
+    deadline = monotonic() + LOOK_S
+    while True:
+        for queue in topology.BINDINGS:
+            if least.get(queue) != 0:
+                least[queue] = min(queues.count([queue]), least.get(queue, 2**63))
+        if not any(least.values()) or monotonic() >= deadline:
+            return least
+        stop.pause(_POLL_S)
+
+
+def unacked(api_url: str, broker: BrokerSettings) -> dict[str, int]:
+    """Return queue -> messages that are delivered and not settled, up to 10 s old. Raises ManagementAway.
+
+    AMQP does not say it. `api_url` is that of the management API, with user and password.
+    """
+    vhost = quote(url_parameters(broker).virtual_host, safe="")
+    return {
+        queue: _unacked(api_url, f"/api/queues/{vhost}/{quote(queue, safe='')}")
+        for queue in topology.BINDINGS
+    }
+
+
+def _unacked(api_url: str, path: str) -> int:
+    parts = urlsplit(api_url)
+    credentials = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    headers = {"authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
+    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    request = Request(address + path + "?columns=messages_unacknowledged", headers=headers)  # noqa: S310  # scheme is checked
+    try:
+        with urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            found = json.load(answer)
+    except (OSError, HTTPException, ValueError) as exc:
+        raise ManagementAway(f"{path}: {exc}") from exc
+    # A queue that is new has no figures yet, and an empty object comes as an empty list.
+    return int(found["messages_unacknowledged"]) if found else 0
