@@ -8,10 +8,9 @@ the health check, and the list of all Pods by jobs.verify. Container waiting rea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from jobs.cluster import Manifest
 from jobs.errors import JobError
@@ -52,14 +51,6 @@ class PodStatus:
         return self.failure.error(evidence=self.evidence, image=self.image)
 
 
-class _Meaning(NamedTuple):
-    """The failure that one reason is for a lab that starts, and for one that was Ready before."""
-
-    starting: Failure
-    #: None: what the Pod's programs did says more.
-    running: Failure | None
-
-
 #: The kubelet's reasons for a container that waits, of those that time does not heal.
 FATAL_WAITING: dict[str, Failure] = {
     "InvalidImageName": Failure.IMAGE_NAME_INVALID,
@@ -70,13 +61,15 @@ FATAL_WAITING: dict[str, Failure] = {
     "CreateContainerError": Failure.CONTAINER_NOT_CREATED,
     "CreateContainerConfigError": Failure.CONTAINER_NOT_ALLOWED,
 }
-#: Reasons in the status of a Pod that is over; one that the Pod's own program ended has none.
-_ENDED: dict[str, _Meaning] = {
-    "NodeLost": _Meaning(Failure.NODE_ENDED_IT, Failure.NODE_AWAY),
-    "DeadlineExceeded": _Meaning(Failure.NODE_ENDED_IT, None),  # activeDeadlineSeconds of the template
+_Ending = tuple[Failure, Failure | None]
+#: Reason in the status of a Pod that is over -> failure of a lab that starts, and of one that was Ready; None
+#: if what its programs did says more. A Pod that its own program ended has no reason.
+_ENDED: dict[str, _Ending] = {
+    "NodeLost": (Failure.NODE_ENDED_IT, Failure.NODE_AWAY),
+    "DeadlineExceeded": (Failure.NODE_ENDED_IT, None),  # activeDeadlineSeconds of the template
 }
 #: Every other reason (Evicted, OutOfcpu, NodeShutdown, Terminated, Preempting) is the node's doing as well.
-_ENDED_BY_NODE = _Meaning(Failure.NODE_ENDED_IT, Failure.POD_EVICTED)
+_ENDED_BY_NODE: _Ending = (Failure.NODE_ENDED_IT, Failure.POD_EVICTED)
 #: DisruptionTarget reasons with which the control plane deletes what is on a node that does not answer, or
 #: is gone.
 _NODE_WENT = ("DeletionByTaintManager", "DeletionByPodGC")
@@ -137,7 +130,9 @@ def late_status(pod: Manifest, image: str, waited_s: float, *, began_late: bool 
         lacks_room = any(words in said.lower() for words in _LACKS_ROOM)
         failure = Failure.NO_ROOM if lacks_room else Failure.NO_FITTING_SERVER
         return _lost(failure, f"after {waited_s:.0f} s: {scheduled.get('reason')}: {said}")
-    waiting = "; ".join(_waiting(pod))
+    states = [container.get("state", {}) for container in container_statuses(pod)]
+    waits = [state["waiting"] for state in states if state.get("waiting")]
+    waiting = "; ".join(f"{one.get('reason', '')}: {one.get('message', '')}" for one in waits)
     running = [one for one in container_statuses(pod) if "running" in one.get("state", {})]
     if waiting or not running or began_late:
         seen = waiting or ("began to run late" if running else "no container runs")
@@ -177,13 +172,13 @@ def _lost(failure: Failure, evidence: str, image: str = "") -> PodStatus:
     return PodStatus(State.LOST, failure, image, evidence)
 
 
-def _ended_by(pod: Manifest) -> _Meaning | None:
-    """Return what ended a Pod that is over, or None if its own program did."""
+def _ended_by(pod: Manifest) -> _Ending:
+    """Return what ended a Pod that is over; PROGRAM_ENDS, and None once it ran, if its own program did."""
     status = pod["status"]
     if re.match(_OWN_DISK, status.get("message", "")):
-        return _Meaning(Failure.OUT_OF_DISK, Failure.OUT_OF_DISK)
+        return Failure.OUT_OF_DISK, Failure.OUT_OF_DISK
     reason = "NodeLost" if _is_node_gone(pod) else status.get("reason")
-    return _ENDED.get(reason, _ENDED_BY_NODE) if reason else None
+    return _ENDED.get(reason, _ENDED_BY_NODE) if reason else (Failure.PROGRAM_ENDS, None)
 
 
 def _how_it_ended(pod: Manifest, container: Manifest) -> Failure:
@@ -249,23 +244,21 @@ def _without_names(message: str) -> str:
 
 def _ended_while_starting(pod: Manifest, image: str) -> PodStatus:
     evidence = f"phase {end_of(pod)}"
-    if by := _ended_by(pod):
-        return _lost(by.starting, evidence, image)
+    failure, _ = _ended_by(pod)
     failed = [
         container
         for container in container_statuses(pod)
         if container.get("state", {}).get("terminated", {}).get("exitCode", 0) != 0
     ]
-    if not failed:
-        return _lost(Failure.PROGRAM_ENDS, evidence, image)
+    if failure is not Failure.PROGRAM_ENDS or not failed:
+        return _lost(failure, evidence, image)
     # Sidecars are ended with the lab: what the lab's own program did comes first.
     container = next((one for one in failed if _is_of_lab(spec_of(pod, one), image)), failed[0])
-    spec = spec_of(pod, container)
-    if _is_of_lab(spec, image):
+    if _is_of_lab(spec_of(pod, container), image):
         return _lost(_how_it_ended(pod, container), evidence, image)
     ended = container["state"]["terminated"]
-    said = f"{ended.get('reason')}, exit code {ended.get('exitCode')}"
-    return _fault_of_template(spec, f"{evidence}: {said}")
+    said = f"{evidence}: {ended.get('reason')}, exit code {ended.get('exitCode')}"
+    return _fault_of_template(spec_of(pod, container), said)
 
 
 def _is_of_lab(spec: Manifest, image: str) -> bool:
@@ -278,12 +271,6 @@ def _fault_of_template(spec: Manifest, said: str) -> PodStatus:
     return _lost(Failure.TEMPLATE_INVALID, evidence)
 
 
-def _waiting(pod: Manifest) -> Iterator[str]:
-    for container in container_statuses(pod):
-        if waiting := container.get("state", {}).get("waiting"):
-            yield f"{waiting.get('reason', '')}: {waiting.get('message', '')}"
-
-
 def _going(pod: Manifest, now: datetime) -> PodStatus:
     late_s = (now - datetime.fromisoformat(pod["metadata"]["deletionTimestamp"])).total_seconds()
     if late_s <= STUCK_S:
@@ -293,8 +280,7 @@ def _going(pod: Manifest, now: datetime) -> PodStatus:
 
 
 def _ended_while_running(pod: Manifest) -> PodStatus:
-    by = _ended_by(pod)
-    failure = by.running if by else None
+    _, failure = _ended_by(pod)
     if failure is None:
         ends = {_how_it_ended(pod, container) for container in container_statuses(pod)}
         failure = Failure.OUT_OF_MEMORY if Failure.OUT_OF_MEMORY in ends else Failure.PROGRAM_ENDED
