@@ -105,7 +105,7 @@ def _tell(context: TaskContext, refusal: Refusal) -> None:
     """Tell the administrator, at most once an hour."""
     message = f"The cleanup ended no lab, because {refusal.sentence}. If it is right: --force."
     now = datetime.now(timezone.utc)
-    tell_refused(context, refusal, event_type=CLEANUP_REFUSED, message=message, at=now)
+    tell_refused(context, refusal, CLEANUP_REFUSED, message, at=now, failure=refusal.failure)
     extra = {"action": "cleanup_refused", **refusal.facts}
     logger.error("no lab was ended, because %s; --force overrides it", refusal.sentence, extra=extra)
 

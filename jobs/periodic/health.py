@@ -122,10 +122,7 @@ class _HealthCheck:
 
     def _refuse(self, refused: Refusal) -> None:
         error = refused.error()
-        event_type, cause = "platform.health_refused", "health_refused"
-        tell_refused(
-            self._context, refused, event_type=event_type, message=error.sentence, at=self._as_of, cause=cause
-        )
+        tell_refused(self._context, refused, "platform.health_refused", error.sentence, at=self._as_of)
         raise error
 
     def _fail_all(self, suspects: list[Suspect]) -> int:

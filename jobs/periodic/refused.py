@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from jobs.context import TaskContext
+from jobs.failures import Failure
 from jobs.notifications import News, add_news
 from jobs.verify.safety_limits import Refusal
 
@@ -15,20 +16,25 @@ def hour_of(moment: datetime) -> datetime:
 
 
 def tell_refused(
-    context: TaskContext, refusal: Refusal, *, event_type: str, message: str, at: datetime, cause: str = ""
+    context: TaskContext,
+    refusal: Refusal,
+    event_type: str,
+    message: str,
+    *,
+    at: datetime,
+    failure: Failure | None = None,
 ) -> None:
     """Have this container tell why a task has changed nothing, unless that was told in the same hour.
 
-    `cause`: of an event that has no category, instead of that of the failure.
+    `failure`: of an event that names it; another says only that the task refused.
     """
-    failure = refusal.failure
     news = News(
         event_type=event_type,
-        cause=cause or failure.cause,
-        told=failure.told,
+        cause=failure.cause if failure else event_type.removeprefix("platform."),
+        told=refusal.failure.told,
         message=message,
         task_id=context.record.task_id,
-        category=None if cause else failure.category.value,
+        category=failure.category.value if failure else None,
         occasion=hour_of(at),
         facts=refusal.facts,
     )

@@ -28,9 +28,8 @@ from jobs.verify.safety_limits import (
     FEW,
     Refusal,
     another_database,
-    most_at_once,
     no_pods_at_all,
-    too_many,
+    too_many_at_once,
 )
 
 #: Nodes that a refusal names.
@@ -129,25 +128,21 @@ def look_at_running_labs(
 
 def refusal(found: RunningLabs, settings: LifeSettings) -> Refusal | None:
     """Refuse to fail labs where what was found is not believed."""
+    away = ", ".join(sorted(found.nodes_away)[:_NAMED])
+    says = (
+        f"{len(found.suspects)} of {found.running} RUNNING labs would fail, and at most {{most}} may at once"
+    )
+    if away:
+        says += f" ({len(found.nodes_away)} nodes are away: {away})"
+    share, always = settings.fail_max_share, settings.fail_always
     return (
         another_database(strange=len(found.strange), matched=found.states.total())
-        or _too_many_lost(found, settings)
+        or too_many_at_once(_events(found), found.running, share=share, always=always, says=says)
         or no_pods_at_all(
             running=found.running,
             without_pod=found.without_pod,
             believed=FEW - 1 if found.is_right_place else 0,
         )
-    )
-
-
-def _too_many_lost(found: RunningLabs, settings: LifeSettings) -> Refusal | None:
-    most = most_at_once(found.running, share=settings.fail_max_share, always=settings.fail_always)
-    if _events(found) <= most:
-        return None
-    away = ", ".join(sorted(found.nodes_away)[:_NAMED])
-    return too_many(
-        f"{len(found.suspects)} of {found.running} RUNNING labs would fail, and at most {most} may at once"
-        + (f" ({len(found.nodes_away)} nodes are away: {away})" if away else "")
     )
 
 

@@ -166,10 +166,8 @@ class _Sync:
 
     def _refuse(self, findings: Comparison, refused: Refusal) -> None:
         error = refused.error(evidence=f"found {_counts(self._found)}")
-        event_type, cause, at = "platform.sync_refused", "sync_refused", findings.inventory.now
-        tell_refused(
-            self._context, refused, event_type=event_type, message=error.sentence, at=at, cause=cause
-        )
+        now = findings.inventory.now
+        tell_refused(self._context, refused, "platform.sync_refused", error.sentence, at=now)
         raise error
 
     def _repair(self, findings: Comparison) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from dispatcher.message import TaskMessage, new_task_id
@@ -28,10 +28,9 @@ from jobs.verify.safety_limits import (
     Refusal,
     another_database,
     cluster_clock_differs,
-    most_at_once,
     no_pods_at_all,
     no_rows_at_all,
-    too_many,
+    too_many_at_once,
 )
 from jobs.verify.snapshot import Sources
 from jobs.verify.walk_lock import Busy, walk_lock
@@ -62,28 +61,23 @@ def refusal(
     gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
     is_right_place = bool(with_row - strange) or inventory.empty_but_governed
     by_age = any(one.repair for one in differences)
+    live = sum(1 for _ in inventory.live)
     return (
         (cluster_clock_differs(ahead_s=inventory.cluster_ahead_s, grace_s=grace_s) if by_age else None)
         or another_database(strange=len(strange), matched=len(with_row - strange))
-        or _too_many_repairs({one.lab for one in repairable}, inventory, share=share, always=always)
+        or too_many_at_once(
+            len({one.lab for one in repairable}),
+            live,
+            share=share,
+            always=always,
+            says=f"{{affected}} labs would be repaired; at most {{most}} of {live} live ones are at a time",
+        )
         or no_pods_at_all(
             running=len(running),
             without_pod=len(running & gone),
             believed=FEW - 1 if is_right_place else 0,
         )
         or no_rows_at_all(with_objects=len(with_objects), with_row=len(with_row))
-    )
-
-
-def _too_many_repairs(
-    affected: Set[int | None], inventory: Inventory, *, share: float, always: int
-) -> Refusal | None:
-    live = sum(1 for _ in inventory.live)
-    most = most_at_once(live, share=share, always=always)
-    if len(affected) <= most:
-        return None
-    return too_many(
-        f"{len(affected)} labs would be repaired; at most {most} of {live} live ones are at a time"
     )
 
 

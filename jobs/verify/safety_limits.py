@@ -48,14 +48,10 @@ class Refusal:
         return self.failure.error(problem=self.sentence, evidence=evidence)
 
 
-def too_many(sentence: str, **facts: int) -> Refusal:
-    """Return the refusal of a run that would change, or that sees, more than is believed."""
-    return Refusal(Failure.TOO_MANY_AT_ONCE, sentence, facts)
-
-
-def most_at_once(live: int, *, share: float, always: int) -> int:
-    """Return how many of the live labs may be changed in one run."""
-    return max(always, round(share * live))
+def too_many_at_once(affected: int, live: int, *, share: float, always: int, says: str) -> Refusal | None:
+    """Refuse to change so many of the live labs in one run; `says` has a place for {affected} and {most}."""
+    most = _most_at_once(live, share=share, always=always)
+    return _not_believed(says.format(affected=affected, most=most)) if affected > most else None
 
 
 def another_database(*, strange: int, matched: int) -> Refusal | None:
@@ -67,7 +63,7 @@ def another_database(*, strange: int, matched: int) -> Refusal | None:
     if not strange or strange < matched:
         return None
     labs = many(strange, "lab")
-    return too_many(
+    return _not_believed(
         f"{labs} with objects of another lab or student than the row: this may be another database"
     )
 
@@ -76,7 +72,9 @@ def no_rows_at_all(*, with_objects: int, with_row: int) -> Refusal | None:
     """Refuse where not one of the labs that have objects has a row."""
     if with_objects < FEW or with_row:
         return None
-    return too_many(f"none of the {with_objects} labs with objects has a row: this may be another database")
+    return _not_believed(
+        f"none of the {with_objects} labs with objects has a row: this may be another database"
+    )
 
 
 def no_pods_at_all(*, running: int, without_pod: int, believed: int) -> Refusal | None:
@@ -84,7 +82,7 @@ def no_pods_at_all(*, running: int, without_pod: int, believed: int) -> Refusal 
     if without_pod < running or running <= believed:
         return None
     none = f"none of the {running} RUNNING labs has" if running > 1 else "the RUNNING lab has not"
-    return too_many(f"{none} a Pod: this may be another cluster or namespace")
+    return _not_believed(f"{none} a Pod: this may be another cluster or namespace")
 
 
 def unannounced_ends(*, due: int, unannounced: int, live: int, settings: LifeSettings) -> Refusal | None:
@@ -94,10 +92,10 @@ def unannounced_ends(*, due: int, unannounced: int, live: int, settings: LifeSet
     large it is, and whether or not the broker took the warnings. Labs that a jumped clock or a bad UPDATE
     ends have none. A stop that is asked for again ends nothing new.
     """
-    most = most_at_once(live, share=settings.cleanup_max_share, always=settings.cleanup_always)
+    most = _most_at_once(live, share=settings.cleanup_max_share, always=settings.cleanup_always)
     if unannounced <= most:
         return None
-    return too_many(
+    return _not_believed(
         f"{unannounced} of {live} live labs would end without having been warned, or by max_age_minutes"
         f" before their own end; at most {most} may:"
         f" {settings.cleanup_max_share:.0%} of all, or {settings.cleanup_always} (settings/lab-life.yaml)."
@@ -143,6 +141,14 @@ def cluster_clock_differs(*, ahead_s: float, grace_s: float) -> Refusal | None:
         " allowed, half of the grace age"
     )
     return Refusal(Failure.CLOCKS_DIFFER, sentence)
+
+
+def _most_at_once(live: int, *, share: float, always: int) -> int:
+    return max(always, round(share * live))
+
+
+def _not_believed(sentence: str, **facts: int) -> Refusal:
+    return Refusal(Failure.TOO_MANY_AT_ONCE, sentence, facts)
 
 
 def _clock(cursor: Cursor) -> tuple[float, str]:
