@@ -74,7 +74,7 @@ class Difference:
     seen: str
     expected: str
     #: None: nobody can tell.
-    since: datetime | None
+    since: datetime | None = None
     #: None: a person has to look.
     repair: Repair | None = None
     #: What a repair compares before it acts.
@@ -159,7 +159,7 @@ class _Comparer:
     def _running_lab(self, row: LabRow, own: dict[str, LabObject]) -> Iterator[Difference]:
         pod = own.get("Pod")
         if pod is None:
-            yield _gone(Kind.POD_GONE, row, "Pod", expected="a Ready Pod", repair=Repair.FAIL_RUNNING)
+            yield _gone(Kind.POD_GONE, row, "Pod", "a Ready Pod", Repair.FAIL_RUNNING)
             return
         if pod.deleted_by and not self._old(pod.deleted_by):
             return
@@ -175,7 +175,7 @@ class _Comparer:
         for kind, repair in (("Service", Repair.REMAKE), ("NetworkPolicy", Repair.REMAKE_OR_FAIL)):
             item = own.get(kind)
             if item is None:
-                yield _gone(Kind.OBJECT_GONE, row, kind, expected=f"a {kind}", repair=repair)
+                yield _gone(Kind.OBJECT_GONE, row, kind, f"a {kind}", repair)
             elif pod.uid not in item.owner_uids:
                 seen = "it is not owned by the lab's Pod"
                 yield _of_object(Kind.NOT_OWNED, item, row, seen, "the Pod as owner")
@@ -186,7 +186,8 @@ class _Comparer:
             return
         for row in lost_requests.lost_stops(self._all, grace_s=self._grace_s):
             seen = "its stop was asked for, and no message or run is there to do it"
-            yield self._lost(Kind.STOP_LOST, row, seen, "a delete on its way", Repair.PUBLISH_DELETE)
+            lost = _of_row(Kind.STOP_LOST, row, seen, "a delete on its way", Repair.PUBLISH_DELETE)
+            yield replace(lost, since=lost_requests.quiet_since(self._all, row))
         starts = lost_requests.prove_starts(self._all, grace_s=self._grace_s)
         for row, proof in starts:
             seen, repair = "the lab is PENDING, and no message or run is there to start it", None
@@ -199,19 +200,8 @@ class _Comparer:
                 seen += f" ({messages} of {len(starts)} such labs may wait unseen, or be claimed)"
             else:
                 seen = "the lab is PENDING, and the requests of younger labs were taken before its own"
-            yield self._lost(Kind.REQUEST_LOST, row, seen, "a create on its way", repair)
-
-    def _lost(self, kind: Kind, row: LabRow, seen: str, expected: str, repair: Repair | None) -> Difference:
-        return Difference(
-            kind=kind,
-            lab=row.id,
-            object="row",
-            seen=seen,
-            expected=expected,
-            since=lost_requests.quiet_since(self._all, row),
-            repair=repair,
-            row=row,
-        )
+            lost = _of_row(Kind.REQUEST_LOST, row, seen, "a create on its way", repair)
+            yield replace(lost, since=lost_requests.quiet_since(self._all, row))
 
     def messages(self) -> Iterator[Difference]:
         """Yield messages that nobody needs."""
@@ -254,17 +244,15 @@ def _is_long_ago(inventory: Inventory, since: datetime) -> bool:
     return since < inventory.now - timedelta(seconds=USELESS_S)
 
 
-def _gone(kind: Kind, row: LabRow, what: str, *, expected: str, repair: Repair) -> Difference:
+def _of_row(kind: Kind, row: LabRow, seen: str, expected: str, repair: Repair | None) -> Difference:
     return Difference(
-        kind=kind,
-        lab=row.id,
-        object=f"{what} {row.k8s_pod_name}",
-        seen=f"the lab is RUNNING without its {what}",
-        expected=expected,
-        since=None,
-        repair=repair,
-        row=row,
+        kind=kind, lab=row.id, object="row", seen=seen, expected=expected, repair=repair, row=row
     )
+
+
+def _gone(kind: Kind, row: LabRow, what: str, expected: str, repair: Repair) -> Difference:
+    gone = _of_row(kind, row, f"the lab is RUNNING without its {what}", expected, repair)
+    return replace(gone, object=f"{what} {row.k8s_pod_name}")
 
 
 def _orphan(item: LabObject, row: LabRow | None, seen: str, *, repair: Repair | None) -> Difference:

@@ -113,8 +113,10 @@ def find_differences(
         sources if by_messages else replace(sources, broker=None), grace_s=grace_s, progress=progress
     )
     stays = [one for one in compare(second, grace_s=grace_s) if one.identity in before]
-    if sources.broker and not held and _may_be_unseen(sources.broker, sources.reading, settle_s):
-        stays = [_left_to_a_person(one, quiet_s(sources.broker)) for one in stays]
+    # Without figures of what consumers hold, a container may have claimed a message, and not be in the ledger
+    # yet. Who only counts takes the time for it later, by `find_lost_requests`.
+    if sources.reading is QueueReading.WALK and sources.broker and not held:
+        stays = [_left_to_a_person(one, quiet_s(sources.broker), settle_s) for one in stays]
     if by_messages:
         waiting = undecided(second, grace_s=grace_s)
     else:
@@ -138,14 +140,6 @@ def quiet_s(broker: BrokerSettings) -> float:
     return float(QUIET_HEARTBEATS * broker.heartbeat_s)
 
 
-def _may_be_unseen(broker: BrokerSettings, reading: QueueReading, settle_s: float) -> bool:
-    """Tell whether a container may have claimed a message, and not be in the ledger yet.
-
-    Who only counts asks again by `find_lost_requests`, which waits for the ledger.
-    """
-    return reading is QueueReading.WALK and settle_s < quiet_s(broker)
-
-
 def find_lost_requests(
     sources: Sources, suspects: list[Difference], *, grace_s: float, progress: Progress
 ) -> Comparison:
@@ -160,9 +154,9 @@ def find_lost_requests(
     return Comparison(stays, inventory, undecided(inventory, grace_s=grace_s))
 
 
-def _left_to_a_person(one: Difference, quiet: float) -> Difference:
-    """Take from a lost request its repair: a container may hold it, and not be in the ledger yet."""
-    if one.repair is not Repair.FAIL_PENDING:
+def _left_to_a_person(one: Difference, quiet: float, settle_s: float) -> Difference:
+    """Take from a lost request its repair, unless the pause was long enough for the ledger."""
+    if one.repair is not Repair.FAIL_PENDING or settle_s >= quiet:
         return one
     says = f"; unless a container has just claimed it: RABBITMQ_API_URL or --settle {quiet:g} would tell"
     return replace(one, seen=one.seen + says, repair=None)
