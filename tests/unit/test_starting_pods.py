@@ -223,6 +223,14 @@ def test_a_pod_that_its_node_ended_is_tried_again(reason: str) -> None:
     assert (error.failure, error.evidence) == (Failure.NODE_ENDED_IT, f"phase Failed {reason} disk")
 
 
+@pytest.mark.parametrize("reason", ["DeletionByTaintManager", "DeletionByPodGC"])
+def test_a_pod_whose_node_is_gone_is_tried_again(reason: str) -> None:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": reason}
+    ended = {"name": "c", "state": {"terminated": {"exitCode": 143}}}
+    status = {"phase": "Failed", "conditions": [condition], "containerStatuses": [ended]}
+    assert failure_of({"status": status}) is Failure.NODE_ENDED_IT
+
+
 def unschedulable(message: str) -> dict[str, Any]:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     return {"status": {"phase": "Pending", "conditions": [condition]}}
