@@ -91,7 +91,7 @@ class LabObjects:
         newest, deadline, runs_since = pod, began + timeout_s, None
         while time.monotonic() < deadline:
             for seen in self._states(newest, min(deadline, time.monotonic() + _MEANWHILE_S)):
-                # Of one that somebody takes down, it is no failure how its program ends; soon it is gone.
+                # A Pod that somebody takes down is GOING however its program ends, and is gone soon.
                 status = starting_status(seen, image)
                 if status.state is State.READY:
                     return
