@@ -18,7 +18,7 @@ def hour_of(moment: datetime) -> datetime:
 def tell_refused(
     context: TaskContext,
     refusal: Refusal,
-    event_type: str,
+    event: str,
     message: str,
     *,
     at: datetime,
@@ -29,8 +29,8 @@ def tell_refused(
     `failure`: of an event that names it; another says only that the task refused.
     """
     news = News(
-        event_type=event_type,
-        cause=failure.cause if failure else event_type.removeprefix("platform."),
+        event_type=event,
+        cause=failure.cause if failure else event.removeprefix("platform."),
         told=refusal.failure.told,
         message=message,
         task_id=context.record.task_id,

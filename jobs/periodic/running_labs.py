@@ -21,16 +21,11 @@ from jobs.life_settings import LifeSettings
 from jobs.naming import Whose
 from jobs.pod_fields import State
 from jobs.pod_status import PodStatus, running_status
+from jobs.verify import safety_limits
 from jobs.verify.inventory import LabRow
 from jobs.verify.objects import is_governed, our_pages
 from jobs.verify.rows import live_rows
-from jobs.verify.safety_limits import (
-    FEW,
-    Refusal,
-    another_database,
-    no_pods_at_all,
-    too_many_at_once,
-)
+from jobs.verify.safety_limits import FEW, Refusal
 
 #: Nodes that a refusal names.
 _NAMED = 5
@@ -135,14 +130,13 @@ def refusal(found: RunningLabs, settings: LifeSettings) -> Refusal | None:
     if away:
         says += f" ({len(found.nodes_away)} nodes are away: {away})"
     share, always = settings.fail_max_share, settings.fail_always
+    believed = FEW - 1 if found.is_right_place else 0
     return (
-        another_database(strange=len(found.strange), matched=found.states.total())
-        or too_many_at_once(_events(found), found.running, share=share, always=always, says=says)
-        or no_pods_at_all(
-            running=found.running,
-            without_pod=found.without_pod,
-            believed=FEW - 1 if found.is_right_place else 0,
+        safety_limits.another_database(strange=len(found.strange), matched=found.states.total())
+        or safety_limits.too_many_at_once(
+            _events(found), found.running, share=share, always=always, says=says
         )
+        or safety_limits.no_pods_at_all(found.running, found.without_pod, believed=believed)
     )
 
 

@@ -18,20 +18,13 @@ from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.life_settings import LifeSettings
 from jobs.pod_fields import State
 from jobs.remake import CannotRemake, Remake
+from jobs.verify import safety_limits
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, LabRow, Message
 from jobs.verify.objects import make_object
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.rows import some_rows
-from jobs.verify.safety_limits import (
-    FEW,
-    Refusal,
-    another_database,
-    cluster_clock_differs,
-    no_pods_at_all,
-    no_rows_at_all,
-    too_many_at_once,
-)
+from jobs.verify.safety_limits import FEW, Refusal
 from jobs.verify.snapshot import Sources
 from jobs.verify.walk_lock import Busy, walk_lock
 
@@ -59,25 +52,17 @@ def refusal(
     repairable = [one for one in differences if one.repair not in (None, *REMADE)]
     running = {row.id for row in inventory.live if row.status == "RUNNING" and not row.stopping}
     gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
-    is_right_place = bool(with_row - strange) or inventory.empty_but_governed
-    by_age = any(one.repair for one in differences)
-    live = sum(1 for _ in inventory.live)
+    believed = FEW - 1 if with_row - strange or inventory.empty_but_governed else 0
+    affected, live = len({one.lab for one in repairable}), sum(1 for _ in inventory.live)
+    says = f"{affected} labs would be repaired; at most {{most}} of {live} live ones are at a time"
+    # The clocks matter only where something would be repaired by its age.
+    ahead_s = inventory.cluster_ahead_s if any(one.repair for one in differences) else 0
     return (
-        (cluster_clock_differs(ahead_s=inventory.cluster_ahead_s, grace_s=grace_s) if by_age else None)
-        or another_database(strange=len(strange), matched=len(with_row - strange))
-        or too_many_at_once(
-            len({one.lab for one in repairable}),
-            live,
-            share=share,
-            always=always,
-            says=f"{{affected}} labs would be repaired; at most {{most}} of {live} live ones are at a time",
-        )
-        or no_pods_at_all(
-            running=len(running),
-            without_pod=len(running & gone),
-            believed=FEW - 1 if is_right_place else 0,
-        )
-        or no_rows_at_all(with_objects=len(with_objects), with_row=len(with_row))
+        safety_limits.cluster_clock_differs(ahead_s=ahead_s, grace_s=grace_s)
+        or safety_limits.another_database(strange=len(strange), matched=len(with_row - strange))
+        or safety_limits.too_many_at_once(affected, live, share=share, always=always, says=says)
+        or safety_limits.no_pods_at_all(len(running), len(running & gone), believed=believed)
+        or safety_limits.no_rows_at_all(with_objects=len(with_objects), with_row=len(with_row))
     )
 
 

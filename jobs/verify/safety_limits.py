@@ -49,9 +49,9 @@ class Refusal:
 
 
 def too_many_at_once(affected: int, live: int, *, share: float, always: int, says: str) -> Refusal | None:
-    """Refuse to change so many of the live labs in one run; `says` has a place for {affected} and {most}."""
+    """Refuse to change so many of the live labs in one run; `says` has a place for {most}."""
     most = _most_at_once(live, share=share, always=always)
-    return _not_believed(says.format(affected=affected, most=most)) if affected > most else None
+    return _not_believed(says.format(most=most)) if affected > most else None
 
 
 def another_database(*, strange: int, matched: int) -> Refusal | None:
@@ -77,7 +77,7 @@ def no_rows_at_all(*, with_objects: int, with_row: int) -> Refusal | None:
     )
 
 
-def no_pods_at_all(*, running: int, without_pod: int, believed: int) -> Refusal | None:
+def no_pods_at_all(running: int, without_pod: int, *, believed: int) -> Refusal | None:
     """Refuse where not one RUNNING lab has a Pod; of at most `believed` labs that is no wonder."""
     if without_pod < running or running <= believed:
         return None
