@@ -59,7 +59,7 @@ class EventType:
 
 
 class DeadLetterHeader:
-    """The headers by which a container tells a dead letter's story; dispatcher.dlq.letters reads them."""
+    """The headers by which a container tells a dead letter's story; console.dlq.letters reads them."""
 
     REASON = "x-autolabs-reason"
     CATEGORY = "x-autolabs-category"
