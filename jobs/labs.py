@@ -14,7 +14,7 @@ from typing import Any
 
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs import ledger
-from jobs.database import Cursor, Database, optional
+from jobs.database.connection import Cursor, Database, optional
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord, insert_started, may_go_on, write_ending

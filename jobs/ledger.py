@@ -11,7 +11,7 @@ from typing import Any
 
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.task_lock import lock_task
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 from jobs.errors import JobError
 from jobs.usage import usage
 

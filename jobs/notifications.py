@@ -19,7 +19,7 @@ from jobs.courier import Courier, Problem
 from jobs.errors import JobError
 
 if TYPE_CHECKING:
-    from jobs.database import Cursor
+    from jobs.database.connection import Cursor
     from jobs.labs import LabStore
     from jobs.ledger import TaskRunRecord
 

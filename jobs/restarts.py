@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.failure_contract import Audience
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 from jobs.notifications import News, add_news
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from dispatcher.failure_contract import Audience
 from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs import naming
 from jobs.context import TaskContext
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure

@@ -16,7 +16,7 @@ from dispatcher.errors import DispatcherError
 from dispatcher.settings import database_url, read_settings
 from dispatcher.terminal import clock, duration, one_line, printable, table
 from jobs.cluster import Manifest
-from jobs.database import Cursor, Database
+from jobs.database.connection import Cursor, Database
 from jobs.ledger import may_go_on
 
 #: Task of a schedule -> its name in the ledger; the outbox is no task.

@@ -19,7 +19,7 @@ from dispatcher import tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.expiry import cleanup_task_id, overdue_task_id
 from jobs.context import TaskContext
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 from jobs.failures import Failure
 from jobs.life_settings import LifeSettings
 from jobs.notifications import News, add_news

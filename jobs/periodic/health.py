@@ -18,7 +18,7 @@ from dispatcher.message import new_task_id
 from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs

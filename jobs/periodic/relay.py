@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from jobs.context import TaskContext
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 
 if TYPE_CHECKING:
     from dispatcher.outbox_relay import RelayReport

@@ -18,12 +18,12 @@ from dispatcher.failure_contract import Audience
 from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.context import TaskContext
+from jobs.database.connection import session_lock
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.notifications import News, add_news
 from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay
-from jobs.session_lock import session_lock
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.lost_requests import lost_starts
 from jobs.verify.repairs import Repairs, refusal

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from dispatcher.failure_contract import Audience
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from dispatcher.failure_contract import COME_BACK_S
 from dispatcher.tasks import CREATE_LAB_POD
 from dispatcher.topology import QUEUE_NORMAL
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 from jobs.labs import LabStore
 from jobs.ledger import may_go_on
 from jobs.verify.inventory import LabRow

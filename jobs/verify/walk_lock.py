@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from time import monotonic
 
 from dispatcher.interrupts import Stop
+from jobs.database.connection import session_lock
 from jobs.labs import LabStore
-from jobs.session_lock import session_lock
 
 #: Seconds to wait for another walk, which takes a few for thousands of messages.
 PATIENCE_S = 120.0

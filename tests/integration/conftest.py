@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 import jobs.cluster
 import jobs.database
+import jobs.database.connection
 import jobs.verify.queue_depths
 from dispatcher import celery_config, topology
 from dispatcher.engine import make_engine
@@ -181,7 +182,7 @@ def connections(
 ) -> Iterator[Connections]:
     """A container's connections, for `run_task` in this process."""
     monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
-    monkeypatch.setattr(jobs.database, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.database.connection, "BLIP_S", 0.2)
     settings = JobSettings(
         broker=broker.settings,
         database_url=database.url,

@@ -256,7 +256,7 @@ def test_the_command_cleans_up(cleaning: Cleaning, database: Database) -> None:
 
 @pytest.mark.usefixtures("cleaning")
 def test_the_command_says_by_its_exit_code_what_is_wrong(command: pytest.MonkeyPatch) -> None:
-    command.setattr("jobs.database.BLIP_S", 0.2)
+    command.setattr("jobs.database.connection.BLIP_S", 0.2)
     command.setenv("DATABASE_URL", "postgresql://u@127.0.0.1:1/db")
     assert main(["cleanup"]) == 69
     command.setenv("DATABASE_URL", "mysql://x")

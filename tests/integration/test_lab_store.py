@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 import jobs.database
+import jobs.database.connection
 from dispatcher.failure_contract import Category
-from jobs.database import Cursor
+from jobs.database.connection import Cursor
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure
 from jobs.labs import LabStore
@@ -190,7 +191,7 @@ def test_a_server_that_became_read_only_is_left_for_one_that_is_not(
 def test_a_server_that_stays_read_only_is_transient(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.database, "BLIP_S", 0.3)
+    monkeypatch.setattr(jobs.database.connection, "BLIP_S", 0.3)
     lab = database.add_lab()
     url = f"{database.url}?options=-cdefault_transaction_read_only%3Don"
     labs = LabStore(url, application_name="test-read-only")
@@ -361,7 +362,7 @@ def test_what_the_url_sets_for_the_session_stays(database: Database) -> None:
 def test_a_database_that_stays_away_is_transient(
     database: Database, far_labs: LabStore, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.database, "BLIP_S", 0.5)
+    monkeypatch.setattr(jobs.database.connection, "BLIP_S", 0.5)
     lab = database.add_lab()
     far_labs.find(lab)
     proxy.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-import jobs.database
+import jobs.database.connection
 from cronjobs.__main__ import main as cron
 from dispatcher import topology
 from dispatcher.__main__ import main as autolabs
@@ -29,7 +29,7 @@ NOWHERE = "amqp://user:hidden@127.0.0.1:1/"
 def environment(broker: Broker, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMQP_URL", broker.url)
     monkeypatch.setenv("AMQP_PUBLISH_TIMEOUT_S", "1")
-    monkeypatch.setattr(jobs.database, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.database.connection, "BLIP_S", 0.2)
     monkeypatch.setenv("DATABASE_URL", database.url)
 
 

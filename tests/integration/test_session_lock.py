@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from dispatcher.interrupts import Stop
-from jobs.database import Cursor
+from jobs.database.connection import Cursor, session_lock
 from jobs.labs import LabStore
-from jobs.session_lock import session_lock
 from jobs.verify.walk_lock import walk_lock
 from tests.support.postgres import Database
 

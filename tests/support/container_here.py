@@ -18,7 +18,7 @@ from pika import BlockingConnection
 import jobs.__main__
 import jobs.cluster
 import jobs.context
-import jobs.database
+import jobs.database.connection
 from dispatcher import connection
 from jobs import logs
 from jobs.context import Connections
@@ -44,7 +44,7 @@ def serve(environ: Mapping[str, str], log: Path, *, put_aside: int) -> int:
         for module, name in (
             (jobs.__main__, "BROKER_BLIP_S"),
             (jobs.cluster, "BLIP_S"),
-            (jobs.database, "BLIP_S"),
+            (jobs.database.connection, "BLIP_S"),
         ):
             patch.setattr(module, name, SHORT_S)
         patch.setattr(jobs.__main__, "MAX_PUT_ASIDE", put_aside)

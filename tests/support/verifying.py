@@ -15,6 +15,7 @@ import pytest
 import console.access
 import jobs.cluster
 import jobs.database
+import jobs.database.connection
 import jobs.verify.snapshot
 from console.verify import command as verify_command
 from dispatcher.interrupts import Stop
@@ -144,7 +145,7 @@ def verify(
     capsys: pytest.CaptureFixture[str],
 ) -> Verify:
     monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
-    monkeypatch.setattr(jobs.database, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.database.connection, "BLIP_S", 0.2)
     monkeypatch.setattr(jobs.verify.snapshot, "QUIET_HEARTBEATS", 0)
     monkeypatch.setattr(jobs.verify.snapshot, "HELD_SETTLE_S", 0.0)
     access = ClusterAccess(api_server.url, ca_pem="")

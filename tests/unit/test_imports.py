@@ -41,7 +41,7 @@ OWNERS = {
     },
     "alembic": {"dispatcher/database.py", "dispatcher/migrations/"},
     "kubernetes": set(),
-    "psycopg2": {"jobs/database.py"},
+    "psycopg2": {"jobs/database/connection.py"},
     "redis": {"jobs/results.py"},
     "tenacity": {"jobs/retry.py"},
     "kombu": {"dispatcher/celery_config.py"},

@@ -10,7 +10,7 @@ import jobs.__main__
 import jobs.cluster
 import jobs.consumer
 import jobs.courier
-import jobs.database
+import jobs.database.connection
 import jobs.evidence
 import jobs.results
 from console.explain import queue as explain_queue
@@ -20,7 +20,7 @@ from jobs.scale_lab import UNDO_S
 
 SECONDS = {
     "a container waits for the broker": (jobs.__main__.BROKER_BLIP_S, 15),
-    "a task waits for the database": (jobs.database.BLIP_S, 8),
+    "a task waits for the database": (jobs.database.connection.BLIP_S, 8),
     "a task waits for the API server": (jobs.cluster.BLIP_S, 8),
     "a spare too many looks around": (jobs.consumer._SURPLUS_LOOK_S, (5, 15)),
     "the broker takes note of a settlement": (jobs.consumer.SETTLE_TIMEOUT_S, 5),
