@@ -9,9 +9,9 @@ from dispatcher.message import new_task_id
 from dispatcher.settings import read_settings
 from jobs import logs
 from jobs.context import Connections, TaskContext
+from jobs.database.ledger import Ending, TaskRunRecord
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.ledger import Ending, TaskRunRecord
 from jobs.periodic.runner import run_periodic
 from jobs.settings import JobSettings
 

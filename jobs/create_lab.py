@@ -9,11 +9,11 @@ from jobs import naming
 from jobs.cluster import Manifest
 from jobs.connection_url import connection_url
 from jobs.context import TaskContext
+from jobs.database.ledger import Ending
 from jobs.errors import TransientError
 from jobs.failures import Failure, objects_left
 from jobs.lab_objects import LabGone
 from jobs.labs import Lab, lab_result
-from jobs.ledger import Ending
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.reachability import wait_answers
 from jobs.steps import mark, reached

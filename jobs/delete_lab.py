@@ -8,9 +8,9 @@ from dispatcher.expiry import overdue_task_id
 from dispatcher.tasks import DeleteLabPod
 from jobs import naming
 from jobs.context import TaskContext
+from jobs.database.ledger import Ending
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import REVOKED, Failure
-from jobs.ledger import Ending
 from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)

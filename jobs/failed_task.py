@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from dispatcher.message import TaskMessage
 from jobs.consumer import Delivery
+from jobs.context import TaskContext
+from jobs.database.ledger import Ending
 from jobs.errors import JobError
 from jobs.failures import REVOKED, Failure
-from jobs.ledger import Ending
 
 if TYPE_CHECKING:
     from jobs.context import TaskContext

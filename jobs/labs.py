@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher.tasks import SYNC_LAB_STATUS
-from jobs import ledger
+from jobs.database import ledger
 from jobs.database.connection import Cursor, Database, optional
+from jobs.database.ledger import VERIFY_TASK, Ending, TaskRunRecord, insert_started, may_go_on, write_ending
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord, insert_started, may_go_on, write_ending
 
 # What a sync or `autolabs verify` has begun at a lab changes its objects alone, in a moment.
 _AT_THE_LAB = f"({may_go_on('run')} AND task_name NOT IN ('{SYNC_LAB_STATUS}', '{VERIFY_TASK}'))"

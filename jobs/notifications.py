@@ -20,8 +20,8 @@ from jobs.errors import JobError
 
 if TYPE_CHECKING:
     from jobs.database.connection import Cursor
+    from jobs.database.ledger import TaskRunRecord
     from jobs.labs import LabStore
-    from jobs.ledger import TaskRunRecord
 
 logger = logging.getLogger(__name__)
 

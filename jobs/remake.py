@@ -15,6 +15,7 @@ from dispatcher.tasks import CreateLabPod
 from jobs.cluster import Manifest
 from jobs.configs import Configs
 from jobs.connection_url import connection_url
+from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects
@@ -22,7 +23,6 @@ from jobs.lab_settings import LabSettings
 from jobs.labs import Lab, LabStore
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.naming import Whose, belongs_to
-from jobs.restarts import last_request
 
 
 class CannotRemake(Exception):

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.failure_contract import Audience
 from jobs.database.connection import Cursor
+from jobs.database.ledger import last_request
 from jobs.notifications import News, add_news
 
 if TYPE_CHECKING:
+    from jobs.database.ledger import TaskRunRecord
     from jobs.errors import JobError
-    from jobs.ledger import TaskRunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,6 @@ WITH RECURSIVE earlier (restart_of, length) AS (
  SELECT lab.restart_of, length + 1 FROM earlier JOIN lab_instances AS lab ON lab.id = earlier.restart_of
  WHERE length < %s)
 SELECT max(length) FROM earlier
-"""
-# The last change of its resources counts as well, also one that an attempt found done by the one before it.
-_REQUESTS = """
-SELECT (SELECT details -> 'request' FROM task_ledger WHERE lab_instance_id = %(lab)s
-         AND task_name = %(create)s AND outcome = 'succeeded' ORDER BY id DESC LIMIT 1),
- (SELECT details -> 'request' -> 'new_resources' FROM task_ledger WHERE lab_instance_id = %(lab)s
-   AND task_name = %(scale)s AND (outcome = 'succeeded'
-   OR outcome = 'noop' AND details -> 'result' -> 'after' IS NOT NULL) ORDER BY id DESC LIMIT 1)
 """
 _INSERT = f"""
 INSERT INTO lab_instances (lab_id, student_id, expires_at, max_expires_at, extended_to, restart_of)
@@ -127,15 +120,3 @@ def _start_again(cursor: Cursor, lab: int, record: TaskRunRecord, error: JobErro
     )
     add_news(cursor, news)
     return new
-
-
-def last_request(cursor: Cursor, lab: int) -> dict[str, Any] | None:
-    """Return the arguments of the create that started a lab, with its resources of now; None: not known."""
-    names = {"create": tasks.CREATE_LAB_POD, "scale": tasks.SCALE_LAB_RESOURCES}
-    cursor.execute(_REQUESTS, {"lab": lab, **names})
-    ((request, resized),) = cursor.fetchall()
-    if not isinstance(request, dict):
-        return None
-    if isinstance(resized, dict):
-        request = {**request, "resources": {**(request.get("resources") or {}), **resized}}
-    return request

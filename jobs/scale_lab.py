@@ -16,12 +16,12 @@ from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs import naming
 from jobs.context import TaskContext
 from jobs.database.connection import Cursor
+from jobs.database.ledger import Ending
 from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure
 from jobs.lab_objects import LabGone
 from jobs.lab_settings import LabSettings
-from jobs.ledger import Ending
 from jobs.pod_resources import Progress, Resources, Seen
 from jobs.quantities import less_one_millicore
 from jobs.resize import PodResize, Superseded

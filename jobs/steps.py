@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.ledger import TaskRunRecord
+    from jobs.database.ledger import TaskRunRecord
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from jobs import logs
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections, TaskContext
 from jobs.create_lab import create_lab
+from jobs.database.ledger import TaskRunRecord
 from jobs.delete_lab import FailedDelete, delete_lab
 from jobs.deliveries import unsettled_deliveries
 from jobs.errors import JobError
 from jobs.failed_task import FailedTask
 from jobs.failures import Failure
-from jobs.ledger import TaskRunRecord
 from jobs.periodic.runner import run_periodic
 from jobs.settle import publish_delayed, settle_failure, settle_redelivered, settle_unreadable
 from jobs.steps import reached

@@ -17,7 +17,7 @@ from dispatcher.settings import database_url, read_settings
 from dispatcher.terminal import clock, duration, one_line, printable, table
 from jobs.cluster import Manifest
 from jobs.database.connection import Cursor, Database
-from jobs.ledger import may_go_on
+from jobs.database.ledger import may_go_on
 
 #: Task of a schedule -> its name in the ledger; the outbox is no task.
 LEDGER_NAMES = {

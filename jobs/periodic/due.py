@@ -15,7 +15,7 @@ from typing import Any
 from dispatcher.expiry import STOP_PATIENCE_MINUTES
 from dispatcher.tasks import CREATE_LAB_POD
 from jobs.database.connection import Cursor
-from jobs.ledger import may_go_on
+from jobs.database.ledger import may_go_on
 from jobs.life_settings import LifeSettings
 from jobs.periodic.warnings import ENDS_AT, ENDS_SOON
 

@@ -19,10 +19,10 @@ from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext
 from jobs.database.connection import Cursor
+from jobs.database.ledger import TaskRunRecord
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs
-from jobs.ledger import TaskRunRecord
 from jobs.naming import belongs_to
 from jobs.periodic.refused import hour_of, tell_refused
 from jobs.periodic.relay import relay

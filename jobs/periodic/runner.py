@@ -9,7 +9,7 @@ from typing import Any
 
 from dispatcher import tasks
 from jobs.context import TaskContext
-from jobs.ledger import Ending
+from jobs.database.ledger import Ending
 
 logger = logging.getLogger(__name__)
 

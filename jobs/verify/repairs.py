@@ -10,11 +10,11 @@ from dispatcher.message import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.configs import Configs
+from jobs.database.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs
 from jobs.lab_objects import LabObjects, collections
-from jobs.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.life_settings import LifeSettings
 from jobs.pod_fields import State
 from jobs.remake import CannotRemake, Remake

@@ -24,7 +24,7 @@ from dispatcher.errors import TaskFailed
 from dispatcher.message import encode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD
 from jobs import results as results_module
-from jobs.ledger import Ending
+from jobs.database.ledger import Ending
 from jobs.results import ResultWriter
 from jobs.results import redis_url as adapted
 from jobs.settings import ResultSettings

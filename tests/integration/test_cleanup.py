@@ -13,8 +13,8 @@ from dispatcher import CreateLabPod, TaskRequest, outbox
 from dispatcher.message import decode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.consumer import Settlement
+from jobs.database.ledger import Ending
 from jobs.failures import Failure
-from jobs.ledger import Ending
 from jobs.periodic import forget
 from jobs.worker import run_task
 from tests.support.cleaning import Cleaning, lab_of

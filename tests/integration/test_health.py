@@ -14,9 +14,9 @@ import pytest
 import jobs.cluster
 from dispatcher import topology
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
+from jobs.database.ledger import Ending
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
-from jobs.ledger import Ending
 from jobs.periodic import health, running_labs
 from jobs.verify import objects, rows
 from tests.support.factories import IMAGE, make_record

@@ -14,9 +14,9 @@ import jobs.periodic.cleanup
 import jobs.settle
 from jobs import naming
 from jobs.consumer import Settlement
+from jobs.database.ledger import Ending
 from jobs.lab_objects import LabObjects
 from jobs.labs import Lab, LabStore, lab_result
-from jobs.ledger import Ending
 from jobs.life_settings import LifeSettings
 from jobs.periodic.due import Reason
 from tests.support import histories

@@ -12,7 +12,7 @@ import yaml
 from dispatcher.tasks import CREATE_LAB_POD, HEALTH_CHECK_PODS, HealthCheckPods
 from jobs.configs import LIFE_SETTINGS
 from jobs.context import Connections, TaskContext
-from jobs.ledger import Ending
+from jobs.database.ledger import Ending
 from jobs.periodic.runner import run_periodic
 from tests.support.factories import create_kwargs, make_record
 from tests.support.fake_cluster import FakeCluster

@@ -7,7 +7,7 @@ from typing import Any
 from dispatcher import topology
 from dispatcher.tasks import SYNC_LAB_STATUS, SyncLabStatus
 from jobs.context import Connections, TaskContext
-from jobs.ledger import Ending
+from jobs.database.ledger import Ending
 from jobs.periodic import sync
 from tests.support.factories import make_record
 from tests.support.postgres import Database

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -11,11 +12,11 @@ from typing import Any
 
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.task_lock import lock_task
+from dispatcher.tasks import CREATE_LAB_POD, SCALE_LAB_RESOURCES
 from jobs.database.connection import Cursor
 from jobs.errors import JobError
-from jobs.usage import usage
 
-#: How the ledger calls a repair of `autolabs verify`.
+#: Task name in the ledger of a repair of `autolabs verify`.
 VERIFY_TASK = "autolabs.verify"
 
 
@@ -62,7 +63,7 @@ class TaskRunRecord:
     run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     #: As it was committed last, or as it would be if the database had taken it.
     ending: Ending | None = None
-    #: Of whom to tell of the failed lab (jobs.notifications).
+    #: The row that tells of the failed lab (jobs.database.notifications).
     notification_id: int | None = None
 
 
@@ -78,6 +79,8 @@ def may_go_on(run: str) -> str:
     )
 
 
+# Tell whether a task was cancelled (a condition).
+CANCELLED = "EXISTS (SELECT FROM task_cancellations WHERE task_id = %(task_id)s)"
 _COLUMNS = (
     "run_id, task_id, task_name, lab_instance_id, attempt, redelivered, queue, job_name, pod_name,"
     " published_at, claimed_at"
@@ -86,20 +89,15 @@ _VALUES = (
     "%(run_id)s, %(task_id)s, %(task_name)s, %(lab_instance_id)s, %(attempt)s, %(redelivered)s, %(queue)s,"
     " %(job_name)s, %(pod_name)s, %(published_at)s, clock_timestamp() - make_interval(secs => %(age_s)s)"
 )
-# A repeated begin finds its own row and has begun, whatever was cancelled since.
+# Begin a run, unless its task was cancelled. A repeated begin finds its own row and has begun, whatever was
+# cancelled since.
 _BEGIN = f"""
 {lock_task("%(task_id)s")};
 INSERT INTO task_ledger ({_COLUMNS}, outcome, details) SELECT {_VALUES}, 'started', %(details)s
- WHERE NOT EXISTS (SELECT FROM task_cancellations WHERE task_id = %(task_id)s)
-    OR EXISTS (SELECT FROM task_ledger WHERE run_id = %(run_id)s)
+ WHERE NOT {CANCELLED} OR EXISTS (SELECT FROM task_ledger WHERE run_id = %(run_id)s)
 ON CONFLICT (run_id) DO UPDATE SET run_id = excluded.run_id
 """  # noqa: S608  # constants of this module
-_FIND_DEAD_LETTER = """
-SELECT details ->> 'cause', coalesce(error_message, ''), coalesce(details ->> 'evidence', '')
-  FROM task_ledger WHERE task_id = %s AND attempt = %s AND outcome = 'dead_lettered'
-   AND details ? 'cause' ORDER BY id DESC LIMIT 1
-"""
-# The first ending stands: it was committed with the lab, and the second is a repetition.
+# End a run. The first ending stands: it was committed with the lab, and the second is a repetition.
 _END = f"""
 INSERT INTO task_ledger ({_COLUMNS}, finished_at, outcome, error_category, error_message, details)
 VALUES ({_VALUES}, clock_timestamp(), %(outcome)s, %(error_category)s, %(error_message)s, %(details)s)
@@ -107,13 +105,40 @@ ON CONFLICT (run_id) DO UPDATE SET finished_at = excluded.finished_at, outcome =
  error_category = excluded.error_category, error_message = excluded.error_message,
  details = excluded.details WHERE task_ledger.outcome = 'started'
 """  # noqa: S608
+# Read why an attempt was dead-lettered.
+_DEAD_LETTER = """
+SELECT details ->> 'cause', coalesce(error_message, ''), coalesce(details ->> 'evidence', '')
+  FROM task_ledger WHERE task_id = %s AND attempt = %s AND outcome = 'dead_lettered'
+   AND details ? 'cause' ORDER BY id DESC LIMIT 1
+"""
+# Read what was asked for a lab. The last change of its resources counts as well, also one that an attempt
+# found done by the one before it.
+_REQUEST = """
+SELECT (SELECT details -> 'request' FROM task_ledger WHERE lab_instance_id = %(lab)s
+         AND task_name = %(create)s AND outcome = 'succeeded' ORDER BY id DESC LIMIT 1),
+ (SELECT details -> 'request' -> 'new_resources' FROM task_ledger WHERE lab_instance_id = %(lab)s
+   AND task_name = %(scale)s AND (outcome = 'succeeded'
+   OR outcome = 'noop' AND details -> 'result' -> 'after' IS NOT NULL) ORDER BY id DESC LIMIT 1)
+"""
 
 
 def find_dead_letter(cursor: Cursor, task_id: str, attempt: int) -> tuple[str, str, str] | None:
     """Return cause, sentence and evidence of an attempt that ended, or was to end, in the dead letters."""
-    cursor.execute(_FIND_DEAD_LETTER, (task_id, attempt))
+    cursor.execute(_DEAD_LETTER, (task_id, attempt))
     row = cursor.fetchone()
     return (row[0], row[1], row[2]) if row else None
+
+
+def last_request(cursor: Cursor, lab_instance_id: int) -> dict[str, Any] | None:
+    """Return the arguments of the create that started a lab, with its resources of now; None: not known."""
+    values = {"lab": lab_instance_id, "create": CREATE_LAB_POD, "scale": SCALE_LAB_RESOURCES}
+    cursor.execute(_REQUEST, values)
+    ((request, resized),) = cursor.fetchall()
+    if not isinstance(request, dict):
+        return None
+    if isinstance(resized, dict):
+        request = {**request, "resources": {**(request.get("resources") or {}), **resized}}
+    return request
 
 
 def insert_started(cursor: Cursor, record: TaskRunRecord) -> bool:
@@ -122,7 +147,7 @@ def insert_started(cursor: Cursor, record: TaskRunRecord) -> bool:
 
 
 def write_ending(cursor: Cursor, record: TaskRunRecord, ending: Ending) -> None:
-    details = record.details | {"usage": usage()}
+    details = record.details | {"usage": _usage()}
     if ending.cause:
         details["cause"] = ending.cause
     if ending.evidence:
@@ -151,4 +176,13 @@ def _run_values(record: TaskRunRecord, details: dict[str, Any]) -> dict[str, Any
         "published_at": record.published_at,
         "age_s": time.monotonic() - record.claimed_monotonic,
         "details": json.dumps(details),
+    }
+
+
+def _usage() -> dict[str, float]:
+    """Return what this process has cost so far: CPU seconds, and peak resident memory in MiB."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "cpu_s": round(used.ru_utime + used.ru_stime, 3),
+        "peak_mib": round(used.ru_maxrss / 1024, 1),  # Linux reports KiB
     }
