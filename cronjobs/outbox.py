@@ -99,20 +99,21 @@ def _life_settings() -> LifeSettings:
 
 
 def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
-    from jobs import notifications
     from jobs.courier import Courier
+    from jobs.database.notifications import waiting
+    from jobs.notifications import sweep as deliver
 
     webhook = read_settings(os.environ, WebhookSettings.from_environment)
     labs = LabStore(settings.database_url, application_name="autolabs-notifications")
     publisher = Publisher(settings.broker, name="autolabs-notifications")
     try:
         if dry_run:
-            for found in notifications.waiting(labs):
+            for found in waiting(labs):
                 named = {"action": "would_notify", "notification": found.id, "told": found.told}
                 logger.info("%s is not told yet, for %.0f s", found.told, found.age_s, extra=named)
             return
         courier = Courier(publisher, webhook)
-        delivered, failed = notifications.sweep(labs, courier, timeout_s=NOTIFY_TIMEOUT_S)
+        delivered, failed = deliver(labs, courier, timeout_s=NOTIFY_TIMEOUT_S)
         extra = {"action": "notifications_done", "delivered": delivered, "failed": failed}
         logger.info("notifications swept", extra=extra)
     except JobError as exc:

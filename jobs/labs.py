@@ -16,6 +16,7 @@ from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.database import ledger
 from jobs.database.connection import Cursor, Database, optional
 from jobs.database.ledger import VERIFY_TASK, Ending, TaskRunRecord, insert_started, may_go_on, write_ending
+from jobs.database.notifications import add_failure
 from jobs.errors import JobError
 from jobs.failures import Failure
 
@@ -167,14 +168,13 @@ class LabStore(Database):
 
         The ledger row is written in either case; whom to tell is committed with the lab's row.
         """
-        from jobs.notifications import add_notification
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             values = {"category": error.category.value, "sentence": error.sentence}
             cursor.execute(_FAIL, values | _ids(record))
             changed = cursor.rowcount == 1
             if changed:
-                record.notification_id = optional(cursor, lambda: add_notification(cursor, record, error))
+                _tell(cursor, record, error)
             return changed, Ending.of_error(outcome, error)
 
         return self._end(record, change)
@@ -196,7 +196,6 @@ class LabStore(Database):
         whom to tell is committed with the lab's row; so is a lab in its place, if fewer than `max_restarts`
         were in a row, and its id is in the record's details then.
         """
-        from jobs.notifications import add_notification
         from jobs.restarts import start_again
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
@@ -216,7 +215,7 @@ class LabStore(Database):
                 again := optional(cursor, lambda: start_again(cursor, record, error, max_restarts))
             ):
                 record.details["started_again_as"] = again
-            record.notification_id = optional(cursor, lambda: add_notification(cursor, record, error))
+            _tell(cursor, record, error)
             return True, Ending("succeeded", cause=error.failure.cause, evidence=error.evidence)
 
         return self._end(record, change)
@@ -291,12 +290,9 @@ class LabStore(Database):
 
     def record_failed_stop(self, record: TaskRunRecord, error: JobError) -> None:
         """End a delete that failed for good; whom to tell is committed with it."""
-        from jobs.notifications import add_notification
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            record.notification_id = optional(
-                cursor, lambda: add_notification(cursor, record, error, event_type="lab.stop_failed")
-            )
+            _tell(cursor, record, error, event_type="lab.stop_failed")
             return True, Ending.of_error("dead_lettered", error)
 
         self._end(record, change)
@@ -313,6 +309,15 @@ class LabStore(Database):
         changed, ending = self.transaction(work)
         record.ending = ending or record.ending
         return changed
+
+
+def _tell(cursor: Cursor, record: TaskRunRecord, error: JobError, *, event_type: str = "lab.failed") -> None:
+    """Note whom to tell; the change is committed without it should the database refuse the row."""
+    lab, task_id = record.lab_instance_id, record.task_id
+    record.notification_id = optional(
+        cursor,
+        lambda: add_failure(cursor, error, task_id=task_id, lab_instance_id=lab, event_type=event_type),
+    )
 
 
 def _ids(record: TaskRunRecord) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dispatcher.errors import InvalidTask
 from dispatcher.failure_contract import Audience
 from jobs.database.connection import Cursor
 from jobs.database.ledger import last_request
-from jobs.notifications import News, add_news
+from jobs.database.notifications import News, add_news
 
 if TYPE_CHECKING:
     from jobs.database.ledger import TaskRunRecord

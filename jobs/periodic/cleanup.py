@@ -20,9 +20,9 @@ from dispatcher.errors import InvalidTask
 from dispatcher.expiry import cleanup_task_id, overdue_task_id
 from jobs.context import TaskContext
 from jobs.database.connection import Cursor
+from jobs.database.notifications import add_failure
 from jobs.failures import Failure
 from jobs.life_settings import LifeSettings
-from jobs.notifications import News, add_news
 from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
 from jobs.periodic.forget import forget_old_rows
 from jobs.periodic.refused import tell_refused
@@ -135,16 +135,7 @@ def _fail_overdue(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> Non
     error = Failure.NEVER_STARTED.error(minutes=settings.pending_limit_minutes)
     cursor.execute(_FAIL, (error.category.value, error.sentence, ids))
     for lab, task_id in cursor.fetchall():
-        news = News(
-            event_type="lab.failed",
-            cause=error.failure.cause,
-            told=error.failure.told,
-            message=error.sentence,
-            task_id=task_id,
-            lab_instance_id=lab,
-            category=error.category.value,
-        )
-        add_news(cursor, news)
+        add_failure(cursor, error, task_id=task_id, lab_instance_id=lab)
 
 
 def _can_be_deleted(lab: int) -> bool:

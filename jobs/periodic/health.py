@@ -18,8 +18,8 @@ from dispatcher.message import new_task_id
 from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext
-from jobs.database.connection import Cursor
 from jobs.database.ledger import TaskRunRecord
+from jobs.database.notifications import add_out_of_memory
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs
@@ -49,17 +49,6 @@ _KILLED = (
     "A program in this lab was ended because the lab needed more memory than it may use. The lab goes on, but"
     " what that program held is lost. Please give the lab more memory or correct the image."
 )
-
-# One statement for all of them, and once an hour and lab: the kubelet starts a program that always needs too
-# much a dozen times an hour.
-_ADD_KILLED = """
-INSERT INTO notifications
- (event_type, lab_instance_id, cause, occasion, told, error_category, message, facts, task_id)
-SELECT 'lab.out_of_memory', lab, %(cause)s, hour, %(told)s, %(category)s, %(message)s, '{}', %(task_id)s
-FROM unnest(CAST(%(labs)s AS bigint[]), CAST(%(hours)s AS timestamptz[])) AS killed (lab, hour)
-ON CONFLICT (coalesce(lab_instance_id, 0), cause, coalesce(occasion, '-infinity')) DO NOTHING
-RETURNING lab_instance_id
-"""
 
 
 def run(context: TaskContext, payload: tasks.HealthCheckPods) -> dict[str, Any]:
@@ -204,22 +193,12 @@ class _HealthCheck:
         killed = [(row.id, killed_at) for row, killed_at in look.killed if killed_at > since]
         if not killed:
             return
-        failure = Failure.OUT_OF_MEMORY
-        values = {
-            "labs": [lab for lab, _ in killed],
-            "hours": [hour_of(killed_at) for _, killed_at in killed],
-            "cause": failure.cause,
-            "told": failure.told.value,
-            "category": failure.category.value,
-            "message": _KILLED,
-            "task_id": self._context.record.task_id,
-        }
-
-        def tell(cursor: Cursor) -> list[int]:
-            cursor.execute(_ADD_KILLED, values)
-            return [lab for (lab,) in cursor.fetchall()]
-
-        for lab in self._context.labs.transaction(tell):
+        by_hour = [(lab, hour_of(killed_at)) for lab, killed_at in killed]
+        task_id = self._context.record.task_id
+        told = self._context.labs.transaction(
+            lambda cursor: add_out_of_memory(cursor, by_hour, message=_KILLED, task_id=task_id)
+        )
+        for lab in told:
             extra = {"action": "lab_out_of_memory", "lab_instance_id": lab}
             logger.warning("lab %d is Ready after it ran out of memory", lab, extra=extra)
 

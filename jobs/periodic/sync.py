@@ -19,9 +19,9 @@ from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.context import TaskContext
 from jobs.database.connection import session_lock
+from jobs.database.notifications import News, add_news
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.notifications import News, add_news
 from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay
 from jobs.verify.differences import Difference, Kind, Repair

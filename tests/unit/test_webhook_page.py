@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.courier import post
-from jobs.notifications import Notification
+from jobs.database.notifications import Notification
 from jobs.settings import WebhookSettings
 from tests.support.http_server import Answer, Request, ScriptedServer
 from tests.support.webhook import SECRET
