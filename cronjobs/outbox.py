@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.publisher import Publisher
 from dispatcher.settings import ServerSettings, read_settings
+from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
-from jobs.labs import LabStore
 from jobs.settings import StoreSettings, WebhookSettings
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dispatcher.publisher import Publisher
 from jobs.cluster import Cluster
 from jobs.cluster_access import kubeconfig_access, service_account_access
 from jobs.configs import Configs
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import TaskRunRecord
 from jobs.lab_objects import LabObjects
-from jobs.labs import LabStore
 from jobs.objectstore import ObjectStore
 from jobs.results import ResultWriter
 from jobs.settings import JobSettings

@@ -9,11 +9,11 @@ from jobs import naming
 from jobs.cluster import Manifest
 from jobs.connection_url import connection_url
 from jobs.context import TaskContext
+from jobs.database.lab_store import lab_result
 from jobs.database.ledger import Ending
 from jobs.errors import TransientError
 from jobs.failures import Failure, objects_left
 from jobs.lab_objects import LabGone
-from jobs.labs import Lab, lab_result
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.reachability import wait_answers
 from jobs.steps import mark, reached
@@ -57,7 +57,7 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
 
 
 def _start(context: TaskContext, payload: CreateLabPod) -> None:
-    # By which the lab can be started again should its Pod be lost (jobs.restarts).
+    # By which the lab can be started again should its Pod be lost (jobs.database.restarts).
     context.record.details["request"] = payload_kwargs(payload)
     settings = context.configs.lab_settings()
     settings.check_image(payload.docker_image)
@@ -125,18 +125,18 @@ class _NotWanted(Exception):
 
 def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
     """Raise when nobody wants the lab any more: its delete may still wait in a queue."""
-    wanted, cancelled = context.labs.is_wanted(lab_instance_id, context.record.task_id)
-    if cancelled:
+    lab = context.labs.find(lab_instance_id, task_id=context.record.task_id)
+    if lab is not None and lab.cancelled:
         raise Failure.CANCELLED.error(evidence="cancelled while it started")
-    if not wanted:
+    if lab is None or not lab.wants_start:
         raise _NotWanted
 
 
 def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifests, why: str) -> None:
     """Take down what was made for a lab that is no longer wanted, or try again if it still is."""
-    lab = context.labs.find(payload.lab_instance_id)
+    lab = context.labs.find(payload.lab_instance_id, task_id=context.record.task_id)
     if lab is not None and lab.wants_start:
-        if context.labs.is_cancelled(context.record.task_id):
+        if lab.cancelled:
             raise Failure.CANCELLED.error(evidence="cancelled while it started")
         if lab.starting_run in (None, context.record.run_id):
             raise Failure.REMOVED_MEANWHILE.error(evidence=why)

@@ -15,12 +15,12 @@ from dispatcher.tasks import CreateLabPod
 from jobs.cluster import Manifest
 from jobs.configs import Configs
 from jobs.connection_url import connection_url
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects
 from jobs.lab_settings import LabSettings
-from jobs.labs import Lab, LabStore
 from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.naming import Whose, belongs_to
 
@@ -49,7 +49,7 @@ class Remake:
             JobError: a server is away or refuses access, or the templates are missing or have an error.
         """
         lab = self._labs.find(whose.lab_instance_id)
-        pod = self._objects.find_pod(lab.k8s_pod_name or "") if lab and _goes_on(lab) else None
+        pod = self._objects.find_pod(lab.k8s_pod_name or "") if lab and lab.runs else None
         if lab is None or pod is None or not belongs_to(pod, whose) or "deletionTimestamp" in pod["metadata"]:
             return None
         manifests, settings = self._manifests(whose, lab.k8s_pod_name)
@@ -102,10 +102,6 @@ class Remake:
             if exc.failure is not Failure.CLUSTER_REFUSES_LAB:
                 raise
             raise CannotRemake(exc.evidence) from exc
-
-
-def _goes_on(lab: Lab) -> bool:
-    return lab.status == "RUNNING" and not lab.stop_requested
 
 
 def _address(url: str | None) -> str | None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from typing import Any
 
 from dispatcher.failure_contract import Audience
 from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs import naming
 from jobs.context import TaskContext
-from jobs.database.connection import Cursor
+from jobs.database.lab_rows import LabState
 from jobs.database.ledger import Ending
 from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failed_task import FailedTask, FailureOutcome
@@ -53,10 +51,13 @@ def scale_lab(context: TaskContext, payload: ScaleLabResources) -> None:
             lab_instance_id=payload.lab_instance_id,
             evidence="the message may be ahead of the backend's commit",
         )
-    if lab.status == "PENDING" and not lab.stop_requested:
+    if lab.wants_start:
         raise Failure.LAB_NOT_STARTED.error(lab_instance_id=payload.lab_instance_id)
-    if lab.done or not lab.runs:
-        _end_without(context, payload, lab, "it was done before" if lab.done else "it does not run")
+    if context.labs.has_succeeded(context.record.task_id):
+        _end_without(context, payload, lab, "it was done before")
+        return
+    if not lab.runs:
+        _end_without(context, payload, lab, "it does not run")
         return
     settings = context.configs.lab_settings()
     settings.check_most(lab.lab_id, payload.new_resources)
@@ -66,7 +67,9 @@ def scale_lab(context: TaskContext, payload: ScaleLabResources) -> None:
     except (LabGone, _NotRunning):
         lab = _find(context, payload.lab_instance_id)
         if lab is not None and lab.runs:
-            raise Failure.POD_GONE.error(evidence=f"Pod {lab.pod_name} while its resources changed") from None
+            raise Failure.POD_GONE.error(
+                evidence=f"Pod {lab.k8s_pod_name} while its resources changed"
+            ) from None
         _end_without(context, payload, lab, "it was stopped")
     except Superseded:
         _end_without(context, payload, lab, "another change took its place")
@@ -188,50 +191,22 @@ def wanted_resources(before: Resources, new: dict[str, str], settings: LabSettin
     return wanted
 
 
-@dataclass(frozen=True, slots=True)
-class _Lab:
-    """What a lab's row, and those of the task, say."""
-
-    status: str
-    stop_requested: bool
-    pod_name: str | None
-    lab_id: int
-    cancelled: bool
-    #: The task succeeded in an earlier run, whose acknowledgement was lost.
-    done: bool
-
-    @property
-    def runs(self) -> bool:
-        return self.status == "RUNNING" and not self.stop_requested
-
-
 class _NotRunning(Exception):
     """Raised when the lab was stopped while it was waited for."""
 
 
-def _find(context: TaskContext, lab_instance_id: int) -> _Lab | None:
-    task_id = context.record.task_id
-
-    def ask(cursor: Cursor) -> _Lab | None:
-        cursor.execute(
-            "SELECT status, stop_requested_at IS NOT NULL, k8s_pod_name, lab_id,"
-            " EXISTS (SELECT FROM task_cancellations WHERE task_id = %s),"
-            " EXISTS (SELECT FROM task_ledger WHERE task_id = %s AND outcome = 'succeeded')"
-            " FROM lab_instances WHERE id = %s",
-            (task_id, task_id, lab_instance_id),
-        )
-        row: tuple[Any, ...] | None = cursor.fetchone()
-        return _Lab(*row) if row else None
-
-    return context.labs.at_once(ask)
+def _find(context: TaskContext, lab_instance_id: int) -> LabState | None:
+    return context.labs.find(lab_instance_id, task_id=context.record.task_id)
 
 
-def _find_pod(context: TaskContext, lab_instance_id: int, lab: _Lab) -> PodResize:
-    pod = context.lab_objects.find_pod(lab.pod_name) if lab.pod_name else None
+def _find_pod(context: TaskContext, lab_instance_id: int, lab: LabState) -> PodResize:
+    pod = context.lab_objects.find_pod(lab.k8s_pod_name) if lab.k8s_pod_name else None
     if pod is None:
         raise LabGone
     if not naming.belongs_to_lab(pod, lab_instance_id):
-        raise Failure.NAME_TAKEN.error(evidence=f"Pod {lab.pod_name} is not managed by {naming.MANAGED_BY}")
+        raise Failure.NAME_TAKEN.error(
+            evidence=f"Pod {lab.k8s_pod_name} is not managed by {naming.MANAGED_BY}"
+        )
     return PodResize(context.lab_objects, lab_instance_id, pod, context.record.task_id)
 
 
@@ -249,7 +224,7 @@ def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
         raise Failure.CANCELLED.error(evidence="cancelled while the resources changed")
 
 
-def _end_without(context: TaskContext, payload: ScaleLabResources, lab: _Lab | None, why: str) -> None:
+def _end_without(context: TaskContext, payload: ScaleLabResources, lab: LabState | None, why: str) -> None:
     result = {"lab_instance_id": payload.lab_instance_id, "status": lab.status if lab else None, "why": why}
     context.labs.record(context.record, Ending("noop", result=result))
     logger.info("resources are not changed: %s", why, extra={"action": "resize_noop"})

@@ -178,8 +178,8 @@ def _read_only(sources: Sources) -> str | None:
 def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
     """Return what to look at. Raises InvalidSettings, and CouldNotLook for a cluster without access."""
     from console.access import open_cluster
+    from jobs.database.lab_store import LabStore
     from jobs.errors import JobError
-    from jobs.labs import LabStore
     from jobs.verify.snapshot import CouldNotLook, Sources
 
     def build(env: Environment) -> tuple[str, BrokerSettings | None, str | None, str]:

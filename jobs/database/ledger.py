@@ -111,6 +111,8 @@ SELECT details ->> 'cause', coalesce(error_message, ''), coalesce(details ->> 'e
   FROM task_ledger WHERE task_id = %s AND attempt = %s AND outcome = 'dead_lettered'
    AND details ? 'cause' ORDER BY id DESC LIMIT 1
 """
+# Tell whether a run of a task has succeeded.
+_SUCCEEDED = "SELECT EXISTS (SELECT FROM task_ledger WHERE task_id = %s AND outcome = 'succeeded')"
 # Read what was asked for a lab. The last change of its resources counts as well, also one that an attempt
 # found done by the one before it.
 _REQUEST = """
@@ -127,6 +129,12 @@ def find_dead_letter(cursor: Cursor, task_id: str, attempt: int) -> tuple[str, s
     cursor.execute(_DEAD_LETTER, (task_id, attempt))
     row = cursor.fetchone()
     return (row[0], row[1], row[2]) if row else None
+
+
+def has_succeeded(cursor: Cursor, task_id: str) -> bool:
+    """Tell whether a run of a task has succeeded, whose acknowledgement was lost then."""
+    cursor.execute(_SUCCEEDED, (task_id,))
+    return bool(cursor.fetchall()[0][0])
 
 
 def last_request(cursor: Cursor, lab_instance_id: int) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import logging
 from dispatcher.ladder import MAX_DELAY_S
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
 from jobs.database.connection import Cursor
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,8 @@
 
 Nothing is done on the first look alone. What it suspects is looked at once more, one by one, right before
 the lab is made FAILED, and only a row that is still as it was read is changed: two checks at once, or one
-beside a delete, fail a lab once or not at all. Some labs may be started again elsewhere (jobs.restarts).
+beside a delete, fail a lab once or not at all. Some labs may be started again elsewhere
+(jobs.database.restarts).
 """
 
 from __future__ import annotations

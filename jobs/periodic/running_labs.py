@@ -14,9 +14,9 @@ from itertools import chain
 from typing import NamedTuple
 
 from jobs.cluster import Cluster, Manifest
+from jobs.database.lab_store import LabStore
 from jobs.failures import Failure
 from jobs.lab_objects import collections
-from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
 from jobs.naming import Whose
 from jobs.pod_fields import State

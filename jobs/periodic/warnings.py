@@ -10,7 +10,7 @@ import logging
 
 from dispatcher.failure_contract import Audience
 from jobs.database.connection import Cursor
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.life_settings import LifeSettings
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from dispatcher.failure_contract import COME_BACK_S
 from dispatcher.tasks import CREATE_LAB_POD
 from dispatcher.topology import QUEUE_NORMAL
 from jobs.database.connection import Cursor
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import may_go_on
-from jobs.labs import LabStore
 from jobs.verify.inventory import LabRow
 
 #: Rows per statement.

@@ -17,8 +17,8 @@ from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
 from dispatcher.terminal import many
 from jobs.cluster import ApiError, ApiUnavailable, Cluster
+from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
-from jobs.labs import LabStore
 from jobs.verify import objects, rows
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare
 from jobs.verify.inventory import Inventory, QueueContents

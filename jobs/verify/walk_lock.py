@@ -8,7 +8,7 @@ from time import monotonic
 
 from dispatcher.interrupts import Stop
 from jobs.database.connection import session_lock
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 
 #: Seconds to wait for another walk, which takes a few for thousands of messages.
 PATIENCE_S = 120.0

@@ -23,7 +23,7 @@ from jobs.cluster_access import ClusterAccess
 from jobs.configs import upload_defaults
 from jobs.context import Connections
 from jobs.courier import Courier
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.settings import JobSettings
 from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
 from tests.support.cleaning import Cleaning

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 
 from dispatcher import DeleteLabPod, outbox, topology
 from dispatcher.expiry import cleanup_task_id
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.periodic import cleanup
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers

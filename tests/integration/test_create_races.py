@@ -13,12 +13,12 @@ import pytest
 from jobs import create_lab as create_module
 from jobs.context import Connections, TaskContext
 from jobs.create_lab import create_lab
+from jobs.database.lab_store import LabStore
 from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failed_task import FailureOutcome
 from jobs.failures import Failure
 from jobs.give_up import FailedCreate
 from jobs.lab_objects import LabGone, LabObjects
-from jobs.labs import LabStore
 from tests.support.creates import (
     ERROR,
     NO_ROOM,

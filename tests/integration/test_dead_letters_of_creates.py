@@ -7,6 +7,7 @@ from dataclasses import replace
 from dispatcher import topology
 from jobs.consumer import Settlement
 from jobs.context import Connections
+from jobs.database.lab_rows import LabState
 from jobs.worker import run_task
 from tests.support.creates import NO_ROOM, delivery_of, settle
 from tests.support.factories import create_kwargs, make_task
@@ -64,10 +65,13 @@ def test_a_pod_that_starts_well_is_not_lost_to_a_database_that_is_away_for_a_mom
     connections: Connections, cluster: FakeCluster, database: Database, broker: Broker, lab: int
 ) -> None:
     asked = []
+    find = connections.labs.find
 
-    def away(lab_instance_id: int, task_id: str) -> tuple[bool, bool]:
+    def away_while_it_waits(lab_instance_id: int, *, task_id: str | None = None) -> LabState | None:
         from jobs.failures import Failure
 
+        if task_id is None:
+            return find(lab_instance_id)
         asked.append(task_id)
         cluster.pod_status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
         for item in cluster.objects.values():
@@ -75,7 +79,7 @@ def test_a_pod_that_starts_well_is_not_lost_to_a_database_that_is_away_for_a_mom
                 item["status"] = cluster.pod_status
         raise Failure.DATABASE_AWAY.error()
 
-    connections.labs.is_wanted = away  # type: ignore[method-assign]
+    connections.labs.find = away_while_it_waits  # type: ignore[method-assign]
     cluster.pod_status = {"phase": "Pending"}
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     settle(connections, create)

@@ -36,8 +36,8 @@ from dispatcher.failure_contract import Category
 from dispatcher.message import TaskMessage, decode
 from dispatcher.tasks import SCALE_LAB_RESOURCES
 from dispatcher.testing import InMemoryDispatcher
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending, TaskRunRecord
-from jobs.labs import LabStore
 from tests.support.factories import IMAGE, create_kwargs, make_record
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker

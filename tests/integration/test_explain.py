@@ -14,9 +14,9 @@ from console.explain.explanation import Explanation, explain
 from console.explain.reading import MAX_RUNS, UnknownLab, read_lab_facts
 from dispatcher.results import ResultStore
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_record

@@ -9,10 +9,10 @@ import jobs.database
 import jobs.database.connection
 from dispatcher.failure_contract import Category
 from jobs.database.connection import Cursor
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy

@@ -28,7 +28,7 @@ from dispatcher import (
 )
 from dispatcher.__main__ import main
 from dispatcher.testing import InMemoryDispatcher
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.periodic import cleanup
 from tests.support.cleaning import Cleaning
 from tests.support.postgres import Database

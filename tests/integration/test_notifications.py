@@ -13,8 +13,8 @@ from dispatcher import topology
 from dispatcher.publisher import Publisher
 from jobs.context import Connections
 from jobs.courier import Courier
+from jobs.database.lab_store import LabStore
 from jobs.database.notifications import waiting
-from jobs.labs import LabStore
 from jobs.notifications import deliver_one, sweep
 from jobs.settings import WebhookSettings
 from jobs.worker import run_task

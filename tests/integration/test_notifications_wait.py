@@ -12,7 +12,7 @@ import jobs.courier
 from cronjobs.__main__ import main as cron
 from dispatcher import topology
 from jobs.courier import Courier
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.notifications import deliver_one, sweep
 from tests.support.container import Containers
 from tests.support.factories import IMAGE, create_kwargs

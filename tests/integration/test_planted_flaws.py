@@ -14,9 +14,10 @@ import jobs.periodic.cleanup
 import jobs.settle
 from jobs import naming
 from jobs.consumer import Settlement
+from jobs.database.lab_rows import LabState
+from jobs.database.lab_store import LabStore, lab_result
 from jobs.database.ledger import Ending
 from jobs.lab_objects import LabObjects
-from jobs.labs import Lab, LabStore, lab_result
 from jobs.life_settings import LifeSettings
 from jobs.periodic.due import Reason
 from tests.support import histories
@@ -36,7 +37,8 @@ def running_whatever_happened(
     def change(cursor: Any) -> tuple[bool, Ending]:
         statement = "UPDATE lab_instances SET status = 'RUNNING', k8s_pod_name = %s WHERE id = %s"
         cursor.execute(statement, (pod_name, lab))
-        return True, Ending("succeeded", result=lab_result(lab, Lab("RUNNING", False, pod_name, None)))
+        running = LabState("RUNNING", False, pod_name, None, None, 1, False)
+        return True, Ending("succeeded", result=lab_result(lab, running))
 
     return store._end(record, change)
 
@@ -57,7 +59,9 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "RUNNING without compare-and-set": lambda patch: patch.setattr(
         LabStore, "mark_running", running_whatever_happened
     ),
-    "no tombstone": lambda patch: patch.setattr(LabStore, "request_stop", LabStore.find),
+    "no tombstone": lambda patch: patch.setattr(
+        LabStore, "request_stop", lambda store, lab, **_options: store.find(lab)
+    ),
     "a create replaces objects and takes nothing over": lambda patch: patch.setattr(
         LabStore, "take_over", lambda *_args, **_options: True
     ),

@@ -14,10 +14,10 @@ from sqlalchemy import create_engine
 
 from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
 from dispatcher.results import ResultStore, TaskState, TaskStatus
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy

@@ -15,8 +15,8 @@ from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.tasks import HEALTH_CHECK_PODS
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
-from jobs.labs import LabStore
 from tests.support.factories import make_record
 from tests.support.http_server import Answer, Request, ScriptedServer
 from tests.support.postgres import Database

@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher.interrupts import Stop
 from jobs.database.connection import Cursor, session_lock
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.verify.walk_lock import walk_lock
 from tests.support.postgres import Database
 

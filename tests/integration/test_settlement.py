@@ -20,7 +20,7 @@ from dispatcher.results import TaskState
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.consumer import Settlement
 from jobs.context import Connections
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.results import ResultWriter
 from jobs.settings import ResultSettings, RetrySettings
 from jobs.worker import is_task, run_task

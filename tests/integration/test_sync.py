@@ -14,10 +14,10 @@ from dispatcher.message import new_task_id
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.configs import LIFE_SETTINGS
 from jobs.context import Connections
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from jobs.periodic import sync
 from tests.support.factories import create_kwargs, make_record
 from tests.support.fake_cluster import FakeCluster

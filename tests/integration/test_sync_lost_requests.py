@@ -9,17 +9,17 @@ from itertools import count
 from typing import Any
 
 import pytest
+from jobs.settlement import publish_delayed
 
 import jobs.verify.snapshot
 from dispatcher import topology
 from dispatcher.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.context import Connections
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from jobs.settle import publish_delayed
-from jobs.settlement import publish_delayed
 from tests.support.factories import create_kwargs, make_record, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from dispatcher.__main__ import main
+from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 

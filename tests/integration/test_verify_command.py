@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import pytest
 
 from dispatcher.interrupts import Stop
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.verify.rows import known_delays
 from jobs.verify.walk_lock import walk_lock
 from tests.support.fake_cluster import FakeCluster

@@ -13,7 +13,7 @@ import pytest
 from cronjobs import outbox
 from cronjobs.outbox import NOTIFY_TIMEOUT_S
 from dispatcher import Dispatcher
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.life_settings import LifeSettings
 from jobs.notifications import DELIVERY_S
 from jobs.periodic.warnings import announce_ends

@@ -10,7 +10,7 @@ from typing import Any
 
 from dispatcher import topology
 from jobs.cluster import Cluster, Manifest
-from jobs.labs import LabStore
+from jobs.database.lab_store import LabStore
 from jobs.verify.snapshot import Sources, find_differences
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually_equal

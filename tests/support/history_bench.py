@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 
 from dispatcher.engine import make_engine
 from dispatcher.results import ResultStore
+from jobs.database.lab_store import LabStore
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from jobs.objectstore import StoredObject
 
 if TYPE_CHECKING:

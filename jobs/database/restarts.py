@@ -7,25 +7,26 @@ reused, so it is a lab of its own; `restart_of` is unique, so there is one at mo
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.failure_contract import Audience
+from dispatcher.message import new_task_id
+from dispatcher.requests import TaskRequest
 from jobs.database.connection import Cursor
-from jobs.database.ledger import last_request
+from jobs.database.lab_rows import SET_TOMBSTONE
+from jobs.database.ledger import TaskRunRecord, last_request
 from jobs.database.notifications import News, add_news
-
-if TYPE_CHECKING:
-    from jobs.database.ledger import TaskRunRecord
-    from jobs.errors import JobError
+from jobs.errors import JobError
 
 logger = logging.getLogger(__name__)
 
 EVENT_TYPE = "lab.restarted"
 #: A lab with less time left is not worth another start.
 _LEAST = "1 minute"
+# Count the labs of which this one is the latest restart.
 _CHAIN = """
 WITH RECURSIVE earlier (restart_of, length) AS (
  SELECT restart_of, 0 FROM lab_instances WHERE id = %s
@@ -34,26 +35,27 @@ WITH RECURSIVE earlier (restart_of, length) AS (
  WHERE length < %s)
 SELECT max(length) FROM earlier
 """
+# Insert the lab that takes the place of a lost one.
 _INSERT = f"""
-INSERT INTO lab_instances (lab_id, student_id, expires_at, max_expires_at, extended_to, restart_of)
-SELECT lab_id, student_id, expires_at, max_expires_at, extended_to, id FROM lab_instances
+INSERT INTO lab_instances
+ (lab_id, student_id, expires_at, max_expires_at, extended_to, restart_of, celery_task_id)
+SELECT lab_id, student_id, expires_at, max_expires_at, extended_to, id, %s FROM lab_instances
  WHERE id = %s AND expires_at > now() + interval '{_LEAST}'
 ON CONFLICT (restart_of) DO NOTHING RETURNING id
 """  # noqa: S608  # a constant
-# Down the row of those that were started again; who asks to remove a lab that FAILED before means it alone.
-_STOP = """
+# Say in the row of the lost lab which one takes its place.
+_SAY = "UPDATE lab_instances SET error_message = error_message || %s WHERE id = %s"
+# Set the tombstone of all that were started in place of a lab. Who asks to remove a lab that was FAILED
+# before means that one alone.
+_STOP = f"""
 WITH RECURSIVE later (id) AS (
  SELECT next.id FROM lab_instances AS next JOIN lab_instances AS lost ON lost.id = next.restart_of
  WHERE lost.id = %s AND lost.failed_at >= %s
  UNION ALL SELECT next.id FROM later JOIN lab_instances AS next ON next.restart_of = later.id)
-UPDATE lab_instances SET stop_requested_at = now(), updated_at = now()
- WHERE id IN (SELECT id FROM later) AND status IN ('PENDING', 'RUNNING') AND stop_requested_at IS NULL
+{SET_TOMBSTONE} id IN (SELECT id FROM later) AND status IN ('PENDING', 'RUNNING')
+ AND stop_requested_at IS NULL
 RETURNING id
-"""
-_TELL = (
-    "UPDATE lab_instances SET error_message = error_message || %s WHERE id = %s",
-    "UPDATE lab_instances SET celery_task_id = %s WHERE id = %s",
-)
+"""  # noqa: S608
 
 
 def start_again(cursor: Cursor, record: TaskRunRecord, error: JobError, max_restarts: int) -> int | None:
@@ -95,20 +97,19 @@ def _start_again(cursor: Cursor, lab: int, record: TaskRunRecord, error: JobErro
     request = last_request(cursor, lab)
     if request is None:
         raise _Not("the ledger does not say what was asked for")
-    cursor.execute(_INSERT, (lab,))
+    try:
+        payload = tasks.CreateLabPod(**{**request, "lab_instance_id": lab})
+    except (InvalidTask, TypeError) as exc:
+        raise _Not(f"what was asked for is not valid: {exc}") from exc
+    task_id = new_task_id()
+    cursor.execute(_INSERT, (task_id, lab))
     row = cursor.fetchone()
     if row is None:
         raise _Not("its time is over")
     new = int(row[0])
-    try:
-        payload = tasks.CreateLabPod(**{**request, "lab_instance_id": new})
-    except (InvalidTask, TypeError) as exc:
-        cursor.execute("DELETE FROM lab_instances WHERE id = %s", (new,))
-        raise _Not(f"what was asked for is not valid: {exc}") from exc
-    tell_old, tell_new = _TELL
-    cursor.execute(tell_new, (outbox.add_with_cursor(cursor, payload), new))
+    outbox.add_with_cursor(cursor, TaskRequest(replace(payload, lab_instance_id=new), task_id=task_id))
     sentence = f"It was started again as lab {new}."
-    cursor.execute(tell_old, (f" {sentence}", lab))
+    cursor.execute(_SAY, (f" {sentence}", lab))
     news = News(
         event_type=EVENT_TYPE,
         cause="restarted",

@@ -1,88 +1,96 @@
-"""State of labs in PostgreSQL: compare-and-set transitions, each with its ledger row.
+"""Labs in PostgreSQL: each change with its ledger row in one transaction.
 
-A run has its ledger row from its beginning on. Every transition checks that the lab is still where the
-caller believes it to be and completes that row in the same transaction. Times are the database's; the
-tables are those of dispatcher.models.
+A run has its ledger row from its beginning on. Every change checks that the lab is still where the caller
+believes it to be, and completes that row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.database import ledger
 from jobs.database.connection import Cursor, Database, optional
-from jobs.database.ledger import VERIFY_TASK, Ending, TaskRunRecord, insert_started, may_go_on, write_ending
+from jobs.database.lab_rows import (
+    MAKE_FAILED,
+    OWNED,
+    OWNED_BY_RUN,
+    SET_TOMBSTONE,
+    STATE,
+    WAITS,
+    LabState,
+    failed_because,
+    read_lab,
+)
+from jobs.database.ledger import (
+    CANCELLED,
+    VERIFY_TASK,
+    Ending,
+    TaskRunRecord,
+    insert_started,
+    may_go_on,
+    write_ending,
+)
 from jobs.database.notifications import add_failure
+from jobs.database.restarts import start_again, stop_in_its_place
 from jobs.errors import JobError
 from jobs.failures import Failure
 
-# What a sync or `autolabs verify` has begun at a lab changes its objects alone, in a moment.
-_AT_THE_LAB = f"({may_go_on('run')} AND task_name NOT IN ('{SYNC_LAB_STATUS}', '{VERIFY_TASK}'))"
-_MARK_LOST = f"""
-UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s, connection_url = NULL,
- failed_at = now(), updated_at = now()
-WHERE id = (SELECT id FROM lab_instances WHERE id = %s FOR UPDATE SKIP LOCKED)
- AND status = %s AND k8s_pod_name IS NOT DISTINCT FROM %s AND stop_requested_at IS NULL
+# Take a lab over, before its objects are replaced.
+_TAKE_OVER = f"""
+UPDATE lab_instances SET starting_run = %(run_id)s, k8s_pod_name = %(pod)s, updated_at = now()
+WHERE id = %(lab)s AND {WAITS} AND {OWNED}
+"""  # noqa: S608  # constants
+# Make a lab RUNNING. An earlier run of the task may still be at it and replace the Pod that this one has seen
+# Ready: what that one has taken over it alone makes RUNNING.
+_START = f"""
+UPDATE lab_instances SET status = 'RUNNING', k8s_pod_name = %(pod)s, connection_url = %(url)s,
+ celery_task_id = coalesce(celery_task_id, %(task_id)s), started_at = now(), updated_at = now(),
+ error_category = NULL, error_message = NULL
+WHERE id = %(lab)s AND {WAITS} AND {OWNED_BY_RUN} AND NOT {CANCELLED}
+RETURNING {STATE}
+"""  # noqa: S608
+# Make a lab FAILED that its create cannot start.
+_FAIL = f"{MAKE_FAILED} id = %(lab)s AND {WAITS} AND {OWNED}"
+# Make a lab FAILED that is not what its row says. What a sync or `autolabs verify` has begun at it changes
+# its objects alone, in a moment; any other run may be about to change its row.
+_LOSE = f"""
+{MAKE_FAILED} id = (SELECT id FROM lab_instances WHERE id = %(lab)s FOR UPDATE SKIP LOCKED)
+ AND status = %(status)s AND k8s_pod_name IS NOT DISTINCT FROM %(pod)s AND stop_requested_at IS NULL
  AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab_instances.id)
  AND NOT EXISTS (SELECT FROM task_ledger AS run WHERE lab_instance_id = lab_instances.id
-  AND (coalesce(finished_at, claimed_at) >= %s OR {_AT_THE_LAB}))
-"""  # noqa: S608  # constants of this module
-# A later run of the same task takes the place of an earlier one, even if the database missed its beginning.
-_OWN = """
-(starting_run IS NULL OR starting_run = %(run)s
- OR EXISTS (SELECT FROM task_ledger AS owner WHERE run_id = starting_run AND task_id = %(task)s
-            AND NOT EXISTS (SELECT FROM task_ledger WHERE run_id = %(run)s AND id < owner.id)))
-"""
-_TAKE_OVER = f"""
-UPDATE lab_instances SET starting_run = %(run)s, k8s_pod_name = %(pod)s, updated_at = now()
-WHERE id = %(lab)s AND status = 'PENDING' AND stop_requested_at IS NULL AND {_OWN}
+  AND (coalesce(finished_at, claimed_at) >= %(as_of)s
+   OR ({may_go_on("run")} AND task_name NOT IN ('{SYNC_LAB_STATUS}', '{VERIFY_TASK}'))))
 """  # noqa: S608
-_FAIL = f"""
-UPDATE lab_instances SET status = 'FAILED', error_category = %(category)s, error_message = %(sentence)s,
- celery_task_id = coalesce(celery_task_id, %(task)s), failed_at = now(), updated_at = now()
-WHERE id = %(lab)s AND status = 'PENDING' AND stop_requested_at IS NULL AND {_OWN}
-"""  # noqa: S608
+# Make a lab STOPPED whose create was cancelled.
 _CANCEL = f"""
 UPDATE lab_instances SET status = 'STOPPED', stopped_at = now(), updated_at = now(),
  stop_requested_at = coalesce(stop_requested_at, now()), error_message = %(sentence)s,
- celery_task_id = coalesce(celery_task_id, %(task)s)
-WHERE id = %(lab)s AND status = 'PENDING' AND {_OWN}
+ celery_task_id = coalesce(celery_task_id, %(task_id)s)
+WHERE id = %(lab)s AND status = 'PENDING' AND {OWNED}
 """  # noqa: S608
-
-
-@dataclass(frozen=True, slots=True)
-class Lab:
-    """The part of a `lab_instances` row that decides what to do."""
-
-    status: str
-    stop_requested: bool
-    k8s_pod_name: str | None
-    connection_url: str | None
-    #: Of several creates, the run that replaced the objects of another.
-    starting_run: str | None = None
-
-    @property
-    def wants_start(self) -> bool:
-        """True while the lab is asked for and not started."""
-        return self.status == "PENDING" and not self.stop_requested
-
-    @property
-    def keeps(self) -> str | None:
-        """The name of the objects that are to stay, whoever finds nothing to start any more."""
-        taken_over = self.wants_start and self.starting_run is not None
-        return self.k8s_pod_name if taken_over or self.status == "RUNNING" else None
+# Set the tombstone of one lab, once.
+_REQUEST_STOP = f"{SET_TOMBSTONE} id = %s AND stop_requested_at IS NULL"
+# Make a lab STOPPED whose objects are gone.
+_STOP = """
+UPDATE lab_instances SET status = 'STOPPED', stopped_at = now(), updated_at = now(), connection_url = NULL
+WHERE id = %s AND status <> 'STOPPED'
+"""
+# Say where a lab is reached that runs with this Pod.
+_CHANGE_URL = """
+UPDATE lab_instances SET connection_url = %s, updated_at = now()
+WHERE id = %s AND status = 'RUNNING' AND k8s_pod_name = %s
+"""
 
 
 class LabStore(Database):
     """The rows of labs."""
 
-    def find(self, lab_instance_id: int) -> Lab | None:
-        """Return the lab, or None when there is no such row."""
-        return self.at_once(lambda cursor: _select(cursor, lab_instance_id))
+    def find(self, lab_instance_id: int, *, task_id: str | None = None) -> LabState | None:
+        """Return the lab as this task finds it, or None when there is no such row. One round trip."""
+        return self.at_once(lambda cursor: read_lab(cursor, lab_instance_id, task_id))
 
     def begin(self, record: TaskRunRecord) -> bool:
         """Write the run's ledger row, as started; False when its task was cancelled before that.
@@ -96,29 +104,9 @@ class LabStore(Database):
         """Return cause, sentence and evidence of an attempt that the ledger calls dead-lettered."""
         return self.at_once(lambda cursor: ledger.find_dead_letter(cursor, task_id, attempt))
 
-    def is_wanted(self, lab_instance_id: int, task_id: str) -> tuple[bool, bool]:
-        """Tell whether a lab waits for its start, and whether the task was cancelled. One round trip."""
-
-        def ask(cursor: Cursor) -> tuple[bool, bool]:
-            cursor.execute(
-                "SELECT EXISTS (SELECT FROM lab_instances WHERE id = %s AND status = 'PENDING'"
-                "               AND stop_requested_at IS NULL),"
-                " EXISTS (SELECT FROM task_cancellations WHERE task_id = %s)",
-                (lab_instance_id, task_id),
-            )
-            (found,) = cursor.fetchall()
-            return found[0], found[1]
-
-        return self.at_once(ask)
-
-    def is_cancelled(self, task_id: str) -> bool:
-        """Tell whether a task is not to be performed any more. One round trip."""
-
-        def ask(cursor: Cursor) -> bool:
-            cursor.execute("SELECT FROM task_cancellations WHERE task_id = %s", (task_id,))
-            return cursor.rowcount == 1
-
-        return self.at_once(ask)
+    def has_succeeded(self, task_id: str) -> bool:
+        """Tell whether an earlier run of a task has done its work. One round trip."""
+        return self.at_once(lambda cursor: ledger.has_succeeded(cursor, task_id))
 
     def take_over(self, record: TaskRunRecord, lab_instance_id: int, *, pod_name: str) -> bool:
         """Let only this run make the lab RUNNING, before it replaces objects that are called `pod_name`.
@@ -143,19 +131,11 @@ class LabStore(Database):
         """
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            cursor.execute(
-                "UPDATE lab_instances SET status = 'RUNNING', k8s_pod_name = %s, connection_url = %s,"
-                " celery_task_id = coalesce(celery_task_id, %s), started_at = now(), updated_at = now(),"
-                " error_category = NULL, error_message = NULL"
-                " WHERE id = %s AND status = 'PENDING' AND stop_requested_at IS NULL"
-                " AND (starting_run IS NULL OR starting_run = %s)"
-                " AND NOT EXISTS (SELECT FROM task_cancellations WHERE task_id = %s)",
-                (pod_name, connection_url, record.task_id, lab_instance_id, record.run_id, record.task_id),
-            )
-            if cursor.rowcount == 1:
-                lab = Lab("RUNNING", False, pod_name, connection_url)
-                return True, Ending("succeeded", result=lab_result(lab_instance_id, lab))
-            found = _select(cursor, lab_instance_id)
+            values = {"lab": lab_instance_id, "pod": pod_name, "url": connection_url}
+            cursor.execute(_START, _ids(record) | values)
+            if row := cursor.fetchone():
+                return True, Ending("succeeded", result=lab_result(lab_instance_id, LabState(*row)))
+            found = read_lab(cursor, lab_instance_id)
             if found is None or found.status != "RUNNING" or found.k8s_pod_name != pod_name:
                 return False, None
             return True, Ending("noop", result=lab_result(lab_instance_id, found))
@@ -170,8 +150,7 @@ class LabStore(Database):
         """
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            values = {"category": error.category.value, "sentence": error.sentence}
-            cursor.execute(_FAIL, values | _ids(record))
+            cursor.execute(_FAIL, _ids(record) | failed_because(error, task_id=record.task_id))
             changed = cursor.rowcount == 1
             if changed:
                 _tell(cursor, record, error)
@@ -196,17 +175,10 @@ class LabStore(Database):
         whom to tell is committed with the lab's row; so is a lab in its place, if fewer than `max_restarts`
         were in a row, and its id is in the record's details then.
         """
-        from jobs.restarts import start_again
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            cursor.execute(
-                _MARK_LOST,
-                (
-                    *(error.category.value, error.sentence),
-                    *(record.lab_instance_id, status, pod_name),
-                    as_of,
-                ),
-            )
+            read_then = {"lab": record.lab_instance_id, "status": status, "pod": pod_name, "as_of": as_of}
+            cursor.execute(_LOSE, read_then | failed_because(error))
             if cursor.rowcount != 1:
                 return False, None
             record.details.pop("started_again_as", None)
@@ -234,22 +206,16 @@ class LabStore(Database):
 
         return self._end(record, change)
 
-    def request_stop(self, lab_instance_id: int, *, asked_at: datetime | None = None) -> Lab | None:
+    def request_stop(self, lab_instance_id: int, *, asked_at: datetime | None = None) -> LabState | None:
         """Set the tombstone, which no later create can pass, and return the lab.
 
         If the lab was lost after `asked_at` and started again, the lab in its place is stopped as well.
         """
 
-        def change(cursor: Cursor) -> Lab | None:
-            cursor.execute(
-                "UPDATE lab_instances SET stop_requested_at = now(), updated_at = now()"
-                " WHERE id = %s AND stop_requested_at IS NULL",
-                (lab_instance_id,),
-            )
-            lab = _select(cursor, lab_instance_id)
+        def change(cursor: Cursor) -> LabState | None:
+            cursor.execute(_REQUEST_STOP, (lab_instance_id,))
+            lab = read_lab(cursor, lab_instance_id)
             if lab and lab.status == "FAILED" and asked_at:
-                from jobs.restarts import stop_in_its_place
-
                 stop_in_its_place(cursor, lab_instance_id, asked_at)
             return lab
 
@@ -259,13 +225,9 @@ class LabStore(Database):
         """Make the lab STOPPED; False when it already was and nothing had to be deleted."""
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            cursor.execute(
-                "UPDATE lab_instances SET status = 'STOPPED', stopped_at = now(), updated_at = now(),"
-                " connection_url = NULL WHERE id = %s AND status <> 'STOPPED'",
-                (lab_instance_id,),
-            )
+            cursor.execute(_STOP, (lab_instance_id,))
             changed = cursor.rowcount == 1
-            known = changed or _select(cursor, lab_instance_id) is not None
+            known = changed or read_lab(cursor, lab_instance_id) is not None
             result = {"lab_instance_id": lab_instance_id, "status": "STOPPED" if known else None}
             done = changed or deleted > 0
             return done, Ending("succeeded" if done else "noop", result=result)
@@ -274,15 +236,8 @@ class LabStore(Database):
 
     def change_url(self, lab_instance_id: int, *, pod_name: str | None, connection_url: str) -> None:
         """Say where a lab is reached by now, if it is RUNNING with this Pod still."""
-
-        def change(cursor: Cursor) -> None:
-            cursor.execute(
-                "UPDATE lab_instances SET connection_url = %s, updated_at = now()"
-                " WHERE id = %s AND status = 'RUNNING' AND k8s_pod_name = %s",
-                (connection_url, lab_instance_id, pod_name),
-            )
-
-        self.at_once(change)
+        values = (connection_url, lab_instance_id, pod_name)
+        self.at_once(lambda cursor: cursor.execute(_CHANGE_URL, values))
 
     def record(self, record: TaskRunRecord, ending: Ending) -> None:
         """End a run that changed no lab."""
@@ -321,20 +276,10 @@ def _tell(cursor: Cursor, record: TaskRunRecord, error: JobError, *, event_type:
 
 
 def _ids(record: TaskRunRecord) -> dict[str, Any]:
-    return {"run": record.run_id, "task": record.task_id, "lab": record.lab_instance_id}
+    return {"run_id": record.run_id, "task_id": record.task_id, "lab": record.lab_instance_id}
 
 
-def _select(cursor: Cursor, lab_instance_id: int) -> Lab | None:
-    cursor.execute(
-        "SELECT status, stop_requested_at IS NOT NULL, k8s_pod_name, connection_url, starting_run::text"
-        " FROM lab_instances WHERE id = %s",
-        (lab_instance_id,),
-    )
-    row = cursor.fetchone()
-    return Lab(*row) if row else None
-
-
-def lab_result(lab_instance_id: int, lab: Lab) -> dict[str, Any]:
+def lab_result(lab_instance_id: int, lab: LabState) -> dict[str, Any]:
     """Return the result of a create: where its lab is now."""
     return {
         "lab_instance_id": lab_instance_id,
