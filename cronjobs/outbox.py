@@ -68,7 +68,7 @@ def _tell_what_waits(settings: ServerSettings) -> None:
 
 
 def _announce_ends(settings: ServerSettings) -> None:
-    from jobs.periodic.warnings import announce_ends
+    from jobs.database.due_rows import announce_ends
 
     labs = LabStore(settings.database_url, application_name="autolabs-warnings")
     try:

@@ -8,6 +8,7 @@ SQLAlchemy is needed by `add` alone, and is the backend's own.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dispatcher.message import TaskMessage
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
 
-_INSERT = (
-    "INSERT INTO task_outbox (task_id, task_name, kwargs, eta, expires)"
-    " VALUES (%s, %s, CAST(%s AS jsonb), %s, %s)"
-)
+_INSERT = "INSERT INTO task_outbox (task_id, task_name, kwargs, eta, expires) VALUES "
+_ROW = "(%s, %s, CAST(%s AS jsonb), %s, %s)"
 
 
 class Cursor(Protocol):
@@ -62,10 +61,22 @@ def add_with_cursor(cursor: Cursor, task: Payload | TaskRequest) -> str:
 
     For psycopg, psycopg2, and Django: `with transaction.atomic(), connection.cursor() as cursor: ...`.
     """
+    values = _values(task)
+    cursor.execute(_INSERT + _ROW, tuple(values))
+    return str(values[0])
+
+
+def add_missing_with_cursor(cursor: Cursor, tasks: Sequence[TaskRequest]) -> None:
+    """Insert by one statement those tasks of which the outbox holds none of the same id."""
+    if tasks:
+        rows = ", ".join([_ROW] * len(tasks))
+        values = tuple(value for task in tasks for value in _values(task))
+        cursor.execute(f"{_INSERT}{rows} ON CONFLICT (task_id) DO NOTHING", values)
+
+
+def _values(task: Payload | TaskRequest) -> list[Any]:
     columns = _columns(_message(task))
-    values = {**columns, "kwargs": json.dumps(columns["kwargs"])}
-    cursor.execute(_INSERT, tuple(values.values()))
-    return str(values["task_id"])
+    return [*{**columns, "kwargs": json.dumps(columns["kwargs"])}.values()]
 
 
 def _message(task: Payload | TaskRequest) -> TaskMessage:

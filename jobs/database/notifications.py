@@ -44,7 +44,7 @@ _ADD_OUT_OF_MEMORY = insert_notifications(
     "SELECT 'lab.out_of_memory', lab, %(cause)s, hour, %(told)s, %(category)s, %(message)s, '{}', %(task_id)s"
     " FROM unnest(CAST(%(labs)s AS bigint[]), CAST(%(hours)s AS timestamptz[])) AS killed (lab, hour)"
 )
-_UNDELIVERED = "(published_at IS NULL OR webhook_at IS NULL)"
+UNDELIVERED = "(published_at IS NULL OR webhook_at IS NULL)"
 _COLUMNS = """
 id, event_type, lab_instance_id,
 (SELECT lab_id FROM lab_instances AS lab WHERE lab.id = lab_instance_id),
@@ -58,13 +58,13 @@ CAST(extract(epoch FROM clock_timestamp() - created_at) AS float), last_error
 _TAKE = f"""
 UPDATE notifications SET next_attempt_at = clock_timestamp() + interval '{LEASE_S} seconds'
 WHERE id = (SELECT id FROM notifications
-  WHERE {_UNDELIVERED} AND next_attempt_at <= clock_timestamp() AND id = coalesce(%s, id)
+  WHERE {UNDELIVERED} AND next_attempt_at <= clock_timestamp() AND id = coalesce(%s, id)
   ORDER BY next_attempt_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING {_COLUMNS}
 """  # noqa: S608
 # List what is not delivered yet.
 _WAITING = f"""
-SELECT {_COLUMNS} FROM notifications WHERE {_UNDELIVERED} AND next_attempt_at < '9999-01-01Z'
+SELECT {_COLUMNS} FROM notifications WHERE {UNDELIVERED} AND next_attempt_at < '9999-01-01Z'
 ORDER BY id LIMIT 1000
 """  # noqa: S608
 # Note how a delivery ended. What another has delivered meanwhile, after the lease of a slow one ran out,

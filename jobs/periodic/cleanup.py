@@ -8,21 +8,23 @@ its work all the same.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher import tasks
+from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.expiry import cleanup_task_id, overdue_task_id
+from dispatcher.requests import TaskRequest
 from jobs.context import TaskContext
 from jobs.database.connection import Cursor
+from jobs.database.due_rows import DueLab, Reason, count_live, fail_labs, find_due, lock_due, stop_labs
 from jobs.database.notifications import add_failure
 from jobs.failures import Failure
 from jobs.life_settings import LifeSettings
+from jobs.periodic.cleanup_brake import Refusal
 from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
 from jobs.periodic.forget import forget_old_rows
 from jobs.periodic.refused import tell_refused
@@ -36,18 +38,6 @@ logger = logging.getLogger(__name__)
 #: Labs per transaction: their rows are locked until it is committed.
 BATCH = 100
 CLEANUP_REFUSED = "platform.cleanup_refused"
-
-_STOP = "UPDATE lab_instances SET stop_requested_at = now(), updated_at = now() WHERE id = ANY(%s)"
-_FAIL = (
-    "UPDATE lab_instances SET status = 'FAILED', error_category = %s, error_message = %s, failed_at = now(),"
-    " updated_at = now() WHERE id = ANY(%s) RETURNING id, coalesce(celery_task_id, '')"
-)
-# A task of this id that still waits is the same one.
-_ADD_DELETES = (
-    "INSERT INTO task_outbox (task_id, task_name, kwargs)"
-    " SELECT * FROM unnest(CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS jsonb[]))"
-    " ON CONFLICT (task_id) DO NOTHING"
-)
 
 
 def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, Any]:
@@ -112,29 +102,23 @@ def _tell(context: TaskContext, refusal: Refusal) -> None:
 
 def _end_batch(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> dict[tuple[int, Reason], str]:
     """End what is still due of these labs; return the id of each one's delete."""
-    locked = [lab for lab in lock_due(cursor, settings, ids) if _can_be_deleted(lab[0])]
-    overdue = [lab for lab, *_, reason in locked if reason is Reason.OVERDUE]
-    if overdue:
+    locked = [lab for lab in lock_due(cursor, settings, ids) if _can_be_deleted(lab.id)]
+    if overdue := [lab.id for lab in locked if lab.reason is Reason.OVERDUE]:
         _fail_overdue(cursor, settings, overdue)
-    cursor.execute(_STOP, ([lab for lab, *_, reason in locked if reason is not Reason.OVERDUE],))
-    ended = {(lab, reason): _task_id(lab, asked, reason) for lab, _, asked, reason in locked}
-    kwargs = [json.dumps(_delete_kwargs(lab, pod)) for lab, pod, *_ in locked]
-    names = [tasks.DELETE_LAB_POD] * len(locked)
-    cursor.execute(_ADD_DELETES, ([*ended.values()], names, kwargs))
+    stop_labs(cursor, [lab.id for lab in locked if lab.reason is not Reason.OVERDUE])
+    deletes = [_delete(lab) for lab in locked]
+    # A task of this id that still waits is the same one.
+    outbox.add_missing_with_cursor(cursor, deletes)
+    ended = {(lab.id, lab.reason): str(delete.task_id) for lab, delete in zip(locked, deletes, strict=True)}
     for (lab, reason), task_id in ended.items():
         extra = {"action": f"lab_{reason.value}", "lab_instance_id": lab, "delete_task_id": task_id}
         logger.info("lab %d is to end: %s", lab, reason.value, extra=extra)
     return ended
 
 
-def _task_id(lab: int, asked: datetime | None, reason: Reason) -> str:
-    return overdue_task_id(lab) if reason is Reason.OVERDUE else cleanup_task_id(lab, asked)
-
-
 def _fail_overdue(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> None:
     error = Failure.NEVER_STARTED.error(minutes=settings.pending_limit_minutes)
-    cursor.execute(_FAIL, (error.category.value, error.sentence, ids))
-    for lab, task_id in cursor.fetchall():
+    for lab, task_id in fail_labs(cursor, ids, error):
         add_failure(cursor, error, task_id=task_id, lab_instance_id=lab)
 
 
@@ -148,11 +132,14 @@ def _can_be_deleted(lab: int) -> bool:
     return True
 
 
-def _delete_kwargs(lab: int, pod: str | None) -> dict[str, Any]:
+def _delete(lab: DueLab) -> TaskRequest:
+    overdue = lab.reason is Reason.OVERDUE
+    task_id = overdue_task_id(lab.id) if overdue else cleanup_task_id(lab.id, lab.stop_requested_at)
     try:
-        return tasks.payload_kwargs(tasks.DeleteLabPod(lab_instance_id=lab, k8s_pod_name=pod, force=True))
+        delete = tasks.DeleteLabPod(lab_instance_id=lab.id, k8s_pod_name=lab.k8s_pod_name, force=True)
     except InvalidTask as exc:
         # The lab's labels find its Pod as well, and one odd row must not keep all others running.
-        extra = {"action": "odd_row", "lab_instance_id": lab}
+        extra = {"action": "odd_row", "lab_instance_id": lab.id}
         logger.warning("pod name is left out: %s", exc, extra=extra)
-        return tasks.payload_kwargs(tasks.DeleteLabPod(lab_instance_id=lab, force=True))
+        delete = tasks.DeleteLabPod(lab_instance_id=lab.id, force=True)
+    return TaskRequest(delete, task_id=task_id)

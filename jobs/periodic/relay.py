@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from jobs.context import TaskContext
-from jobs.database.connection import Cursor
+from jobs.database.due_rows import count_waiting
 
 if TYPE_CHECKING:
     from dispatcher.outbox_relay import RelayReport
@@ -42,17 +42,10 @@ def relay_deletes(context: TaskContext, task_ids: list[str]) -> int:
     """
     report = relay(context)
     # Another relay may have them in its hands, or have published them.
-    waiting = _count(context, [*{*task_ids} - {*report.published}])
+    left = {*task_ids} - {*report.published}
+    waiting = context.labs.at_once(lambda cursor: count_waiting(cursor, [*left])) if left else 0
     if waiting:
         why = report.database_error or next(iter(report.failed.values()), "another relay publishes it")
         extra = {"action": "deletes_wait", "deletes": waiting}
         logger.warning("%d deletes are left to the sweep of the outbox: %s", waiting, why, extra=extra)
     return waiting
-
-
-def _count(context: TaskContext, task_ids: list[str]) -> int:
-    def count(cursor: Cursor) -> int:
-        cursor.execute("SELECT count(*) FROM task_outbox WHERE task_id = ANY(%s)", (task_ids,))
-        return int(cursor.fetchall()[0][0])
-
-    return context.labs.at_once(count) if task_ids else 0

@@ -11,10 +11,10 @@ import pytest
 from cronjobs import outbox
 from cronjobs.__main__ import main
 from dispatcher import topology
+from jobs.database.due_rows import announce_ends
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.life_settings import LifeSettings
-from jobs.periodic.warnings import announce_ends
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.notifying import EVENTS, Platform

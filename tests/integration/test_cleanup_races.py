@@ -9,6 +9,8 @@ from sqlalchemy import Engine, text
 
 from dispatcher import DeleteLabPod, outbox, topology
 from dispatcher.expiry import cleanup_task_id
+from dispatcher.requests import TaskRequest
+from jobs.database.due_rows import DueLab
 from jobs.database.lab_store import LabStore
 from jobs.periodic import cleanup
 from tests.support.cleaning import Cleaning
@@ -91,12 +93,12 @@ def test_few_rows_are_locked_at_a_time(
     monkeypatch.setattr(cleanup, "BATCH", 10)
     cleaning.add_expired(12)
     free: list[int] = []
-    real = cleanup._delete_kwargs
+    real = cleanup._delete
 
-    def look(lab: int, pod: str | None) -> dict[str, object]:
+    def look(lab: DueLab) -> TaskRequest:
         free.append(len(database.rows("SELECT id FROM lab_instances FOR UPDATE SKIP LOCKED")))
-        return real(lab, pod)
+        return real(lab)
 
-    monkeypatch.setattr(cleanup, "_delete_kwargs", look)
+    monkeypatch.setattr(cleanup, "_delete", look)
     assert cleaning.run()["expired"] == 12
     assert free == [2] * 10 + [10] * 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -14,12 +13,12 @@ import jobs.periodic.cleanup
 import jobs.settle
 from jobs import naming
 from jobs.consumer import Settlement
+from jobs.database.due_rows import DueLab, Reason
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore, lab_result
 from jobs.database.ledger import Ending
 from jobs.lab_objects import LabObjects
 from jobs.life_settings import LifeSettings
-from jobs.periodic.due import Reason
 from tests.support import histories
 from tests.support.histories import Violation
 from tests.support.history_bench import Bench
@@ -47,12 +46,10 @@ def settled_unread(_connections: object, _delivery: object, _details: object) ->
     return Settlement.ACK
 
 
-def without_another_look(
-    cursor: Any, _settings: LifeSettings, ids: list[int]
-) -> list[tuple[int, str | None, datetime | None, Reason]]:
+def without_another_look(cursor: Any, _settings: LifeSettings, ids: list[int]) -> list[DueLab]:
     """The flaw: a cleanup that ends what it found before, whatever happened meanwhile."""
     cursor.execute("SELECT id, k8s_pod_name FROM lab_instances WHERE id = ANY(%s) FOR UPDATE", (ids,))
-    return [(lab, pod, None, Reason.EXPIRED) for lab, pod in cursor.fetchall()]
+    return [DueLab(lab, pod, None, Reason.EXPIRED) for lab, pod in cursor.fetchall()]
 
 
 FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

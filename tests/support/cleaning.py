@@ -9,6 +9,7 @@ from typing import Any
 from dispatcher import topology
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, CleanupTimeoutLabs
 from jobs.context import Connections, TaskContext
+from jobs.database.due_rows import announce_ends
 from jobs.database.ledger import Ending
 from jobs.life_settings import LifeSettings
 from jobs.periodic import cleanup
