@@ -22,11 +22,11 @@ from jobs.context import TaskContext
 from jobs.database.connection import Cursor
 from jobs.database.due_rows import DueLab, Reason, count_live, fail_labs, find_due, lock_due, stop_labs
 from jobs.database.notifications import add_failure
+from jobs.database.retention import forget_old_rows
 from jobs.failures import Failure
 from jobs.life_settings import LifeSettings
 from jobs.periodic.cleanup_brake import Refusal
 from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
-from jobs.periodic.forget import forget_old_rows
 from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay_deletes
 from jobs.periodic.unread_requests import without_unread

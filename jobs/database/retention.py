@@ -1,6 +1,6 @@
 """Rows that nobody needs any more: cancellations of tasks that are over, old runs of periodic tasks.
 
-A run forgets a bounded number of them, the oldest first; what is left, the next one forgets.
+A cleanup deletes a bounded number of them, the oldest first; what is left, the next one deletes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import logging
 
 from dispatcher.ladder import MAX_DELAY_S
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
-from jobs.database.connection import Cursor
-from jobs.database.lab_store import LabStore
+from jobs.database.connection import Cursor, Database
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +17,7 @@ logger = logging.getLogger(__name__)
 KEEP_CANCELLATIONS_DAYS = 30
 #: Rows per statement, which is also a run's share of each kind.
 ROWS = 1000
-# A task that never came may still wait for its time, as long as the ladder lets it.
+# Delete old cancellations. A task that never came may still wait for its time, as long as the ladder lets it.
 _CANCELLATIONS = """
 DELETE FROM task_cancellations WHERE task_id IN (
     SELECT task_id FROM task_cancellations AS cancelled
@@ -28,8 +27,8 @@ DELETE FROM task_cancellations WHERE task_id IN (
                    AND outcome NOT IN ('started', 'retried')))
     LIMIT %s)
 """
-# By the index that history is read by, from its old end: no look at what is to stay. A run about one lab, as
-# a repair of sync, is part of that lab's story.
+# Delete old runs of a periodic task. By the index that history is read by, from its old end: no look at what
+# is to stay. A run about one lab, as a repair of sync, is part of that lab's story.
 _RUNS = """
 DELETE FROM task_ledger WHERE id IN (
     SELECT id FROM (SELECT id, claimed_at FROM task_ledger
@@ -38,7 +37,7 @@ DELETE FROM task_ledger WHERE id IN (
 """
 
 
-def forget_old_rows(labs: LabStore, keep_periodic_runs_days: int) -> None:
+def forget_old_rows(database: Database, keep_periodic_runs_days: int) -> None:
     """Delete what is older than it is kept. Raises JobError."""
 
     def forget(cursor: Cursor) -> tuple[int, int]:
@@ -49,7 +48,7 @@ def forget_old_rows(labs: LabStore, keep_periodic_runs_days: int) -> None:
             runs += cursor.rowcount
         return cancellations, runs
 
-    cancellations, runs = labs.transaction(forget)
+    cancellations, runs = database.transaction(forget)
     if cancellations or runs:
         extra = {"action": "old_rows_forgotten", "cancellations": cancellations, "runs": runs}
         logger.info("old rows are forgotten", extra=extra)
