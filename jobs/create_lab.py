@@ -147,13 +147,13 @@ def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifest
     logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})
 
 
-def _take_down(context: TaskContext, payload: CreateLabPod, lab: Lab | None) -> None:
+def _take_down(context: TaskContext, payload: CreateLabPod, lab: LabState | None) -> None:
     from jobs.give_up import take_down  # which no lab that starts needs
 
     take_down(context, payload.lab_instance_id, lab)
 
 
-def _end_without(context: TaskContext, payload: CreateLabPod, lab: Lab | None) -> None:
+def _end_without(context: TaskContext, payload: CreateLabPod, lab: LabState | None) -> None:
     result = lab_result(payload.lab_instance_id, lab) if lab else None
     context.labs.record(context.record, Ending("noop", result=result))
 

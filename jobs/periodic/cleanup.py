@@ -25,8 +25,6 @@ from jobs.database.notifications import add_failure
 from jobs.database.retention import forget_old_rows
 from jobs.failures import Failure
 from jobs.life_settings import LifeSettings
-from jobs.periodic.cleanup_brake import Refusal
-from jobs.periodic.due import DueLab, Reason, count_live, find_due, lock_due
 from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay_deletes
 from jobs.periodic.unread_requests import without_unread

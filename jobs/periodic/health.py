@@ -21,6 +21,7 @@ from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext
 from jobs.database.ledger import TaskRunRecord
 from jobs.database.notifications import add_out_of_memory
+from jobs.database.snapshot_rows import LabRow, database_now
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from jobs.cluster import Cluster, Manifest
 from jobs.database.lab_store import LabStore
+from jobs.database.snapshot_rows import LabRow, live_rows
 from jobs.failures import Failure
 from jobs.lab_objects import collections
 from jobs.life_settings import LifeSettings

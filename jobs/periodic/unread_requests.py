@@ -11,7 +11,6 @@ from contextlib import closing
 
 from dispatcher.topology import QUEUE_HIGH
 from jobs.context import TaskContext
-from jobs.periodic.due import DueLab, Reason
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dispatcher import tasks
+from jobs.database.snapshot_rows import LabRow
 from jobs.pod_fields import State
 from jobs.verify import lost_requests
 from jobs.verify.inventory import Inventory, LabObject, LabRow, Message

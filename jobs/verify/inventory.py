@@ -6,38 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
-from jobs.naming import Whose
+from jobs.database.snapshot_rows import LabRow
 from jobs.pod_status import PodStatus
-
-
-@dataclass(frozen=True, slots=True)
-class LabRow:
-    """A row of lab_instances, as far as it says what has to be in the cluster and on the broker."""
-
-    id: int
-    lab_id: int
-    student_id: int
-    status: str
-    k8s_pod_name: str | None
-    created_at: datetime
-    updated_at: datetime
-    stop_requested_at: datetime | None
-    #: When it became STOPPED or FAILED; of a live lab the same as updated_at.
-    ended_at: datetime
-
-    @property
-    def whose(self) -> Whose:
-        return Whose(self.id, self.lab_id, self.student_id)
-
-    @property
-    def over(self) -> bool:
-        """True once nothing starts the lab any more."""
-        return self.status in ("STOPPED", "FAILED")
-
-    @property
-    def stopping(self) -> bool:
-        """True from the request of its stop until it is STOPPED."""
-        return not self.over and self.stop_requested_at is not None
 
 
 @dataclass(frozen=True, slots=True)

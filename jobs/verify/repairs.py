@@ -11,6 +11,7 @@ from dispatcher.tasks import DELETE_LAB_POD
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.configs import Configs
 from jobs.database.ledger import VERIFY_TASK, Ending, TaskRunRecord
+from jobs.database.snapshot_rows import LabRow, some_rows
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs

@@ -17,6 +17,7 @@ from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
 from dispatcher.terminal import many
 from jobs.cluster import ApiError, ApiUnavailable, Cluster
+from jobs.database import snapshot_rows as rows
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
 from jobs.verify import objects, rows

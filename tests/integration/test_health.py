@@ -14,6 +14,7 @@ import pytest
 import jobs.cluster
 from dispatcher import topology
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
+from jobs.database import snapshot_rows as rows
 from jobs.database.ledger import Ending
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure

@@ -9,7 +9,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-from jobs.settlement import publish_delayed
 
 import jobs.verify.snapshot
 from dispatcher import topology

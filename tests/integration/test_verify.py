@@ -5,10 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
+import jobs.verify.rows
 import pytest
 
+import jobs.database.snapshot_rows
 import jobs.verify.objects
-import jobs.verify.rows
 import jobs.verify.snapshot
 from dispatcher import topology
 from dispatcher.publisher import Publisher
@@ -251,7 +252,7 @@ def test_lists_and_rows_come_in_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jobs.verify.objects, "PAGE", 2)
-    monkeypatch.setattr(jobs.verify.rows, "PAGE", 2)
+    monkeypatch.setattr(jobs.database.snapshot_rows, "PAGE", 2)
     for _ in range(5):
         running(database, cluster)
     found = verify(*quick())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
+from jobs.verify.rows import known_delays
 
 from dispatcher.interrupts import Stop
 from jobs.database.lab_store import LabStore
-from jobs.verify.rows import known_delays
+from jobs.database.snapshot_rows import known_delays
 from jobs.verify.walk_lock import walk_lock
 from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer

@@ -13,7 +13,6 @@ from jobs.database.due_rows import announce_ends
 from jobs.database.ledger import Ending
 from jobs.life_settings import LifeSettings
 from jobs.periodic import cleanup
-from jobs.periodic.warnings import announce_ends
 from jobs.settle import publish_delayed
 from tests.support.factories import make_record, make_task
 from tests.support.postgres import Database

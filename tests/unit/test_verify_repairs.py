@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from console.verify.report import Report
+from jobs.database.snapshot_rows import LabRow
 from jobs.verify.differences import Difference, Kind, Repair, compare, unneeded
 from jobs.verify.inventory import Inventory, LabRow, QueueContents
 from jobs.verify.objects import make_object
