@@ -14,7 +14,7 @@ from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs import naming
 from jobs.context import TaskContext
 from jobs.database.lab_rows import LabState
-from jobs.database.ledger import Ending
+from jobs.database.ledger import Ending, has_succeeded
 from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure
@@ -53,7 +53,7 @@ def scale_lab(context: TaskContext, payload: ScaleLabResources) -> None:
         )
     if lab.wants_start:
         raise Failure.LAB_NOT_STARTED.error(lab_instance_id=payload.lab_instance_id)
-    if context.labs.has_succeeded(context.record.task_id):
+    if has_succeeded(context.labs, context.record.task_id):
         _end_without(context, payload, lab, "it was done before")
         return
     if not lab.runs:

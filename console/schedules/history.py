@@ -16,7 +16,7 @@ from dispatcher.errors import DispatcherError
 from dispatcher.settings import database_url, read_settings
 from dispatcher.terminal import clock, duration, one_line, printable, table
 from jobs.cluster import Manifest
-from jobs.database.connection import Cursor, Database
+from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
 
 #: Task of a schedule -> its name in the ledger; the outbox is no task.
@@ -103,14 +103,9 @@ def _ledger(
     task_name: str, name: str, limit: int, jobs: Mapping[str, Manifest], environ: Mapping[str, str]
 ) -> list[Run]:
     database = Database(read_settings(environ, database_url), application_name="autolabs-schedule")
-
-    def read(cursor: Cursor) -> list[tuple[Any, ...]]:
-        own = rf"^{re.escape(name)}-(\d+|now-[0-9a-f]+)$"
-        cursor.execute(_RUNS, (task_name, own, [*jobs], limit))
-        return cursor.fetchall()
-
+    own = rf"^{re.escape(name)}-(\d+|now-[0-9a-f]+)$"
     try:
-        rows = database.at_once(read)
+        rows = database.fetch(_RUNS, (task_name, own, [*jobs], limit))
     finally:
         database.close()
     return [_of_row(row, jobs) for row in rows]

@@ -6,10 +6,9 @@ Its errors come out as JobError. Plain SQL, because SQLAlchemy costs 110 ms and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg2
 import psycopg2.errors
@@ -21,6 +20,7 @@ from jobs.retry import through_blips
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 Cursor = psycopg2.extensions.cursor
+Values = Mapping[str, object] | Sequence[object] | None
 
 #: Seconds of patience with a database that restarts, before the task goes back to the broker.
 BLIP_S = 8.0
@@ -110,6 +110,15 @@ class Database:
 
         return self._on_connection(at_once)
 
+    def fetch(self, statement: str, values: Values = None) -> list[tuple[Any, ...]]:
+        """Return the rows of one statement that is its own transaction, as `at_once`."""
+
+        def work(cursor: Cursor) -> list[tuple[Any, ...]]:
+            cursor.execute(statement, values)
+            return cursor.fetchall()
+
+        return self.at_once(work)
+
     def _on_connection(self, work: Callable[[psycopg2.extensions.connection], T]) -> T:
         def once() -> T:
             try:
@@ -153,15 +162,10 @@ def session_lock(database: Database, name: str, *, pause: Callable[[], None] | N
     A process that dies gives it back. With `pause` it is asked for again after each pause, which raises to
     give up. Raises JobError.
     """
-    while not (held := database.transaction(partial(_ask, _LOCK, name))) and pause is not None:
+    while not (held := database.fetch(_LOCK, (name,))[0][0]) and pause is not None:
         pause()
     try:
         yield held
     finally:
         if held:
-            database.transaction(partial(_ask, _UNLOCK, name))
-
-
-def _ask(statement: str, name: str, cursor: Cursor) -> bool:
-    cursor.execute(statement, (name,))
-    return bool(cursor.fetchall()[0][0])
+            database.fetch(_UNLOCK, (name,))

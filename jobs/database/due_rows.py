@@ -110,6 +110,7 @@ EXISTS (SELECT FROM notifications WHERE coalesce(lab_instance_id, 0) = lab.id
   OR occasion = extended_to
   OR created_at <= started_at + interval '{ANNOUNCED_AT_ONCE_MINUTES} minutes'))
 """
+# Tell whether nobody may have asked for the lab ahead of its time (a condition).
 _NOT_AHEAD = f"""
 expires_at < now() OR EXISTS (SELECT FROM task_ledger WHERE lab_instance_id = lab.id
  AND task_name = '{CREATE_LAB_POD}')
@@ -175,16 +176,14 @@ WHERE {UNDELIVERED} AND next_attempt_at < '9999-01-01Z' AND event_type = '{ENDS_
 """  # noqa: S608
 
 
-def find_due(cursor: Cursor, settings: LifeSettings) -> list[DueLab]:
+def find_due(database: Database, settings: LifeSettings) -> list[DueLab]:
     """Return the labs that are to end now, by id."""
-    cursor.execute(_FIND, _limits(settings))
-    return _due_labs(cursor)
+    return _due_labs(database.fetch(_FIND, _limits(settings)))
 
 
-def count_live(cursor: Cursor) -> int:
+def count_live(database: Database) -> int:
     """Return how many labs there are that nobody stops."""
-    cursor.execute(_COUNT_LIVE)
-    return int(cursor.fetchall()[0][0])
+    return int(database.fetch(_COUNT_LIVE)[0][0])
 
 
 def lock_due(cursor: Cursor, settings: LifeSettings, ids: Sequence[int]) -> list[DueLab]:
@@ -194,7 +193,7 @@ def lock_due(cursor: Cursor, settings: LifeSettings, ids: Sequence[int]) -> list
     neither does the next cleanup finds again.
     """
     cursor.execute(_LOCK, {"ids": [*ids], **_limits(settings)})
-    return _due_labs(cursor)
+    return _due_labs(cursor.fetchall())
 
 
 def stop_labs(cursor: Cursor, ids: Sequence[int]) -> None:
@@ -208,16 +207,14 @@ def fail_labs(cursor: Cursor, ids: Sequence[int], error: JobError) -> list[tuple
     return cursor.fetchall()
 
 
-def count_waiting(cursor: Cursor, task_ids: Sequence[str]) -> int:
+def count_waiting(database: Database, task_ids: Sequence[str]) -> int:
     """Return how many of these tasks are still in the outbox."""
-    cursor.execute(_COUNT_WAITING, ([*task_ids],))
-    return int(cursor.fetchall()[0][0])
+    return int(database.fetch(_COUNT_WAITING, ([*task_ids],))[0][0])
 
 
-def clock(cursor: Cursor) -> tuple[float, str]:
+def clock(database: Database) -> tuple[float, str]:
     """Return the database's time, as seconds since 1970 and in words: datetime holds no year after 9999."""
-    cursor.execute(_CLOCK)
-    [(seconds, words)] = cursor.fetchall()
+    ((seconds, words),) = database.fetch(_CLOCK)
     return float(seconds), str(words)
 
 
@@ -247,10 +244,8 @@ def announce_ends(database: Database, settings: LifeSettings) -> int:
     return added
 
 
-def _due_labs(cursor: Cursor) -> list[DueLab]:
-    return [
-        DueLab(lab, pod, asked, Reason(reason), *rest) for lab, pod, asked, reason, *rest in cursor.fetchall()
-    ]
+def _due_labs(rows: Sequence[tuple[Any, ...]]) -> list[DueLab]:
+    return [DueLab(lab, pod, asked, Reason(reason), *rest) for lab, pod, asked, reason, *rest in rows]
 
 
 def _limits(settings: LifeSettings) -> dict[str, Any]:

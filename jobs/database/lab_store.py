@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher.tasks import SYNC_LAB_STATUS
-from jobs.database import ledger
 from jobs.database.connection import Cursor, Database, optional
 from jobs.database.lab_rows import (
     MAKE_FAILED,
@@ -99,14 +98,6 @@ class LabStore(Database):
         (dispatcher.task_lock).
         """
         return self.at_once(lambda cursor: insert_started(cursor, record))
-
-    def find_dead_letter(self, task_id: str, attempt: int) -> tuple[str, str, str] | None:
-        """Return cause, sentence and evidence of an attempt that the ledger calls dead-lettered."""
-        return self.at_once(lambda cursor: ledger.find_dead_letter(cursor, task_id, attempt))
-
-    def has_succeeded(self, task_id: str) -> bool:
-        """Tell whether an earlier run of a task has done its work. One round trip."""
-        return self.at_once(lambda cursor: ledger.has_succeeded(cursor, task_id))
 
     def take_over(self, record: TaskRunRecord, lab_instance_id: int, *, pod_name: str) -> bool:
         """Let only this run make the lab RUNNING, before it replaces objects that are called `pod_name`.

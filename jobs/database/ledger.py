@@ -13,7 +13,7 @@ from typing import Any
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.task_lock import lock_task
 from dispatcher.tasks import CREATE_LAB_POD, SCALE_LAB_RESOURCES
-from jobs.database.connection import Cursor
+from jobs.database.connection import Cursor, Database
 from jobs.errors import JobError
 
 #: Task name in the ledger of a repair of `autolabs verify`.
@@ -81,13 +81,13 @@ def may_go_on(run: str) -> str:
 
 # Tell whether a task was cancelled (a condition).
 CANCELLED = "EXISTS (SELECT FROM task_cancellations WHERE task_id = %(task_id)s)"
-_COLUMNS = (
-    "run_id, task_id, task_name, lab_instance_id, attempt, redelivered, queue, job_name, pod_name,"
-    " published_at, claimed_at"
+_FIELDS = (
+    *("run_id", "task_id", "task_name", "lab_instance_id", "attempt", "redelivered", "queue", "job_name"),
+    *("pod_name", "published_at"),
 )
+_COLUMNS = f"{', '.join(_FIELDS)}, claimed_at"
 _VALUES = (
-    "%(run_id)s, %(task_id)s, %(task_name)s, %(lab_instance_id)s, %(attempt)s, %(redelivered)s, %(queue)s,"
-    " %(job_name)s, %(pod_name)s, %(published_at)s, clock_timestamp() - make_interval(secs => %(age_s)s)"
+    f"{', '.join(f'%({field})s' for field in _FIELDS)}, clock_timestamp() - make_interval(secs => %(age_s)s)"
 )
 # Begin a run, unless its task was cancelled. A repeated begin finds its own row and has begun, whatever was
 # cancelled since.
@@ -124,17 +124,15 @@ SELECT (SELECT details -> 'request' FROM task_ledger WHERE lab_instance_id = %(l
 """
 
 
-def find_dead_letter(cursor: Cursor, task_id: str, attempt: int) -> tuple[str, str, str] | None:
+def find_dead_letter(database: Database, task_id: str, attempt: int) -> tuple[str, str, str] | None:
     """Return cause, sentence and evidence of an attempt that ended, or was to end, in the dead letters."""
-    cursor.execute(_DEAD_LETTER, (task_id, attempt))
-    row = cursor.fetchone()
-    return (row[0], row[1], row[2]) if row else None
+    rows = database.fetch(_DEAD_LETTER, (task_id, attempt))
+    return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
 
 
-def has_succeeded(cursor: Cursor, task_id: str) -> bool:
+def has_succeeded(database: Database, task_id: str) -> bool:
     """Tell whether a run of a task has succeeded, whose acknowledgement was lost then."""
-    cursor.execute(_SUCCEEDED, (task_id,))
-    return bool(cursor.fetchall()[0][0])
+    return bool(database.fetch(_SUCCEEDED, (task_id,))[0][0])
 
 
 def last_request(cursor: Cursor, lab_instance_id: int) -> dict[str, Any] | None:
@@ -171,18 +169,10 @@ def write_ending(cursor: Cursor, record: TaskRunRecord, ending: Ending) -> None:
 
 
 def _run_values(record: TaskRunRecord, details: dict[str, Any]) -> dict[str, Any]:
+    age_s = time.monotonic() - record.claimed_monotonic
     return {
-        "run_id": record.run_id,
-        "task_id": record.task_id,
-        "task_name": record.task_name,
-        "lab_instance_id": record.lab_instance_id,
-        "attempt": record.attempt,
-        "redelivered": record.redelivered,
-        "queue": record.queue,
-        "job_name": record.job_name,
-        "pod_name": record.pod_name,
-        "published_at": record.published_at,
-        "age_s": time.monotonic() - record.claimed_monotonic,
+        **{name: getattr(record, name) for name in _FIELDS},
+        "age_s": age_s,
         "details": json.dumps(details),
     }
 

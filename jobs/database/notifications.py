@@ -44,7 +44,9 @@ _ADD_OUT_OF_MEMORY = insert_notifications(
     "SELECT 'lab.out_of_memory', lab, %(cause)s, hour, %(told)s, %(category)s, %(message)s, '{}', %(task_id)s"
     " FROM unnest(CAST(%(labs)s AS bigint[]), CAST(%(hours)s AS timestamptz[])) AS killed (lab, hour)"
 )
+# Tell whether something of a notification is not delivered (a condition).
 UNDELIVERED = "(published_at IS NULL OR webhook_at IS NULL)"
+# The columns of Notification; the lab's ids are those of its row, if that is still there.
 _COLUMNS = """
 id, event_type, lab_instance_id,
 (SELECT lab_id FROM lab_instances AS lab WHERE lab.id = lab_instance_id),
@@ -179,7 +181,7 @@ def add_failure(
 
 
 def add_out_of_memory(
-    cursor: Cursor, killed: Collection[tuple[int, datetime]], *, message: str, task_id: str
+    database: Database, killed: Collection[tuple[int, datetime]], *, message: str, task_id: str
 ) -> list[int]:
     """Insert whom to tell of labs with a program that was ended for want of memory, by the hour; return those
     labs of which it was not told yet.
@@ -194,19 +196,13 @@ def add_out_of_memory(
         "message": message,
         "task_id": task_id,
     }
-    cursor.execute(_ADD_OUT_OF_MEMORY, values)
-    return [lab for _, lab in cursor.fetchall()]
+    return [lab for _, lab in database.fetch(_ADD_OUT_OF_MEMORY, values)]
 
 
 def take(database: Database, row_id: int | None = None) -> Notification | None:
     """Take the notification, or whichever is due, from everybody else for LEASE_S; None: there is none."""
-
-    def work(cursor: Cursor) -> Notification | None:
-        cursor.execute(_TAKE, (row_id,))
-        row: tuple[Any, ...] | None = cursor.fetchone()
-        return Notification(*row) if row else None
-
-    return database.transaction(work)
+    rows = database.fetch(_TAKE, (row_id,))
+    return Notification(*rows[0]) if rows else None
 
 
 def settle(
@@ -221,14 +217,9 @@ def settle(
         "error": error[:_MAX_ERROR] or None,
         "delay_s": delay_s,
     }
-    database.transaction(lambda cursor: cursor.execute(_SETTLE, values))
+    database.at_once(lambda cursor: cursor.execute(_SETTLE, values))
 
 
 def waiting(database: Database) -> list[Notification]:
     """Return what is not delivered yet, the oldest first."""
-
-    def read(cursor: Cursor) -> list[Notification]:
-        cursor.execute(_WAITING)
-        return [Notification(*row) for row in cursor.fetchall()]
-
-    return database.transaction(read)
+    return [Notification(*row) for row in database.fetch(_WAITING)]

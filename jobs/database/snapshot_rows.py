@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from dispatcher.limits import COME_BACK_S
 
 from dispatcher.tasks import CREATE_LAB_POD
 from dispatcher.topology import QUEUE_NORMAL
-from jobs.database.connection import Cursor, Database
+from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
 from jobs.naming import Whose
 
@@ -139,14 +138,14 @@ class LabRow:
 
 def database_now(database: Database) -> datetime:
     """Return the clock by which all ages are taken."""
-    ((moment,),) = _read(database, _NOW)
+    ((moment,),) = database.fetch(_NOW)
     return moment  # type: ignore[no-any-return]  # a timestamptz
 
 
 def live_rows(database: Database) -> Iterator[list[LabRow]]:
     """Yield the PENDING and RUNNING labs, by id, at most PAGE at a time, each page as it is then."""
     last = 0
-    while rows := [LabRow(*row) for row in _read(database, _LIVE, (last, PAGE))]:
+    while rows := [LabRow(*row) for row in database.fetch(_LIVE, (last, PAGE))]:
         yield rows
         last = rows[-1].id
 
@@ -154,14 +153,14 @@ def live_rows(database: Database) -> Iterator[list[LabRow]]:
 def some_rows(database: Database, ids: Collection[int]) -> Iterator[LabRow]:
     """Yield the labs with these ids, whatever their status; an id without a row yields nothing."""
     for part in _parts(ids):
-        yield from (LabRow(*row) for row in _read(database, _SOME, (part,)))
+        yield from (LabRow(*row) for row in database.fetch(_SOME, (part,)))
 
 
 def outbox_tasks(database: Database) -> set[tuple[int, str]]:
     """Return (lab, task name) of what waits to be published."""
     found: set[tuple[int, str]] = set()
     last = 0
-    while rows := _read(database, _OUTBOX, (last, PAGE)):
+    while rows := database.fetch(_OUTBOX, (last, PAGE)):
         found.update((lab, name) for _, lab, name in rows)
         last = rows[-1][0]
     return found
@@ -169,7 +168,7 @@ def outbox_tasks(database: Database) -> set[tuple[int, str]]:
 
 def going_on(database: Database, ids: Collection[int], *, grace_s: float) -> set[tuple[int, str]]:
     """Return (lab, task name) of what is under way for these labs, or is tried again, or was to be lately."""
-    parts = (_read(database, _RUNS, (part, grace_s)) for part in _parts(ids))
+    parts = (database.fetch(_RUNS, (part, grace_s)) for part in _parts(ids))
     return {(lab, name) for rows in parts for lab, name in rows}
 
 
@@ -185,23 +184,23 @@ def kept_until(database: Database, ids: Collection[int]) -> dict[int, datetime]:
 
 def under_way(database: Database) -> dict[str, int]:
     """Return queue -> runs that have begun and not ended."""
-    return dict(_read(database, _UNDER_WAY))
+    return dict(database.fetch(_UNDER_WAY))
 
 
 def last_lab(database: Database) -> int:
     """Return the newest id that a lab ever had, as far as the table and its sequence say; 0 without any."""
-    return int(_read(database, _LAST_LAB)[0][0] or 0)
+    return int(database.fetch(_LAST_LAB)[0][0] or 0)
 
 
 def newest_begun(database: Database) -> datetime | None:
     """Return when the newest lab was asked for whose create was taken from the queue, or None."""
-    found = _read(database, _NEWEST_BEGUN)
+    found = database.fetch(_NEWEST_BEGUN)
     return found[0][0] if found else None
 
 
 def why_read_only(database: Database) -> str | None:
     """Return why nothing can be written, or None: what a replica says may be old, too."""
-    ((standby, read_only),) = _read(database, _READ_ONLY)
+    ((standby, read_only),) = database.fetch(_READ_ONLY)
     if standby:
         return "the database is a standby, whose rows may be old"
     return "the database is read-only" if read_only else None
@@ -209,24 +208,14 @@ def why_read_only(database: Database) -> str | None:
 
 def known_delays(database: Database) -> int:
     """Return how many tasks surely wait on the delay ladder: to be tried again, or to take objects down."""
-    return int(_read(database, _KNOWN_DELAYS)[0][0])
+    return int(database.fetch(_KNOWN_DELAYS)[0][0])
 
 
 def _moments(database: Database, statement: str, ids: Collection[int]) -> dict[int, datetime]:
-    return dict(row for part in _parts(ids) for row in _read(database, statement, {"ids": part}))
+    return dict(row for part in _parts(ids) for row in database.fetch(statement, {"ids": part}))
 
 
 def _parts(ids: Collection[int]) -> Iterator[list[int]]:
     ordered = sorted(ids)
     for at in range(0, len(ordered), PAGE):
         yield ordered[at : at + PAGE]
-
-
-def _read(
-    database: Database, statement: str, values: tuple[object, ...] | dict[str, object] = ()
-) -> list[tuple[Any, ...]]:
-    def work(cursor: Cursor) -> list[tuple[Any, ...]]:
-        cursor.execute(statement, values or None)
-        return cursor.fetchall()
-
-    return database.transaction(work)

@@ -41,7 +41,7 @@ CLEANUP_REFUSED = "platform.cleanup_refused"
 def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, Any]:
     """End every lab whose time is over. Raises JobError, also when that is refused."""
     labs, settings = context.labs, context.configs.life_settings()
-    live, due = labs.transaction(lambda cursor: (count_live(cursor), find_due(cursor, settings)))
+    live, due = count_live(labs), find_due(labs, settings)
     due = without_unread(context, due)
     unannounced = sum(lab.unannounced for lab in due)
     refusal = container_clock_differs(labs, settings) or unannounced_ends(

@@ -196,9 +196,8 @@ class _HealthCheck:
         if not killed:
             return
         by_hour = [(lab, hour_of(killed_at)) for lab, killed_at in killed]
-        task_id = self._context.record.task_id
-        told = self._context.labs.transaction(
-            lambda cursor: add_out_of_memory(cursor, by_hour, message=_KILLED, task_id=task_id)
+        told = add_out_of_memory(
+            self._context.labs, by_hour, message=_KILLED, task_id=self._context.record.task_id
         )
         for lab in told:
             extra = {"action": "lab_out_of_memory", "lab_instance_id": lab}

@@ -43,7 +43,7 @@ def relay_deletes(context: TaskContext, task_ids: list[str]) -> int:
     report = relay(context)
     # Another relay may have them in its hands, or have published them.
     left = {*task_ids} - {*report.published}
-    waiting = context.labs.at_once(lambda cursor: count_waiting(cursor, [*left])) if left else 0
+    waiting = count_waiting(context.labs, [*left]) if left else 0
     if waiting:
         why = report.database_error or next(iter(report.failed.values()), "another relay publishes it")
         extra = {"action": "deletes_wait", "deletes": waiting}
