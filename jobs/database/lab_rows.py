@@ -32,7 +32,7 @@ UPDATE lab_instances SET status = 'FAILED', error_category = %(category)s, error
 WHERE """
 # Set the tombstone of labs, those of the condition that follows: no later create passes it.
 SET_TOMBSTONE = "UPDATE lab_instances SET stop_requested_at = now(), updated_at = now() WHERE "
-#: The columns of LabState; the task is the one that is at the lab, or NULL.
+# The columns of LabState; the task is the one that is at the lab, or NULL.
 STATE = (
     "status, stop_requested_at IS NOT NULL, k8s_pod_name, connection_url, starting_run::text, lab_id,"
     f" {CANCELLED}"
