@@ -9,6 +9,7 @@ from jobs import naming
 from jobs.cluster import Manifest
 from jobs.connection_url import connection_url
 from jobs.context import TaskContext
+from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import lab_result
 from jobs.database.ledger import Ending
 from jobs.errors import TransientError

@@ -17,18 +17,19 @@ from dispatcher import tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.message import TaskMessage
 from jobs import evidence, lab_event
+from jobs.database.lab_rows import LabState
+from jobs.database.lab_store import LabStore
+from jobs.database.ledger import TaskRunRecord, find_dead_letter
 from jobs.errors import JobError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure, as_recorded
 from jobs.lab_objects import LabObjects
-from jobs.labs import Lab, LabStore
-from jobs.ledger import TaskRunRecord
 from jobs.naming import Whose, lab_object_name
 from jobs.pod_facts import summary
 
 if TYPE_CHECKING:
     from jobs.context import TaskContext
-    from jobs.verify.inventory import LabRow
+    from jobs.database.snapshot_rows import LabRow
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class FailedCreate(FailedTask):
 
     def recorded_dead_letter(self) -> JobError | None:
         # The lab is FAILED since, so that this run finds nothing to do.
-        found = self.context.labs.find_dead_letter(self.task.id, self.context.record.attempt)
+        found = find_dead_letter(self.context.labs, self.task.id, self.context.record.attempt)
         return as_recorded(*found) if found else None
 
     def look(self, error: JobError, level: int) -> None:
@@ -133,7 +134,7 @@ def _pod_name(task: TaskMessage) -> str | None:
     return lab_object_name(payload.lab_instance_id, payload.docker_image)
 
 
-def take_down(context: TaskContext, lab_instance_id: int, lab: Lab | None) -> None:
+def take_down(context: TaskContext, lab_instance_id: int, lab: LabState | None) -> None:
     """Take a lab's objects down, but those with which another create, of another image, won or goes on.
 
     `lab` is the row as it is, None for one that nobody starts any more. Raises JobError.

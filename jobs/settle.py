@@ -20,10 +20,10 @@ from dispatcher.message import TaskMessage, next_attempt
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
+from jobs.database.ledger import Ending, TaskRunRecord
 from jobs.errors import JobError, ObjectsLeft, TransientError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import REVOKED, given_up
-from jobs.ledger import Ending, TaskRunRecord
 from jobs.settings import RetrySettings
 
 logger = logging.getLogger(__name__)

@@ -165,8 +165,6 @@ def _repair(sources: Sources, findings: Comparison, report: Report, *, grace_s: 
 
 def _read_only(sources: Sources) -> str | None:
     """Return why the database takes no repair, or None. Raises CouldNotLook."""
-    from jobs.verify.rows import why_read_only
-
     from jobs.database.snapshot_rows import why_read_only
     from jobs.errors import JobError
     from jobs.verify.snapshot import CouldNotLook

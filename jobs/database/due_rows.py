@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.categories import Audience
-
 from dispatcher.expiry import STOP_PATIENCE_MINUTES
+from dispatcher.failure_contract import Audience, EventType
 from dispatcher.tasks import CREATE_LAB_POD
 from jobs.database.connection import Cursor, Database
 from jobs.database.lab_rows import MAKE_FAILED, SET_TOMBSTONE, failed_because
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENDS_SOON = "lab.ends_soon"
+ENDS_SOON = EventType.ENDS_SOON
 #: Minutes that a student has after a warning, at least, for the end to count as announced.
 ANNOUNCED_MINUTES = 3
 #: The same, as a share of the longest warning, for labs whose end was known for longer: a bad UPDATE of all

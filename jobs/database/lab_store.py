@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from dispatcher.failure_contract import EventType
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.database.connection import Cursor, Database, optional
 from jobs.database.lab_rows import (
@@ -238,7 +239,7 @@ class LabStore(Database):
         """End a delete that failed for good; whom to tell is committed with it."""
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
-            _tell(cursor, record, error, event_type="lab.stop_failed")
+            _tell(cursor, record, error, event_type=EventType.STOP_FAILED)
             return True, Ending.of_error("dead_lettered", error)
 
         self._end(record, change)
@@ -257,7 +258,9 @@ class LabStore(Database):
         return changed
 
 
-def _tell(cursor: Cursor, record: TaskRunRecord, error: JobError, *, event_type: str = "lab.failed") -> None:
+def _tell(
+    cursor: Cursor, record: TaskRunRecord, error: JobError, *, event_type: str = EventType.LAB_FAILED
+) -> None:
     """Note whom to tell; the change is committed without it should the database refuse the row."""
     lab, task_id = record.lab_instance_id, record.task_id
     record.notification_id = optional(

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher.categories import Audience
-
+from dispatcher.failure_contract import Audience, EventType
 from jobs.database.connection import Cursor, Database
 from jobs.errors import JobError
 from jobs.failures import Failure
@@ -165,7 +164,7 @@ def add_failure(
     *,
     task_id: str,
     lab_instance_id: int | None,
-    event_type: str = "lab.failed",
+    event_type: str = EventType.LAB_FAILED,
 ) -> int | None:
     """Insert whom to tell of a failure, as `add_news` does."""
     news = News(

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
-from dispatcher.failure_contract import Audience
+from dispatcher.failure_contract import Audience, EventType
 from dispatcher.message import new_task_id
 from dispatcher.requests import TaskRequest
 from jobs.database.connection import Cursor
@@ -23,7 +23,7 @@ from jobs.errors import JobError
 
 logger = logging.getLogger(__name__)
 
-EVENT_TYPE = "lab.restarted"
+EVENT_TYPE = EventType.RESTARTED
 #: A lab with less time left is not worth another start.
 _LEAST = "1 minute"
 # Count the labs of which this one is the latest restart.

@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.limits import COME_BACK_S
-
+from dispatcher.failure_contract import COME_BACK_S
 from dispatcher.tasks import CREATE_LAB_POD
 from dispatcher.topology import QUEUE_NORMAL
 from jobs.database.connection import Database

@@ -17,6 +17,7 @@ from typing import Any
 from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.expiry import cleanup_task_id, overdue_task_id
+from dispatcher.failure_contract import EventType
 from dispatcher.requests import TaskRequest
 from jobs.context import TaskContext
 from jobs.database.connection import Cursor
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 #: Labs per transaction: their rows are locked until it is committed.
 BATCH = 100
-CLEANUP_REFUSED = "platform.cleanup_refused"
+CLEANUP_REFUSED = EventType.CLEANUP_REFUSED
 
 
 def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
+from dispatcher.failure_contract import EventType
 from dispatcher.message import new_task_id
 from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
@@ -32,8 +33,6 @@ from jobs.periodic.running_labs import RunningLabs, Suspect, look_at_running_lab
 from jobs.pod_facts import Seen, bounded, pod_facts
 from jobs.pod_fields import State
 from jobs.pod_status import running_status
-from jobs.verify.inventory import LabRow
-from jobs.verify.rows import database_now
 from jobs.verify.safety_limits import Refusal
 
 logger = logging.getLogger(__name__)
@@ -113,7 +112,7 @@ class _HealthCheck:
 
     def _refuse(self, refused: Refusal) -> None:
         error = refused.error()
-        tell_refused(self._context, refused, "platform.health_refused", error.sentence, at=self._as_of)
+        tell_refused(self._context, refused, EventType.HEALTH_REFUSED, error.sentence, at=self._as_of)
         raise error
 
     def _fail_all(self, suspects: list[Suspect]) -> int:

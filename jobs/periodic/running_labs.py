@@ -23,9 +23,7 @@ from jobs.naming import Whose
 from jobs.pod_fields import State
 from jobs.pod_status import PodStatus, running_status
 from jobs.verify import safety_limits
-from jobs.verify.inventory import LabRow
 from jobs.verify.objects import is_governed, our_pages
-from jobs.verify.rows import live_rows
 from jobs.verify.safety_limits import FEW, Refusal
 
 #: Nodes that a refusal names.

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from dispatcher import tasks
-from dispatcher.failure_contract import Audience
+from dispatcher.failure_contract import Audience, EventType
 from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.context import TaskContext
@@ -167,7 +167,7 @@ class _Sync:
     def _refuse(self, findings: Comparison, refused: Refusal) -> None:
         error = refused.error(evidence=f"found {_counts(self._found)}")
         now = findings.inventory.now
-        tell_refused(self._context, refused, "platform.sync_refused", error.sentence, at=now)
+        tell_refused(self._context, refused, EventType.SYNC_REFUSED, error.sentence, at=now)
         raise error
 
     def _repair(self, findings: Comparison) -> None:
@@ -239,7 +239,7 @@ class _Sync:
         # No cause of a failure: that of a lab which becomes FAILED later is to be told as well.
         news = [
             News(
-                event_type="lab.unreachable",
+                event_type=EventType.UNREACHABLE,
                 cause="service_gone",
                 told=Audience.ADMIN,
                 message="This lab runs without its Service, so nobody can reach it.",

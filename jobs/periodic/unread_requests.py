@@ -11,6 +11,7 @@ from contextlib import closing
 
 from dispatcher.topology import QUEUE_HIGH
 from jobs.context import TaskContext
+from jobs.database.due_rows import DueLab, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def _without_waiting_stops(context: TaskContext, due: Sequence[DueLab]) -> list[
 
 
 def _creates_wait(context: TaskContext) -> bool:
-    from jobs.verify import rows
+    from jobs.database import snapshot_rows as rows
     from jobs.verify.queue_depths import LADDER
     from jobs.verify.queues import BrokerAway, Queues
 

@@ -16,7 +16,7 @@ from dispatcher import tasks
 from jobs.database.snapshot_rows import LabRow
 from jobs.pod_fields import State
 from jobs.verify import lost_requests
-from jobs.verify.inventory import Inventory, LabObject, LabRow, Message
+from jobs.verify.inventory import Inventory, LabObject, Message
 from jobs.verify.lost_requests import Proof
 
 

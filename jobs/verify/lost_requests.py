@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from dispatcher.topology import QUEUE_HIGH
-from jobs.verify.inventory import Inventory, LabRow
+from jobs.database.snapshot_rows import LabRow
+from jobs.verify.inventory import Inventory
 
 #: Tasks that end a lab's wait for its start, and for its stop.
 _STARTS = frozenset({CREATE_LAB_POD, DELETE_LAB_POD})

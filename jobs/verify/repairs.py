@@ -21,10 +21,9 @@ from jobs.pod_fields import State
 from jobs.remake import CannotRemake, Remake
 from jobs.verify import safety_limits
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair
-from jobs.verify.inventory import Inventory, LabRow, Message
+from jobs.verify.inventory import Inventory, Message
 from jobs.verify.objects import make_object
 from jobs.verify.queues import BrokerAway, Queues
-from jobs.verify.rows import some_rows
 from jobs.verify.safety_limits import FEW, Refusal
 from jobs.verify.snapshot import Sources
 from jobs.verify.walk_lock import Busy, walk_lock

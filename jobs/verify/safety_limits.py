@@ -13,10 +13,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher.terminal import many
-from jobs.database import Cursor
+from jobs.database.due_rows import clock
+from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.labs import LabStore
 from jobs.life_settings import LifeSettings
 
 #: So many labs without any Pod are taken for a wrong cluster, even where something else says that it is the
@@ -24,12 +24,6 @@ from jobs.life_settings import LifeSettings
 FEW = 3
 #: Seconds by which clocks may differ whatever the grace age is: they are read one after the other.
 BLUR_S = 10.0
-
-_CLOCK = """
-SELECT CAST(extract(epoch FROM at) AS float),
- to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"')
-FROM clock_timestamp() AS at
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +106,7 @@ def container_clock_differs(labs: LabStore, settings: LifeSettings) -> Refusal |
     """Refuse where database and container disagree: which of the two is wrong, nobody can tell here."""
     before = datetime.now(timezone.utc)
     started = time.monotonic()
-    database, database_says = labs.at_once(_clock)
+    database, database_says = clock(labs)
     half_s = (time.monotonic() - started) / 2
     apart_s = abs(database - before.timestamp() - half_s)
     # The answer may have been on its way for any part of the time.
@@ -149,10 +143,3 @@ def _most_at_once(live: int, *, share: float, always: int) -> int:
 
 def _not_believed(sentence: str, **facts: int) -> Refusal:
     return Refusal(Failure.TOO_MANY_AT_ONCE, sentence, facts)
-
-
-def _clock(cursor: Cursor) -> tuple[float, str]:
-    """Return the database's time, as seconds since 1970 and in words: datetime holds no year after 9999."""
-    cursor.execute(_CLOCK)
-    [(seconds, words)] = cursor.fetchall()
-    return float(seconds), str(words)

@@ -20,7 +20,7 @@ from jobs.cluster import ApiError, ApiUnavailable, Cluster
 from jobs.database import snapshot_rows as rows
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
-from jobs.verify import objects, rows
+from jobs.verify import objects
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare
 from jobs.verify.inventory import Inventory, QueueContents
 from jobs.verify.lost_requests import unattended, undecided

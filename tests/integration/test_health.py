@@ -19,7 +19,7 @@ from jobs.database.ledger import Ending
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.periodic import health, running_labs
-from jobs.verify import objects, rows
+from jobs.verify import objects
 from tests.support.factories import IMAGE, make_record
 from tests.support.fake_cluster import READY
 from tests.support.health import Checking, ago, unready

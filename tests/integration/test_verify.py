@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
-import jobs.verify.rows
 import pytest
 
 import jobs.database.snapshot_rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
-from jobs.verify.rows import known_delays
 
 from dispatcher.interrupts import Stop
 from jobs.database.lab_store import LabStore

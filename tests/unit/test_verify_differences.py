@@ -13,7 +13,7 @@ from jobs.database.snapshot_rows import LabRow
 from jobs.pod_fields import State
 from jobs.pod_status import PodStatus
 from jobs.verify.differences import Difference, Kind, Repair, compare
-from jobs.verify.inventory import Inventory, LabObject, LabRow, Message, QueueContents
+from jobs.verify.inventory import Inventory, LabObject, Message, QueueContents
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 KINDS = ("Pod", "Service", "NetworkPolicy")

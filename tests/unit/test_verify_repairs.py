@@ -10,7 +10,7 @@ import pytest
 from console.verify.report import Report
 from jobs.database.snapshot_rows import LabRow
 from jobs.verify.differences import Difference, Kind, Repair, compare, unneeded
-from jobs.verify.inventory import Inventory, LabRow, QueueContents
+from jobs.verify.inventory import Inventory, QueueContents
 from jobs.verify.objects import make_object
 from jobs.verify.repairs import refusal
 from tests.unit.test_verify_differences import NOW, ago, item, message, row
