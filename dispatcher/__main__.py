@@ -16,7 +16,7 @@ from dispatcher.cli.program import EXIT_USAGE, Commands, complain, make_parser, 
 ENTRY_POINTS = "autolabs.commands"
 #: Commands of the distribution autolabs-console.
 _OPERATORS = ("dlq", "explain", "schedule", "verify")
-_INSTALL = "autolabs-console, the operators' distribution; in a checkout: pipx install ./console"
+_INSTALL = "autolabs-console: use the console image, or in a checkout pipx install ./console"
 
 
 def main(argv: list[str] | None = None) -> int:

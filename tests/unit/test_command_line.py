@@ -59,8 +59,8 @@ def test_a_backend_alone_is_told_what_has_the_operators_commands(
     done = run(command, *words, interpreter=("-S",), paths=(backend,))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"autolabs: {command} is a command of autolabs-console, the operators' distribution;"
-        " in a checkout: pipx install ./console\n"
+        f"autolabs: {command} is a command of autolabs-console:"
+        " use the console image, or in a checkout pipx install ./console\n"
     )
 
 
