@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,25 @@ def test_the_setup_runs_its_steps_in_order_with_the_administrators_secret() -> N
     ]
     assert [v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v] == ["autolabs-setup"]
     assert the("Job", "autolabs-setup")["spec"]["activeDeadlineSeconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("dispatcher", "db", "upgrade"), ("dispatcher", "topology", "declare"), ("jobs.configs", "upload")],
+)
+def test_a_step_of_the_setup_is_a_command_that_names_its_settings(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env={},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in (1, 2)
+    assert "invalid settings:" in done.stderr
+    assert ": not set" in done.stderr
 
 
 def test_the_quota_is_that_of_1000_labs_of_the_default_size() -> None:
