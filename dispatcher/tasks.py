@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeAlias
 
 from dispatcher.errors import InvalidTask
+from dispatcher.quantities import parse_quantity
 from dispatcher.redaction import MAX_CHARACTERS, scrubbed
 from dispatcher.texts import cut
 
@@ -47,11 +48,6 @@ _IMAGE = re.compile(
 )
 _CPU = re.compile(r"[1-9][0-9]{0,8}m|(?=[0-9.]*[1-9])[0-9]{1,6}(?:\.[0-9]{1,3})?")
 _BYTES = re.compile(r"[1-9][0-9]{0,14}(?:k|M|G|T|Ki|Mi|Gi|Ti)?")
-_SUFFIXES = {
-    "": 1,
-    "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
-}  # fmt: skip
 #: Below it a container may not even be made: runc itself runs in the lab's cgroup at first.
 LEAST_MEMORY = "16Mi"
 _POD_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -87,11 +83,6 @@ def _check_match(name: str, value: object, pattern: re.Pattern[str], allowed: st
         raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be {allowed}")
 
 
-def _bytes(quantity: str) -> int:
-    number = quantity.rstrip("kKMGTi")
-    return int(number) * _SUFFIXES[quantity[len(number) :]]
-
-
 def _check_resources(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be a mapping")
@@ -101,7 +92,7 @@ def _check_resources(name: str, value: object) -> None:
             raise InvalidTask(f"{name}.{_named(key)}", f"is unknown; allowed are {allowed}")
         pattern, example = _QUANTITIES[key]
         _check_match(f"{name}.{key}", quantity, pattern, f"a Kubernetes quantity such as {example}")
-        if key == "memory" and _bytes(quantity) < _bytes(LEAST_MEMORY):
+        if key == "memory" and parse_quantity(quantity) < parse_quantity(LEAST_MEMORY):
             problem = f"it must be at least {LEAST_MEMORY}; a number without a unit is bytes"
             raise InvalidTask(f"{name}.{key}", f"{_shown(quantity)} is not allowed; {problem}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jobs.quantities import parse_quantity
+from dispatcher.quantities import parse_quantity
 
 
 def limits_problems(document: Mapping[str, Any], platform: Mapping[str, str]) -> list[str]:

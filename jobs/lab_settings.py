@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from typing import Any
 
+from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import CreateLabPod
 from jobs.failures import Failure
-from jobs.quantities import parse_quantity, share_of_cpu, share_of_memory
 from jobs.templates import parse_documents, template_error
 
 RESOURCES = ("cpu", "memory", "storage")
@@ -94,6 +95,17 @@ class LabSettings:
                 most |= {name: (value, key) for name, value in content["max_resources"].items()}
         own = self.labs.get(lab_id, {}).get("max_resources", {})
         return most | {name: (value, f"labs.{lab_id}.max_resources") for name, value in own.items()}
+
+
+def share_of_cpu(limit: str, ratio: float) -> str:
+    """Return a share of a CPU limit in millicores, at least one."""
+    return f"{max(1, int(parse_quantity(limit) * 1000 * Decimal(ratio)))}m"
+
+
+def share_of_memory(limit: str, ratio: float) -> str:
+    """Return a share of a memory limit in bytes, at least 1 MiB or the limit."""
+    total = int(parse_quantity(limit))
+    return str(min(total, max(2**20, int(total * ratio))))
 
 
 def _least(one: str, other: str) -> str:

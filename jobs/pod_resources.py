@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dispatcher.quantities import parse_quantity
 from jobs import naming
 from jobs.cluster import Manifest
-from jobs.quantities import parse_quantity
 
 #: What can be changed while a container runs.
 RESIZABLE = ("cpu", "memory")

@@ -10,6 +10,7 @@ import logging
 import time
 
 from dispatcher.failure_contract import Audience
+from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs import naming
 from jobs.context import TaskContext
@@ -21,7 +22,6 @@ from jobs.failures import NO_REQUEST, Failure
 from jobs.lab_objects import LabGone
 from jobs.lab_settings import LabSettings
 from jobs.pod_resources import Progress, Resources, Seen
-from jobs.quantities import less_one_millicore
 from jobs.resize import PodResize, Superseded
 from jobs.steps import mark, reached
 
@@ -187,7 +187,8 @@ def wanted_resources(before: Resources, new: dict[str, str], settings: LabSettin
     requests = before.requests | settings.requests_for(new)
     wanted = Resources(limits, requests)
     if qos == "Burstable" and wanted.equals(Resources(limits, limits)):
-        return Resources(limits, requests | {"cpu": less_one_millicore(limits["cpu"])})
+        less = f"{int(parse_quantity(limits['cpu']) * 1000) - 1}m"
+        return Resources(limits, requests | {"cpu": less})
     return wanted
 
 

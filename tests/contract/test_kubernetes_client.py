@@ -1,4 +1,4 @@
-"""jobs.cluster asks the API server for the same as the kubernetes package does."""
+"""Our requests to the API server and our quantities are those of the kubernetes package."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kubernetes import client
+from kubernetes.utils.quantity import parse_quantity as their_quantity
 
+from dispatcher.quantities import parse_quantity
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
 from tests.support.http_server import Answer, Request, ScriptedServer
@@ -63,3 +67,8 @@ def test_both_clients_send_the_same_request(call: str) -> None:
         OURS[call](Cluster(ClusterAccess(server.url, ca_pem="")))
     their_request, our_request = server.requests
     assert essence(our_request) == essence(their_request)
+
+
+@given(st.from_regex(r"[0-9]{1,9}(\.[0-9]{1,6})?(m|[kMGT]|[KMGT]i)?", fullmatch=True))
+def test_a_quantity_is_the_same_amount_to_both(text: str) -> None:
+    assert parse_quantity(text) == their_quantity(text)

@@ -14,9 +14,9 @@ import yaml
 
 from cronjobs.manifests import make_labels as make_schedule_labels
 from cronjobs.schedules import TASKS, Schedule
+from dispatcher.quantities import parse_quantity
 from jobs.lab_settings import LabSettings, parse_settings
 from jobs.naming import MANAGED_BY, lab_labels, lab_object_name
-from jobs.quantities import parse_quantity
 from keda.podspec import SERVICE_ACCOUNT, make_labels
 from keda.profiles import PROFILES
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import _BYTES, _CPU
-from jobs.quantities import parse_quantity, share_of_cpu, share_of_memory
+from jobs.lab_settings import share_of_cpu, share_of_memory
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_what_is_no_quantity_is_a_value_error(text: str) -> None:
 @given(st.from_regex(_CPU, fullmatch=True), st.floats(0.01, 1))
 def test_a_share_of_a_cpu_is_between_one_millicore_and_the_limit(limit: str, ratio: float) -> None:
     share = parse_quantity(share_of_cpu(limit, ratio))
-    assert Fraction(1, 1000) <= share <= max(parse_quantity(limit), Fraction(1, 1000))
+    assert Decimal("0.001") <= share <= max(parse_quantity(limit), Decimal("0.001"))
 
 
 @given(st.from_regex(_BYTES, fullmatch=True), st.floats(0.01, 1))
