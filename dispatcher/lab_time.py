@@ -18,6 +18,7 @@ from dispatcher.errors import (
     LabIsOver,
     LabUnknown,
 )
+from dispatcher.tasks import MAX_ID
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
@@ -67,7 +68,7 @@ class LabTime:
 
 def read(session: Session | scoped_session[Session] | Connection, lab_instance_id: int) -> LabTime:
     """Return when a lab ends. Raises LabUnknown, InvalidTask."""
-    _check("lab_instance_id", lab_instance_id, 2**63 - 1)
+    _check("lab_instance_id", lab_instance_id, MAX_ID)
     return _time(_row(session, _READ, {"id": lab_instance_id}))
 
 
@@ -93,7 +94,7 @@ def extend(
         ExtensionTooLong: the end would be later than the lab's latest; `.minutes_possible` says what is left.
         EndHasMoved: it ends at another time than `ends_at`, but not as this call would have moved it.
     """
-    _check("lab_instance_id", lab_instance_id, 2**63 - 1)
+    _check("lab_instance_id", lab_instance_id, MAX_ID)
     _check("minutes", minutes, MAX_MINUTES)
     if ends_at is not None and (not isinstance(ends_at, datetime) or ends_at.utcoffset() is None):
         raise InvalidTask("ends_at", "must be an aware datetime")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 from dispatcher.errors import InvalidTask
 from dispatcher.quantities import parse_quantity
@@ -39,7 +39,7 @@ def routing_key(name: str) -> str:
     return ROUTING_KEYS.get(name, ROUTING_KEYS[CREATE_LAB_POD])
 
 
-_MAX_ID = 2**63 - 1  # PostgreSQL bigint
+MAX_ID = 2**63 - 1  # PostgreSQL bigint
 # docker.io/library/reference grammar, lower-case repository, optional tag and digest
 _IMAGE = re.compile(
     r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]{1,5})?/)?"
@@ -68,9 +68,20 @@ def _named(key: object) -> str:
     return key if isinstance(key, str) and key.isidentifier() else _shown(key)
 
 
+def is_id(value: object) -> TypeGuard[int]:
+    """Tell whether a value may be the id of a row."""
+    return type(value) is int and 1 <= value <= MAX_ID
+
+
+def lab_instance_id_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Return which lab a task is about, acceptable or not; None if it names none."""
+    value = kwargs.get("lab_instance_id", args[0] if args else None)
+    return value if is_id(value) else None
+
+
 def _check_id(name: str, value: object) -> None:
-    if type(value) is not int or not 1 <= value <= _MAX_ID:
-        raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be an integer from 1 to {_MAX_ID}")
+    if not is_id(value):
+        raise InvalidTask(name, f"{_shown(value)} is not allowed; it must be an integer from 1 to {MAX_ID}")
 
 
 def _check_bool(name: str, value: object) -> None:

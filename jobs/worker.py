@@ -139,8 +139,6 @@ def _make_record(
     connections: Connections, delivery: Delivery, task: TaskMessage, details: dict[str, Any]
 ) -> TaskRunRecord:
     settings = connections.settings
-    lab_instance_id = task.kwargs.get("lab_instance_id", task.args[0] if task.args else None)
-    valid = type(lab_instance_id) is int and 0 < lab_instance_id < 2**63
     return TaskRunRecord(
         task_id=task.id,
         task_name=task.name,
@@ -150,7 +148,7 @@ def _make_record(
         job_name=settings.job_name,
         pod_name=settings.pod_name,
         published_at=task.published_at,
-        lab_instance_id=lab_instance_id if valid else None,
+        lab_instance_id=tasks.lab_instance_id_of(task.args, task.kwargs),
         details=dict(details),
     )
 

@@ -19,7 +19,7 @@ from dispatcher import ladder, topology
 from dispatcher.errors import InvalidTask, MalformedMessage
 from dispatcher.failure_contract import Category, DeadLetterHeader
 from dispatcher.message import FIRST_ERROR, Properties, TaskMessage, decode, is_short_text
-from dispatcher.tasks import parse_payload
+from dispatcher.tasks import MAX_ID, lab_instance_id_of, parse_payload
 
 #: Characters of a text that is kept; containers write at most this.
 MAX_CHARS = 1000
@@ -27,7 +27,6 @@ MAX_CHARS = 1000
 SHOWN_KEY = 12
 #: Characters of a key that name a message; fewer may mean another one tomorrow.
 MIN_PREFIX = 6
-_MAX_ID = 2**63 - 1
 
 #: The broker's word -> cause and category as a container writes them for the lab, and the sentence.
 _BROKER_REASONS: dict[str, tuple[str, Category | None, str]] = {
@@ -131,7 +130,7 @@ def read_letter(body: bytes, properties: Properties, routing_key: str | bytes) -
         key=_key(body, task_id, died),
         task_id=str(task_id) if task_id and is_short_text(task_id) else None,
         task_name=_text(headers.get("task")) or _text(headers.get(DeadLetterHeader.TASK)),
-        lab_instance_id=_lab_of(task) or _lab_id(headers.get(DeadLetterHeader.LAB_INSTANCE_ID)),
+        lab_instance_id=_lab_of(task, headers),
         made_by=story.made_by,
         reason=reason or story.reason,
         category=story.category,
@@ -217,18 +216,13 @@ def _attempts(headers: Mapping[Any, Any]) -> int | None:
 
 def _count(value: object) -> int | None:
     # pika gives 64-bit integers as a subclass of int.
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_ID
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
     return int(value) if is_count and isinstance(value, int) else None
 
 
-def _lab_id(value: object) -> int | None:
-    return _count(value) or None
-
-
-def _lab_of(task: TaskMessage | None) -> int | None:
-    if task is None:
-        return None
-    return _lab_id(task.kwargs.get("lab_instance_id", task.args[0] if task.args else None))
+def _lab_of(task: TaskMessage | None, headers: Mapping[str, Any]) -> int | None:
+    lab = lab_instance_id_of(task.args, task.kwargs) if task else None
+    return lab or _count(headers.get("x-autolabs-lab-instance-id")) or None
 
 
 def _text(value: object) -> str | None:

@@ -51,7 +51,7 @@ from dispatcher.models import (
     TaskRun,
 )
 from dispatcher.redaction import redacted, scrubbed
-from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
+from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, MAX_ID, SYNC_LAB_STATUS
 from jobs.failures import Failure
 
 #: Runs of a lab that are read, the newest; and rows of each other table.
@@ -59,7 +59,6 @@ MAX_RUNS = 50
 _MAX_ROWS = 20
 #: Of any text; what a container writes is shorter.
 _MAX_CHARS = 4000
-_MAX_ID = 2**63 - 1
 #: Causes by which a periodic task does nothing until somebody forces it.
 _REFUSALS = (Failure.TOO_MANY_AT_ONCE.cause, Failure.CLOCKS_DIFFER.cause)
 #: Columns that may be infinity.
@@ -106,7 +105,7 @@ def _read(connection: Connection, given: str) -> LabFacts:
     present = set(connection.execute(_PRESENT, {"tables": list(_NEWER_TABLES)}).scalars())
     match = _POD.fullmatch(given)
     number = match.group(1) if match else given
-    if re.fullmatch("[0-9]{1,19}", number) and 0 < int(number) <= _MAX_ID:
+    if re.fullmatch("[0-9]{1,19}", number) and 0 < int(number) <= MAX_ID:
         facts = _facts(connection, int(number), present)
         if facts.lab or facts.runs or facts.outbox or facts.actions:
             return facts

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 
-_MAX_ID = 2**63 - 1
+from dispatcher.tasks import MAX_ID
+
 _MAX_SECONDS = 86_400
 
 
@@ -21,7 +22,7 @@ def positive(text: str) -> int:
 
 def row_id(text: str) -> int:
     """Return an id of a row, such as a lab's."""
-    return _integer(text, 1, _MAX_ID)
+    return _integer(text, 1, MAX_ID)
 
 
 def seconds(text: str) -> float:
@@ -47,7 +48,7 @@ def moment(text: str) -> datetime:
 
 
 def _integer(text: str, least: int, most: int | None = None) -> int:
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_ID)) else -1
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_ID)) else -1
     if number < least or (most is not None and number > most):
         raise _not_allowed(text, f"an integer from {least}" + (f" to {most}" if most is not None else ""))
     return number

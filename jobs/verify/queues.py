@@ -30,6 +30,7 @@ from dispatcher.outgoing import Outgoing
 from dispatcher.pika_tables import tolerant_tables
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
+from dispatcher.tasks import lab_instance_id_of
 from jobs.verify.copies import Taken, make_copy, make_dead_letter
 from jobs.verify.inventory import Message
 
@@ -252,6 +253,5 @@ def read(queue: str, properties: pika.BasicProperties, body: bytes) -> Message:
         headers = properties.headers or {}
         task_id, name = (value if is_short_text(value) else "" for value in map(headers.get, ("id", "task")))
         return Message(queue, str(task_id), str(name), None, None)
-    lab = task.kwargs.get("lab_instance_id", task.args[0] if task.args else None)
-    valid = type(lab) is int and 0 < lab < 2**63
-    return Message(queue, task.id, task.name, lab if valid else None, task.published_at)
+    lab = lab_instance_id_of(task.args, task.kwargs)
+    return Message(queue, task.id, task.name, lab, task.published_at)
