@@ -97,6 +97,18 @@ def new_task_id() -> str:
     return str(uuid.uuid4())
 
 
+def header_time(value: object) -> datetime | None:
+    """Return a time of a header in UTC, as one without an offset counts; None for all that is no time."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if not isinstance(moment, datetime):
+            return None
+        # PostgreSQL refuses offsets beyond 16 hours, which Python lets pass.
+        return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    except (ValueError, OverflowError):  # a time that nobody can have written in earnest
+        return None
+
+
 def encode(message: TaskMessage) -> tuple[bytes, dict[str, Any]]:
     """Return the body and the AMQP properties, as keyword arguments of pika.BasicProperties."""
     embed = {**dict.fromkeys(_FOLLOW_UPS), **message.unsupported}
@@ -271,16 +283,10 @@ def _stamps(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _time(headers: Mapping[str, Any], key: str) -> datetime | None:
     value = _optional_text(headers, key)
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            return moment.replace(tzinfo=timezone.utc)
-        # PostgreSQL refuses offsets beyond 16 hours, which Python lets pass.
-        return moment.astimezone(timezone.utc)
-    except (ValueError, OverflowError) as exc:
-        raise MalformedMessage(f"header {key!r} is not an ISO 8601 time") from exc
+    moment = header_time(value)
+    if value is not None and moment is None:
+        raise MalformedMessage(f"header {key!r} is not an ISO 8601 time")
+    return moment
 
 
 #: What kombu names for JSON, all of it UTF-8. Python knows others that take time quadratic in the length.

@@ -40,6 +40,11 @@ _STATUS_LIMIT = 20_000
 Manifest = dict[str, Any]
 
 
+def api_time(text: str | None) -> datetime | None:
+    """Return a time of the API, such as 2026-01-02T03:04:05Z."""
+    return datetime.fromisoformat(text) if text else None
+
+
 class ApiError(Exception):
     """Raised when the API server refuses; `reason` and `message` are from its Status object."""
 

@@ -69,8 +69,3 @@ def image_of(pod: Manifest, container: Manifest | None) -> str:
     """Return the image of a container, or of the first, which is the lab's where a template has several."""
     specs = [spec_of(pod, container)] if container else pod.get("spec", {}).get("containers", [])
     return str(specs[0].get("image", "")) if specs else ""
-
-
-def time_of(text: str | None) -> datetime | None:
-    """Return a time as the API server writes it."""
-    return datetime.fromisoformat(text) if text else None

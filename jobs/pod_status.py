@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from jobs.cluster import Manifest
+from jobs.cluster import Manifest, api_time
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.pod_fields import (
@@ -24,7 +24,6 @@ from jobs.pod_fields import (
     is_over,
     spec_of,
     state_of,
-    time_of,
 )
 
 if TYPE_CHECKING:
@@ -161,8 +160,8 @@ def running_status(pod: Manifest, now: datetime, settings: LifeSettings) -> PodS
     for container in container_statuses(pod):
         if _loops(container, settings):
             return _lost_by_program(pod, container)
-    since = time_of(condition(pod, "Ready").get("lastTransitionTime"))
-    since = since or time_of(pod["metadata"].get("creationTimestamp"))
+    since = api_time(condition(pod, "Ready").get("lastTransitionTime"))
+    since = since or api_time(pod["metadata"].get("creationTimestamp"))
     if since is None or now - since <= timedelta(seconds=settings.unready_limit_s):
         return _PLAIN[state]
     return _long_unready(pod, since, now)
@@ -331,7 +330,7 @@ def _loops(container: Manifest, settings: LifeSettings) -> bool:
     if state.get("waiting", {"reason": "CrashLoopBackOff"}).get("reason") != "CrashLoopBackOff":
         return False
     ended = _last_end(container)
-    began, finished = time_of(ended.get("startedAt")), time_of(ended.get("finishedAt"))
+    began, finished = api_time(ended.get("startedAt")), api_time(ended.get("finishedAt"))
     if began is None or finished is None:
         return False
     return (finished - began).total_seconds() < settings.unready_limit_s
@@ -345,7 +344,7 @@ def _is_why(container: Manifest, since: datetime) -> bool:
     running = container.get("state", {}).get("running")
     if not running:
         return True
-    started = time_of(running.get("startedAt"))
+    started = api_time(running.get("startedAt"))
     killed = _last_end(container).get("reason") == "OOMKilled"
     return killed and started is not None and started >= since - _ONE_EVENT
 
@@ -360,7 +359,7 @@ def _last_end(container: Manifest) -> Manifest:
 
 def _killed_at(pod: Manifest) -> datetime | None:
     ends = (_last_end(container) for container in container_statuses(pod))
-    return next((time_of(end.get("finishedAt")) for end in ends if end.get("reason") == "OOMKilled"), None)
+    return next((api_time(end.get("finishedAt")) for end in ends if end.get("reason") == "OOMKilled"), None)
 
 
 def _is_node_gone(pod: Manifest) -> bool:

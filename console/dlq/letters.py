@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from dispatcher import ladder, topology
 from dispatcher.errors import InvalidTask, MalformedMessage
 from dispatcher.failure_contract import Category, DeadLetterHeader
-from dispatcher.message import FIRST_ERROR, Properties, TaskMessage, decode, is_short_text
+from dispatcher.message import FIRST_ERROR, Properties, TaskMessage, decode, header_time, is_short_text
 from dispatcher.tasks import MAX_ID, lab_instance_id_of, parse_payload
 
 #: Characters of a text that is kept; containers write at most this.
@@ -175,7 +175,7 @@ def _story(headers: Mapping[Any, Any]) -> _Story:
         _text(headers.get(DeadLetterHeader.CATEGORY)),
         _text(headers.get(DeadLetterHeader.CAUSE)) or "unknown",
         _text(headers.get(DeadLetterHeader.QUEUE)),
-        _moment(headers.get(DeadLetterHeader.DEAD_AT)),
+        header_time(headers.get(DeadLetterHeader.DEAD_AT)),
     )
 
 
@@ -187,7 +187,7 @@ def _story_of_broker(headers: Mapping[Any, Any]) -> _Story:
         return _Story("unknown", "nothing says why it is here", None, "unknown", None, None)
     cause, category, sentence = _BROKER_REASONS.get(word, (word, None, f"the broker moved it here: {word}"))
     return _Story(
-        "broker", sentence, category.value if category else None, cause, queue, _moment(death.get("time"))
+        "broker", sentence, category.value if category else None, cause, queue, header_time(death.get("time"))
     )
 
 
@@ -222,7 +222,7 @@ def _count(value: object) -> int | None:
 
 def _lab_of(task: TaskMessage | None, headers: Mapping[str, Any]) -> int | None:
     lab = lab_instance_id_of(task.args, task.kwargs) if task else None
-    return lab or _count(headers.get("x-autolabs-lab-instance-id")) or None
+    return lab or _count(headers.get(DeadLetterHeader.LAB_INSTANCE_ID)) or None
 
 
 def _text(value: object) -> str | None:
@@ -231,15 +231,3 @@ def _text(value: object) -> str | None:
         return None
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return text[:MAX_CHARS]
-
-
-def _moment(value: object) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-        if not isinstance(moment, datetime):
-            return None
-        if moment.tzinfo is None:
-            return moment.replace(tzinfo=timezone.utc)
-        return moment.astimezone(timezone.utc)
-    except (ValueError, OverflowError):  # a time that nobody can have written in earnest
-        return None

@@ -10,12 +10,12 @@ from datetime import datetime, timezone
 from typing import Any
 
 from console.schedules.cron_jobs import CronJobs
-from console.schedules.overview import job_duration_s, job_outcome, moment_of
+from console.schedules.overview import job_duration_s, job_outcome
 from dispatcher import tasks
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import database_url, read_settings
 from dispatcher.terminal import clock, duration, one_line, printable, table
-from jobs.cluster import Manifest
+from jobs.cluster import Manifest, api_time
 from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
 
@@ -133,7 +133,7 @@ def _is_manual(job: Manifest) -> bool:
 
 def _of_job(job: Manifest) -> Run:
     metadata = job["metadata"]
-    began = moment_of(job.get("status", {}).get("startTime") or metadata["creationTimestamp"])
+    began = api_time(job.get("status", {}).get("startTime") or metadata["creationTimestamp"])
     outcome, why = job_outcome(job)
     by = "hand" if _is_manual(job) else "schedule"
     return Run(

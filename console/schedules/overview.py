@@ -13,7 +13,7 @@ from cronjobs.cron import parse_cron
 from cronjobs.manifests import SCHEDULE_LABEL, make_cron_job
 from cronjobs.schedules import Schedule, zone_of
 from dispatcher.terminal import ago, duration, table
-from jobs.cluster import Manifest
+from jobs.cluster import Manifest, api_time
 
 #: Runs to come that `show` names.
 _NEXT_RUNS = 3
@@ -73,17 +73,12 @@ def job_outcome(job: Manifest) -> tuple[str, str]:
     return "running", ""
 
 
-def moment_of(text: str | None) -> datetime | None:
-    """Return a time of the API."""
-    return datetime.fromisoformat(text) if text else None
-
-
 def job_duration_s(job: Manifest) -> float | None:
     """Return how long a Job took; None while it runs."""
     status = job.get("status", {})
-    start = moment_of(status.get("startTime"))
+    start = api_time(status.get("startTime"))
     ends = [one["lastTransitionTime"] for one in status.get("conditions", []) if one["type"] == "Failed"]
-    end = moment_of(status.get("completionTime") or next(iter(ends), None))
+    end = api_time(status.get("completionTime") or next(iter(ends), None))
     return (end - start).total_seconds() if start and end else None
 
 
@@ -165,9 +160,9 @@ def _row(
 
 def _last_run(item: Manifest | None, job: Manifest | None) -> tuple[datetime | None, str, float | None]:
     if job is not None:
-        return moment_of(job["metadata"]["creationTimestamp"]), job_outcome(job)[0], job_duration_s(job)
+        return api_time(job["metadata"]["creationTimestamp"]), job_outcome(job)[0], job_duration_s(job)
     status = item.get("status", {}) if item else {}
-    scheduled, succeeded = (moment_of(status.get(f"last{key}Time")) for key in ("Schedule", "Successful"))
+    scheduled, succeeded = (api_time(status.get(f"last{key}Time")) for key in ("Schedule", "Successful"))
     if scheduled is None:
         return None, "", None
     return scheduled, "succeeded" if succeeded and succeeded >= scheduled else "unknown", None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 import pika
 
 from dispatcher import ladder, topology
-from dispatcher.message import PUBLISHED_AT
+from dispatcher.message import PUBLISHED_AT, header_time
 from dispatcher.outgoing import FURTHER_KEYS, Outgoing
 from dispatcher.pika_tables import Unreadable
 from jobs.deliveries import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
@@ -132,9 +132,9 @@ def _expiration_left(properties: pika.BasicProperties, now: datetime) -> str:
     if not given.isdigit():
         return str(given)
     left_ms = int(given)
-    if expires := _time(headers.get("expires")):
+    if expires := header_time(headers.get("expires")):
         left_ms = min(left_ms, int((expires - now).total_seconds() * 1000))
-    elif begun_at := _time(headers.get(COPIED_AT)) or _time(headers.get(PUBLISHED_AT)):
+    elif begun_at := header_time(headers.get(COPIED_AT)) or header_time(headers.get(PUBLISHED_AT)):
         left_ms -= max(0, int((now - begun_at).total_seconds() * 1000))
     return str(max(0, left_ms))
 
@@ -150,13 +150,3 @@ def _has_unreadable(values: Iterable[object]) -> bool:
         elif isinstance(value, list):
             waiting += value
     return False
-
-
-def _time(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import jobs.cluster
-from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest, api_time
 from jobs.lab_objects import collections
 from jobs.naming import MANAGED_BY
-from jobs.pod_fields import condition, time_of
+from jobs.pod_fields import condition
 from jobs.pod_status import listed_status
 from jobs.retry import through_blips
 from jobs.verify.inventory import LabObject
@@ -70,10 +70,10 @@ def make_object(kind: str, item: Manifest) -> LabObject:
         lab_id=labels.get("lab_id"),
         student_id=labels.get("student_id"),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
-        deleted_by=time_of(metadata.get("deletionTimestamp")),
+        deleted_by=api_time(metadata.get("deletionTimestamp")),
         owner_uids=tuple(owner["uid"] for owner in metadata.get("ownerReferences") or ()),
         status=listed_status(item),
-        ready_since=time_of(condition(item, "Ready").get("lastTransitionTime")),
+        ready_since=api_time(condition(item, "Ready").get("lastTransitionTime")),
     )
 
 
