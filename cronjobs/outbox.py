@@ -58,13 +58,12 @@ def _sweep_outbox(settings: ServerSettings, *, dry_run: bool) -> None:
 
 def _tell_what_waits(settings: ServerSettings) -> None:
     from dispatcher import outbox_relay
-    from dispatcher.engine import make_engine
+    from dispatcher.engine import open_engine
 
-    engine = make_engine(settings.database_url, application_name="autolabs-outbox-sweep")
-    for task in outbox_relay.waiting(engine):
-        extra = {"action": "would_publish", "task_id": task.task_id, "due": task.due}
-        logger.info("task %s waits for %.0f s", task.task_name, task.age_s, extra=extra)
-    engine.dispose()
+    with open_engine(settings.database_url, application_name="autolabs-outbox-sweep") as engine:
+        for task in outbox_relay.waiting(engine):
+            extra = {"action": "would_publish", "task_id": task.task_id, "due": task.due}
+            logger.info("task %s waits for %.0f s", task.task_name, task.age_s, extra=extra)
 
 
 def _announce_ends(settings: ServerSettings) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
@@ -50,6 +51,20 @@ def make_engine(
         raise
     except (ArgumentError, ImportError) as exc:
         raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc
+
+
+@contextmanager
+def open_engine(
+    database_url: str, *, application_name: str, statement_timeout_s: int = 0
+) -> Iterator[Engine]:
+    """Yield an engine as `make_engine` gives it, and close its connections at the end."""
+    engine = make_engine(
+        database_url, application_name=application_name, statement_timeout_s=statement_timeout_s
+    )
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def in_transaction(engine: Engine, work: Callable[[Connection], T], *, what: str) -> T:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import closing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, bindparam, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dispatcher.engine import make_engine, reason
+from dispatcher.engine import open_engine, reason
 from dispatcher.errors import DispatcherError, NotConfirmed, NotSent, PublishError, Unencodable
 from dispatcher.interfaces import TaskPublisher
 from dispatcher.message import TaskMessage
@@ -218,18 +219,12 @@ def relay_once(
 
 def relay_due(settings: ServerSettings, *, name: str, timeout_s: float) -> RelayReport:
     """Publish what is due, over connections of its own under this name."""
-    engine = make_engine(settings.database_url, application_name=name)
-    publisher = Publisher(settings.broker, name=name)
-    try:
-        return relay_once(
-            engine,
-            publisher,
-            timeout_s=timeout_s,
-            publish_timeout_s=settings.broker.publish_timeout_s,
-        )
-    finally:
-        publisher.close()
-        engine.dispose()
+    with (
+        open_engine(settings.database_url, application_name=name) as engine,
+        closing(Publisher(settings.broker, name=name)) as publisher,
+    ):
+        publish_timeout_s = settings.broker.publish_timeout_s
+        return relay_once(engine, publisher, timeout_s=timeout_s, publish_timeout_s=publish_timeout_s)
 
 
 def relay_batch(

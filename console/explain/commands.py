@@ -61,13 +61,11 @@ def _read(settings: ExplainSettings, given: str) -> LabFacts:
 
     with needs_extra("db"):
         from console.explain.reading import read_lab_facts
-        from dispatcher.engine import make_engine
+        from dispatcher.engine import open_engine
 
-    engine = make_engine(settings.database_url, application_name="autolabs-explain", statement_timeout_s=10)
-    try:
+    url, name = settings.database_url, "autolabs-explain"
+    with open_engine(url, application_name=name, statement_timeout_s=10) as engine:
         facts = read_lab_facts(engine, given)
-    finally:
-        engine.dispose()
     operation = awaited(facts)
     if settings.broker is None or operation is None:
         return facts

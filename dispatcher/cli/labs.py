@@ -122,12 +122,9 @@ def resize_options(parser: argparse.ArgumentParser) -> None:
 def _in_transaction(work: Callable[[Connection], LabTime]) -> LabTime:
     url = read_settings(os.environ, database_url)
     with needs_extra("db"):
-        from dispatcher.engine import in_transaction, make_engine
-    engine = make_engine(url, application_name="autolabs-lab", statement_timeout_s=10)
-    try:
+        from dispatcher.engine import in_transaction, open_engine
+    with open_engine(url, application_name="autolabs-lab", statement_timeout_s=10) as engine:
         return in_transaction(engine, work, what="the lab's row was not read or written")
-    finally:
-        engine.dispose()
 
 
 def _show(found: LabTime, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import closing
 from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -56,12 +57,12 @@ def show(arguments: argparse.Namespace) -> int:
     discard ID`. Settings: DATABASE_URL.
     """
     with needs_extra("db"):
-        from dispatcher.engine import make_engine
+        from dispatcher.engine import open_engine
         from dispatcher.outbox_relay import waiting
 
-    engine = make_engine(read_settings(os.environ, database_url), application_name="autolabs-outbox-list")
-    tasks = waiting(engine, limit=arguments.limit)
-    engine.dispose()
+    url = read_settings(os.environ, database_url)
+    with open_engine(url, application_name="autolabs-outbox-list") as engine:
+        tasks = waiting(engine, limit=arguments.limit)
     print(json.dumps([asdict(task) for task in tasks], indent=2) if arguments.json else _table(tasks))
     return 0
 
@@ -81,16 +82,12 @@ def discard(arguments: argparse.Namespace) -> int:
     it. Its lab stays as it is. 0: it is deleted. 1: there is no such task. Settings: DATABASE_URL.
     """
     with needs_extra("db"):
-        from dispatcher.engine import make_engine
+        from dispatcher.engine import open_engine
         from dispatcher.outbox_relay import discard
 
-    engine = make_engine(
-        read_settings(os.environ, database_url),
-        application_name="autolabs-outbox-discard",
-        statement_timeout_s=DISCARD_TIMEOUT_S,
-    )
-    task = discard(engine, arguments.id)
-    engine.dispose()
+    url, name = read_settings(os.environ, database_url), "autolabs-outbox-discard"
+    with open_engine(url, application_name=name, statement_timeout_s=DISCARD_TIMEOUT_S) as engine:
+        task = discard(engine, arguments.id)
     if task is None:
         print(f"autolabs: no task {arguments.id} waits in the outbox", file=sys.stderr)
         return 1
@@ -135,9 +132,9 @@ def _relay_until_stopped(settings: ServerSettings) -> int:
 
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
-    publisher = Publisher(settings.broker, name="autolabs-outbox")
-    relay_forever(settings.database_url, publisher, stop, publish_timeout_s=settings.broker.publish_timeout_s)
-    publisher.close()
+    publish_timeout_s = settings.broker.publish_timeout_s
+    with closing(Publisher(settings.broker, name="autolabs-outbox")) as publisher:
+        relay_forever(settings.database_url, publisher, stop, publish_timeout_s=publish_timeout_s)
     return 0
 
 

@@ -20,19 +20,12 @@ TIMEOUT_S = 30.0
 def relay(context: TaskContext) -> RelayReport:
     """Publish what the outbox holds; what is not, because the broker is away, its sweep publishes."""
     # Most runs leave nothing in the outbox, and need no SQLAlchemy.
-    from dispatcher.engine import make_engine
+    from dispatcher.engine import open_engine
     from dispatcher.outbox_relay import relay_once
 
-    engine = make_engine(context.settings.database_url, application_name="autolabs-periodic-relay")
-    try:
-        return relay_once(
-            engine,
-            context.publisher,
-            timeout_s=TIMEOUT_S,
-            publish_timeout_s=context.settings.broker.publish_timeout_s,
-        )
-    finally:
-        engine.dispose()
+    url, publish_timeout_s = context.settings.database_url, context.settings.broker.publish_timeout_s
+    with open_engine(url, application_name="autolabs-periodic-relay") as engine:
+        return relay_once(engine, context.publisher, timeout_s=TIMEOUT_S, publish_timeout_s=publish_timeout_s)
 
 
 def relay_deletes(context: TaskContext, task_ids: list[str]) -> int:
