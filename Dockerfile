@@ -14,7 +14,8 @@ RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /app/lib
 COPY dispatcher /app/dispatcher
 COPY jobs /app/jobs
 COPY cronjobs /app/cronjobs
-RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /app/dispatcher /app/jobs /app/cronjobs
+COPY keda /app/keda
+RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /app/dispatcher /app/jobs /app/cronjobs /app/keda
 
 FROM debian:trixie-slim AS job
 RUN apt-get update && apt-get install --yes --no-install-recommends python3 \

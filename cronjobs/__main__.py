@@ -17,9 +17,9 @@ from cronjobs import outbox
 from cronjobs.tasks import run_task
 from dispatcher import tasks
 from dispatcher.errors import DispatcherError, InvalidSettings
-from dispatcher.image_names import pinned_image
 from jobs import logs
 from jobs.errors import JobError, TransientError
+from keda.podspec import pinned_image
 
 EXIT_FAILED = 1
 EXIT_UNAVAILABLE = 69

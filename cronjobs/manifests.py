@@ -6,12 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from cronjobs.schedules import Schedule
+from keda.podspec import NAMESPACE, SECRET, make_pod_spec
 
-#: Where the containers of the platform are; RBAC and NetworkPolicies of deploy/base name it too.
-NAMESPACE = "platform"
-#: As keda.podspec has them.
-SERVICE_ACCOUNT = "celery-workers-sa"
-SECRET = "autolabs-jobs"  # noqa: S105  # the name of a Secret, not its content
 MANAGED_BY = "autolabs-schedules"
 #: Label of a CronJob, of its Jobs and of their pods: the name of the entry.
 SCHEDULE_LABEL = "autolabs.io/schedule"
@@ -77,62 +73,15 @@ def render(schedules: Iterable[Schedule], *, image: str) -> str:
 
 
 def _make_pod_spec(schedule: Schedule, image: str) -> dict[str, Any]:
-    with_cluster = schedule.task in _WITH_CLUSTER
-    return {
-        "restartPolicy": "Never",
-        **({"serviceAccountName": SERVICE_ACCOUNT} if with_cluster else {}),
-        "automountServiceAccountToken": with_cluster,
-        "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 10001,
-            "runAsGroup": 10001,
-            "fsGroup": 10001,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [_make_container(schedule, image)],
-        "volumes": [
-            {"name": "secrets", "projected": {"defaultMode": 0o440, "sources": _secrets(schedule)}},
-            # For the key of a kubeconfig in the bucket, which urllib3 takes from a file alone.
-            *(
-                [{"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}]
-                if with_cluster
-                else []
-            ),
-        ],
-    }
-
-
-def _make_container(schedule: Schedule, image: str) -> dict[str, Any]:
-    fields = {
-        "POD_NAME": "metadata.name",
-        "JOB_NAME": "metadata.labels['batch.kubernetes.io/job-name']",
-    }
-    tmp = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108  # the container's own
-    return {
-        "name": schedule.task,
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["python3", "-m", "cronjobs", schedule.task, *schedule.arguments],
-        "env": [
-            *({"name": name, "value": value} for name, value in schedule.env.items()),
-            *(
-                {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
-                for name, path in fields.items()
-            ),
-        ],
-        "resources": {part: dict(values) for part, values in schedule.resources.items()},
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [
-            {"name": "secrets", "mountPath": "/run/secrets/autolabs", "readOnly": True},
-            *([tmp] if schedule.task in _WITH_CLUSTER else []),
-        ],
-    }
+    return make_pod_spec(
+        schedule.task,
+        image=image,
+        command=["python3", "-m", "cronjobs", schedule.task, *schedule.arguments],
+        env=schedule.env,
+        resources=schedule.resources,
+        secrets={"projected": {"defaultMode": 0o440, "sources": _secrets(schedule)}},
+        with_cluster=schedule.task in _WITH_CLUSTER,
+    )
 
 
 def _secrets(schedule: Schedule) -> list[dict[str, Any]]:

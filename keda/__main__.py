@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 
-from dispatcher.image_names import pinned_image
 from keda.authentication import make_trigger_authentication
-from keda.podspec import OVERRIDABLE
+from keda.podspec import OVERRIDABLE, pinned_image
 from keda.profiles import EVERY, PROFILES, InvalidProfile, Profile, fitted_to, with_overrides
 from keda.scaledjob import make_scaled_job
 

@@ -1,8 +1,10 @@
-"""The pod of a job container."""
+"""The pod of every container of ours: of a job here, of a CronJob by cronjobs.manifests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keda.profiles import Profile
@@ -14,7 +16,8 @@ NAMESPACE = "platform"
 READY_PORT = 8081
 SECRET = "autolabs-jobs"  # noqa: S105  # the name of a Secret, not its content
 SERVICE_ACCOUNT = "celery-workers-sa"
-
+# A tag or a digest after the last path component: a port of the registry is not a tag.
+_IMAGE = re.compile(r"[^\s@]*[^\s@:/](:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
 
 #: Settings that may differ from the defaults in jobs.settings; the others are ours or secret.
 OVERRIDABLE = (
@@ -44,6 +47,14 @@ def make_labels(profile: Profile) -> dict[str, str]:
     }
 
 
+def pinned_image(text: str) -> str:
+    """Return an image that an option of a command line names. Raises what argparse tells of."""
+    # With latest and IfNotPresent two nodes may run different code.
+    if not _IMAGE.fullmatch(text) or text.endswith(":latest"):
+        raise argparse.ArgumentTypeError(f"{text!r} needs a tag other than latest, or a digest")
+    return text
+
+
 def make_pod_template(profile: Profile, *, image: str, env: Mapping[str, str]) -> dict[str, Any]:
     """Return the pod template of a ScaledJob; `env` has settings of OVERRIDABLE."""
     return {
@@ -55,77 +66,112 @@ def make_pod_template(profile: Profile, *, image: str, env: Mapping[str, str]) -
                 "karpenter.sh/do-not-disrupt": "true",
             },
         },
-        "spec": {
-            # KEDA's default OnFailure would take a second message in the same pod.
-            "restartPolicy": "Never",
-            "serviceAccountName": SERVICE_ACCOUNT,
-            "automountServiceAccountToken": True,
-            "enableServiceLinks": False,
-            # A stop gives the message back at once.
-            "terminationGracePeriodSeconds": 10,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 10001,
-                "runAsGroup": 10001,
-                "fsGroup": 10001,
-                "seccompProfile": {"type": "RuntimeDefault"},
+        "spec": make_pod_spec(
+            "job",
+            image=image,
+            command=["python3", "-m", "jobs"],
+            env={
+                "AUTOLABS_QUEUE": profile.queue,
+                "CLAIM_WAIT_S": str(profile.claim_wait_s),
+                "SPARES": str(profile.spares),
+                "READY_PORT": str(READY_PORT),
+                **env,
             },
-            "containers": [_make_container(profile, image, env)],
-            "volumes": [
-                {"name": "secrets", "secret": {"secretName": SECRET, "defaultMode": 0o440}},
-                {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
-            ],
-        },
-    }
-
-
-def _make_container(profile: Profile, image: str, env: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "name": "job",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        # No shell in between: SIGTERM has to reach the process that holds the message.
-        "command": ["python3", "-m", "jobs"],
-        "env": _make_env(profile, env),
-        # KEDA's CRD requires the protocol.
-        "ports": [{"name": "claimed", "containerPort": READY_PORT, "protocol": "TCP"}],
-        # Ready means: this container holds its message. A connect costs no process, unlike exec.
-        "readinessProbe": {
-            "tcpSocket": {"port": "claimed"},
-            "periodSeconds": 1,
-            "failureThreshold": 1,
-        },
-        "resources": {
             # Measured: 45 MiB as a spare, 50 at the peak of a create; the limit leaves room for a
             # message at the size limit. No tight CPU limit: the start is all computing.
-            "requests": {"cpu": "25m", "memory": "64Mi"},
-            "limits": {"cpu": "1", "memory": "256Mi"},
-        },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": "secrets", "mountPath": "/run/secrets/autolabs", "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # the container's own
-        ],
+            resources={
+                "requests": {"cpu": "25m", "memory": "64Mi"},
+                "limits": {"cpu": "1", "memory": "256Mi"},
+            },
+            secrets={"secret": {"secretName": SECRET, "defaultMode": 0o440}},
+            # A stop gives the message back at once.
+            of_pod={"terminationGracePeriodSeconds": 10},
+            of_container={
+                # KEDA's CRD requires the protocol.
+                "ports": [{"name": "claimed", "containerPort": READY_PORT, "protocol": "TCP"}],
+                # Ready means: this container holds its message. A connect costs no process, unlike exec.
+                "readinessProbe": {
+                    "tcpSocket": {"port": "claimed"},
+                    "periodSeconds": 1,
+                    "failureThreshold": 1,
+                },
+            },
+        ),
     }
 
 
-def _make_env(profile: Profile, env: Mapping[str, str]) -> list[dict[str, Any]]:
-    values = {
-        "AUTOLABS_QUEUE": profile.queue,
-        "CLAIM_WAIT_S": str(profile.claim_wait_s),
-        "SPARES": str(profile.spares),
-        "READY_PORT": str(READY_PORT),
-        **env,
-    }
+def make_pod_spec(
+    name: str,
+    *,
+    image: str,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    resources: Mapping[str, Mapping[str, str]],
+    secrets: Mapping[str, Any],
+    with_cluster: bool = True,
+    of_pod: Mapping[str, Any] | None = None,
+    of_container: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the spec of a pod with one container of ours, which ends by itself.
+
+    Args:
+        name: of the container.
+        image: with tag or digest.
+        command: no shell in between, because SIGTERM has to reach the process itself.
+        env: settings that are no secrets.
+        resources: requests and limits.
+        secrets: the source of the volume with the secrets.
+        with_cluster: it talks to the API server, with the rights of the ServiceAccount.
+        of_pod: more keys of the pod.
+        of_container: more keys of the container.
+    """
     fields = {
         "POD_NAME": "metadata.name",
         "JOB_NAME": "metadata.labels['batch.kubernetes.io/job-name']",
     }
-    return [{"name": name, "value": value} for name, value in values.items()] + [
-        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()
-    ]
+    # For the key of a kubeconfig in the bucket, which urllib3 takes from a file alone.
+    tmp = {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}
+    tmp_mount = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108  # the container's own
+    return {
+        # One that is started again in its pod would take a second message.
+        "restartPolicy": "Never",
+        **({"serviceAccountName": SERVICE_ACCOUNT} if with_cluster else {}),
+        "automountServiceAccountToken": with_cluster,
+        "enableServiceLinks": False,
+        **(of_pod or {}),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "runAsGroup": 10001,
+            "fsGroup": 10001,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": name,
+                "image": image,
+                "imagePullPolicy": "IfNotPresent",
+                "command": list(command),
+                "env": [
+                    *({"name": key, "value": value} for key, value in env.items()),
+                    *(
+                        {"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+                        for key, path in fields.items()
+                    ),
+                ],
+                **(of_container or {}),
+                "resources": {part: dict(values) for part, values in resources.items()},
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [
+                    {"name": "secrets", "mountPath": "/run/secrets/autolabs", "readOnly": True},
+                    *([tmp_mount] if with_cluster else []),
+                ],
+            }
+        ],
+        "volumes": [{"name": "secrets", **secrets}, *([tmp] if with_cluster else [])],
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dispatcher.cli.arguments import natural, positive
-from dispatcher.image_names import pinned_image
+from keda.podspec import pinned_image
 
 #: Key of an entry that `set` can change, and what it is.
 SETTABLE = {
