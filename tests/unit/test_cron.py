@@ -64,6 +64,14 @@ def test_an_hour_that_a_clock_skips_does_not_come() -> None:
     assert after("30 3 * * *", before, "Europe/Berlin") == "2026-03-29 01:30"
 
 
+def test_an_hour_that_a_clock_repeats_comes_twice() -> None:
+    before = datetime(2026, 10, 31, 12, 0, tzinfo=UTC)
+    # New York goes from 02:00 back to 01:00 on the 1st of November.
+    first = parse_cron("30 1 * * *").next_after(before, ZoneInfo("America/New_York"))
+    assert first == datetime(2026, 11, 1, 5, 30, tzinfo=UTC)
+    assert after("30 1 * * *", first, "America/New_York") == "2026-11-01 06:30"
+
+
 @pytest.mark.parametrize("text", [*MACROS, "59 23 31 12 6", "0,15 * * * mon,FRI", "00 07 * * *"])
 def test_what_is_accepted(text: str) -> None:
     assert parse_cron(text).minutes
