@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import zoneinfo
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import timezone, tzinfo
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
@@ -16,6 +16,20 @@ from dispatcher.errors import InvalidSettings
 from dispatcher.quantities import parse_quantity
 from dispatcher.terminal import one_line
 from jobs.configs import DEFAULTS
+from jobs.settings_document import (
+    FLAG,
+    QUANTITY,
+    Problem,
+    in_words,
+    leaf,
+    mapping_of,
+    one_of,
+    parsed,
+    problems_of,
+    record,
+    rules_of,
+    whole,
+)
 
 #: Key in the bucket.
 SCHEDULES = "settings/schedules.yaml"
@@ -28,12 +42,10 @@ TASKS: dict[str, tuple[str, ...]] = {
     "sync": ("dry_run", "force"),
     "outbox": ("dry_run",),
 }
-CONCURRENCY = ("Forbid", "Allow", "Replace")
 #: Settings of a container that may differ from the defaults; the others are secret.
 OVERRIDABLE = ("S3_BUCKET", "KUBECONFIG_OBJECT", "LAB_NAMESPACE", "AMQP_HEARTBEAT_S")
-RESOURCES = {"requests": {"cpu": "25m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}}
-#: Characters; Kubernetes adds eleven for the name of a Job.
-_NAME_LENGTH = 52
+#: A name of an entry; Kubernetes adds eleven characters for the name of a Job.
+NAME = re.compile(r"(?=.{1,52}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 class InvalidSchedules(InvalidSettings):
@@ -44,56 +56,97 @@ class InvalidSchedules(InvalidSettings):
         self.args = (f"{source} is not acceptable:\n  " + "\n  ".join(problems),)
 
 
+def _check_zone(name: str) -> None:
+    # Without a tz database, as in a slim image, the API server is the judge.
+    known = zoneinfo.available_timezones()
+    well_formed = re.fullmatch(r"[A-Za-z0-9_+/-]{1,64}", name) and name != "Local"
+    if not well_formed or (known and name not in known):
+        raise ValueError(f"{name!r} is not in the tz database; allowed are names such as {_ZONES}")
+
+
+def _is_setting(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+_ZONES = "Etc/UTC and Europe/Moscow"
+_ZONE = parsed(f"a name of the tz database, such as {_ZONES}", _check_zone)
+_CRON = parsed('five cron fields or a macro, as text such as "*/5 * * * *" or @hourly', parse_cron)
+_SUSPENDED = leaf(
+    "true or false", {"type": ["boolean", "null"]}, lambda value: type(value) in (bool, type(None))
+)
+_PART = record({"cpu": QUANTITY, "memory": QUANTITY})
+_RESOURCES = record({"requests": _PART, "limits": _PART})
+_OPTIONS = mapping_of(one_of("dry_run", "force"), FLAG, "a mapping of dry_run and force to true or false")
+_ENV = mapping_of(
+    one_of(*OVERRIDABLE),
+    leaf("a text of one line", {"type": "string", "minLength": 1}, _is_setting),
+    f"a mapping of {', '.join(OVERRIDABLE)} to texts",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """One entry; each field but the name is a key of it."""
+    """One entry; each field but the name is a key of it.
+
+    Kubernetes looks every ten seconds, so no deadline is shorter: nothing would ever run.
+    """
 
     name: str
-    #: What runs, one of TASKS.
-    task: str
-    #: Five cron fields or a macro.
-    schedule: str
-    #: Of the tz database; hours and days are those of its clocks.
-    time_zone: str = "Etc/UTC"
-    #: Whether a run begins while the last goes on: Forbid, Allow, or Replace it.
-    concurrency: str = "Forbid"
+    #: What runs.
+    task: Annotated[str, one_of(*TASKS)]
+    #: When it comes.
+    schedule: Annotated[str, _CRON]
+    #: Whose clocks have the hours and days of the schedule.
+    time_zone: Annotated[str, _ZONE] = "Etc/UTC"
+    #: Whether a run is left out while the last goes on, begins beside it, or replaces it.
+    concurrency: Annotated[str, one_of("Forbid", "Allow", "Replace")] = "Forbid"
     #: Seconds by which a run may begin late, after the controller was away.
-    starting_deadline_s: int = 60
+    starting_deadline_s: Annotated[int, whole(10, 604_800)] = 60
     #: Seconds a run may take.
-    deadline_s: int = 240
-    #: Jobs that are kept.
-    successful_history: int = 3
-    failed_history: int = 3
+    deadline_s: Annotated[int, whole(10, 86_400)] = 240
+    #: Jobs that are kept of runs that succeeded.
+    successful_history: Annotated[int, whole(0, 100)] = 3
+    #: Jobs that are kept of runs that failed.
+    failed_history: Annotated[int, whole(0, 100)] = 3
     #: Seconds for which a Job is kept at most.
-    ttl_s: int = 3600
-    #: None: as it is in the cluster.
-    suspend: bool | None = None
-    #: dry_run, force.
-    options: Mapping[str, bool] = field(default_factory=dict)
-    #: Requests and limits of the container.
-    resources: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: RESOURCES)
-    env: Mapping[str, str] = field(default_factory=dict)
+    ttl_s: Annotated[int, whole(60, 604_800)] = 3600
+    #: Whether no run begins; left out: as it is in the cluster.
+    suspend: Annotated[bool | None, _SUSPENDED] = None
+    #: Options of the task; the outbox has no force.
+    options: Annotated[Mapping[str, bool], _OPTIONS] = field(default_factory=dict)
+    #: Requests of the container, and limits no less than these.
+    resources: Annotated[Mapping[str, Mapping[str, str]], _RESOURCES] = field(
+        default_factory=lambda: {
+            "requests": {"cpu": "25m", "memory": "64Mi"},
+            "limits": {"cpu": "1", "memory": "256Mi"},
+        }
+    )
+    #: Settings of the container that differ from the defaults.
+    env: Annotated[Mapping[str, str], _ENV] = field(default_factory=dict)
 
     @property
     def arguments(self) -> list[str]:
         """Return the options as words of a command line."""
         return [option_word(name) for name, wanted in self.options.items() if wanted]
 
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield options that the task does not have, and requests above limits."""
+        allowed = TASKS.get(values.get("task", ""))
+        for name in values.get("options", {}) if allowed else ():
+            if allowed and name not in allowed:
+                text = f"is no option of {values['task']}; allowed are {', '.join(allowed)}"
+                yield ("options", name), text
+        if resources := values.get("resources"):
+            for name in _PART.schema["properties"]:
+                requests, limits = resources["requests"][name], resources["limits"][name]
+                if parse_quantity(requests) > parse_quantity(limits):
+                    yield ("resources", "limits", name), f"{limits} is less than the request, {requests}"
+
 
 def option_word(name: str) -> str:
     """Return an option of a task as a word of a command line."""
     return f"--{name.replace('_', '-')}"
-
-
-KEYS = tuple(f.name for f in fields(Schedule) if f.name != "name")
-#: Key -> least and greatest value. Kubernetes looks every ten seconds: with less, nothing would ever run.
-_RANGES = {
-    "starting_deadline_s": (10, 604_800),
-    "deadline_s": (10, 86_400),
-    "successful_history": (0, 100),
-    "failed_history": (0, 100),
-    "ttl_s": (60, 604_800),
-}
 
 
 def parse_schedules(content: bytes, source: str = SCHEDULES) -> dict[str, Schedule]:
@@ -110,14 +163,8 @@ def parse_schedules(content: bytes, source: str = SCHEDULES) -> dict[str, Schedu
         raise InvalidSchedules(source, ["must have no anchors and aliases (& and *)"])
     if not isinstance(document, dict) or not document:
         raise InvalidSchedules(source, ["must map names to entries, at least one"])
-    problems = [f"{name}: is there twice" for name in _twice(root)]
-    lines = _lines(root)
-    for name, entry in document.items():
-        for key, problem in _entry_problems(name, entry):
-            line = lines.get((str(name), str(key))) or lines.get((str(name), ""))
-            where = f" (line {line})" if line else ""
-            problems.append(f"{one_line(str(name), 80)}: {problem}{where}")
-    if problems:
+    found = [problem for name, entry in document.items() for problem in _entry_problems(name, entry)]
+    if problems := [*(f"{name}: is there twice" for name in _twice(root)), *in_words(found, root)]:
         raise InvalidSchedules(source, problems)
     return {name: Schedule(name=name, **entry) for name, entry in document.items()}
 
@@ -150,125 +197,10 @@ def _twice(root: yaml.Node | None, path: str = "") -> Iterator[str]:
         yield from _twice(value, f"{name}.")
 
 
-def _lines(root: yaml.Node | None) -> dict[tuple[str, str], int]:
-    """Return the lines, from 1 on, of each name with the key "", and of each key of its entry."""
-    found: dict[tuple[str, str], int] = {}
-    for name, entry in root.value if isinstance(root, yaml.MappingNode) else ():
-        found[name.value, ""] = name.start_mark.line + 1
-        for key, _ in entry.value if isinstance(entry, yaml.MappingNode) else ():
-            found[name.value, key.value] = key.start_mark.line + 1
-    return found
-
-
-def _entry_problems(name: object, entry: object) -> Iterator[tuple[object, str]]:
-    """Yield what is wrong, each with the key that it is about or ""."""
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
-        yield "", "is no name; allowed are a-z, 0-9 and - inside"
-    elif len(name) > _NAME_LENGTH:
-        yield "", f"is longer than {_NAME_LENGTH} characters"
-    if not isinstance(entry, dict):
-        yield "", f"must map keys to values; allowed are {', '.join(KEYS)}"
-        return
-    for key in entry:
-        if key not in KEYS:
-            yield key, f"unknown key {one_line(str(key), 80)!r}; allowed are {', '.join(KEYS)}"
-    for key in ("task", "schedule"):
-        if key not in entry:
-            yield "", f"{key} is missing"
-    for key, check in _CHECKS.items():
-        if key in entry and (problem := check(entry[key])):
-            yield key, f"{key}: {problem}"
-    for problem in _option_problems(entry):
-        yield "options", problem
-
-
-def _option_problems(entry: Mapping[Any, Any]) -> Iterator[str]:
-    options, task = entry.get("options", {}), entry.get("task")
-    allowed = TASKS.get(task, ()) if isinstance(task, str) else ()
-    if not isinstance(options, dict):
-        yield f"options: {_shown(options)} is no mapping; allowed are {', '.join(allowed)}"
-        return
-    for name, value in options.items():
-        if name not in allowed and allowed:
-            yield f"options: {_shown(name)} is no option of {task}; allowed are {', '.join(allowed)}"
-        elif type(value) is not bool:
-            yield f"options: {name} is {_shown(value)}; allowed are true and false"
-
-
-def _shown(value: object) -> str:
-    return one_line(repr(value), 80)
-
-
-def _one_of(allowed: tuple[str, ...]) -> Callable[[object], str | None]:
-    def check(value: object) -> str | None:
-        return None if value in allowed else f"{_shown(value)} is not one of {', '.join(allowed)}"
-
-    return check
-
-
-def _within(least: int, most: int) -> Callable[[object], str | None]:
-    def check(value: object) -> str | None:
-        fits = type(value) is int and least <= value <= most
-        return None if fits else f"{_shown(value)} is no integer from {least} to {most}"
-
-    return check
-
-
-def _cron(value: object) -> str | None:
-    if not isinstance(value, str):
-        return f'{_shown(value)} is no text such as "*/5 * * * *"'
-    try:
-        parse_cron(value)
-    except ValueError as exc:
-        return one_line(str(exc))
-    return None
-
-
-def _time_zone(value: object) -> str | None:
-    allowed = "allowed are names such as Etc/UTC and Europe/Moscow"
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_+/-]{1,64}", value) or value == "Local":
-        return f"{_shown(value)} is no time zone; {allowed}"
-    # Without a tz database, as in a slim image, the API server is the judge.
-    known = zoneinfo.available_timezones()
-    return f"{value!r} is not in the tz database; {allowed}" if known and value not in known else None
-
-
-def _suspend(value: object) -> str | None:
-    return None if value is None or type(value) is bool else f"{_shown(value)} is not true or false"
-
-
-def _resources(value: object) -> str | None:
-    allowed = "allowed are requests and limits, each with cpu and memory such as 25m and 64Mi"
-    if not isinstance(value, dict) or set(value) != {"requests", "limits"}:
-        return f"{_shown(value)}; {allowed}"
-    for part in value.values():
-        if not isinstance(part, dict) or set(part) != {"cpu", "memory"}:
-            return f"{_shown(part)}; {allowed}"
-    try:
-        for name in ("cpu", "memory"):
-            wanted, most = (parse_quantity(value[part][name]) for part in ("requests", "limits"))
-            if not 0 < wanted <= most:
-                return f"{name}: requests must be more than 0, and limits no less"
-    except (TypeError, ValueError) as exc:
-        return f"{one_line(str(exc))}; {allowed}, as texts"
-    return None
-
-
-def _env(value: object) -> str | None:
-    fine = isinstance(value, dict) and all(
-        name in OVERRIDABLE and isinstance(text, str) and text.strip() and text.isprintable()
-        for name, text in value.items()
-    )
-    return None if fine else f"{_shown(value)}; allowed are texts for {', '.join(OVERRIDABLE)}"
-
-
-_CHECKS: dict[str, Callable[[object], str | None]] = {
-    "task": _one_of(tuple(TASKS)),
-    "schedule": _cron,
-    "time_zone": _time_zone,
-    "concurrency": _one_of(CONCURRENCY),
-    **{key: _within(*bounds) for key, bounds in _RANGES.items()},
-    "suspend": _suspend,
-    "resources": _resources,
-    "env": _env,
-}
+def _entry_problems(name: object, entry: object) -> Iterator[Problem]:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        yield (name,), "is no name; allowed are a-z, 0-9 and - inside, 52 characters at most"
+    if isinstance(entry, dict):
+        yield from (((name, *keys), text) for keys, text in problems_of(Schedule, entry))
+    else:
+        yield (name,), f"must map keys to values; allowed are {', '.join(rules_of(Schedule))}"

@@ -3,47 +3,103 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 from dispatcher.quantities import parse_quantity
-from dispatcher.tasks import CreateLabPod
+from dispatcher.tasks import MAX_ID, CreateLabPod, is_id
 from jobs.failures import Failure
-from jobs.templates import parse_documents, template_error
+from jobs.settings_document import (
+    QUANTITY,
+    Problem,
+    leaf,
+    list_of,
+    mapping_of,
+    parse_document,
+    parsed,
+    record,
+    whole,
+)
 
 RESOURCES = ("cpu", "memory", "storage")
-_MOST = {"cpu": "2", "memory": "4Gi", "storage": "10Gi"}
-_SECONDS = {"ready_timeout_s": (1, 240), "keep_failed_pods_s": (0, 3600), "resize_timeout_s": (1, 100)}
+_PLACEHOLDERS = ("cluster_ip", "lab_instance_id", "namespace", "port", "service")
+
+
+def _check_url(text: str) -> None:
+    try:
+        text.format(**dict.fromkeys(_PLACEHOLDERS, "x"))
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as exc:
+        raise ValueError(f"allowed placeholders are {', '.join(_PLACEHOLDERS)} ({exc!r})") from exc
+
+
+_TEXT = leaf("text", {"type": "string"}, lambda value: isinstance(value, str))
+_RATIO = leaf(
+    "a number above 0 and at most 1",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    lambda value: type(value) in (int, float) and 0 < value <= 1,
+)
+_RESOURCES = record(dict.fromkeys(RESOURCES, QUANTITY))
+_MOST = record(dict.fromkeys(RESOURCES, QUANTITY), least=1)
+_LAB_ID = leaf("a lab_id, an integer above 0", {"pattern": "^[1-9][0-9]*$"}, is_id)
+_LAB_IDS = list_of(whole(1, MAX_ID), "a list of lab_ids, integers above 0")
+_LABS = mapping_of(_LAB_ID, record({"max_resources": _MOST}), "a mapping of lab_ids to {max_resources}")
+_COURSES = mapping_of(
+    _TEXT,
+    record({"lab_ids": _LAB_IDS, "max_resources": _MOST}),
+    "a mapping of names to {lab_ids, max_resources}",
+)
+_URL = parsed(f"text; allowed placeholders are {', '.join(_PLACEHOLDERS)}", _check_url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabSettings:
-    """What labs may use and how they are reached; each field is a key of the YAML object."""
+    """What labs may use and how they are reached."""
 
     #: Shell patterns of image references; no other image is started.
-    allowed_images: list[str]
-    #: Limits for what a task leaves out, and the most it may ask for.
-    default_resources: dict[str, str] = field(
+    allowed_images: Annotated[list[str], list_of(_TEXT, "a list of patterns, one or more", least=1)]
+    #: Limits for what a task leaves out.
+    default_resources: Annotated[dict[str, str], _RESOURCES] = field(
         default_factory=lambda: {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"}
     )
-    max_resources: dict[str, str] = field(default_factory=lambda: dict(_MOST))
-    #: Course -> {lab_ids, max_resources}: the most that one of its labs may ask for, of what it names.
-    courses: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: lab_id -> {max_resources}: the same for one lab, whatever its course says.
-    labs: dict[int, dict[str, Any]] = field(default_factory=dict)
-    #: Shares of the limits that are reserved on the node: students are rarely busy all at once.
-    cpu_request_ratio: float = 0.05
-    memory_request_ratio: float = 0.25
-    #: Seconds until a lab must be Ready, 1 to 240; an attempt after a lack of room gets as much again.
-    ready_timeout_s: int = 60
-    #: Seconds in which a node must give a lab what it asks for, and to wait for another change; 1 to 100.
-    resize_timeout_s: int = 30
-    #: Seconds for which the objects of a lab that failed stay, for whoever looks into it; 0 to 3600.
-    keep_failed_pods_s: int = 0
-    #: May use {cluster_ip}, {service}, {namespace}, {port}, {lab_instance_id}.
-    connection_url: str = "http://{cluster_ip}:{port}/"
+    #: The most that a task may ask for.
+    max_resources: Annotated[dict[str, str], _RESOURCES] = field(
+        default_factory=lambda: {"cpu": "2", "memory": "4Gi", "storage": "10Gi"}
+    )
+    #: The most that a lab of a course may ask for, of what is named; else as max_resources.
+    courses: Annotated[dict[str, dict[str, Any]], _COURSES] = field(default_factory=dict)
+    #: The same for one lab, by its lab_id, whatever its course says.
+    labs: Annotated[dict[int, dict[str, Any]], _LABS] = field(default_factory=dict)
+    #: Share of a CPU limit that is reserved on the node: a class seldom computes all at once.
+    cpu_request_ratio: Annotated[float, _RATIO] = 0.05
+    #: Share of a memory limit that is reserved.
+    memory_request_ratio: Annotated[float, _RATIO] = 0.25
+    #: Seconds until a lab must be Ready; an attempt after a lack of room gets as much again.
+    ready_timeout_s: Annotated[int, whole(1, 240)] = 60
+    #: Seconds in which a node must give a lab what it asks for, and to wait for another change.
+    resize_timeout_s: Annotated[int, whole(1, 100)] = 30
+    #: Seconds for which the objects of a lab that failed stay, for whoever looks into it.
+    keep_failed_pods_s: Annotated[int, whole(0, 3600)] = 0
+    #: Where students reach a lab.
+    connection_url: Annotated[str, _URL] = "http://{cluster_ip}:{port}/"
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield limits above those of the platform, and labs that are in two courses."""
+        course_of: dict[int, str] = {}
+        for course, content in values.get("courses", {}).items():
+            for lab_id in content["lab_ids"]:
+                if course_of.setdefault(lab_id, course) != course:
+                    yield ("courses", course, "lab_ids"), f"{lab_id} is in {course_of[lab_id]} as well"
+        platform = values.get("max_resources", {})
+        for key in ("courses", "labs"):
+            for name, content in values.get(key, {}).items():
+                for resource, value in content["max_resources"].items():
+                    most = platform.get(resource, value)
+                    if parse_quantity(value) > parse_quantity(most):
+                        text = f"{value} is more than max_resources, {most}"
+                        yield (key, name, "max_resources", resource), text
 
     def check_image(self, image: str) -> None:
         """Raise JobError for an image that is on no list."""
@@ -113,54 +169,5 @@ def _least(one: str, other: str) -> str:
 
 
 def parse_settings(name: str, content: bytes) -> LabSettings:
-    """Return the settings, or raise JobError naming the key that is wrong."""
-    document = parse_documents(name, content)[0]
-    known = {f.name: f for f in fields(LabSettings)}
-    if unknown := sorted(map(str, set(document) - set(known))):
-        raise template_error(name, f"has unknown {', '.join(unknown)}")
-    problems = [f"{key}: {problem}" for key, value in document.items() if (problem := _problem(key, value))]
-    if not problems and ("courses" in document or "labs" in document):
-        from jobs.lab_limits import limits_problems
-
-        problems = limits_problems(document, document.get("max_resources") or _MOST)
-    if "allowed_images" not in document:
-        problems.append("allowed_images: missing")
-    if problems:
-        raise template_error(name, "; ".join(problems))
-    return LabSettings(**document)
-
-
-def _problem(key: str, value: Any) -> str | None:
-    if key in ("courses", "labs"):
-        return None  # jobs.lab_limits, once the platform's own are known to be right
-    if key in ("default_resources", "max_resources"):
-        if not isinstance(value, dict) or set(value) != set(RESOURCES):
-            return f"must have exactly {', '.join(RESOURCES)}"
-        if not all(isinstance(v, str) for v in value.values()):
-            return 'quantities must be text, such as "2"'
-        try:
-            return None if all(parse_quantity(v) > 0 for v in value.values()) else "must be > 0"
-        except ValueError as exc:
-            return str(exc)
-    if key == "allowed_images":
-        valid = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
-        return None if valid else "must be a list of patterns"
-    if key in ("cpu_request_ratio", "memory_request_ratio"):
-        valid = isinstance(value, (int, float)) and 0 < value <= 1
-        return None if valid else "must be a number above 0 and at most 1"
-    if key == "connection_url":
-        return _url_problem(value)
-    least, most = _SECONDS[key]
-    valid = type(value) is int and least <= value <= most
-    return None if valid else f"must be an integer from {least} to {most}"
-
-
-def _url_problem(value: Any) -> str | None:
-    names = {"cluster_ip", "service", "namespace", "port", "lab_instance_id"}
-    try:
-        if not isinstance(value, str):
-            raise TypeError("it must be text")
-        value.format(**dict.fromkeys(names, "x"))
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as exc:
-        return f"allowed placeholders are {', '.join(sorted(names))} ({exc!r})"
-    return None
+    """Return the settings. Raises JobError, which names all problems."""
+    return parse_document(LabSettings, name, content)

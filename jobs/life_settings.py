@@ -2,95 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
-from jobs.templates import parse_mapping, template_error
+from jobs.settings_document import Problem, leaf, list_of, one_of, parse_document, whole
 
 #: Causes of jobs.failures for which a lab can be started again: what took its Pod away was not the lab.
 RESTARTABLE = ("pod_gone", "pod_evicted", "node_away")
 
 
+def _is_falling(value: Any) -> bool:
+    minutes = isinstance(value, list) and all(type(one) is int and 1 <= one <= 1440 for one in value)
+    return minutes and all(a > b for a, b in pairwise(value))
+
+
+_SHARE = leaf(
+    "a number from 0 to 1",
+    {"type": "number", "minimum": 0, "maximum": 1},
+    lambda value: type(value) in (int, float) and 0 <= value <= 1,
+)
+_WARNINGS = leaf(
+    "a list of minutes from 1440 to 1, each less than the one before",
+    {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 1440}},
+    _is_falling,
+)
+_CAUSES = list_of(one_of(*RESTARTABLE), f"a list; allowed are {', '.join(RESTARTABLE)}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifeSettings:
-    """When labs end, and what is done about those that break; each field is a key of the YAML object."""
+    """When labs end, and what is done about those that break."""
 
     #: Minutes after its start at which a lab ends, whatever its expires_at is, but not before an end that an
     #: extension confirmed; 0: never for that alone.
-    max_age_minutes: int = 1440
+    max_age_minutes: Annotated[int, whole(0, 525_600)] = 1440
     #: Minutes after its request at which a lab that never became usable is given up.
-    pending_limit_minutes: int = 60
-    #: Minutes before its end at which a student is warned, the earliest first; none: cleanup_max_share is 1.
-    warn_minutes: list[int] = field(default_factory=lambda: [15, 5])
+    pending_limit_minutes: Annotated[int, whole(1, 525_600)] = 60
+    #: Minutes before its end at which a student is warned, the earliest first; [] warns nobody, and needs
+    #: cleanup_max_share: 1.
+    warn_minutes: Annotated[list[int], _WARNINGS] = field(default_factory=lambda: [15, 5])
     #: The most of all live labs that one cleanup may end without their having been warned.
-    cleanup_max_share: float = 0.5
+    cleanup_max_share: Annotated[float, _SHARE] = 0.5
     #: So many it may end in any case.
-    cleanup_always: int = 5
+    cleanup_always: Annotated[int, whole(0, 1_000_000)] = 5
     #: Seconds by which the clocks of database and container may differ before a cleanup refuses to go on.
-    max_clock_skew_s: int = 300
+    max_clock_skew_s: Annotated[int, whole(1, 86_400)] = 300
     #: Seconds for which the Pod of a RUNNING lab may be not Ready before the lab fails.
-    unready_limit_s: int = 120
+    unready_limit_s: Annotated[int, whole(10, 86_400)] = 120
     #: Starts of its program after which a lab that is not Ready counts as crash-looping.
-    crash_limit: int = 3
+    crash_limit: Annotated[int, whole(1, 1000)] = 3
     #: The most of all RUNNING labs that one health check or sync may fail.
-    fail_max_share: float = 0.2
+    fail_max_share: Annotated[float, _SHARE] = 0.2
     #: So many it may fail in any case.
-    fail_always: int = 10
+    fail_always: Annotated[int, whole(0, 1_000_000)] = 10
     #: Causes for which another lab is started in place of the one that failed.
-    restart_causes: list[str] = field(default_factory=list)
+    restart_causes: Annotated[list[str], _CAUSES] = field(default_factory=list)
     #: How often in a row that is done for one student.
-    max_restarts: int = 1
+    max_restarts: Annotated[int, whole(0, 10)] = 1
     #: Seconds for which an object or a request may be without its row or message: it may be under way.
-    orphan_grace_s: int = 120
+    orphan_grace_s: Annotated[int, whole(30, 86_400)] = 120
     #: Days for which the ledger keeps the runs of periodic tasks.
-    keep_periodic_runs_days: int = 14
+    keep_periodic_runs_days: Annotated[int, whole(1, 3650)] = 14
 
-
-#: Field -> least and greatest value.
-_RANGES: dict[str, tuple[float, float]] = {
-    "max_age_minutes": (0, 525_600),
-    "pending_limit_minutes": (1, 525_600),
-    "cleanup_max_share": (0, 1),
-    "cleanup_always": (0, 1_000_000),
-    "max_clock_skew_s": (1, 86_400),
-    "unready_limit_s": (10, 86_400),
-    "crash_limit": (1, 1000),
-    "fail_max_share": (0, 1),
-    "fail_always": (0, 1_000_000),
-    "max_restarts": (0, 10),
-    "orphan_grace_s": (30, 86_400),
-    "keep_periodic_runs_days": (1, 3650),
-}
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield warnings that are left out where a cleanup counts on them."""
+        if values.get("warn_minutes") == [] and values.get("cleanup_max_share", 1) < 1:
+            text = "without warnings no end is known before, so cleanup_max_share must be 1"
+            yield ("warn_minutes",), text
 
 
 def parse_life_settings(name: str, content: bytes) -> LifeSettings:
-    """Return the settings, or raise JobError naming the key that is wrong."""
-    document = parse_mapping(name, content)
-    known = [f.name for f in fields(LifeSettings)]
-    if unknown := sorted(map(str, set(document) - set(known))):
-        raise template_error(name, f"has unknown {', '.join(unknown)}; allowed are {', '.join(known)}")
-    problems = [f"{key}: {problem}" for key, value in document.items() if (problem := _problem(key, value))]
-    if problems:
-        raise template_error(name, "; ".join(problems))
-    settings = LifeSettings(**document)
-    if not settings.warn_minutes and settings.cleanup_max_share < 1:
-        unwarned = "warn_minutes: without warnings no end is known before, so cleanup_max_share must be 1"
-        raise template_error(name, unwarned)
-    return settings
-
-
-def _problem(key: str, value: Any) -> str | None:
-    if key == "warn_minutes":
-        valid = isinstance(value, list) and all(type(one) is int and 1 <= one <= 1440 for one in value)
-        falling = valid and all(a > b for a, b in pairwise(value))
-        return None if falling else "must be a list of minutes from 1440 to 1, each less than the one before"
-    if key == "restart_causes":
-        valid = isinstance(value, list) and all(one in RESTARTABLE for one in value)
-        return None if valid else f"must be a list; allowed are {', '.join(RESTARTABLE)}"
-    least, most = _RANGES[key]
-    whole = not key.endswith("_share")
-    number = type(value) is int or (type(value) is float and not whole)
-    if number and least <= value <= most:
-        return None
-    return f"must be {'an integer' if whole else 'a number'} from {least} to {most}"
+    """Return the settings. Raises JobError, which names all problems."""
+    return parse_document(LifeSettings, name, content)

@@ -202,7 +202,7 @@ TASKS: dict[str, Case] = {
     "the settings have an unknown key": Case(
         failure=Failure.TEMPLATE_INVALID,
         settings={"colour": "blue"},
-        says=f"{SETTINGS} has unknown colour",
+        says=f"{SETTINGS} colour: unknown key; allowed are allowed_images",
     ),
     "a template is not YAML": Case(
         failure=Failure.TEMPLATE_INVALID,

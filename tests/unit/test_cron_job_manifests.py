@@ -62,7 +62,7 @@ def test_another_document_is_rendered(tmp_path: Path, capsys: pytest.CaptureFixt
     file.write_text("nightly: {task: dance}")
     with pytest.raises(SystemExit, match="2"):
         main(["render", "--image", IMAGE, "--file", str(file)])
-    assert "nightly: task: 'dance' is not one of cleanup" in capsys.readouterr().err
+    assert "nightly.task: 'dance' is not allowed; it must be one of cleanup" in capsys.readouterr().err
 
 
 def test_every_task_of_a_schedule_is_one_of_the_command_line() -> None:

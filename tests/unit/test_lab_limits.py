@@ -57,12 +57,28 @@ def test_a_create_keeps_to_them_and_a_default_is_cut_to_them() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("courses", [PYTHON], "courses: must be a mapping"),
-        ("courses", {"x": {"lab_ids": [1]}}, "courses.x: must have exactly lab_ids and max_resources"),
-        ("courses", {5: PYTHON}, "courses.5: the name of a course must be text"),
-        ("courses", {"x": PYTHON | {"lab_ids": ["7"]}}, "courses.x.lab_ids: must be a list of lab_ids"),
-        ("courses", {"x": PYTHON | {"lab_ids": [True]}}, "courses.x.lab_ids: must be a list of lab_ids"),
-        ("courses", {"x": PYTHON | {"max_resources": {}}}, "courses.x.max_resources: must have one or more"),
+        ("courses", [PYTHON], "it must be a mapping of names to {lab_ids, max_resources}"),
+        (
+            "courses",
+            {"x": {"lab_ids": [1]}},
+            "courses.x: {'lab_ids': [1]} is not allowed; it must be a mapping with exactly lab_ids,",
+        ),
+        ("courses", {5: PYTHON}, "courses.5: 5 is not allowed; it must be text"),
+        (
+            "courses",
+            {"x": PYTHON | {"lab_ids": ["7"]}},
+            "courses.x.lab_ids.0: '7' is not allowed; it must be an integer",
+        ),
+        (
+            "courses",
+            {"x": PYTHON | {"lab_ids": [True]}},
+            "courses.x.lab_ids.0: True is not allowed; it must be an",
+        ),
+        (
+            "courses",
+            {"x": PYTHON | {"max_resources": {}}},
+            "courses.x.max_resources: {} is not allowed; it must be a mapping with one or more",
+        ),
         ("courses", {"x": PYTHON | {"max_resources": {"gpu": "1"}}}, "of cpu, memory, storage"),
         (
             "courses",
@@ -72,18 +88,30 @@ def test_a_create_keeps_to_them_and_a_default_is_cut_to_them() -> None:
         (
             "courses",
             {"x": PYTHON | {"max_resources": {"cpu": 1}}},
-            "courses.x.max_resources.cpu: must be text",
+            "courses.x.max_resources.cpu: 1 is not allowed; it must be a quantity as text",
         ),
         ("courses", {"x": PYTHON, "y": PYTHON}, "courses.y.lab_ids: 7 is in x as well"),
-        ("labs", {"7": {"max_resources": {"cpu": "1"}}}, "labs.7: must be a lab_id, an integer above 0"),
-        ("labs", {7: {"cpu": "1"}}, "labs.7: must have exactly max_resources"),
-        ("labs", {7: {"max_resources": {"cpu": "0"}}}, "labs.7.max_resources.cpu: must be > 0"),
+        (
+            "labs",
+            {"7": {"max_resources": {"cpu": "1"}}},
+            "labs.7: '7' is not allowed; it must be a lab_id, an integer above 0",
+        ),
+        (
+            "labs",
+            {7: {"cpu": "1"}},
+            "labs.7: {'cpu': '1'} is not allowed; it must be a mapping with exactly max_resources",
+        ),
+        (
+            "labs",
+            {7: {"max_resources": {"cpu": "0"}}},
+            "labs.7.max_resources.cpu: '0' is not allowed; it must be > 0",
+        ),
         (
             "labs",
             {7: {"max_resources": {"memory": "x"}}},
             "labs.7.max_resources.memory: 'x' is not a quantity",
         ),
-        ("labs", None, "labs: must be a mapping"),
+        ("labs", None, "labs: None is not allowed; it must be a mapping of lab_ids"),
     ],
 )
 def test_a_wrong_limit_names_its_key(key: str, value: Any, problem: str) -> None:

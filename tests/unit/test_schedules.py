@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zoneinfo
 from typing import Any
 
@@ -11,9 +12,12 @@ import yaml
 from console.schedules.cron_jobs import differences
 from console.schedules.edit import Changes, with_changes
 from console.schedules.run_now import make_job
-from cronjobs.schedules import KEYS, SHIPPED, InvalidSchedules, Schedule, parse_schedules
+from cronjobs.schedules import SHIPPED, InvalidSchedules, Schedule, parse_schedules
 from dispatcher.errors import DispatcherError
+from jobs.settings_document import rules_of
 
+KEYS = list(rules_of(Schedule))
+CRON = 'five cron fields or a macro, as text such as "*/5 * * * *" or @hourly'
 ENTRY: dict[str, Any] = {"task": "cleanup", "schedule": "*/5 * * * *"}
 WRITTEN = """\
 # Above.
@@ -43,28 +47,55 @@ def test_defaults_make_a_short_entry() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"task": "dance"}, "task: 'dance' is not one of cleanup, health, sync, outbox"),
-        ({"task": []}, "task: [] is not one of"),
-        ({"schedule": 5}, 'schedule: 5 is no text such as "*/5 * * * *"'),
+        ({"task": "dance"}, "task: 'dance' is not allowed; it must be one of cleanup, health, sync, outbox"),
+        ({"task": []}, "task: [] is not allowed; it must be one of"),
+        (
+            {"schedule": 5},
+            f"schedule: 5 is not allowed; it must be {CRON}",
+        ),
         ({"schedule": "60 * * * *"}, "schedule: '60' is no minute; allowed are 0 to 59"),
         ({"time_zone": "Mars/Olympus"}, "time_zone: 'Mars/Olympus' is not in the tz database"),
-        ({"time_zone": "Local"}, "time_zone: 'Local' is no time zone; allowed are names such as Etc/UTC"),
-        ({"time_zone": "../../etc/passwd"}, "time_zone: '../../etc/passwd' is no time zone"),
-        ({"concurrency": "forbid"}, "concurrency: 'forbid' is not one of Forbid, Allow, Replace"),
-        ({"starting_deadline_s": 5}, "starting_deadline_s: 5 is no integer from 10 to 604800"),
-        ({"deadline_s": "60"}, "deadline_s: '60' is no integer from 10 to 86400"),
-        ({"deadline_s": True}, "deadline_s: True is no integer"),
-        ({"successful_history": -1}, "successful_history: -1 is no integer from 0 to 100"),
-        ({"failed_history": 101}, "failed_history: 101 is no integer"),
-        ({"ttl_s": 1.5}, "ttl_s: 1.5 is no integer from 60 to 604800"),
-        ({"suspend": "yes"}, "suspend: 'yes' is not true or false"),
-        ({"options": ["dry_run"]}, "options: ['dry_run'] is no mapping; allowed are dry_run, force"),
-        ({"options": {"fast": True}}, "options: 'fast' is no option of cleanup; allowed are dry_run, force"),
-        ({"options": {"force": 1}}, "options: force is 1; allowed are true and false"),
-        ({"resources": {"cpu": "1"}}, "resources: {'cpu': '1'}; allowed are requests and limits"),
-        ({"env": {"DATABASE_URL": "x"}}, "env: {'DATABASE_URL': 'x'}; allowed are texts for S3_BUCKET,"),
-        ({"env": {"S3_BUCKET": ""}}, "env: {'S3_BUCKET': ''}"),
-        ({"sheduled": 1}, "unknown key 'sheduled'; allowed are task, schedule, time_zone,"),
+        (
+            {"time_zone": "Local"},
+            "time_zone: 'Local' is not in the tz database; allowed are names such as Etc/UTC",
+        ),
+        ({"time_zone": "../../etc/passwd"}, "time_zone: '../../etc/passwd' is not in the tz database"),
+        (
+            {"concurrency": "forbid"},
+            "concurrency: 'forbid' is not allowed; it must be one of Forbid, Allow, Replace",
+        ),
+        (
+            {"starting_deadline_s": 5},
+            "starting_deadline_s: 5 is not allowed; it must be an integer from 10 to 604800",
+        ),
+        ({"deadline_s": "60"}, "deadline_s: '60' is not allowed; it must be an integer from 10 to 86400"),
+        ({"deadline_s": True}, "deadline_s: True is not allowed; it must be an integer"),
+        (
+            {"successful_history": -1},
+            "successful_history: -1 is not allowed; it must be an integer from 0 to 100",
+        ),
+        ({"failed_history": 101}, "failed_history: 101 is not allowed; it must be an integer"),
+        ({"ttl_s": 1.5}, "ttl_s: 1.5 is not allowed; it must be an integer from 60 to 604800"),
+        ({"suspend": "yes"}, "suspend: 'yes' is not allowed; it must be true or false"),
+        (
+            {"options": ["dry_run"]},
+            "options: ['dry_run'] is not allowed; it must be a mapping of dry_run and force",
+        ),
+        (
+            {"options": {"fast": True}},
+            "options.fast: 'fast' is not allowed; it must be one of dry_run, force",
+        ),
+        ({"options": {"force": 1}}, "options.force: 1 is not allowed; it must be true or false"),
+        (
+            {"resources": {"cpu": "1"}},
+            "resources: {'cpu': '1'} is not allowed; it must be a mapping with exactly requests, limits",
+        ),
+        (
+            {"env": {"DATABASE_URL": "x"}},
+            "env.DATABASE_URL: 'DATABASE_URL' is not allowed; it must be one of S3_BUCKET,",
+        ),
+        ({"env": {"S3_BUCKET": ""}}, "env.S3_BUCKET: '' is not allowed; it must be a text of one line"),
+        ({"sheduled": 1}, "sheduled: unknown key; allowed are task, schedule, time_zone,"),
     ],
     ids=str,
 )
@@ -72,15 +103,27 @@ def test_a_wrong_value_names_entry_key_value_and_what_is_allowed(
     change: dict[str, Any], problem: str
 ) -> None:
     (found,) = problems(ENTRY | change)
-    assert found.startswith(f"nightly: {problem}")
+    assert found.startswith(f"nightly.{problem}")
 
 
 @pytest.mark.parametrize(
     ("requests", "limits", "problem"),
     [
-        ({"cpu": "1", "memory": "64Mi"}, {"cpu": "500m", "memory": "256Mi"}, "cpu: requests must be"),
-        ({"cpu": "0", "memory": "64Mi"}, {"cpu": "1", "memory": "256Mi"}, "cpu: requests must be more"),
-        ({"cpu": 1, "memory": "64Mi"}, {"cpu": "1", "memory": "256Mi"}, "as texts"),
+        (
+            {"cpu": "1", "memory": "64Mi"},
+            {"cpu": "500m", "memory": "256Mi"},
+            "resources.limits.cpu: 500m is less than the request, 1",
+        ),
+        (
+            {"cpu": "0", "memory": "64Mi"},
+            {"cpu": "1", "memory": "256Mi"},
+            "resources.requests.cpu: '0' is not allowed; it must be > 0",
+        ),
+        (
+            {"cpu": 1, "memory": "64Mi"},
+            {"cpu": "1", "memory": "256Mi"},
+            "resources.requests.cpu: 1 is not allowed; it must be a quantity as text",
+        ),
         ({"cpu": "1", "memory": "much"}, {"cpu": "1", "memory": "256Mi"}, "'much' is not a quantity"),
     ],
 )
@@ -93,8 +136,10 @@ def test_all_problems_of_all_entries_are_told_at_once() -> None:
     document = b'a: {task: x, schedule: "* *"}\nB_: {}\nc: 5\n'
     with pytest.raises(InvalidSchedules) as caught:
         parse_schedules(document, "own.yaml")
-    assert [line.split(":")[0] for line in caught.value.problems] == ["a", "a", "B_", "B_", "B_", "c"]
-    assert str(caught.value).startswith("own.yaml is not acceptable:\n  a: task: 'x' is not one of")
+    assert [re.split("[.:]", line)[0] for line in caught.value.problems] == ["a", "a", "B_", "B_", "B_", "c"]
+    assert str(caught.value).startswith(
+        "own.yaml is not acceptable:\n  a.task: 'x' is not allowed; it must be one of"
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,9 +171,9 @@ def test_a_problem_names_its_line() -> None:
     with pytest.raises(InvalidSchedules) as caught:
         parse_schedules(document)
     assert [line.rpartition(" (line ")[::2] for line in caught.value.problems] == [
-        ('a: schedule: None is no text such as "*/5 * * * *"', "4)"),
-        ("b: schedule is missing", "5)"),
-        ("5: is no name; allowed are a-z, 0-9 and - inside", "6)"),
+        (f"a.schedule: None is not allowed; it must be {CRON}", "4)"),
+        ("b.schedule: is missing", "5)"),
+        ("5: is no name; allowed are a-z, 0-9 and - inside, 52 characters at most", "6)"),
         (f"5: must map keys to values; allowed are {', '.join(KEYS)}", "6)"),
     ]
 

@@ -1,0 +1,211 @@
+"""Settings that operators edit: YAML documents whose keys are the fields of a dataclass.
+
+A field says once what it may be, by a Rule in its annotation, and what it means, by its comment. From that
+come the check of a document, which names every problem with its key and line, and what docs/ has of it: JSON
+Schemas for editors, and tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
+
+import yaml
+
+from dispatcher.quantities import parse_quantity
+from dispatcher.redaction import printable
+from dispatcher.texts import cut
+from jobs.templates import parse_mapping, template_error
+
+#: The keys that lead to a value, and what is wrong with it.
+Problem = tuple[tuple[Any, ...], str]
+
+
+class Rule(NamedTuple):
+    """What a value may be: in words, as JSON Schema, and as a check that returns all problems."""
+
+    allowed: str
+    schema: Mapping[str, Any]
+    check: Callable[[Any], Iterable[Problem]]
+
+
+class Document(Protocol):
+    """A dataclass of settings; a field with a Rule is a key."""
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield what does not go together; `values` lacks the keys that are wrong already."""
+
+
+D = TypeVar("D", bound=Document)
+
+
+def leaf(allowed: str, schema: Mapping[str, Any], fits: Callable[[Any], bool]) -> Rule:
+    """Return the rule of a value that fits, or does not, as a whole."""
+
+    def check(value: Any) -> Iterable[Problem]:
+        return () if fits(value) else (((), _refused(value, allowed)),)
+
+    return Rule(allowed, schema, check)
+
+
+def whole(least: int, most: int) -> Rule:
+    """Return the rule of an integer."""
+
+    def fits(value: Any) -> bool:
+        return type(value) is int and least <= value <= most
+
+    schema = {"type": "integer", "minimum": least, "maximum": most}
+    return leaf(f"an integer from {least} to {most}", schema, fits)
+
+
+def one_of(*words: str) -> Rule:
+    """Return the rule of one of several words."""
+    return leaf(f"one of {', '.join(words)}", {"enum": [*words]}, lambda value: value in words)
+
+
+def parsed(allowed: str, parse: Callable[[str], object], **schema: Any) -> Rule:
+    """Return the rule of a text that `parse` takes, which says of another what is wrong by a ValueError."""
+
+    def check(value: Any) -> Iterable[Problem]:
+        if not isinstance(value, str):
+            return (((), _refused(value, allowed)),)
+        try:
+            parse(value)
+        except ValueError as exc:
+            return (((), _short(str(exc), 300)),)
+        return ()
+
+    return Rule(allowed, {"type": "string", **schema}, check)
+
+
+def list_of(item: Rule, allowed: str, *, least: int = 0) -> Rule:
+    """Return the rule of a list."""
+
+    def check(value: Any) -> Iterable[Problem]:
+        if not isinstance(value, list) or len(value) < least:
+            return (((), _refused(value, allowed)),)
+        return [((at, *keys), text) for at, one in enumerate(value) for keys, text in item.check(one)]
+
+    return Rule(allowed, {"type": "array", "items": item.schema, "minItems": least}, check)
+
+
+def record(rules: Mapping[str, Rule], *, least: int | None = None) -> Rule:
+    """Return the rule of a mapping with exactly these keys, or with at least so many of them."""
+    names = ", ".join(rules)
+    allowed = f"a mapping with exactly {names}" if least is None else f"a mapping with one or more of {names}"
+
+    def check(value: Any) -> Iterable[Problem]:
+        known = isinstance(value, dict) and set(value) <= set(rules)
+        if not known or len(value) < (len(rules) if least is None else least):
+            return (((), _refused(value, allowed)),)
+        return [((key, *keys), text) for key, one in value.items() for keys, text in rules[key].check(one)]
+
+    schema = {
+        "type": "object",
+        "properties": {key: rule.schema for key, rule in rules.items()},
+        "additionalProperties": False,
+        **({"required": [*rules]} if least is None else {"minProperties": least}),
+    }
+    return Rule(allowed, schema, check)
+
+
+def mapping_of(name: Rule, content: Rule, allowed: str) -> Rule:
+    """Return the rule of a mapping with names that are chosen freely."""
+
+    def check(value: Any) -> Iterable[Problem]:
+        if not isinstance(value, dict):
+            return (((), _refused(value, allowed)),)
+        return [
+            ((key, *keys), text)
+            for key, one in value.items()
+            for keys, text in (*name.check(key), *content.check(one))
+        ]
+
+    schema = {"type": "object", "propertyNames": name.schema, "additionalProperties": content.schema}
+    return Rule(allowed, schema, check)
+
+
+def _more_than_nothing(text: str) -> None:
+    if parse_quantity(text) <= 0:
+        raise ValueError(f"{text!r} is not allowed; it must be > 0")
+
+
+FLAG = leaf("true or false", {"type": "boolean"}, lambda value: type(value) is bool)
+QUANTITY = parsed('a quantity as text, such as "2" or 512Mi', _more_than_nothing)
+
+
+@cache
+def rules_of(kind: type[Document]) -> dict[str, Rule]:
+    """Return key -> rule."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
+def defaults_of(kind: type[Document]) -> dict[str, Any]:
+    """Return key -> what it is where a document leaves it out; MISSING where that is not allowed."""
+    return {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for f in fields(kind)  # type: ignore[arg-type]  # it is a dataclass
+        if f.name in rules_of(kind)
+    }
+
+
+def problems_of(kind: type[Document], document: Mapping[Any, Any]) -> list[Problem]:
+    """Return all that is wrong with a document."""
+    rules, values, problems = rules_of(kind), {**defaults_of(kind), **document}, list[Problem]()
+    for key, value in {**values}.items():
+        if key not in rules:
+            problems.append(((key,), f"unknown key; allowed are {', '.join(rules)}"))
+        elif value is MISSING:
+            problems.append(((key,), "is missing"))
+        elif key in document and (found := list(rules[key].check(value))):
+            problems += [((key, *keys), text) for keys, text in found]
+        else:
+            continue
+        del values[key]
+    return [*problems, *kind.conflicts(values)]
+
+
+def in_words(problems: Iterable[Problem], root: yaml.Node | None) -> list[str]:
+    """Return the problems with their keys, and their lines in the document of this node."""
+    lines = dict(_lines(root))
+    return [f"{_dotted(keys)}: {text}{_line(lines, keys)}" for keys, text in problems]
+
+
+def parse_document(kind: type[D], name: str, content: bytes) -> D:
+    """Return the settings of a document. Raises JobError, which names all problems."""
+    document = parse_mapping(name, content)
+    if problems := problems_of(kind, document):
+        roots = yaml.compose_all(content, Loader=yaml.SafeLoader)
+        root = next((one for one in roots if isinstance(one, yaml.MappingNode)), None)
+        raise template_error(name, "; ".join(in_words(problems, root)))
+    return kind(**document)
+
+
+def _refused(value: object, allowed: str) -> str:
+    return f"{_short(repr(value), 80)} is not allowed; it must be {allowed}"
+
+
+def _short(text: str, limit: int) -> str:
+    return cut(printable(text[: limit + 1]), limit)
+
+
+def _dotted(keys: tuple[Any, ...]) -> str:
+    return ".".join(_short(str(key), 80) for key in keys)
+
+
+def _lines(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the keys that lead to each value of a mapping, and the line of the last, from 1 on."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        keys = (*above, str(key.value))
+        yield keys, key.start_mark.line + 1
+        yield from _lines(value, keys)
+
+
+def _line(lines: Mapping[tuple[str, ...], int], keys: tuple[Any, ...]) -> str:
+    path = tuple(map(str, keys))
+    found = (lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines)
+    return f" (line {line})" if (line := next(found, None)) else ""
