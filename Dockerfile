@@ -27,7 +27,6 @@ USER 10001:10001
 ENTRYPOINT ["python3", "-m", "jobs"]
 
 FROM build AS build-console
-COPY keda /console/keda
 COPY console /console/console
 # As pip would leave it of console/pyproject.toml: by the entry point `python3 -m dispatcher` has these commands too.
 RUN mv /console/console/src/autolabs_console /console/ && rmdir /console/console/src \

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import closing
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any

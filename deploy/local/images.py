@@ -26,7 +26,7 @@ from deploy.local.settings import (
 from deploy.local.steps import note, step
 
 KEPT_BUILDS = 4
-CONSOLE_ALONE = ("console/", "keda/")  # folders that the job image does not have
+CONSOLE_ALONE = "console/"  # the folder that the job image does not have
 LABEL = "autolabs.io/content"  # on the image in containerd: the key that it was built from
 
 
