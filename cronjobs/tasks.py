@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from dispatcher import tasks
-from dispatcher.message import new_task_id
+from dispatcher.message.envelope import new_task_id
 from dispatcher.settings import read_settings
 from jobs import logs
 from jobs.context import Connections, TaskContext

@@ -27,7 +27,7 @@ from dispatcher.errors import (
 )
 from dispatcher.handle import TaskHandle
 from dispatcher.lab_time import LabTime
-from dispatcher.requests import TaskRequest
+from dispatcher.message.request import TaskRequest
 from dispatcher.settings import BrokerSettings
 from dispatcher.task_status import TaskState, TaskStatus
 from dispatcher.tasks import (

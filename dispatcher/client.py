@@ -15,8 +15,8 @@ from dispatcher.errors import InvalidTask, PublishError
 from dispatcher.extras import needs_extra
 from dispatcher.forks import call_in_forked_children
 from dispatcher.handle import TaskHandle, wait_seconds
-from dispatcher.interfaces import Results, TaskPublisher
-from dispatcher.requests import TaskRequest
+from dispatcher.message.interfaces import Results, TaskPublisher
+from dispatcher.message.request import TaskRequest
 from dispatcher.settings import BrokerSettings, database_url, read_settings
 from dispatcher.task_status import TaskStatus
 

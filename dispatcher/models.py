@@ -192,7 +192,7 @@ class OutboxTask(Base):
         CheckConstraint("octet_length(task_id) BETWEEN 1 AND 255", name="task_outbox_task_id_check"),
         CheckConstraint("octet_length(task_name) BETWEEN 1 AND 255", name="task_outbox_task_name_check"),
         CheckConstraint("jsonb_typeof(kwargs) = 'object'", name="task_outbox_kwargs_check"),
-        # What a container takes (dispatcher.message.MAX_BODY_BYTES); the broker closes on 16 MiB.
+        # What a container takes (dispatcher.message.envelope.MAX_BODY_BYTES); the broker closes on 16 MiB.
         CheckConstraint("octet_length(kwargs::text) <= 1048576", name="task_outbox_kwargs_size_check"),
         # Not infinity, nor what Python's datetime cannot hold. RabbitMQ closes the channel on an expiration
         # of more than ten years, under all that is on its way; requests.MAX_DELAY_S is 3107 days.

@@ -11,8 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dispatcher.message import TaskMessage
-from dispatcher.requests import TaskRequest
+from dispatcher.message.envelope import TaskMessage
+from dispatcher.message.request import TaskRequest
 from dispatcher.tasks import Payload
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dispatcher.engine import open_engine, reason
 from dispatcher.errors import DispatcherError, NotConfirmed, NotSent, PublishError, Unencodable
-from dispatcher.interfaces import TaskPublisher
-from dispatcher.message import TaskMessage
+from dispatcher.message.envelope import TaskMessage
+from dispatcher.message.interfaces import TaskPublisher
 from dispatcher.publisher import Publisher
 from dispatcher.settings import ServerSettings
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher import ladder, message, tasks, topology
-from dispatcher.compression import MAX_BODY_BYTES
+from dispatcher import ladder, tasks, topology
 from dispatcher.errors import Unencodable
+from dispatcher.message.compression import MAX_BODY_BYTES
+from dispatcher.message.envelope import envelope
 
 #: Headers with further routing keys (https://www.rabbitmq.com/docs/sender-selected): published again with
 #: them, a message would be doubled.
@@ -27,13 +28,13 @@ class Outgoing:
     mandatory: bool = True
 
 
-def make_outgoing(task: message.TaskMessage) -> Outgoing:
+def make_outgoing(task: envelope.TaskMessage) -> Outgoing:
     """Return what to send for a task, by way of the delay ladder if its eta is to come.
 
     Raises Unencodable for what JSON cannot express, and for more than a container reads.
     """
     try:
-        body, properties = message.encode(task)
+        body, properties = envelope.encode(task)
     except (TypeError, ValueError, RecursionError) as exc:
         raise Unencodable(task.id, f"task {task.id} cannot be written as JSON: {exc}") from exc
     if len(body) > MAX_BODY_BYTES:

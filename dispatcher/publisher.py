@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dispatcher import message
 from dispatcher.amqp import ClosedByBroker, PublishLink
 from dispatcher.batch import Batch
 from dispatcher.connection import url_parameters
 from dispatcher.errors import PublishError
 from dispatcher.forks import call_in_forked_children
 from dispatcher.keepalive import KeepAlive
+from dispatcher.message.envelope import envelope
 from dispatcher.outgoing import Outgoing, make_outgoing
 from dispatcher.settings import BrokerSettings
 from dispatcher.wire import LinkError
@@ -52,7 +52,7 @@ class Publisher:
         self._keep_alive: KeepAlive | None = None
         call_in_forked_children(self._forget_after_fork)
 
-    def publish_task(self, task: message.TaskMessage, *, timeout_s: float | None = None) -> None:
+    def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None:
         """Publish a task to the queue of its kind, by way of the delay ladder if its eta is to come.
 
         Errors as for `publish`.
@@ -60,7 +60,7 @@ class Publisher:
         self._publish_all([task.id], lambda _: make_outgoing(task), timeout_s, raise_first=True)
 
     def publish_tasks(
-        self, messages: Sequence[message.TaskMessage], *, timeout_s: float | None = None
+        self, messages: Sequence[envelope.TaskMessage], *, timeout_s: float | None = None
     ) -> list[PublishError | None]:
         """Publish many tasks and return, in their order, None for a confirmed one or what went wrong.
 

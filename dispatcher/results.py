@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dispatcher.engine import make_engine, reason
 from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
-from dispatcher.message import is_short_text
+from dispatcher.message.envelope import is_short_text
 from dispatcher.models import Outcome, TaskCancellation, TaskRun
 from dispatcher.task_lock import LOCK_TIMEOUT_S, lock_task
 from dispatcher.task_status import TaskState, TaskStatus, state_of

@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from dispatcher import message
 from dispatcher.amqp_properties import encode_properties
 from dispatcher.client import Dispatcher
 from dispatcher.errors import (
@@ -29,6 +28,7 @@ from dispatcher.errors import (
     Unroutable,
 )
 from dispatcher.extras import needs_extra
+from dispatcher.message.envelope import envelope
 from dispatcher.outgoing import make_outgoing
 from dispatcher.settings import BrokerSettings
 from dispatcher.task_status import TaskState, TaskStatus
@@ -48,19 +48,19 @@ class InMemoryPublisher:
     """
 
     def __init__(self) -> None:
-        self.sent: list[message.TaskMessage] = []
+        self.sent: list[envelope.TaskMessage] = []
         #: Set to NotConfirmed or Unroutable, and every publish fails so until it is None again.
         self.fail_with: type[NotConfirmed] | type[Unroutable] | None = None
         self._lock = threading.Lock()
 
-    def publish_task(self, task: message.TaskMessage, *, timeout_s: float | None = None) -> None:
+    def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None:
         """Keep one task. Raises what `fail_with` says."""
         error = self._publish(task)
         if error is not None:
             raise error
 
     def publish_tasks(
-        self, messages: Sequence[message.TaskMessage], *, timeout_s: float | None = None
+        self, messages: Sequence[envelope.TaskMessage], *, timeout_s: float | None = None
     ) -> list[PublishError | None]:
         """Keep many tasks; one entry per task, None for a kept one."""
         return [self._publish(task) for task in messages]
@@ -68,7 +68,7 @@ class InMemoryPublisher:
     def close(self) -> None:
         """Do nothing; what was sent stays."""
 
-    def _publish(self, task: message.TaskMessage) -> PublishError | None:
+    def _publish(self, task: envelope.TaskMessage) -> PublishError | None:
         try:
             out = make_outgoing(task)
             encode_properties(out.properties)
@@ -79,7 +79,7 @@ class InMemoryPublisher:
         if self.fail_with is not None:
             return self.fail_with(task.id, f"task {task.id} was not published: the test says so")
         try:
-            received = message.decode(out.body, SimpleNamespace(**{"reply_to": None, **out.properties}))
+            received = envelope.decode(out.body, SimpleNamespace(**{"reply_to": None, **out.properties}))
         except MalformedMessage:
             # The broker takes it as well; a container puts it into the dead-letter queue.
             received = task
@@ -133,7 +133,7 @@ class InMemoryDispatcher(Dispatcher):
         self._results = self._in_memory_results = InMemoryResults()
 
     @property
-    def sent(self) -> list[message.TaskMessage]:
+    def sent(self) -> list[envelope.TaskMessage]:
         """Everything published so far, the oldest first."""
         return self.publisher.sent
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dispatcher.message import TaskMessage
+from dispatcher.message.envelope import TaskMessage
 from jobs.consumer import Delivery
 from jobs.context import TaskContext
 from jobs.database.ledger import Ending

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dispatcher import tasks
 from dispatcher.errors import InvalidTask
-from dispatcher.message import TaskMessage
+from dispatcher.message.envelope import TaskMessage
 from jobs import evidence, lab_event
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from dispatcher.celery_results import key_of, make_failure, make_meta, make_revoked, make_started
+from dispatcher.message.celery_results import key_of, make_failure, make_meta, make_revoked, make_started
 from dispatcher.task_status import STATE_OF_OUTCOME, TaskState
 from jobs.database.ledger import Ending
 from jobs.settings import ResultSettings

@@ -6,7 +6,7 @@ import base64
 import re
 from dataclasses import dataclass, field
 
-from dispatcher.celery_results import DEFAULT_EXPIRES_S
+from dispatcher.message.celery_results import DEFAULT_EXPIRES_S
 from dispatcher.settings import BrokerSettings, Environment, database_url
 from dispatcher.topology import BINDINGS, QUEUE_NORMAL
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher import ladder, message, tasks, topology
+from dispatcher import ladder, tasks, topology
 from dispatcher.failure_contract import COME_BACK_S, DeadLetterHeader
-from dispatcher.message import TaskMessage, next_attempt
+from dispatcher.message.envelope import TaskMessage, envelope, next_attempt
 from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
@@ -154,7 +154,7 @@ def retry_delay_s(settings: RetrySettings, retries: int) -> float:
 
 def publish_delayed(publisher: Publisher, task: TaskMessage, delay_s: float) -> None:
     """Publish a task so that it reaches its queue after the delay, in seconds, rounded up to whole ones."""
-    body, properties = message.encode(task)
+    body, properties = envelope.encode(task)
     properties.pop("expiration", None)  # it would end the wait on the first level that is longer
     routing_key = ladder.delayed_routing_key(delay_s, tasks.ROUTING_KEYS[task.name])
     publisher.publish(ladder.ENTRY_EXCHANGE, routing_key, body, properties)

@@ -14,7 +14,7 @@ from typing import Any
 
 from dispatcher import tasks
 from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
-from dispatcher.message import TaskMessage, decode, is_short_text
+from dispatcher.message.envelope import TaskMessage, decode, is_short_text
 from jobs import logs
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections, TaskContext

@@ -29,7 +29,9 @@ def file_map(found: Sequence[Module]) -> str:
     """Return the page: a heading for each folder, with the sentence of its `__init__`, and its modules."""
     order = {package: index for index, package in enumerate(PACKAGES)}
     in_order = sorted(found, key=lambda one: (order[one.folder.split("/")[0]], one.folder, one.file))
-    return "\n".join([_HEAD, *(_folder(name, list(own)) for name, own in groupby(in_order, lambda m: m.folder))])
+    return "\n".join(
+        [_HEAD, *(_folder(name, list(own)) for name, own in groupby(in_order, lambda m: m.folder))]
+    )
 
 
 def _folder(name: str, found: Sequence[Module]) -> str:
@@ -44,7 +46,9 @@ def _folder(name: str, found: Sequence[Module]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.file_map", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.file_map", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if the page is not up to date")
     page = file_map(modules())
     if parser.parse_args(argv).check:

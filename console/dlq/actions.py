@@ -21,9 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from console.dlq.letters import MIN_PREFIX, DeadLetter, Selector, read_task
 from console.dlq.output import plain_json, plain_text
 from console.dlq.queue import Found
-from dispatcher import ladder, message, tasks, topology
+from dispatcher import ladder, tasks, topology
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError, Unencodable
+from dispatcher.message.envelope import envelope
 from dispatcher.models import DeadLetterAction, DeadLetterVerb, LabInstance, TaskCancellation
 from dispatcher.outgoing import FURTHER_KEYS
 from dispatcher.publisher import Publisher
@@ -35,7 +36,7 @@ MAX_TOLD = 20
 #: What a message got on its way to the dead-letter queue, or from us; a fresh one has none of it.
 _WHY = ("x-autolabs-", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: The first error of the attempts before, and copies that the broker would route as well.
-_DROPPED = {message.FIRST_ERROR, *FURTHER_KEYS}
+_DROPPED = {envelope.FIRST_ERROR, *FURTHER_KEYS}
 
 
 class Refused(DispatcherError):
@@ -129,7 +130,7 @@ class DeadLetterActions:
             expires=None if self._drop_expires else task.expires,
         )
         try:
-            body, properties = message.encode(fresh)
+            body, properties = envelope.encode(fresh)
         except (TypeError, ValueError, RecursionError) as exc:
             raise Unencodable(fresh.id, str(exc)) from exc
         exchange, way = topology.TASKS_EXCHANGE, routing_key

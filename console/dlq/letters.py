@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 from dispatcher import ladder, topology
 from dispatcher.errors import InvalidTask, MalformedMessage
 from dispatcher.failure_contract import Category, DeadLetterHeader
-from dispatcher.message import FIRST_ERROR, Properties, TaskMessage, decode, header_time, is_short_text
+from dispatcher.message.envelope import (
+    FIRST_ERROR,
+    Properties,
+    TaskMessage,
+    decode,
+    header_time,
+    is_short_text,
+)
 from dispatcher.tasks import MAX_ID, lab_instance_id_of, parse_payload
 
 #: Characters of a text that is kept; containers write at most this.

@@ -40,7 +40,7 @@ from console.explain.facts import (
 )
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError
-from dispatcher.message import is_short_text
+from dispatcher.message.envelope import is_short_text
 from dispatcher.models import (
     Base,
     DeadLetterAction,

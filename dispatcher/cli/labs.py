@@ -17,7 +17,7 @@ from dispatcher.cli.arguments import moment, positive, row_id, seconds
 from dispatcher.errors import DispatcherError, TaskTimeout
 from dispatcher.extras import needs_extra
 from dispatcher.lab_time import LabTime
-from dispatcher.message import new_task_id
+from dispatcher.message.envelope import new_task_id
 from dispatcher.settings import database_url, read_settings
 from dispatcher.task_status import TaskState, TaskStatus
 from dispatcher.terminal import duration, fields, one_line

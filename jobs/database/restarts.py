@@ -13,8 +13,8 @@ from datetime import datetime
 from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.failure_contract import Audience, EventType
-from dispatcher.message import new_task_id
-from dispatcher.requests import TaskRequest
+from dispatcher.message.envelope import new_task_id
+from dispatcher.message.request import TaskRequest
 from jobs.database.connection import Cursor
 from jobs.database.lab_rows import SET_TOMBSTONE
 from jobs.database.ledger import TaskRunRecord, last_request

@@ -18,7 +18,7 @@ from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.expiry import cleanup_task_id, overdue_task_id
 from dispatcher.failure_contract import EventType
-from dispatcher.requests import TaskRequest
+from dispatcher.message.request import TaskRequest
 from jobs.context import TaskContext
 from jobs.database.connection import Cursor
 from jobs.database.due_rows import DueLab, Reason, count_live, fail_labs, find_due, lock_due, stop_labs

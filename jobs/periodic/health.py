@@ -16,7 +16,7 @@ from typing import Any
 
 from dispatcher import tasks
 from dispatcher.failure_contract import EventType
-from dispatcher.message import new_task_id
+from dispatcher.message.envelope import new_task_id
 from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 from jobs.context import TaskContext

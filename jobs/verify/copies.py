@@ -10,7 +10,7 @@ from typing import Any
 import pika
 
 from dispatcher import ladder, topology
-from dispatcher.message import PUBLISHED_AT, header_time
+from dispatcher.message.envelope import PUBLISHED_AT, header_time
 from dispatcher.outgoing import FURTHER_KEYS, Outgoing
 from dispatcher.pika_tables import Unreadable
 from jobs.deliveries import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out

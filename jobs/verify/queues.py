@@ -25,7 +25,7 @@ from dispatcher import topology
 from dispatcher.connection import answers_within, connect
 from dispatcher.errors import MalformedMessage, NotConfirmed, PublishError
 from dispatcher.interrupts import Stop
-from dispatcher.message import TaskMessage, decode, is_short_text
+from dispatcher.message.envelope import TaskMessage, decode, is_short_text
 from dispatcher.outgoing import Outgoing
 from dispatcher.pika_tables import tolerant_tables
 from dispatcher.publisher import Publisher

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
-from dispatcher.message import TaskMessage, new_task_id
+from dispatcher.message.envelope import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.cluster import ApiError, ApiUnavailable
 from jobs.configs import Configs

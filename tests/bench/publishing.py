@@ -19,7 +19,7 @@ import pika
 from celery import Celery
 
 from dispatcher import CREATE_LAB_POD, CreateLabPod, Dispatcher, celery_config, topology
-from dispatcher.message import encode
+from dispatcher.message.envelope import encode
 from tests.support.factories import create_kwargs, make_task
 from tests.support.rabbitmq import Broker
 

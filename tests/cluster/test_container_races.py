@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher import topology
-from dispatcher.message import encode
+from dispatcher.message.envelope import encode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from jobs.configs import DEFAULTS
 from jobs.failures import Failure

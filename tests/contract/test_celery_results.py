@@ -11,8 +11,8 @@ from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
-from dispatcher.celery_results import key_of, make_failure, make_meta, make_revoked, make_started
 from dispatcher.errors import TaskFailed
+from dispatcher.message.celery_results import key_of, make_failure, make_meta, make_revoked, make_started
 from dispatcher.task_status import TaskState
 
 PARENTS = {"parent_id": "parent", "group_id": "group"}

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event
 
 from dispatcher.engine import make_engine
 from dispatcher.errors import PublishError
-from dispatcher.message import TaskMessage
+from dispatcher.message.envelope import TaskMessage
 from dispatcher.outbox_relay import relay_once
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings

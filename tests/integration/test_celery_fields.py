@@ -21,7 +21,7 @@ from dispatcher import (
     topology,
 )
 from dispatcher.errors import MalformedMessage
-from dispatcher.message import TaskMessage, decode
+from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.publisher import Publisher
 from dispatcher.tasks import CreateLabPod
 from tests.support.celery_versions import CeleryVersion

@@ -19,9 +19,9 @@ from celery.result import AsyncResult
 from redis import Redis
 
 from dispatcher import topology
-from dispatcher.celery_results import key_of
 from dispatcher.errors import TaskFailed
-from dispatcher.message import encode
+from dispatcher.message.celery_results import key_of
+from dispatcher.message.envelope import encode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD
 from jobs import results as results_module
 from jobs.database.ledger import Ending

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from cronjobs.__main__ import main
 from dispatcher import CreateLabPod, TaskRequest, outbox
-from dispatcher.message import decode
+from dispatcher.message.envelope import decode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.consumer import Settlement
 from jobs.database import retention

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 
 from dispatcher import DeleteLabPod, outbox, topology
 from dispatcher.expiry import cleanup_task_id
-from dispatcher.requests import TaskRequest
+from dispatcher.message.request import TaskRequest
 from jobs.database.due_rows import DueLab
 from jobs.database.lab_store import LabStore
 from jobs.periodic import cleanup

@@ -33,7 +33,7 @@ from dispatcher import (
 )
 from dispatcher.engine import make_engine
 from dispatcher.failure_contract import Category
-from dispatcher.message import TaskMessage, decode
+from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.tasks import SCALE_LAB_RESOURCES
 from dispatcher.testing import InMemoryDispatcher
 from jobs.database.lab_store import LabStore

@@ -17,7 +17,7 @@ import pytest
 
 from dispatcher import topology
 from dispatcher.failure_contract import DeadLetterHeader
-from dispatcher.message import decode, encode
+from dispatcher.message.envelope import decode, encode
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.dead_letters import DLQ, ROOT, Dlq, bury, make_delete, why
 from tests.support.factories import create_kwargs, make_task

@@ -14,7 +14,7 @@ import pytest
 
 from dispatcher import CreateLabPod, DeleteLabPod, topology
 from dispatcher.database import upgrade
-from dispatcher.message import TaskMessage, decode
+from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.tasks import parse_payload
 from tests.support.backend import ANY_PORT, Answer, Backend
 from tests.support.in_process import run_command

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from dispatcher import topology
-from dispatcher.message import TaskMessage
+from dispatcher.message.envelope import TaskMessage
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections

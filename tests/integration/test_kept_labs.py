@@ -11,7 +11,7 @@ import yaml
 
 from dispatcher import topology
 from dispatcher.errors import NotConfirmed
-from dispatcher.message import TaskMessage, decode
+from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.publisher import Publisher
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.configs import DEFAULTS, SETTINGS

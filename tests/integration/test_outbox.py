@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from dispatcher import DeleteLabPod, InvalidTask, outbox
+from dispatcher.message.request import TaskRequest
 from dispatcher.models import LabInstance, OutboxTask
-from dispatcher.requests import TaskRequest
 from tests.support.factories import create_kwargs, make_payload
 from tests.support.postgres import Database
 

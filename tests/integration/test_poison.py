@@ -15,7 +15,7 @@ import pytest
 
 from deploy.local.credentials import Credentials, rabbitmq_definitions
 from dispatcher import ladder, topology
-from dispatcher.message import FIRST_ERROR, PUBLISHED_AT
+from dispatcher.message.envelope import FIRST_ERROR, PUBLISHED_AT
 from dispatcher.results import TaskState
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from tests.support.container import Containers

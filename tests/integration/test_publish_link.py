@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher import NotConfirmed, topology
-from dispatcher.message import decode
+from dispatcher.message.envelope import decode
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from tests.support.certificate import make_certificate

@@ -14,8 +14,8 @@ import pytest
 
 from dispatcher import NotConfirmed, Unencodable, Unroutable, topology
 from dispatcher.batch import WINDOW
-from dispatcher.compression import MAX_BODY_BYTES
-from dispatcher.message import TaskMessage
+from dispatcher.message.compression import MAX_BODY_BYTES
+from dispatcher.message.envelope import TaskMessage
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import DELETE_LAB_POD

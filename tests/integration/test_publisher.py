@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from dispatcher import CREATE_LAB_POD, Dispatcher, NotConfirmed, Unroutable, topology
-from dispatcher.message import decode
+from dispatcher.message.envelope import decode
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from tests.support.factories import IMAGE, create_kwargs, make_task

@@ -19,7 +19,7 @@ from dispatcher import (
     ladder,
     topology,
 )
-from dispatcher.message import encode
+from dispatcher.message.envelope import encode
 from dispatcher.tasks import CreateLabPod, DeleteLabPod
 from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
 from tests.support.container import Containers

@@ -15,7 +15,7 @@ from celery import Celery
 
 from dispatcher import ladder, topology
 from dispatcher.errors import TaskFailed
-from dispatcher.message import TaskMessage, encode
+from dispatcher.message.envelope import TaskMessage, encode
 from dispatcher.results import TaskState
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.consumer import Settlement

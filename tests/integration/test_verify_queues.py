@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dispatcher import topology
-from dispatcher.message import encode
+from dispatcher.message.envelope import encode
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD

@@ -16,7 +16,7 @@ import pytest
 
 from dispatcher import topology
 from dispatcher.interrupts import Interrupted, stop_on_signals
-from dispatcher.message import encode
+from dispatcher.message.envelope import encode
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.deliveries import EARLIER_DELIVERIES

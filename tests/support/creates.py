@@ -7,7 +7,7 @@ from typing import Any
 
 import pika
 
-from dispatcher.message import TaskMessage, encode
+from dispatcher.message.envelope import TaskMessage, encode
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections, TaskContext
 from jobs.errors import PermanentError

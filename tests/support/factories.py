@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher.message import TaskMessage, encode, new_task_id
+from dispatcher.message.envelope import TaskMessage, encode, new_task_id
 from dispatcher.tasks import CREATE_LAB_POD, CreateLabPod
 from jobs.database.ledger import TaskRunRecord
 from jobs.settings import StoreSettings

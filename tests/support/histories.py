@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from greenlet import getcurrent, greenlet
 
-from dispatcher.message import TaskMessage
+from dispatcher.message.envelope import TaskMessage
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.cluster import Manifest

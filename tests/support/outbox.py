@@ -11,7 +11,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from sqlalchemy import Engine
 
 from dispatcher import outbox, topology
-from dispatcher.message import TaskMessage, decode
+from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.factories import create_kwargs, make_payload
 from tests.support.postgres import Database

@@ -17,7 +17,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 from dispatcher import ladder, topology
-from dispatcher.message import decode, encode
+from dispatcher.message.envelope import decode, encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import ROUTING_KEYS, parse_payload
 from tests.support.factories import make_task

@@ -10,7 +10,7 @@ import pika
 
 from dispatcher import ladder, topology
 from dispatcher.errors import NotConfirmed, PublishError
-from dispatcher.message import TaskMessage, decode, encode
+from dispatcher.message.envelope import TaskMessage, decode, encode
 from dispatcher.tasks import routing_key
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pika.compat import long
 
 from dispatcher.amqp_properties import encode_properties
-from dispatcher.message import encode
+from dispatcher.message.envelope import encode
 from tests.support.factories import make_task
 
 names = st.text(st.characters(codec="utf-8"), max_size=40)

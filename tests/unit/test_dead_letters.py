@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from console.dlq.letters import _BROKER_REASONS, DeadLetter, Selector, read_letter
 from console.dlq.output import plain_json, plain_text
 from dispatcher import ladder
-from dispatcher.message import encode
+from dispatcher.message.envelope import encode
 from dispatcher.terminal import printable
 from jobs.failures import Failure
 from tests.support.dead_letters import make_delete, why

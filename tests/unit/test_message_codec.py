@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pika.compat import long
 
 from dispatcher.amqp_properties import encode_properties
-from dispatcher.compression import MAX_BODY_BYTES
 from dispatcher.errors import MalformedMessage
-from dispatcher.message import (
+from dispatcher.message.compression import MAX_BODY_BYTES
+from dispatcher.message.envelope import (
     PUBLISHED_AT,
     TaskMessage,
     decode,

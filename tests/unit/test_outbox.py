@@ -16,8 +16,8 @@ from cronjobs.__main__ import main as cron
 from dispatcher import InvalidTask, outbox
 from dispatcher.__main__ import main as autolabs
 from dispatcher.cli.outbox import _table
+from dispatcher.message.request import TaskRequest
 from dispatcher.outbox_relay import RelayReport, WaitingTask
-from dispatcher.requests import TaskRequest
 from tests.support.factories import create_kwargs, make_payload
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.message import encode
+from dispatcher.message.envelope import encode
 from dispatcher.redaction import printable, safe_repr, scrubbed
 from tests.support.factories import make_task
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher import ladder, message, tasks
+from dispatcher import ladder, tasks
+from dispatcher.message.envelope import envelope
 from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.retry import through_blips
@@ -95,7 +96,7 @@ def test_a_delayed_task_waits_on_the_ladder_for_whole_seconds(delay_s: float, he
 def test_a_retried_task_keeps_its_id_on_the_wire() -> None:
     publisher = RecordingPublisher()
     task = make_task(retries=1)
-    publish_delayed(publisher, message.next_attempt(task), 5)
+    publish_delayed(publisher, envelope.next_attempt(task), 5)
     properties = publisher.published[0][2]
     headers = properties["headers"]
     assert isinstance(headers, dict)

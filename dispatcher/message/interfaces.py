@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dispatcher.errors import PublishError
-from dispatcher.message import TaskMessage
+from dispatcher.message.envelope import TaskMessage
 from dispatcher.task_status import TaskStatus
 
 

@@ -16,9 +16,9 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, Protocol
 
-from dispatcher.compression import MAX_BODY_BYTES, decompress
 from dispatcher.errors import MalformedMessage
-from dispatcher.kombu_json import unwrap
+from dispatcher.message.compression import MAX_BODY_BYTES, decompress
+from dispatcher.message.kombu_json import unwrap
 from dispatcher.redaction import safe_repr
 
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.

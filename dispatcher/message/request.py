@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from dispatcher import message, tasks
+from dispatcher import tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.ladder import MAX_DELAY_S
+from dispatcher.message.envelope import envelope
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class TaskRequest:
     #: Seconds from now, or an aware time, from which on the task is not begun any more.
     expires: float | datetime | None = None
 
-    def to_message(self) -> message.TaskMessage:
+    def to_message(self) -> envelope.TaskMessage:
         """Return the message to publish; relative times count from now. Raises InvalidTask."""
         if not isinstance(self.payload, tasks.Payload):
             allowed = ", ".join(sorted(kind.__name__ for kind in tasks.PAYLOADS.values()))
@@ -38,7 +39,7 @@ class TaskRequest:
         expires = _moment("expires", self.expires)
         if expires is not None and expires <= (eta or datetime.now(timezone.utc)):
             raise InvalidTask("expires", f"{self.expires} is over before the task may begin")
-        return message.TaskMessage(
+        return envelope.TaskMessage(
             name=self.payload.task_name,
             id=self._checked_id(),
             kwargs=tasks.payload_kwargs(self.payload),
@@ -48,8 +49,8 @@ class TaskRequest:
 
     def _checked_id(self) -> str:
         if self.task_id is None:
-            return message.new_task_id()
-        if not (self.task_id and message.is_short_text(self.task_id)):
+            return envelope.new_task_id()
+        if not (self.task_id and envelope.is_short_text(self.task_id)):
             raise InvalidTask("task_id", f"{self.task_id!r:.80} must be a printable text of 1 to 255 bytes")
         return self.task_id
 
