@@ -6,8 +6,8 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from dispatcher.broker.publisher import Publisher
 from dispatcher.errors import DispatcherError, InvalidSettings
-from dispatcher.publisher import Publisher
 from dispatcher.settings import ServerSettings, read_settings
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dispatcher import tasks, topology
+from dispatcher import tasks
+from dispatcher.broker import topology
 
 #: For one answer of a result backend on Redis.
 REDIS_TIMEOUT_S = 5.0

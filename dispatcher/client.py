@@ -67,7 +67,7 @@ class Dispatcher:
             environ = os.environ if amqp_url is None else {**os.environ, "AMQP_URL": amqp_url}
             settings = read_settings(environ, BrokerSettings.from_environment)
         # Here, so that a process that only imports the package does not pay for pika.
-        from dispatcher.publisher import Publisher
+        from dispatcher.broker.publisher import Publisher
 
         self._publisher: TaskPublisher = Publisher(settings)
         if isinstance(database, str):

@@ -13,10 +13,10 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine, reason
 from dispatcher.errors import DispatcherError
 from dispatcher.outbox_relay import BATCH, PUBLISH_TIMEOUT_S, next_due_s, relay_batch
-from dispatcher.publisher import Publisher
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, bindparam, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import open_engine, reason
 from dispatcher.errors import DispatcherError, NotConfirmed, NotSent, PublishError, Unencodable
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.message.interfaces import TaskPublisher
-from dispatcher.publisher import Publisher
 from dispatcher.settings import ServerSettings
 
 logger = logging.getLogger(__name__)

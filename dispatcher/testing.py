@@ -16,7 +16,8 @@ from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.amqp_properties import encode_properties
+from dispatcher.broker.amqp_properties import encode_properties
+from dispatcher.broker.outgoing import make_outgoing
 from dispatcher.client import Dispatcher
 from dispatcher.errors import (
     DispatcherError,
@@ -29,7 +30,6 @@ from dispatcher.errors import (
 )
 from dispatcher.extras import needs_extra
 from dispatcher.message.envelope import envelope
-from dispatcher.outgoing import make_outgoing
 from dispatcher.settings import BrokerSettings
 from dispatcher.task_status import TaskState, TaskStatus
 

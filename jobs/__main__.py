@@ -24,9 +24,9 @@ from typing import Any
 
 from pika.exceptions import AMQPError
 
-from dispatcher.connection import connect
+from dispatcher.broker.connection import connect
+from dispatcher.broker.pika_tables import tolerant_tables
 from dispatcher.errors import InvalidSettings
-from dispatcher.pika_tables import tolerant_tables
 from dispatcher.settings import read_settings
 from jobs import logs
 from jobs.consumer import ChannelLost, Consumer, Delivery, Settlement

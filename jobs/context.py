@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from dispatcher.publisher import Publisher
+from dispatcher.broker.publisher import Publisher
 from jobs.cluster import Cluster
 from jobs.cluster_access import kubeconfig_access, service_account_access
 from jobs.configs import Configs

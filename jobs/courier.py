@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from dispatcher.broker.publisher import Publisher
+from dispatcher.broker.topology import EVENTS_EXCHANGE
 from dispatcher.errors import PublishError
-from dispatcher.publisher import Publisher
 from dispatcher.redaction import printable, scrubbed
-from dispatcher.topology import EVENTS_EXCHANGE
 from jobs.bounded import TookTooLong, within
 from jobs.settings import WebhookSettings
 

@@ -6,9 +6,9 @@ import base64
 import re
 from dataclasses import dataclass, field
 
+from dispatcher.broker.topology import BINDINGS, QUEUE_NORMAL
 from dispatcher.message.celery_results import DEFAULT_EXPIRES_S
 from dispatcher.settings import BrokerSettings, Environment, database_url
-from dispatcher.topology import BINDINGS, QUEUE_NORMAL
 
 #: What an HTTP client takes: labels of at most 63 characters, and no space anywhere.
 _POSTABLE_URL = (

@@ -14,10 +14,11 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher import ladder, tasks, topology
+from dispatcher import tasks
+from dispatcher.broker import delay_ladder, topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.failure_contract import COME_BACK_S, DeadLetterHeader
 from dispatcher.message.envelope import TaskMessage, envelope, next_attempt
-from dispatcher.publisher import Publisher
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
 from jobs.database.ledger import Ending, TaskRunRecord
@@ -156,8 +157,8 @@ def publish_delayed(publisher: Publisher, task: TaskMessage, delay_s: float) -> 
     """Publish a task so that it reaches its queue after the delay, in seconds, rounded up to whole ones."""
     body, properties = envelope.encode(task)
     properties.pop("expiration", None)  # it would end the wait on the first level that is longer
-    routing_key = ladder.delayed_routing_key(delay_s, tasks.ROUTING_KEYS[task.name])
-    publisher.publish(ladder.ENTRY_EXCHANGE, routing_key, body, properties)
+    routing_key = delay_ladder.delayed_routing_key(delay_s, tasks.ROUTING_KEYS[task.name])
+    publisher.publish(delay_ladder.ENTRY_EXCHANGE, routing_key, body, properties)
 
 
 def _dead_letter(failed: FailedTask, error: JobError) -> None:
@@ -170,7 +171,7 @@ def publish_dead_letter(
 ) -> None:
     """Put the message, unchanged but for headers that tell its story, into the dead-letter queue."""
     original = delivery.properties
-    routing_key = ladder.plain_routing_key(delivery.routing_key)
+    routing_key = delay_ladder.plain_routing_key(delivery.routing_key)
     last_error = str(error)[:_SHORT]
     story: dict[str, Any] = {
         DeadLetterHeader.REASON: last_error,

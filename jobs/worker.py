@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher import tasks
+from dispatcher.broker.deliveries import unsettled_deliveries
 from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
 from dispatcher.message.envelope import TaskMessage, decode, is_short_text
 from jobs import logs
@@ -21,7 +22,6 @@ from jobs.context import Connections, TaskContext
 from jobs.create_lab import create_lab
 from jobs.database.ledger import TaskRunRecord
 from jobs.delete_lab import FailedDelete, delete_lab
-from jobs.deliveries import unsettled_deliveries
 from jobs.errors import JobError
 from jobs.failed_task import FailedTask
 from jobs.failures import Failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from dispatcher.topology import QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
+from dispatcher.broker.topology import QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
 
 #: Seconds that one message may take: four Ready timeouts on the last of four attempts (4 x 60 s),
 #: 60 s for what an earlier attempt left to go, and a database or API server that restarts meanwhile.

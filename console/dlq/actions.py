@@ -21,13 +21,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from console.dlq.letters import MIN_PREFIX, DeadLetter, Selector, read_task
 from console.dlq.output import plain_json, plain_text
 from console.dlq.queue import Found
-from dispatcher import ladder, tasks, topology
+from dispatcher import tasks
+from dispatcher.broker import delay_ladder, topology
+from dispatcher.broker.outgoing import FURTHER_KEYS
+from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError, Unencodable
 from dispatcher.message.envelope import envelope
 from dispatcher.models import DeadLetterAction, DeadLetterVerb, LabInstance, TaskCancellation
-from dispatcher.outgoing import FURTHER_KEYS
-from dispatcher.publisher import Publisher
 
 #: Bytes of a discarded body that the audit row keeps.
 MAX_KEPT_BYTES = 1024 * 1024
@@ -135,8 +136,8 @@ class DeadLetterActions:
             raise Unencodable(fresh.id, str(exc)) from exc
         exchange, way = topology.TASKS_EXCHANGE, routing_key
         if fresh.eta:
-            exchange = ladder.ENTRY_EXCHANGE
-            way = ladder.delayed_routing_key((fresh.eta - now).total_seconds(), routing_key)
+            exchange = delay_ladder.ENTRY_EXCHANGE
+            way = delay_ladder.delayed_routing_key((fresh.eta - now).total_seconds(), routing_key)
         self._publisher.publish(exchange, way, body, properties)
         return routing_key
 

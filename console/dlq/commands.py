@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from console.dlq import output
 from console.dlq.letters import DeadLetter, Selector, names
+from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.cli.arguments import natural, row_id
 from dispatcher.errors import DispatcherError
 from dispatcher.failure_contract import Category
 from dispatcher.settings import BrokerSettings, read_settings
 from dispatcher.terminal import fields, many, printable
-from dispatcher.topology import DEAD_LETTER_QUEUE
 
 if TYPE_CHECKING:
     from console.dlq.queue import Found

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.errors import InvalidTask, MalformedMessage
 from dispatcher.failure_contract import Category, DeadLetterHeader
 from dispatcher.message.envelope import (
@@ -146,7 +146,7 @@ def read_letter(body: bytes, properties: Properties, routing_key: str | bytes) -
         first_error=_text(headers.get(DeadLetterHeader.FIRST_ERROR)) or _text(headers.get(FIRST_ERROR)),
         last_error=_text(headers.get(DeadLetterHeader.LAST_ERROR)) if reason else story.reason,
         queue=story.queue,
-        routing_key=ladder.plain_routing_key(_text(routing_key) or ""),
+        routing_key=delay_ladder.plain_routing_key(_text(routing_key) or ""),
         died_at=story.died_at,
         job=_text(headers.get(DeadLetterHeader.JOB)),
         pod=_text(headers.get(DeadLetterHeader.POD)),

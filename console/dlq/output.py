@@ -11,11 +11,11 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from console.dlq.letters import SHOWN_KEY, DeadLetter, read_task
+from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.redaction import scrubbed, scrubbed_values
 from dispatcher.terminal import age, many, printable
 from dispatcher.terminal import table as make_table
 from dispatcher.texts import cut
-from dispatcher.topology import DEAD_LETTER_QUEUE
 
 if TYPE_CHECKING:
     from console.dlq.queue import Found

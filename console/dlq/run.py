@@ -14,12 +14,12 @@ from types import TracebackType
 from console.dlq import output
 from console.dlq.letters import MIN_PREFIX, SHOWN_KEY, DeadLetter, Selector
 from console.dlq.queue import Found, look_through
+from dispatcher.broker.publisher import Publisher
+from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.extras import needs_extra
-from dispatcher.publisher import Publisher
 from dispatcher.redaction import scrubbed
 from dispatcher.settings import ServerSettings
 from dispatcher.terminal import many, printable
-from dispatcher.topology import DEAD_LETTER_QUEUE
 
 with needs_extra("db"):
     from console.dlq.actions import DeadLetterActions, DoneEarlier, Refused, done_earlier

@@ -9,10 +9,10 @@ import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from console.explain.facts import QueueSight
-from dispatcher import ladder
-from dispatcher.connection import answers_within, connect
+from dispatcher.broker import delay_ladder
+from dispatcher.broker.connection import answers_within, connect
+from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.settings import BrokerSettings
-from dispatcher.topology import DEAD_LETTER_QUEUE
 
 #: Seconds for the connection and for the answer: an operator waits.
 TIMEOUT_S = 3.0
@@ -28,7 +28,7 @@ def look_at_queue(settings: BrokerSettings, queue: str) -> QueueSight:
         try:
             with answers_within(connection, TIMEOUT_S):
                 found = connection.channel().queue_declare(queue, passive=True).method
-                levels = [ladder.level_name(level) for level in range(ladder.LEVELS)]
+                levels = [delay_ladder.level_name(level) for level in range(delay_ladder.LEVELS)]
                 delayed, dead = _count(connection, levels), _count(connection, [DEAD_LETTER_QUEUE])
         finally:
             if connection.is_open:

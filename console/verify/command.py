@@ -208,7 +208,7 @@ def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
 
 def _looked_at(url: str, server: str, namespace: str, broker: BrokerSettings | None) -> dict[str, str]:
     """Return where everything is, without passwords, for whoever has several platforms."""
-    from dispatcher.connection import url_parameters
+    from dispatcher.broker.connection import url_parameters
 
     parts = urlsplit(url)
     looked_at = {

@@ -27,8 +27,8 @@ def declare_topology(_arguments: argparse.Namespace) -> int:
     """Declare exchanges, queues and bindings. Idempotent."""
     from pika.exceptions import AMQPError
 
-    from dispatcher import topology
-    from dispatcher.connection import connect
+    from dispatcher.broker import topology
+    from dispatcher.broker.connection import connect
 
     settings = read_settings(os.environ, BrokerSettings.from_environment)
     try:

@@ -123,7 +123,7 @@ def _complaints(report: RelayReport) -> list[str]:
 def _relay_until_stopped(settings: ServerSettings) -> int:
     with needs_extra("db"):
         from dispatcher.outbox_listener import relay_forever
-    from dispatcher.publisher import Publisher
+    from dispatcher.broker.publisher import Publisher
 
     stop = threading.Event()
 

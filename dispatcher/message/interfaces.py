@@ -11,7 +11,7 @@ from dispatcher.task_status import TaskStatus
 
 
 class TaskPublisher(Protocol):
-    """What takes the messages; dispatcher.publisher.Publisher is one."""
+    """What takes the messages; dispatcher.broker.publisher.Publisher is one."""
 
     def publish_task(self, task: TaskMessage, *, timeout_s: float | None = None) -> None:
         """Publish one task. Raises PublishError."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from dispatcher import tasks
+from dispatcher.broker.delay_ladder import MAX_DELAY_S
 from dispatcher.errors import InvalidTask
-from dispatcher.ladder import MAX_DELAY_S
 from dispatcher.message.envelope import envelope
 
 

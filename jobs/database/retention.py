@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from dispatcher.ladder import MAX_DELAY_S
+from dispatcher.broker.delay_ladder import MAX_DELAY_S
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
 from jobs.database.connection import Cursor, Database
 

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from dispatcher.broker.topology import QUEUE_NORMAL
 from dispatcher.failure_contract import COME_BACK_S
 from dispatcher.tasks import CREATE_LAB_POD
-from dispatcher.topology import QUEUE_NORMAL
 from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
 from jobs.naming import Whose

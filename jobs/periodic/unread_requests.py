@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import closing
 
-from dispatcher.topology import QUEUE_HIGH
+from dispatcher.broker.topology import QUEUE_HIGH
 from jobs.context import TaskContext
 from jobs.database.due_rows import DueLab, Reason
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pika
 
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
+from dispatcher.broker.deliveries import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
+from dispatcher.broker.outgoing import FURTHER_KEYS, Outgoing
+from dispatcher.broker.pika_tables import Unreadable
 from dispatcher.message.envelope import PUBLISHED_AT, header_time
-from dispatcher.outgoing import FURTHER_KEYS, Outgoing
-from dispatcher.pika_tables import Unreadable
-from jobs.deliveries import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
 
 #: Headers of a copy: the walk that made it, which knows by it where it began, and when.
 COPIED_BY, COPIED_AT = "x-autolabs-verify", "x-autolabs-verify-at"
@@ -111,7 +111,7 @@ def _properties(taken: Taken) -> dict[str, Any]:
 
 def _way_back(queue: str, taken: Taken) -> tuple[str, str]:
     """Return exchange and routing key that lead to the queue, by what the job's own user may write to."""
-    plain = ladder.plain_routing_key(taken.routing_key)
+    plain = delay_ladder.plain_routing_key(taken.routing_key)
     if plain in topology.BINDINGS[queue]:
         return topology.TASKS_EXCHANGE, plain
     if reason_of_copy(queue, taken.properties.headers) in topology.GIVEN_UP_REASONS:

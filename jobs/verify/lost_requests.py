@@ -10,8 +10,8 @@ import enum
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
+from dispatcher.broker.topology import QUEUE_HIGH
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
-from dispatcher.topology import QUEUE_HIGH
 from jobs.database.snapshot_rows import LabRow
 from jobs.verify.inventory import Inventory
 

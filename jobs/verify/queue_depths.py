@@ -13,14 +13,14 @@ from time import monotonic
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from dispatcher import ladder, topology
-from dispatcher.connection import url_parameters
+from dispatcher.broker import delay_ladder, topology
+from dispatcher.broker.connection import url_parameters
 from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
 from jobs.verify.queues import Queues
 
 #: From the highest level down, as messages go: one that moves on meanwhile is counted later.
-LADDER = [ladder.level_name(level) for level in reversed(range(ladder.LEVELS))]
+LADDER = [delay_ladder.level_name(level) for level in reversed(range(delay_ladder.LEVELS))]
 #: Seconds for which a queue is looked at until nothing waits in it: containers take what comes at once.
 LOOK_S = 2.0
 _POLL_S = 0.2

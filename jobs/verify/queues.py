@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 import pika
 from pika.exceptions import AMQPError
 
-from dispatcher import topology
-from dispatcher.connection import answers_within, connect
+from dispatcher.broker import topology
+from dispatcher.broker.connection import answers_within, connect
+from dispatcher.broker.outgoing import Outgoing
+from dispatcher.broker.pika_tables import tolerant_tables
+from dispatcher.broker.publisher import Publisher
 from dispatcher.errors import MalformedMessage, NotConfirmed, PublishError
 from dispatcher.interrupts import Stop
 from dispatcher.message.envelope import TaskMessage, decode, is_short_text
-from dispatcher.outgoing import Outgoing
-from dispatcher.pika_tables import tolerant_tables
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import lab_instance_id_of
 from jobs.verify.copies import Taken, make_copy, make_dead_letter

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
 from dispatcher.terminal import many

@@ -22,7 +22,7 @@ import pika
 from deploy.demo.platform import PLATFORM, Platform, eventually
 from deploy.demo.timeline import JobWatch
 from deploy.local.platform_part import node_cores
-from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
+from dispatcher.broker.topology import QUEUE_HIGH, QUEUE_NORMAL
 from tests.bench import celery_peer, periodic, publishing
 from tests.bench.measure import (
     RESOURCES,

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import pika
 from celery import Celery
 
-from dispatcher import CREATE_LAB_POD, CreateLabPod, Dispatcher, celery_config, topology
+from dispatcher import CREATE_LAB_POD, CreateLabPod, Dispatcher, celery_config
+from dispatcher.broker import topology
 from dispatcher.message.envelope import encode
 from tests.support.factories import create_kwargs, make_task
 from tests.support.rabbitmq import Broker
@@ -133,7 +134,7 @@ def run(*, rounds: int = 7, singles: int = 1000, many: int = 20_000) -> list[str
         rows = measure(broker, rounds=rounds, singles=singles, many=many)
     finally:
         broker.remove()
-    return [*lines(rows), *map(import_cost, ("dispatcher", "dispatcher.publisher", "celery.app.base"))]
+    return [*lines(rows), *map(import_cost, ("dispatcher", "dispatcher.broker.publisher", "celery.app.base"))]
 
 
 def main() -> int:

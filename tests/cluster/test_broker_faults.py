@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from dispatcher import CreateLabPod, Dispatcher, NotConfirmed, TaskRequest, topology
+from dispatcher import CreateLabPod, Dispatcher, NotConfirmed, TaskRequest
+from dispatcher.broker import topology
 from tests.support.broker_pod import BrokerPod
 from tests.support.factories import create_kwargs
 from tests.support.rabbitmq import Broker

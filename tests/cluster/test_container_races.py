@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.message.envelope import encode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from jobs.configs import DEFAULTS

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.results import TaskState
 from tests.support.dead_letters import DLQ
 from tests.support.factories import create_kwargs

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from jobs.failures import Failure
 from tests.support.factories import create_kwargs
 from tests.support.own_platform import OwnPlatform

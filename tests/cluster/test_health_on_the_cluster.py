@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from dispatcher.broker.topology import QUEUE_HIGH
 from dispatcher.tasks import DELETE_LAB_POD
-from dispatcher.topology import QUEUE_HIGH
 from jobs.failures import Failure
 from tests.support.breakable_labs import HANGS_S, BreakableLabs
 from tests.support.broken_labs import BrokenLabs

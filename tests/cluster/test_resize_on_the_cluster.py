@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher import topology
 from dispatcher.__main__ import main
+from dispatcher.broker import topology
 from jobs.failures import Failure
 from tests.support.own_platform import OwnPlatform
 from tests.support.resizing import ResizedLab, without_limit_range

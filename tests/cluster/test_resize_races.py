@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.tasks import CREATE_LAB_POD
 from jobs.cluster import Cluster
 from jobs.failures import Failure

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher import BrokerSettings, Dispatcher, topology
+from dispatcher import BrokerSettings, Dispatcher
+from dispatcher.broker import topology
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.configs import LIFE_SETTINGS
 from tests.support.clearing import clear

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import jobs.cluster
-from dispatcher import Dispatcher, topology
+from dispatcher import Dispatcher
+from dispatcher.broker import topology
 from dispatcher.tasks import DELETE_LAB_POD
 from tests.support.clearing import clear, failed_since
 from tests.support.container import ROOT

@@ -21,7 +21,8 @@ from kombu.compression import compress
 from kombu.message import Message
 from kombu.utils import json as kombu_json
 
-from dispatcher import celery_config, tasks, topology
+from dispatcher import celery_config, tasks
+from dispatcher.broker import topology
 from dispatcher.message.envelope import TaskMessage, decode, encode, next_attempt
 from dispatcher.message.kombu_json import unwrap
 from tests.support.factories import create_kwargs, make_task

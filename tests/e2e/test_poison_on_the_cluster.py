@@ -17,7 +17,7 @@ from kubernetes import client
 from console.dlq.queue import Found, look_through
 from deploy.demo.platform import PLATFORM, Platform, eventually
 from deploy.demo.timeline import JobWatch
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.settings import BrokerSettings
 from jobs.__main__ import EXIT_GIVEN_BACK, EXIT_OK
 from keda.profiles import PROFILES

@@ -15,9 +15,10 @@ import jobs.cluster
 import jobs.database
 import jobs.database.connection
 import jobs.verify.queue_depths
-from dispatcher import celery_config, topology
+from dispatcher import celery_config
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
-from dispatcher.publisher import Publisher
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
 from jobs.configs import upload_defaults

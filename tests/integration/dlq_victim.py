@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event
 
 from console.__main__ import main
 from console.dlq.actions import DeadLetterActions
-from dispatcher.publisher import Publisher
+from dispatcher.broker.publisher import Publisher
 
 #: Every step of one message, in its order, for both verbs.
 STEPS = (

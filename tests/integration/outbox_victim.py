@@ -13,11 +13,11 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
+from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
 from dispatcher.errors import PublishError
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.outbox_relay import relay_once
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker
 

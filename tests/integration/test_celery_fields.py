@@ -15,14 +15,11 @@ from typing import Any
 
 import pytest
 
-from dispatcher import (
-    CREATE_LAB_POD,
-    Dispatcher,
-    topology,
-)
+from dispatcher import CREATE_LAB_POD, Dispatcher
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.errors import MalformedMessage
 from dispatcher.message.envelope import TaskMessage, decode
-from dispatcher.publisher import Publisher
 from dispatcher.tasks import CreateLabPod
 from tests.support.celery_versions import CeleryVersion
 from tests.support.factories import create_kwargs, make_task

@@ -18,7 +18,7 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from redis import Redis
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.errors import TaskFailed
 from dispatcher.message.celery_results import key_of
 from dispatcher.message.envelope import encode

@@ -10,7 +10,7 @@ import pytest
 
 from cronjobs import outbox
 from cronjobs.__main__ import main
-from dispatcher import topology
+from dispatcher.broker import topology
 from jobs.database.due_rows import announce_ends
 from jobs.errors import PermanentError
 from jobs.failures import Failure

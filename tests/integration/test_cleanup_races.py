@@ -7,7 +7,8 @@ import signal
 import pytest
 from sqlalchemy import Engine, text
 
-from dispatcher import DeleteLabPod, outbox, topology
+from dispatcher import DeleteLabPod, outbox
+from dispatcher.broker import topology
 from dispatcher.expiry import cleanup_task_id
 from dispatcher.message.request import TaskRequest
 from jobs.database.due_rows import DueLab

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispatcher import BrokerSettings, topology
-from dispatcher.connection import connect
+from dispatcher import BrokerSettings
+from dispatcher.broker import topology
+from dispatcher.broker.connection import connect
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from jobs import consumer
 from tests.support.container import Containers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from jobs.consumer import Settlement
 from jobs.context import Connections
 from jobs.database.lab_rows import LabState

@@ -27,10 +27,9 @@ from dispatcher import (
     TaskState,
     TaskTimeout,
     Unroutable,
-    ladder,
     outbox,
-    topology,
 )
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.engine import make_engine
 from dispatcher.failure_contract import Category
 from dispatcher.message.envelope import TaskMessage, decode
@@ -333,7 +332,7 @@ def test_a_countdown_keeps_the_task_on_the_broker(broker: Broker) -> None:
     assert message.headers["id"] == "later"
     # A wait of the message's own length must be over: it never comes early.
     assert datetime.now(timezone.utc) >= datetime.fromisoformat(message.headers["eta"])
-    eventually(lambda: broker.depth(ladder.level_name(9)) == 1, what="the other on the rung of 512 s")
+    eventually(lambda: broker.depth(delay_ladder.level_name(9)) == 1, what="the other on the rung of 512 s")
 
 
 def test_a_forked_child_goes_on_with_connections_of_its_own(broker: Broker, database: Database) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.failure_contract import DeadLetterHeader
 from dispatcher.message.envelope import decode, encode
 from dispatcher.tasks import CREATE_LAB_POD

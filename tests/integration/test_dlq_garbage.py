@@ -10,7 +10,7 @@ import pika
 import pika.data
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from tests.integration.test_poison import POISON
 from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
 from tests.support.factories import make_wire

@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 from console.dlq.queue import MAX_IN_FLIGHT, MAX_RETURNS
-from dispatcher import topology
+from dispatcher.broker import topology
 from tests.integration.dlq_victim import STEPS
 from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
 from tests.support.postgres import Database

@@ -7,7 +7,7 @@ import json
 import pytest
 from celery import Celery
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
 from tests.support.postgres import Database

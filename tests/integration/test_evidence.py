@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.topology import DEAD_LETTER_QUEUE
+from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from jobs.consumer import Settlement
 from jobs.context import Connections
 from jobs.lab_event import COMPONENT

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher import CreateLabPod, DeleteLabPod, topology
+from dispatcher import CreateLabPod, DeleteLabPod
+from dispatcher.broker import topology
 from dispatcher.database import upgrade
 from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.tasks import parse_payload

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from celery import Celery
 
-from dispatcher import CREATE_LAB_POD, Dispatcher, celery_config, topology
+from dispatcher import CREATE_LAB_POD, Dispatcher, celery_config
+from dispatcher.broker import topology
 from tests.support.celery_versions import close_app
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs

@@ -19,8 +19,8 @@ from console.explain.explanation import awaited
 from console.explain.facts import LabFacts, QueueSight
 from console.explain.queue import look_at_queue
 from console.explain.reading import read_lab_facts
-from dispatcher import ladder
-from dispatcher.connection import connect
+from dispatcher.broker import delay_ladder
+from dispatcher.broker.connection import connect
 from dispatcher.settings import BrokerSettings
 from tests.support import in_process
 from tests.support.factories import create_kwargs
@@ -124,7 +124,9 @@ def test_a_look_at_a_queue_counts_what_waits_and_who_takes_it(broker: Broker) ->
     channel = broker.channel()
     channel.basic_consume("celery.cleanup", lambda *_delivery: None)
     channel.confirm_delivery()
-    channel.basic_publish(ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(600, "lab.create"), b"x")
+    channel.basic_publish(
+        delay_ladder.ENTRY_EXCHANGE, delay_ladder.delayed_routing_key(600, "lab.create"), b"x"
+    )
     channel.queue_delete("celery.dlq")
     assert look_at_queue(broker.settings, "celery.cleanup") == QueueSight(
         queue="celery.cleanup", messages=0, consumers=1, delayed=1, dead=None

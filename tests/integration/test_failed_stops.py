@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.consumer import Delivery, Settlement

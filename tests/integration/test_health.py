@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 import jobs.cluster
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
 from jobs.database import snapshot_rows as rows
 from jobs.database.ledger import Ending

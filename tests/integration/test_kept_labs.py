@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dispatcher import topology
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.errors import NotConfirmed
 from dispatcher.message.envelope import TaskMessage, decode
-from dispatcher.publisher import Publisher
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.configs import DEFAULTS, SETTINGS
 from jobs.consumer import Delivery, Settlement

@@ -13,7 +13,7 @@ from kombu.transport.native_delayed_delivery import (
     declare_native_delayed_delivery_exchanges_and_queues,
 )
 
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
 from tests.support.factories import make_wire
 from tests.support.rabbitmq import LADDER, Broker
 from tests.support.waiting import HANG_S
@@ -33,7 +33,7 @@ def declare_as_celery(broker: Broker) -> None:
 
 def on_the_ladder(broker: Broker) -> tuple[list[Any], list[Any], list[Any]]:
     """Return the exchanges, queues and bindings that the delay consists of, as the broker lists them."""
-    names = {*LADDER, ladder.DELIVERY_EXCHANGE}
+    names = {*LADDER, delay_ladder.DELIVERY_EXCHANGE}
     listed = {what: broker.api.call("GET", f"/{what}/{broker.vhost}") for what in ("exchanges", "queues")}
     exchanges = [(e["name"], e["type"], e["durable"], e["arguments"]) for e in listed["exchanges"]]
     queues = [(q["name"], q["durable"], q["arguments"]) for q in listed["queues"]]
@@ -73,31 +73,35 @@ def test_a_message_arrives_once_after_its_delay_as_it_was(
     channel = broker.channel()
     channel.confirm_delivery()
     started = time.monotonic()
-    routing_key = ladder.delayed_routing_key(delay_s, "lab.delete")
-    channel.basic_publish(ladder.ENTRY_EXCHANGE, routing_key, body, sent, mandatory=True)
+    routing_key = delay_ladder.delayed_routing_key(delay_s, "lab.delete")
+    channel.basic_publish(delay_ladder.ENTRY_EXCHANGE, routing_key, body, sent, mandatory=True)
     message = broker.take(topology.QUEUE_HIGH, timeout_s=HANG_S)
     assert time.monotonic() - started >= held_s
     # Each level doubles the seconds of the one below.
     held_on = {death["queue"] for death in message.headers["x-death"]}
-    assert held_on == {ladder.level_name(level) for level in range(ladder.LEVELS) if held_s >> level & 1}
+    assert held_on == {
+        delay_ladder.level_name(level) for level in range(delay_ladder.LEVELS) if held_s >> level & 1
+    }
     assert message.body == body
     assert {name: message.headers[name] for name in headers} == headers
     assert (message.properties.correlation_id, message.properties.priority) == ("c", 3)
     assert (message.properties.content_type, message.properties.expiration) == ("application/json", None)
-    assert ladder.plain_routing_key(message.routing_key) == "lab.delete"
+    assert delay_ladder.plain_routing_key(message.routing_key) == "lab.delete"
     assert broker.is_empty(*topology.BINDINGS, topology.DEAD_LETTER_QUEUE)
     assert broker.delayed() == 0
 
 
 def test_the_longest_delay_is_held_on_the_highest_level(broker: Broker) -> None:
-    routing_key = ladder.delayed_routing_key(ladder.MAX_DELAY_S, "lab.create")
-    broker.channel().basic_publish(ladder.ENTRY_EXCHANGE, routing_key, b"x")
-    assert broker.take(ladder.ENTRY_EXCHANGE).delay_s == ladder.MAX_DELAY_S
+    routing_key = delay_ladder.delayed_routing_key(delay_ladder.MAX_DELAY_S, "lab.create")
+    broker.channel().basic_publish(delay_ladder.ENTRY_EXCHANGE, routing_key, b"x")
+    assert broker.take(delay_ladder.ENTRY_EXCHANGE).delay_s == delay_ladder.MAX_DELAY_S
 
 
 def test_two_delays_do_not_wait_for_each_other(broker: Broker) -> None:
     channel = broker.channel()
     for delay_s, body in ((5, b"long"), (1, b"short")):
-        channel.basic_publish(ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(delay_s, "lab.create"), body)
+        channel.basic_publish(
+            delay_ladder.ENTRY_EXCHANGE, delay_ladder.delayed_routing_key(delay_s, "lab.create"), body
+        )
     assert broker.take(topology.QUEUE_NORMAL).body == b"short"
     assert broker.take(topology.QUEUE_NORMAL, timeout_s=HANG_S).body == b"long"

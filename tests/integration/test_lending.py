@@ -9,7 +9,7 @@ import pika
 import psycopg2
 import pytest
 
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.database import VERSION_TABLE
 from tests.support.database_pool import DatabasePool
 from tests.support.lending import lent_database, lent_vhost
@@ -45,7 +45,7 @@ def lend_again(pool: VhostPool, vhost: str) -> Broker:
 
 def test_messages_do_not_reach_the_next_test(vhosts: VhostPool) -> None:
     broker = vhosts.lend()
-    for queue in (topology.QUEUE_NORMAL, topology.DEAD_LETTER_QUEUE, ladder.level_name(0)):
+    for queue in (topology.QUEUE_NORMAL, topology.DEAD_LETTER_QUEUE, delay_ladder.level_name(0)):
         broker.publish(queue, b"{}")
     held = broker.channel()
     broker.publish_task()

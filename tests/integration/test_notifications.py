@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cronjobs.__main__ import main as cron
-from dispatcher import topology
-from dispatcher.publisher import Publisher
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from jobs.context import Connections
 from jobs.courier import Courier
 from jobs.database.lab_store import LabStore

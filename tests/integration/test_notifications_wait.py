@@ -10,7 +10,7 @@ import pytest
 
 import jobs.courier
 from cronjobs.__main__ import main as cron
-from dispatcher import topology
+from dispatcher.broker import topology
 from jobs.courier import Courier
 from jobs.database.lab_store import LabStore
 from jobs.notifications import deliver_one, sweep

@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 
 import jobs.database.connection
 from cronjobs.__main__ import main as cron
-from dispatcher import topology
 from dispatcher.__main__ import main as autolabs
+from dispatcher.broker import topology
 from tests.support.outbox import Arrivals, commit, creates
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Engine
 
-from dispatcher import topology
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.outbox_listener import relay_forever
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from tests.support.outbox import Arrivals, commit, creates, first_arrivals
 from tests.support.postgres import Database

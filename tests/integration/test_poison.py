@@ -14,7 +14,7 @@ import pika.data
 import pytest
 
 from deploy.local.credentials import Credentials, rabbitmq_definitions
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.message.envelope import FIRST_ERROR, PUBLISHED_AT
 from dispatcher.results import TaskState
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
@@ -269,8 +269,8 @@ def test_a_dead_letter_that_came_over_the_ladder_tells_its_plain_routing_key(
 ) -> None:
     channel = broker.channel()
     sent = pika.BasicProperties(headers={**HEADERS, "x-mine": 1}, content_type="application/json")
-    routing_key = ladder.delayed_routing_key(1, "lab.create")
-    channel.basic_publish(ladder.ENTRY_EXCHANGE, routing_key, b"no JSON", sent)
+    routing_key = delay_ladder.delayed_routing_key(1, "lab.create")
+    channel.basic_publish(delay_ladder.ENTRY_EXCHANGE, routing_key, b"no JSON", sent)
     eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 1)
     code, _ = containers.run_here()
     assert code == 0
@@ -284,7 +284,7 @@ def test_a_routing_key_that_is_no_text_keeps_nothing_out_of_the_dead_letter_queu
 ) -> None:
     routing_key: Any = b"\xff." + b"lab.create"
     sent = pika.BasicProperties(headers=HEADERS, content_type="application/json")
-    broker.channel().basic_publish(ladder.DELIVERY_EXCHANGE, routing_key, b"no JSON", sent)
+    broker.channel().basic_publish(delay_ladder.DELIVERY_EXCHANGE, routing_key, b"no JSON", sent)
     eventually_equal(lambda: broker.depth(topology.QUEUE_NORMAL), 1)
     code, _ = containers.run_here()
     assert code == 0

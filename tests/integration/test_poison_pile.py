@@ -10,8 +10,8 @@ import psycopg2
 import pytest
 
 import jobs.consumer
-from dispatcher import topology
-from dispatcher.connection import connect
+from dispatcher.broker import topology
+from dispatcher.broker.connection import connect
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from jobs.consumer import Consumer, Delivery
 from tests.integration.test_poison import POISON

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher import NotConfirmed, topology
+from dispatcher import NotConfirmed
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.message.envelope import decode
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from tests.support.certificate import make_certificate
 from tests.support.factories import make_task

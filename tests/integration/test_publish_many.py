@@ -12,11 +12,12 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from dispatcher import NotConfirmed, Unencodable, Unroutable, topology
-from dispatcher.batch import WINDOW
+from dispatcher import NotConfirmed, Unencodable, Unroutable
+from dispatcher.broker import topology
+from dispatcher.broker.batch import WINDOW
+from dispatcher.broker.publisher import Publisher
 from dispatcher.message.compression import MAX_BODY_BYTES
 from dispatcher.message.envelope import TaskMessage
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import DELETE_LAB_POD
 from tests.support.factories import make_task

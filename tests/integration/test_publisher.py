@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
-from dispatcher import CREATE_LAB_POD, Dispatcher, NotConfirmed, Unroutable, topology
+from dispatcher import CREATE_LAB_POD, Dispatcher, NotConfirmed, Unroutable
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.message.envelope import decode
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from tests.support.factories import IMAGE, create_kwargs, make_task
 from tests.support.queues import full_queue

@@ -11,14 +11,8 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from dispatcher import (
-    CLEANUP_TIMEOUT_LABS,
-    CREATE_LAB_POD,
-    DELETE_LAB_POD,
-    Dispatcher,
-    ladder,
-    topology,
-)
+from dispatcher import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD, Dispatcher
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.message.envelope import encode
 from dispatcher.tasks import CreateLabPod, DeleteLabPod
 from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
@@ -141,7 +135,7 @@ def test_a_task_for_later_is_held_by_the_broker_where_celery_can(broker: Broker)
     sent = newest.send(broker.url, calls)
     assert (sent.errors, sent.warnings) == ({}, [])
     held = [broker.take_delayed() for _ in calls]
-    assert {m.headers["id"]: (m.delay_s, ladder.plain_routing_key(m.routing_key)) for m in held} == {
+    assert {m.headers["id"]: (m.delay_s, delay_ladder.plain_routing_key(m.routing_key)) for m in held} == {
         sent.ids["countdown"]: (100, "lab.create"),
         sent.ids["eta"]: (200, "lab.create"),
         sent.ids["unknown task"]: (300, "lab.create"),

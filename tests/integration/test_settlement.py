@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from celery import Celery
 
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.errors import TaskFailed
 from dispatcher.message.envelope import TaskMessage, encode
 from dispatcher.results import TaskState
@@ -154,7 +154,7 @@ def test_a_failure_that_cannot_even_come_back_gives_the_message_back(
     connections: Connections, broker: Broker, lab: int
 ) -> None:
     connections.labs = LabStore("postgresql://u@127.0.0.1:1/db", application_name="away")
-    broker.channel().exchange_delete(ladder.ENTRY_EXCHANGE)
+    broker.channel().exchange_delete(delay_ladder.ENTRY_EXCHANGE)
     assert (
         run_task(connections, delivery_of(make_task(kwargs=create_kwargs(lab_instance_id=lab))), {})
         is Settlement.NACK

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.message.envelope import new_task_id
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.configs import LIFE_SETTINGS

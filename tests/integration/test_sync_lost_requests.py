@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import jobs.verify.snapshot
-from dispatcher import topology
-from dispatcher.publisher import Publisher
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.context import Connections
 from jobs.database.lab_store import LabStore

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_task, make_wire
@@ -57,7 +57,7 @@ def test_after_the_last_retry_the_lab_is_failed_and_the_message_kept(
 def test_a_retry_that_cannot_be_published_gives_the_message_back(
     containers: Containers, broker: Broker
 ) -> None:
-    broker.channel().exchange_delete(ladder.ENTRY_EXCHANGE)
+    broker.channel().exchange_delete(delay_ladder.ENTRY_EXCHANGE)
     task_id = broker.publish_task(kwargs=create_kwargs(lab_instance_id=4711))
     code, _ = containers.run_here()
     assert code == 75

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher import ladder, topology
 from dispatcher.__main__ import main
+from dispatcher.broker import delay_ladder, topology
 from tests.support.factories import create_kwargs
 from tests.support.rabbitmq import LADDER, Broker
 from tests.support.waiting import eventually
@@ -57,7 +57,9 @@ def test_bindings_of_an_earlier_release_give_no_second_copy(broker: Broker) -> N
         for routing_key in routing_keys:
             channel.queue_bind(queue, topology.TASKS_EXCHANGE, routing_key)
     channel.basic_publish(topology.TASKS_EXCHANGE, "lab.create", b"now")
-    channel.basic_publish(ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(1, "lab.create"), b"later")
+    channel.basic_publish(
+        delay_ladder.ENTRY_EXCHANGE, delay_ladder.delayed_routing_key(1, "lab.create"), b"later"
+    )
     assert broker.take(topology.QUEUE_NORMAL).body == b"now"
     assert broker.take(topology.QUEUE_NORMAL).body == b"later"
     assert broker.is_empty()

@@ -10,8 +10,8 @@ import pytest
 import jobs.database.snapshot_rows
 import jobs.verify.objects
 import jobs.verify.snapshot
-from dispatcher import topology
-from dispatcher.publisher import Publisher
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
+from dispatcher.broker.deliveries import EARLIER_DELIVERIES
+from dispatcher.broker.publisher import Publisher
 from dispatcher.message.envelope import encode
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
-from jobs.deliveries import EARLIER_DELIVERIES
 from jobs.settle import publish_delayed
 from jobs.verify import copies, queues
 from jobs.verify.inventory import Message

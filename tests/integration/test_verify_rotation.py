@@ -14,12 +14,12 @@ from typing import Any
 import pika.data
 import pytest
 
-from dispatcher import topology
+from dispatcher.broker import topology
+from dispatcher.broker.deliveries import EARLIER_DELIVERIES
+from dispatcher.broker.publisher import Publisher
 from dispatcher.interrupts import Interrupted, stop_on_signals
 from dispatcher.message.envelope import encode
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
-from jobs.deliveries import EARLIER_DELIVERIES
 from jobs.verify.queues import BrokerAway, Queues
 from tests.support.container import ROOT, Containers
 from tests.support.factories import create_kwargs, make_task

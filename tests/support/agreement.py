@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from jobs.cluster import Cluster, Manifest
 from jobs.database.lab_store import LabStore
 from jobs.verify.snapshot import Sources, find_differences

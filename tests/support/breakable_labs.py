@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from dispatcher.broker.topology import QUEUE_HIGH, QUEUE_NORMAL
 from dispatcher.tasks import CREATE_LAB_POD, HEALTH_CHECK_PODS
-from dispatcher.topology import QUEUE_HIGH, QUEUE_NORMAL
 from jobs.configs import DEFAULTS, LIFE_SETTINGS
 from jobs.manifests import POD_TEMPLATE
 from jobs.naming import lab_object_name

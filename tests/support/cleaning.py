@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, CleanupTimeoutLabs
 from jobs.context import Connections, TaskContext
 from jobs.database.due_rows import announce_ends

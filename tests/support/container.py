@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dispatcher.topology import QUEUE_NORMAL
+from dispatcher.broker.topology import QUEUE_NORMAL
 from tests.support import container_here
 from tests.support.forked import ForkedModule
 from tests.support.waiting import HANG_S, eventually

@@ -19,7 +19,7 @@ import jobs.__main__
 import jobs.cluster
 import jobs.context
 import jobs.database.connection
-from dispatcher import connection
+from dispatcher.broker import connection
 from jobs import logs
 from jobs.context import Connections
 from jobs.results import ResultWriter

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import pika
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.message.envelope import TaskMessage, encode
 from dispatcher.tasks import DELETE_LAB_POD
 from tests.integration.dlq_victim import die_at

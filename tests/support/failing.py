@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from jobs.configs import DEFAULTS, SETTINGS, upload_defaults
 from jobs.failures import Failure
 from jobs.manifests import POD_TEMPLATE

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from dispatcher import DELETE_LAB_POD, topology
+from dispatcher import DELETE_LAB_POD
+from dispatcher.broker import topology
 from jobs.failures import Failure
 from jobs.naming import lab_labels
 from tests.support.failing import Case, Manifest, Scene, change_container, change_pod

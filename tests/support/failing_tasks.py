@@ -9,7 +9,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from dispatcher import DELETE_LAB_POD, topology
+from dispatcher import DELETE_LAB_POD
+from dispatcher.broker import topology
 from jobs.configs import SETTINGS
 from jobs.failures import Failure
 from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE

@@ -8,7 +8,8 @@ from functools import partial
 
 import pika
 
-from dispatcher import lab_time, topology
+from dispatcher import lab_time
+from dispatcher.broker import topology
 from dispatcher.errors import NotExtended
 from dispatcher.outbox_relay import relay_once
 from tests.support.histories import BROKEN, CLEANUP, GOOD, NEWER, OTHER, Actor, Violation, World

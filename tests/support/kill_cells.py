@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispatcher import Dispatcher, TaskState, topology
+from dispatcher import Dispatcher, TaskState
+from dispatcher.broker import topology
 from tests.support.agreement import wait_until_all_agree
 from tests.support.kill_matrix import BACK_S, MAIN_THREAD, Cell, Trials
 from tests.support.own_platform import OwnPlatform

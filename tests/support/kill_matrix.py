@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from tests.support.container import Process

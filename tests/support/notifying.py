@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dispatcher import topology
-from dispatcher.publisher import Publisher
+from dispatcher.broker import topology
+from dispatcher.broker.publisher import Publisher
 from jobs.courier import Courier
 from jobs.settings import WebhookSettings
 from tests.support.factories import create_kwargs

@@ -10,7 +10,8 @@ from typing import Any
 from pika.adapters.blocking_connection import BlockingChannel
 from sqlalchemy import Engine
 
-from dispatcher import outbox, topology
+from dispatcher import outbox
+from dispatcher.broker import topology
 from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.tasks import CREATE_LAB_POD
 from tests.support.factories import create_kwargs, make_payload

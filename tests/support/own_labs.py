@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from urllib.request import urlopen
 
-from dispatcher import Dispatcher, topology
+from dispatcher import Dispatcher
+from dispatcher.broker import topology
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from tests.support.rabbitmq import Broker, Message
 
 

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.message.envelope import decode, encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import ROUTING_KEYS, parse_payload
@@ -24,7 +24,7 @@ from tests.support.factories import make_task
 from tests.support.waiting import HANG_S, eventually
 
 #: The short rungs first: a test waits on one of them.
-LADDER = [ladder.level_name(level) for level in range(ladder.LEVELS)]
+LADDER = [delay_ladder.level_name(level) for level in range(delay_ladder.LEVELS)]
 #: All of the topology: from the highest level down, as messages go, then where they arrive.
 QUEUES = [*reversed(LADDER), *topology.BINDINGS, topology.DEAD_LETTER_QUEUE]
 
@@ -63,7 +63,7 @@ class Message:
     @property
     def delay_s(self) -> int:
         """The whole seconds for which the ladder holds it."""
-        return ladder.delay_of(self.routing_key)
+        return delay_ladder.delay_of(self.routing_key)
 
 
 def payload_of(message: Message) -> Any:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import CREATE_LAB_POD, SCALE_LAB_RESOURCES
 from jobs.cluster import Manifest

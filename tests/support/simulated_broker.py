@@ -8,7 +8,7 @@ from typing import Any
 
 import pika
 
-from dispatcher import ladder, topology
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.errors import NotConfirmed, PublishError
 from dispatcher.message.envelope import TaskMessage, decode, encode
 from dispatcher.tasks import routing_key
@@ -40,7 +40,7 @@ class SimulatedBroker:
     #: "lost" or "confirm lost", for the next publish.
     next_fault: str = ""
 
-    # As dispatcher.publisher.Publisher has them.
+    # As dispatcher.broker.publisher.Publisher has them.
 
     def publish_task(self, task: TaskMessage, *, timeout_s: float | None = None) -> None:
         body, properties = encode(task)
@@ -75,9 +75,9 @@ class SimulatedBroker:
     def _publish(self, fault: str, exchange: str, key: str, body: bytes, properties: dict[str, Any]) -> None:
         if fault == "lost":
             raise NotConfirmed("", "the broker did not confirm it")
-        plain = ladder.plain_routing_key(key)
+        plain = delay_ladder.plain_routing_key(key)
         message = Message(body, pika.BasicProperties(**properties), key, topology.queue_for(plain))
-        kept = {topology.DEAD_LETTER_EXCHANGE: self.dead, ladder.ENTRY_EXCHANGE: self.delayed}
+        kept = {topology.DEAD_LETTER_EXCHANGE: self.dead, delay_ladder.ENTRY_EXCHANGE: self.delayed}
         kept.get(exchange, self.ready).append(message)
         if fault == "confirm lost":
             raise NotConfirmed("", "the broker did not confirm it")

@@ -6,7 +6,7 @@ import itertools
 import threading
 from datetime import datetime, timedelta, timezone
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from tests.support.container import Containers, Process
 
 _QUEUES = (topology.QUEUE_NORMAL, topology.QUEUE_HIGH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dispatcher import topology
+from dispatcher.broker import topology
 from dispatcher.tasks import SYNC_LAB_STATUS, SyncLabStatus
 from jobs.context import Connections, TaskContext
 from jobs.database.ledger import Ending

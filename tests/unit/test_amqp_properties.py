@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika.compat import long
 
-from dispatcher.amqp_properties import encode_properties
+from dispatcher.broker.amqp_properties import encode_properties
 from dispatcher.message.envelope import encode
 from tests.support.factories import make_task
 

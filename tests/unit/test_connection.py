@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pika.exceptions import AMQPConnectionError
 
-from dispatcher.connection import connect
+from dispatcher.broker.connection import connect
 from dispatcher.settings import BrokerSettings
 
 

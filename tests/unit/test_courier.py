@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from dispatcher.publisher import Publisher
+from dispatcher.broker.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.courier import Courier, post
 from jobs.settings import WebhookSettings

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from console.dlq.letters import _BROKER_REASONS, DeadLetter, Selector, read_letter
 from console.dlq.output import plain_json, plain_text
-from dispatcher import ladder
+from dispatcher.broker import delay_ladder
 from dispatcher.message.envelope import encode
 from dispatcher.terminal import printable
 from jobs.failures import Failure
@@ -87,7 +87,7 @@ def test_the_ladder_is_no_reason_for_a_letter_of_a_container() -> None:
     letter = read(
         body,
         {**sent["headers"], **waited, **why(task)},
-        routing_key=ladder.delayed_routing_key(5, "lab.delete"),
+        routing_key=delay_ladder.delayed_routing_key(5, "lab.delete"),
     )
     assert (letter.made_by, letter.cause, letter.routing_key) == ("container", "slow_stop", "lab.delete")
 

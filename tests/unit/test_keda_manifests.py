@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from deploy.local.settings import JOB_IMAGE
-from dispatcher.topology import BINDINGS, QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
+from dispatcher.broker.topology import BINDINGS, QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
 from keda.__main__ import main, render
 from keda.profiles import CONSUMER_TIMEOUT_S, PROFILES, WORST_CASE_S, with_overrides
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika.compat import long
 
-from dispatcher.amqp_properties import encode_properties
+from dispatcher.broker.amqp_properties import encode_properties
 from dispatcher.errors import MalformedMessage
 from dispatcher.message.compression import MAX_BODY_BYTES
 from dispatcher.message.envelope import (

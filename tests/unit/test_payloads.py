@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import dispatcher
 from dispatcher import InvalidTask
+from dispatcher.broker.topology import BINDINGS, queue_for
 from dispatcher.tasks import (
     CLEANUP_TIMEOUT_LABS,
     CREATE_LAB_POD,
@@ -23,7 +24,6 @@ from dispatcher.tasks import (
     parse_payload,
     payload_kwargs,
 )
-from dispatcher.topology import BINDINGS, queue_for
 from tests.support.factories import IMAGE, create_kwargs, make_payload
 
 DIGEST = "sha256:" + "a" * 64

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from dispatcher import InvalidSettings, NotConfirmed, NotSent
-from dispatcher.publisher import Publisher
+from dispatcher.broker.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from tests.support.factories import make_task
 from tests.support.waiting import HANG_S, ends_within

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher import ladder, tasks
+from dispatcher import tasks
+from dispatcher.broker import delay_ladder
+from dispatcher.broker.publisher import Publisher
 from dispatcher.message.envelope import envelope
-from dispatcher.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.retry import through_blips
 from jobs.settings import RetrySettings
@@ -86,9 +87,9 @@ def test_a_delayed_task_waits_on_the_ladder_for_whole_seconds(delay_s: float, he
     expires = datetime.now(timezone.utc) + timedelta(hours=1)
     publish_delayed(publisher, make_task(expires=expires), delay_s)
     ((exchange, routing_key, properties),) = publisher.published
-    assert exchange == ladder.ENTRY_EXCHANGE
-    assert ladder.plain_routing_key(routing_key) == tasks.ROUTING_KEYS[tasks.CREATE_LAB_POD]
-    assert ladder.delay_of(routing_key) == held_s
+    assert exchange == delay_ladder.ENTRY_EXCHANGE
+    assert delay_ladder.plain_routing_key(routing_key) == tasks.ROUTING_KEYS[tasks.CREATE_LAB_POD]
+    assert delay_ladder.delay_of(routing_key) == held_s
     # It would end the wait on the first level that is longer.
     assert "expiration" not in properties
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher import ladder, tasks, topology
+from dispatcher import tasks
+from dispatcher.broker import delay_ladder, topology
 from dispatcher.errors import Unencodable
 from dispatcher.message.compression import MAX_BODY_BYTES
 from dispatcher.message.envelope import envelope
@@ -43,6 +44,9 @@ def make_outgoing(task: envelope.TaskMessage) -> Outgoing:
     delay_s = (task.eta - datetime.now(timezone.utc)).total_seconds() if task.eta else 0.0
     if delay_s > 0:
         return Outgoing(
-            ladder.ENTRY_EXCHANGE, ladder.delayed_routing_key(delay_s, routing_key), body, properties
+            delay_ladder.ENTRY_EXCHANGE,
+            delay_ladder.delayed_routing_key(delay_s, routing_key),
+            body,
+            properties,
         )
     return Outgoing(exchange, routing_key, body, properties)

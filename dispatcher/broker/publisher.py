@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dispatcher.amqp import ClosedByBroker, PublishLink
-from dispatcher.batch import Batch
-from dispatcher.connection import url_parameters
+from dispatcher.broker.amqp import ClosedByBroker, PublishLink
+from dispatcher.broker.batch import Batch
+from dispatcher.broker.connection import url_parameters
+from dispatcher.broker.keepalive import KeepAlive
+from dispatcher.broker.outgoing import Outgoing, make_outgoing
+from dispatcher.broker.transport import LinkError
 from dispatcher.errors import PublishError
 from dispatcher.forks import call_in_forked_children
-from dispatcher.keepalive import KeepAlive
 from dispatcher.message.envelope import envelope
-from dispatcher.outgoing import Outgoing, make_outgoing
 from dispatcher.settings import BrokerSettings
-from dispatcher.wire import LinkError
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
-from dispatcher.amqp import ClosedByBroker, Confirmed, Event, LoginRefused, PublishLink, Returned
+from dispatcher.broker.amqp import ClosedByBroker, Confirmed, Event, LoginRefused, PublishLink, Returned
+from dispatcher.broker.outgoing import Outgoing
+from dispatcher.broker.transport import LinkError, LinkTimeout
 from dispatcher.errors import NotConfirmed, NotSent, PublishError, Unencodable, Unroutable
-from dispatcher.outgoing import Outgoing
-from dispatcher.wire import LinkError, LinkTimeout
 
 #: Messages sent and not yet confirmed. More does not make it faster, and on a lost connection all
 #: of them are sent again.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dispatcher import ladder
+from dispatcher.broker import delay_ladder
 
 if TYPE_CHECKING:
     from pika.adapters.blocking_connection import BlockingChannel
@@ -93,7 +93,7 @@ def declare_topology(channel: BlockingChannel) -> None:
     dead_letters = {"x-queue-type": "quorum", "x-delivery-limit": -1}
     channel.queue_declare(DEAD_LETTER_QUEUE, durable=True, arguments=dead_letters)
     channel.queue_bind(DEAD_LETTER_QUEUE, DEAD_LETTER_EXCHANGE)
-    ladder.declare_ladder(channel)
+    delay_ladder.declare_ladder(channel)
     _declare_tasks(channel)
     _declare_given_up(channel)
 
@@ -103,5 +103,5 @@ def _declare_tasks(channel: BlockingChannel) -> None:
         channel.queue_declare(queue, durable=True, arguments=task_queue_arguments())
         for routing_key in routing_keys:
             # Both as kombu's bind_queue_to_native_delayed_delivery_exchange makes them for a worker.
-            channel.exchange_bind(TASKS_EXCHANGE, ladder.DELIVERY_EXCHANGE, binding_key(routing_key))
+            channel.exchange_bind(TASKS_EXCHANGE, delay_ladder.DELIVERY_EXCHANGE, binding_key(routing_key))
             channel.queue_bind(queue, TASKS_EXCHANGE, binding_key(routing_key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dispatcher.topology import DELIVERY_LIMIT, QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
+from dispatcher.broker.topology import DELIVERY_LIMIT, QUEUE_HIGH, QUEUE_LOW, QUEUE_NORMAL
 
 #: Header of a copy (jobs.verify.copies): the deliveries before it, which its queue does not know.
 EARLIER_DELIVERIES = "x-autolabs-deliveries"

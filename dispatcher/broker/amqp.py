@@ -21,11 +21,11 @@ from typing import Any, TypeAlias
 from pika import frame, spec
 from pika.exceptions import AMQPError
 
-from dispatcher.amqp_properties import encode_properties
-from dispatcher.connection import url_parameters
-from dispatcher.outgoing import Outgoing
+from dispatcher.broker.amqp_properties import encode_properties
+from dispatcher.broker.connection import url_parameters
+from dispatcher.broker.outgoing import Outgoing
+from dispatcher.broker.transport import LinkError, LinkTimeout, Wire
 from dispatcher.settings import BrokerSettings
-from dispatcher.wire import LinkError, LinkTimeout, Wire
 
 _CHANNEL = 1
 _FRAME_HEADER = struct.Struct(">BHL")
