@@ -45,7 +45,7 @@ def _sweep_outbox(settings: ServerSettings, *, dry_run: bool) -> None:
     if dry_run:
         _tell_what_waits(settings)
         return
-    from dispatcher.outbox_relay import relay_due
+    from dispatcher.outbox.relay import relay_due
 
     report = relay_due(settings, name="autolabs-outbox-sweep", timeout_s=OUTBOX_TIMEOUT_S)
     if report.database_error is not None:
@@ -57,11 +57,11 @@ def _sweep_outbox(settings: ServerSettings, *, dry_run: bool) -> None:
 
 
 def _tell_what_waits(settings: ServerSettings) -> None:
-    from dispatcher import outbox_relay
     from dispatcher.engine import open_engine
+    from dispatcher.outbox import relay
 
     with open_engine(settings.database_url, application_name="autolabs-outbox-sweep") as engine:
-        for task in outbox_relay.waiting(engine):
+        for task in relay.waiting(engine):
             extra = {"action": "would_publish", "task_id": task.task_id, "due": task.due}
             logger.info("task %s waits for %.0f s", task.task_name, task.age_s, extra=extra)
 

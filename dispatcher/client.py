@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from dispatcher.lab_time import LabTime
-    from dispatcher.outbox_relay import RelayReport
+    from dispatcher.outbox.relay import RelayReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class Dispatcher:
         seconds after the broker was found away no call tries.
         """
         with needs_extra("db"):
-            from dispatcher.after_commit import relay_after_commit
+            from dispatcher.outbox.relay_turns import relay_after_commit
 
         with self._opening:
             engine = self._open_engine()

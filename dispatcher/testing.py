@@ -36,7 +36,7 @@ from dispatcher.task_status import TaskState, TaskStatus
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from dispatcher.outbox_relay import RelayReport
+    from dispatcher.outbox.relay import RelayReport
 
 __all__ = ["InMemoryDispatcher", "InMemoryPublisher", "InMemoryResults"]
 
@@ -148,8 +148,8 @@ class InMemoryDispatcher(Dispatcher):
         Without a `database` there is no outbox: never that of DATABASE_URL, whose tasks would be lost.
         """
         with needs_extra("db"):
-            from dispatcher.after_commit import relay_after_commit
-            from dispatcher.outbox_relay import RelayReport
+            from dispatcher.outbox.relay import RelayReport
+            from dispatcher.outbox.relay_turns import relay_after_commit
 
         if self._database is None:
             return RelayReport()

@@ -20,7 +20,7 @@ from dispatcher.settings import ServerSettings, database_url, read_settings
 from dispatcher.terminal import age, fields, table
 
 if TYPE_CHECKING:
-    from dispatcher.outbox_relay import RelayReport, WaitingTask
+    from dispatcher.outbox.relay import RelayReport, WaitingTask
 
 #: Seconds that `relay --once` goes on while rows are due.
 ONCE_TIMEOUT_S = 600.0
@@ -58,7 +58,7 @@ def show(arguments: argparse.Namespace) -> int:
     """
     with needs_extra("db"):
         from dispatcher.engine import open_engine
-        from dispatcher.outbox_relay import waiting
+        from dispatcher.outbox.relay import waiting
 
     url = read_settings(os.environ, database_url)
     with open_engine(url, application_name="autolabs-outbox-list") as engine:
@@ -83,7 +83,7 @@ def discard(arguments: argparse.Namespace) -> int:
     """
     with needs_extra("db"):
         from dispatcher.engine import open_engine
-        from dispatcher.outbox_relay import discard
+        from dispatcher.outbox.relay import discard
 
     url, name = read_settings(os.environ, database_url), "autolabs-outbox-discard"
     with open_engine(url, application_name=name, statement_timeout_s=DISCARD_TIMEOUT_S) as engine:
@@ -106,7 +106,7 @@ def discard_options(parser: argparse.ArgumentParser) -> None:
 
 def _relay_once(settings: ServerSettings) -> int:
     with needs_extra("db"):
-        from dispatcher.outbox_relay import relay_due
+        from dispatcher.outbox.relay import relay_due
 
     report = relay_due(settings, name="autolabs-outbox", timeout_s=ONCE_TIMEOUT_S)
     print(f"published: {len(report.published)}")
@@ -122,7 +122,7 @@ def _complaints(report: RelayReport) -> list[str]:
 
 def _relay_until_stopped(settings: ServerSettings) -> int:
     with needs_extra("db"):
-        from dispatcher.outbox_listener import relay_forever
+        from dispatcher.outbox.listener import relay_forever
     from dispatcher.broker.publisher import Publisher
 
     stop = threading.Event()

@@ -9,7 +9,7 @@ from jobs.context import TaskContext
 from jobs.database.due_rows import count_waiting
 
 if TYPE_CHECKING:
-    from dispatcher.outbox_relay import RelayReport
+    from dispatcher.outbox.relay import RelayReport
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def relay(context: TaskContext) -> RelayReport:
     """Publish what the outbox holds; what is not, because the broker is away, its sweep publishes."""
     # Most runs leave nothing in the outbox, and need no SQLAlchemy.
     from dispatcher.engine import open_engine
-    from dispatcher.outbox_relay import relay_once
+    from dispatcher.outbox.relay import relay_once
 
     url, publish_timeout_s = context.settings.database_url, context.settings.broker.publish_timeout_s
     with open_engine(url, application_name="autolabs-periodic-relay") as engine:

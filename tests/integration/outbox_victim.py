@@ -17,7 +17,7 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
 from dispatcher.errors import PublishError
 from dispatcher.message.envelope import TaskMessage
-from dispatcher.outbox_relay import relay_once
+from dispatcher.outbox.relay import relay_once
 from dispatcher.settings import BrokerSettings
 
 

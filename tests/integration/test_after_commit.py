@@ -13,11 +13,11 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from dispatcher import Dispatcher, NotConfirmed, PublishError
-from dispatcher.after_commit import relay_after_commit
 from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
 from dispatcher.message.envelope import TaskMessage
-from dispatcher.outbox_relay import RelayReport, relay_once, waiting
+from dispatcher.outbox.relay import RelayReport, relay_once, waiting
+from dispatcher.outbox.relay_turns import relay_after_commit
 from dispatcher.settings import BrokerSettings
 from dispatcher.testing import InMemoryDispatcher, InMemoryPublisher
 from tests.support.outbox import Arrivals, commit, creates, first_arrivals

@@ -18,7 +18,7 @@ from dispatcher import outbox
 from dispatcher.__main__ import main as autolabs
 from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
-from dispatcher.outbox_relay import relay_once
+from dispatcher.outbox.relay import relay_once
 from tests.integration.outbox_victim import STEPS, die_at
 from tests.support.factories import make_payload
 from tests.support.forked import exit_code, forked

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
-from dispatcher.outbox_listener import relay_forever
+from dispatcher.outbox.listener import relay_forever
 from dispatcher.settings import BrokerSettings
 from tests.support.outbox import Arrivals, commit, creates, first_arrivals
 from tests.support.postgres import Database

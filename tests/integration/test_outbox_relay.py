@@ -17,7 +17,7 @@ from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
 from dispatcher.message.request import TaskRequest
-from dispatcher.outbox_relay import relay_once, waiting
+from dispatcher.outbox.relay import relay_once, waiting
 from dispatcher.settings import BrokerSettings
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs, make_payload, make_task

@@ -15,7 +15,7 @@ import console.dlq.run
 import cronjobs.outbox
 import cronjobs.tasks
 import dispatcher.cli.outbox
-import dispatcher.outbox_listener
+import dispatcher.outbox.listener
 import jobs.consumer
 import jobs.create_lab
 import jobs.delete_lab

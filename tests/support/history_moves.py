@@ -11,7 +11,7 @@ import pika
 from dispatcher import lab_time
 from dispatcher.broker import topology
 from dispatcher.errors import NotExtended
-from dispatcher.outbox_relay import relay_once
+from dispatcher.outbox.relay import relay_once
 from tests.support.histories import BROKEN, CLEANUP, GOOD, NEWER, OTHER, Actor, Violation, World
 from tests.support.simulated_broker import Message
 from tests.support.simulated_cluster import (

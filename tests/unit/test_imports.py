@@ -26,16 +26,16 @@ OWNERS = {
     "sqlalchemy": {
         "console/dlq/actions.py",
         "console/explain/reading.py",
-        "dispatcher/after_commit.py",  # types alone
+        "dispatcher/outbox/relay_turns.py",  # types alone
         "dispatcher/cli/labs.py",  # types alone
         "dispatcher/client.py",  # types alone
         "dispatcher/models.py",
         "dispatcher/database.py",
         "dispatcher/engine.py",
         "dispatcher/lab_time.py",
-        "dispatcher/outbox.py",
-        "dispatcher/outbox_listener.py",
-        "dispatcher/outbox_relay.py",
+        "dispatcher/outbox/__init__.py",
+        "dispatcher/outbox/listener.py",
+        "dispatcher/outbox/relay.py",
         "dispatcher/results.py",
         "dispatcher/testing.py",  # types alone
     },
@@ -156,7 +156,7 @@ def test_a_missing_extra_is_named(call: str) -> None:
 
 @pytest.mark.parametrize(
     ("command", "missing"),
-    [(["outbox", "list"], "dispatcher.outbox_relay"), (["topology", "declare"], "pika")],
+    [(["outbox", "list"], "dispatcher.outbox.relay"), (["topology", "declare"], "pika")],
 )
 def test_no_extra_is_blamed_for_what_it_does_not_bring(command: list[str], missing: str) -> None:
     said = complaint(f"sys.exit(main({command}))", f"sys.modules[{missing!r}] = None")

@@ -17,7 +17,7 @@ from dispatcher import InvalidTask, outbox
 from dispatcher.__main__ import main as autolabs
 from dispatcher.cli.outbox import _table
 from dispatcher.message.request import TaskRequest
-from dispatcher.outbox_relay import RelayReport, WaitingTask
+from dispatcher.outbox.relay import RelayReport, WaitingTask
 from tests.support.factories import create_kwargs, make_payload
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import jobs.database.connection
 import jobs.evidence
 import jobs.results
 from console.explain import queue as explain_queue
-from dispatcher import after_commit
+from dispatcher.outbox import relay_turns
 from jobs.lab_objects import GONE_TIMEOUT_S, LabObjects
 from jobs.scale_lab import UNDO_S
 
@@ -27,7 +27,7 @@ SECONDS = {
     "a webhook answers": (jobs.courier.WEBHOOK_TIMEOUT_S, 3),
     "a failed lab is looked at": (jobs.evidence.PATIENCE_S, 2),
     "a task waits for Redis": (jobs.results.PATIENCE_S, 2),
-    "a backend leaves a broker that is away alone": (after_commit.PAUSE_S, 5),
+    "a backend leaves a broker that is away alone": (relay_turns.PAUSE_S, 5),
     "explain waits for the broker": (explain_queue.TIMEOUT_S, 3),
     "Pods go": (GONE_TIMEOUT_S, 60),
     "a node takes a change back": (UNDO_S, 30),

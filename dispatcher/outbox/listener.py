@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine, reason
 from dispatcher.errors import DispatcherError
-from dispatcher.outbox_relay import BATCH, PUBLISH_TIMEOUT_S, next_due_s, relay_batch
+from dispatcher.outbox.relay import BATCH, PUBLISH_TIMEOUT_S, next_due_s, relay_batch
 
 logger = logging.getLogger(__name__)
 

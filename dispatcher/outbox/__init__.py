@@ -1,7 +1,7 @@
 """Add a task within the backend's own transaction: published after its commit, never without it.
 
 The table may also be filled by plain SQL from any language (`task_name` and `kwargs` alone). A relay
-(dispatcher.outbox_relay) publishes what is committed, at least once, under the id that `add` returns.
+(dispatcher.outbox.relay) publishes what is committed, at least once, under the id that `add` returns.
 SQLAlchemy is needed by `add` alone, and is the backend's own.
 """
 

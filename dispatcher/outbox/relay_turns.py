@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from dispatcher.errors import DispatcherError
 from dispatcher.forks import run_in_forked_children
 from dispatcher.message.interfaces import TaskPublisher
-from dispatcher.outbox_relay import BATCH, PUBLISH_TIMEOUT_S, BatchReport, RelayReport, Tally, relay_batch
+from dispatcher.outbox.relay import BATCH, PUBLISH_TIMEOUT_S, BatchReport, RelayReport, Tally, relay_batch
 
 logger = logging.getLogger(__name__)
 
