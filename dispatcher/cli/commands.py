@@ -16,9 +16,9 @@ def upgrade_database(_arguments: argparse.Namespace) -> int:
     """Apply the missing migrations. Idempotent."""
     url = read_settings(os.environ, database_url)
     with needs_extra("db"):
-        from dispatcher import database
+        from dispatcher.migrations import migrate
 
-        revision = database.upgrade(url)  # which imports the driver and the migrations
+        revision = migrate.upgrade(url)  # which imports the driver and the migrations
     print(f"database is at revision {revision}")
     return 0
 

@@ -1,10 +1,10 @@
-"""Run by Alembic: apply the migrations over the connection that dispatcher.database passes in."""
+"""Run by Alembic: apply the migrations over the connection that dispatcher.migrations.migrate passes in."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from dispatcher.database import VERSION_TABLE
+from dispatcher.migrations.migrate import VERSION_TABLE
 from dispatcher.models import Base
 
 context.configure(

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dispatcher.database import upgrade
+from dispatcher.migrations.migrate import upgrade
 from jobs.configs import upload_defaults
 from jobs.lab_objects import collections
 from tests.support.bulk_api import BulkApi

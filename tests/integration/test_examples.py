@@ -14,8 +14,8 @@ import pytest
 
 from dispatcher import CreateLabPod, DeleteLabPod
 from dispatcher.broker import topology
-from dispatcher.database import upgrade
 from dispatcher.message.envelope import TaskMessage, decode
+from dispatcher.migrations.migrate import upgrade
 from dispatcher.tasks import parse_payload
 from tests.support.backend import ANY_PORT, Answer, Backend
 from tests.support.in_process import run_command

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
-from dispatcher import database as migration
+from dispatcher.migrations import migrate as migration
 from tests.support.postgres import Database
 
 ROOT = Path(__file__).parents[2]

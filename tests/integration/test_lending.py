@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from dispatcher.broker import delay_ladder, topology
-from dispatcher.database import VERSION_TABLE
+from dispatcher.migrations.migrate import VERSION_TABLE
 from tests.support.database_pool import DatabasePool
 from tests.support.lending import lent_database, lent_vhost
 from tests.support.postgres import Server

@@ -10,10 +10,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from dispatcher import database as migration
 from dispatcher.__main__ import main
-from dispatcher.database import VERSION_TABLE, upgrade
 from dispatcher.errors import DispatcherError
+from dispatcher.migrations import migrate as migration
+from dispatcher.migrations.migrate import VERSION_TABLE, upgrade
 from dispatcher.models import Base
 from tests.support.postgres import Database
 from tests.support.waiting import HANG_S, eventually

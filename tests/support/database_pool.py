@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg2.errors
 
-from dispatcher.database import VERSION_TABLE
+from dispatcher.migrations.migrate import VERSION_TABLE
 from tests.support.postgres import Database, Server
 from tests.support.waiting import SOON_S, eventually
 

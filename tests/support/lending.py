@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from dispatcher.database import upgrade
+from dispatcher.migrations.migrate import upgrade
 from tests.support.database_pool import DatabasePool
 from tests.support.postgres import Database, Server
 from tests.support.rabbitmq import Broker

@@ -30,7 +30,7 @@ OWNERS = {
         "dispatcher/cli/labs.py",  # types alone
         "dispatcher/client.py",  # types alone
         "dispatcher/models.py",
-        "dispatcher/database.py",
+        "dispatcher/migrations/migrate.py",
         "dispatcher/engine.py",
         "dispatcher/lab_time.py",
         "dispatcher/outbox/__init__.py",
@@ -39,7 +39,7 @@ OWNERS = {
         "dispatcher/results.py",
         "dispatcher/testing.py",  # types alone
     },
-    "alembic": {"dispatcher/database.py", "dispatcher/migrations/"},
+    "alembic": {"dispatcher/migrations/migrate.py", "dispatcher/migrations/"},
     "kubernetes": set(),
     "psycopg2": {"jobs/database/connection.py"},
     "redis": {"jobs/results.py"},
