@@ -14,7 +14,7 @@ import yaml
 from cronjobs.cron import parse_cron
 from dispatcher.errors import InvalidSettings
 from dispatcher.quantities import parse_quantity
-from dispatcher.terminal import one_line
+from dispatcher.wording import one_line
 from jobs.configs import DEFAULTS
 from jobs.settings_document import (
     FLAG,

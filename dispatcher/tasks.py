@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 from dispatcher.errors import InvalidTask
 from dispatcher.quantities import parse_quantity
-from dispatcher.redaction import MAX_CHARACTERS, scrubbed
+from dispatcher.text import MAX_CHARACTERS, scrubbed
 from dispatcher.texts import cut
 
 CREATE_LAB_POD = "celery_workers.create_lab_pod"

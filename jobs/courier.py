@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 from dispatcher.broker.publisher import Publisher
 from dispatcher.broker.topology import EVENTS_EXCHANGE
 from dispatcher.errors import PublishError
-from dispatcher.redaction import printable, scrubbed
+from dispatcher.text import printable, scrubbed
 from jobs.bounded import TookTooLong, within
 from jobs.settings import WebhookSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dispatcher.failure_contract import Category
-from dispatcher.redaction import scrubbed, without_passwords
+from dispatcher.text import scrubbed, without_passwords
 
 if TYPE_CHECKING:
     from jobs.failures import Failure

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timezone
 
-from dispatcher.redaction import printable
+from dispatcher.text import printable
 from jobs.bounded import within
 from jobs.cluster import Cluster, Manifest
 from jobs.errors import JobError

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dispatcher.redaction import printable, scrubbed
+from dispatcher.text import printable, scrubbed
 from dispatcher.texts import cut
 from jobs.cluster import Manifest
 from jobs.pod_fields import container_statuses

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
 import yaml
 
 from dispatcher.quantities import parse_quantity
-from dispatcher.redaction import printable
+from dispatcher.text import printable
 from dispatcher.texts import cut
 from jobs.templates import parse_mapping, template_error
 

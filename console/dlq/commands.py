@@ -18,7 +18,7 @@ from dispatcher.cli.arguments import natural, row_id
 from dispatcher.errors import DispatcherError
 from dispatcher.failure_contract import Category
 from dispatcher.settings import BrokerSettings, read_settings
-from dispatcher.terminal import fields, many, printable
+from dispatcher.wording import fields, many, printable
 
 if TYPE_CHECKING:
     from console.dlq.queue import Found

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from console.dlq.letters import SHOWN_KEY, DeadLetter, read_task
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
-from dispatcher.redaction import scrubbed, scrubbed_values
-from dispatcher.terminal import age, many, printable
-from dispatcher.terminal import table as make_table
+from dispatcher.text import scrubbed, scrubbed_values
 from dispatcher.texts import cut
+from dispatcher.wording import age, many, printable
+from dispatcher.wording import table as make_table
 
 if TYPE_CHECKING:
     from console.dlq.queue import Found

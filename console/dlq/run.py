@@ -17,9 +17,9 @@ from console.dlq.queue import Found, look_through
 from dispatcher.broker.publisher import Publisher
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.extras import needs_extra
-from dispatcher.redaction import scrubbed
 from dispatcher.settings import ServerSettings
-from dispatcher.terminal import many, printable
+from dispatcher.text import scrubbed
+from dispatcher.wording import many, printable
 
 with needs_extra("db"):
     from console.dlq.actions import DeadLetterActions, DoneEarlier, Refused, done_earlier

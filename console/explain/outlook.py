@@ -23,7 +23,7 @@ from console.explain.progress import (
 from console.explain.reason import failed_run, was_cancelled, who_acts
 from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
 from dispatcher.failure_contract import EventType
-from dispatcher.terminal import ago, clock, duration, one_line
+from dispatcher.wording import ago, clock, duration, one_line
 from jobs.failures import Failure
 
 #: Seconds before its end at which a lab is about to be stopped.

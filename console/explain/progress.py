@@ -10,7 +10,7 @@ from datetime import timedelta
 from console.explain.facts import ActionRow, LabFacts, Operation, Run, WaitingRow
 from dispatcher.broker.topology import QUEUE_HIGH, QUEUE_NORMAL
 from dispatcher.failure_contract import COME_BACK_S, CONTAINER_DEADLINE_S
-from dispatcher.terminal import ago, duration, one_line
+from dispatcher.wording import ago, duration, one_line
 
 #: Seconds within which a healthy platform has done the next thing; the outbox is swept once a minute.
 YOUNG_S, SWEPT_S = 60, 120

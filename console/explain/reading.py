@@ -50,8 +50,8 @@ from dispatcher.models import (
     TaskCancellation,
     TaskRun,
 )
-from dispatcher.redaction import redacted, scrubbed
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, MAX_ID, SYNC_LAB_STATUS
+from dispatcher.text import redacted, scrubbed
 from jobs.failures import Failure
 
 #: Runs of a lab that are read, the newest; and rows of each other table.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from console.explain.facts import FAILURE_EVENTS, LabFacts, NotificationRow, Operation, Run
 from console.explain.progress import SWEPT_S, Actor
 from dispatcher.failure_contract import Audience, Category
-from dispatcher.terminal import ago, clock, duration, one_line
+from dispatcher.wording import ago, clock, duration, one_line
 from jobs.failures import Failure
 
 #: Failures that only who sends the task can mend, whoever is told of them.

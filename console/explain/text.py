@@ -11,7 +11,7 @@ from typing import Any
 
 from console.explain.explanation import Actor, Explanation
 from console.explain.facts import LabFacts
-from dispatcher.terminal import ago, clock
+from dispatcher.wording import ago, clock
 
 WIDTH = 110
 _LABEL = 15

@@ -13,7 +13,7 @@ from typing import Any
 
 from console.explain.facts import LabFacts, Operation, Run, WaitingRow
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
-from dispatcher.terminal import duration, last_lines, one_line
+from dispatcher.wording import duration, last_lines, one_line
 
 #: Entries shown; the oldest and the newest say most.
 MAX_ENTRIES = 12

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from console.schedules import options as options
 from dispatcher.cli.program import Command
 from dispatcher.errors import DispatcherError
-from dispatcher.terminal import many, printable, table
+from dispatcher.wording import many, printable, table
 
 if TYPE_CHECKING:
     from console.schedules.cron_jobs import Change, CronJobs

@@ -15,7 +15,7 @@ from cronjobs.manifests import MANAGED_BY, SCHEDULE_LABEL, make_cron_job
 from cronjobs.schedules import Schedule
 from dispatcher.errors import DispatcherError
 from dispatcher.quantities import parse_quantity
-from dispatcher.terminal import one_line
+from dispatcher.wording import one_line
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
 from jobs.errors import JobError
 

@@ -14,7 +14,7 @@ from console.schedules.overview import job_duration_s, job_outcome
 from dispatcher import tasks
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import database_url, read_settings
-from dispatcher.terminal import clock, duration, one_line, printable, table
+from dispatcher.wording import clock, duration, one_line, printable, table
 from jobs.cluster import Manifest, api_time
 from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on

@@ -12,7 +12,7 @@ from console.schedules.cron_jobs import CronJobs, desired, differences, image_of
 from cronjobs.cron import parse_cron
 from cronjobs.manifests import SCHEDULE_LABEL, make_cron_job
 from cronjobs.schedules import Schedule, zone_of
-from dispatcher.terminal import ago, duration, table
+from dispatcher.wording import ago, duration, table
 from jobs.cluster import Manifest, api_time
 
 #: Runs to come that `show` names.

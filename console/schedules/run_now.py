@@ -12,7 +12,7 @@ from console.schedules.cron_jobs import CronJobs, is_ours
 from console.schedules.overview import job_outcome
 from cronjobs.schedules import TASKS, option_word
 from dispatcher.errors import DispatcherError
-from dispatcher.terminal import duration, one_line, printable
+from dispatcher.wording import duration, one_line, printable
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
 
 #: Seconds for one call that makes the Job.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from dispatcher.terminal import many, table
+from dispatcher.wording import many, table
 from jobs.verify.differences import Difference
 from jobs.verify.inventory import Inventory
 

@@ -11,8 +11,8 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, StreamLostError
 
 from dispatcher.errors import InvalidSettings
-from dispatcher.redaction import without_passwords
 from dispatcher.settings import BrokerSettings
+from dispatcher.text import without_passwords
 
 
 class BrokerUnreachable(AMQPConnectionError):  # type: ignore[misc]  # pika has no types

@@ -20,7 +20,7 @@ from dispatcher.lab_time import LabTime
 from dispatcher.message.envelope import new_task_id
 from dispatcher.settings import database_url, read_settings
 from dispatcher.task_status import TaskState, TaskStatus
-from dispatcher.terminal import duration, fields, one_line
+from dispatcher.wording import duration, fields, one_line
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

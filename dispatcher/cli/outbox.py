@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from dispatcher.cli.arguments import natural, row_id
 from dispatcher.extras import needs_extra
 from dispatcher.settings import ServerSettings, database_url, read_settings
-from dispatcher.terminal import age, fields, table
+from dispatcher.wording import age, fields, table
 
 if TYPE_CHECKING:
     from dispatcher.outbox.relay import RelayReport, WaitingTask

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dispatcher.extras import needs_extra
 from dispatcher.settings import database_url, read_settings
 from dispatcher.task_status import TaskState, TaskStatus
-from dispatcher.terminal import fields
+from dispatcher.wording import fields
 
 if TYPE_CHECKING:
     from dispatcher.results import ResultStore

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from dispatcher.errors import MalformedMessage
 from dispatcher.message.compression import MAX_BODY_BYTES, decompress
 from dispatcher.message.kombu_json import unwrap
-from dispatcher.redaction import safe_repr
+from dispatcher.text import safe_repr
 
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.
 PUBLISHED_AT = "autolabs_published_at"

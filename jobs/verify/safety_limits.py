@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher.terminal import many
+from dispatcher.wording import many
 from jobs.database.due_rows import clock
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from dispatcher.broker import topology
 from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
-from dispatcher.terminal import many
+from dispatcher.wording import many
 from jobs.cluster import ApiError, ApiUnavailable, Cluster
 from jobs.database import snapshot_rows as rows
 from jobs.database.lab_store import LabStore

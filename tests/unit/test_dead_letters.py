@@ -17,7 +17,7 @@ from console.dlq.letters import _BROKER_REASONS, DeadLetter, Selector, read_lett
 from console.dlq.output import plain_json, plain_text
 from dispatcher.broker import delay_ladder
 from dispatcher.message.envelope import encode
-from dispatcher.terminal import printable
+from dispatcher.wording import printable
 from jobs.failures import Failure
 from tests.support.dead_letters import make_delete, why
 from tests.support.factories import create_kwargs, make_task

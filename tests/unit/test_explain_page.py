@@ -11,7 +11,7 @@ from console.explain.explanation import explain
 from console.explain.facts import LabFacts, Run
 from console.explain.text import WIDTH, make_object, make_page
 from console.explain.timeline import MAX_ENTRIES, make_timeline, seen_lines
-from dispatcher.terminal import ago, clock, duration, one_line
+from dispatcher.wording import ago, clock, duration, one_line
 from tests.support.explained import (
     NOW,
     at,

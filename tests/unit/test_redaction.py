@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dispatcher.message.envelope import encode
-from dispatcher.redaction import printable, safe_repr, scrubbed
+from dispatcher.text import printable, safe_repr, scrubbed
 from tests.support.factories import make_task
 
 

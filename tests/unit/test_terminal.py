@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.terminal import age, fields, many, one_line, printable, table
+from dispatcher.wording import age, fields, many, one_line, printable, table
 
 HOSTILE = "a\x1b[2J\u202e\r\n\tb\ud800"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher import redaction
+from dispatcher import text
 from dispatcher.texts import cut
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
@@ -15,7 +15,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 def printable(value: object) -> str:
     """Return anybody's value as a text of one line: what could steer a terminal is written as an escape."""
-    return redaction.printable(str(value))
+    return text.printable(str(value))
 
 
 def one_line(text: str, limit: int = 600) -> str:
