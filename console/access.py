@@ -9,10 +9,10 @@ from dispatcher.errors import InvalidSettings
 from dispatcher.settings import read_settings
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess, kubeconfig_access, service_account_access
-from jobs.configs import Configs
+from jobs.config.environment import StoreSettings
+from jobs.config.objectstore import ObjectStore
+from jobs.config.stored import Configs
 from jobs.failures import Failure
-from jobs.objectstore import ObjectStore
-from jobs.settings import StoreSettings
 
 
 def open_cluster(environ: Mapping[str, str]) -> Cluster:

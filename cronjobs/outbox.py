@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from dispatcher.broker.publisher import Publisher
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.settings import ServerSettings, read_settings
+from jobs.config.environment import StoreSettings, WebhookSettings
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
-from jobs.settings import StoreSettings, WebhookSettings
 
 if TYPE_CHECKING:
-    from jobs.life_settings import LifeSettings
+    from jobs.config.lifetimes import LifeSettings
 
 #: Seconds that one sweep of the outbox goes on; the next begins a minute after it began.
 OUTBOX_TIMEOUT_S = 40.0
@@ -82,9 +82,9 @@ def _life_settings() -> LifeSettings:
     """Return the platform's settings; the defaults where the object store cannot be asked: one more warning
     does less harm than none.
     """
-    from jobs.configs import Configs
-    from jobs.life_settings import LifeSettings
-    from jobs.objectstore import ObjectStore
+    from jobs.config.lifetimes import LifeSettings
+    from jobs.config.objectstore import ObjectStore
+    from jobs.config.stored import Configs
 
     try:
         store = ObjectStore(read_settings(os.environ, StoreSettings.from_environment))

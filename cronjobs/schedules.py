@@ -15,8 +15,7 @@ from cronjobs.cron import parse_cron
 from dispatcher.errors import InvalidSettings
 from dispatcher.quantities import parse_quantity
 from dispatcher.wording import one_line
-from jobs.configs import DEFAULTS
-from jobs.settings_document import (
+from jobs.config.settings_document import (
     FLAG,
     QUANTITY,
     Problem,
@@ -30,6 +29,7 @@ from jobs.settings_document import (
     rules_of,
     whole,
 )
+from jobs.config.stored import DEFAULTS
 
 #: Key in the bucket.
 SCHEDULES = "settings/schedules.yaml"

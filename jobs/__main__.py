@@ -29,10 +29,10 @@ from dispatcher.broker.pika_tables import tolerant_tables
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import read_settings
 from jobs import logs
+from jobs.config.environment import JobSettings
 from jobs.consumer import ChannelLost, Consumer, Delivery, Settlement
 from jobs.readiness import announce_claim
 from jobs.retry import through_blips
-from jobs.settings import JobSettings
 from jobs.steps import reached
 
 EXIT_OK = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.cluster import Manifest
-from jobs.lab_settings import LabSettings
+from jobs.config.lab_settings import LabSettings
 
 
 def connection_url(settings: LabSettings, service: Manifest, lab_instance_id: int) -> str:

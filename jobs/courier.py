@@ -20,7 +20,7 @@ from dispatcher.broker.topology import EVENTS_EXCHANGE
 from dispatcher.errors import PublishError
 from dispatcher.text import printable, scrubbed
 from jobs.bounded import TookTooLong, within
-from jobs.settings import WebhookSettings
+from jobs.config.environment import WebhookSettings
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 from dispatcher.tasks import CreateLabPod, payload_kwargs
-from jobs import naming
 from jobs.cluster import Manifest
+from jobs.config import naming
+from jobs.config.manifests import LabManifests, make_lab_manifests
 from jobs.connection_url import connection_url
 from jobs.context import TaskContext
 from jobs.database.lab_rows import LabState
@@ -15,7 +16,6 @@ from jobs.database.ledger import Ending
 from jobs.errors import TransientError
 from jobs.failures import Failure, objects_left
 from jobs.lab_objects import LabGone
-from jobs.manifests import LabManifests, make_lab_manifests
 from jobs.reachability import wait_answers
 from jobs.steps import mark, reached
 

@@ -6,7 +6,7 @@ import logging
 
 from dispatcher.expiry import overdue_task_id
 from dispatcher.tasks import DeleteLabPod
-from jobs import naming
+from jobs.config import naming
 from jobs.context import TaskContext
 from jobs.database.ledger import Ending
 from jobs.failed_task import FailedTask, FailureOutcome

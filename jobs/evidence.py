@@ -13,8 +13,8 @@ from typing import Any
 
 from jobs.bounded import within
 from jobs.cluster import ApiError, Cluster, Manifest
+from jobs.config.naming import belongs_to_lab, lab_selector
 from jobs.lab_event import COMPONENT
-from jobs.naming import belongs_to_lab, lab_selector
 from jobs.pod_facts import (
     LOG_LINES,
     Seen,

@@ -17,6 +17,7 @@ from dispatcher import tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.message.envelope import TaskMessage
 from jobs import evidence, lab_event
+from jobs.config.naming import Whose, lab_object_name
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import TaskRunRecord, find_dead_letter
@@ -24,7 +25,6 @@ from jobs.errors import JobError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure, as_recorded
 from jobs.lab_objects import LabObjects
-from jobs.naming import Whose, lab_object_name
 from jobs.pod_facts import summary
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from jobs import naming, steps
+from jobs import steps
 from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.config import naming
+from jobs.config.manifests import LabManifests
+from jobs.config.naming import Whose
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.manifests import LabManifests
-from jobs.naming import Whose
 from jobs.pod_fields import State, all_run, state_of
 from jobs.pod_status import late_status, starting_status
 

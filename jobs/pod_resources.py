@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dispatcher.quantities import parse_quantity
-from jobs import naming
 from jobs.cluster import Manifest
+from jobs.config import naming
 
 #: What can be changed while a container runs.
 RESIZABLE = ("cpu", "memory")

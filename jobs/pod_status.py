@@ -27,7 +27,7 @@ from jobs.pod_fields import (
 )
 
 if TYPE_CHECKING:
-    from jobs.life_settings import LifeSettings
+    from jobs.config.lifetimes import LifeSettings
 
 
 @dataclass(frozen=True, slots=True)

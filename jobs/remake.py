@@ -13,16 +13,16 @@ from urllib.parse import urlsplit
 from dispatcher.errors import InvalidTask
 from dispatcher.tasks import CreateLabPod
 from jobs.cluster import Manifest
-from jobs.configs import Configs
+from jobs.config.lab_settings import LabSettings
+from jobs.config.manifests import LabManifests, make_lab_manifests
+from jobs.config.naming import Whose, belongs_to
+from jobs.config.stored import Configs
 from jobs.connection_url import connection_url
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.lab_objects import LabObjects
-from jobs.lab_settings import LabSettings
-from jobs.manifests import LabManifests, make_lab_manifests
-from jobs.naming import Whose, belongs_to
 
 
 class CannotRemake(Exception):

@@ -17,8 +17,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from dispatcher.message.celery_results import key_of, make_failure, make_meta, make_revoked, make_started
 from dispatcher.task_status import STATE_OF_OUTCOME, TaskState
+from jobs.config.environment import ResultSettings
 from jobs.database.ledger import Ending
-from jobs.settings import ResultSettings
 
 logger = logging.getLogger(__name__)
 

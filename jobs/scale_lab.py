@@ -12,7 +12,8 @@ import time
 from dispatcher.failure_contract import Audience
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import ScaleLabResources, payload_kwargs
-from jobs import naming
+from jobs.config import naming
+from jobs.config.lab_settings import LabSettings
 from jobs.context import TaskContext
 from jobs.database.lab_rows import LabState
 from jobs.database.ledger import Ending, has_succeeded
@@ -20,7 +21,6 @@ from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure
 from jobs.lab_objects import LabGone
-from jobs.lab_settings import LabSettings
 from jobs.pod_resources import Progress, Resources, Seen
 from jobs.resize import PodResize, Superseded
 from jobs.steps import mark, reached

@@ -19,7 +19,7 @@ SERVICE_ACCOUNT = "celery-workers-sa"
 # A tag or a digest after the last path component: a port of the registry is not a tag.
 _IMAGE = re.compile(r"[^\s@]*[^\s@:/](:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
 
-#: Settings that may differ from the defaults in jobs.settings; the others are ours or secret.
+#: Settings that may differ from the defaults in jobs.config.environment; the others are ours or secret.
 OVERRIDABLE = (
     "CELERY_TASK_MAX_RETRIES",
     "CELERY_TASK_RETRY_DELAY",

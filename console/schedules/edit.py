@@ -18,10 +18,10 @@ import yaml
 from cronjobs.schedules import SCHEDULES, SHIPPED, Schedule, parse_schedules
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import read_settings
+from jobs.config.environment import StoreSettings
+from jobs.config.objectstore import ObjectStore, StoredObject
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.objectstore import ObjectStore, StoredObject
-from jobs.settings import StoreSettings
 
 #: Times that a change is made anew because somebody else changed the document meanwhile.
 _ATTEMPTS = 8

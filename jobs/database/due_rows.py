@@ -25,7 +25,7 @@ from jobs.database.notifications import UNDELIVERED, insert_notifications
 from jobs.errors import JobError
 
 if TYPE_CHECKING:
-    from jobs.life_settings import LifeSettings
+    from jobs.config.lifetimes import LifeSettings
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from datetime import datetime
 from dispatcher.broker.topology import QUEUE_NORMAL
 from dispatcher.failure_contract import COME_BACK_S
 from dispatcher.tasks import CREATE_LAB_POD
+from jobs.config.naming import Whose
 from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
-from jobs.naming import Whose
 
 #: Rows per statement.
 PAGE = 1000

@@ -19,6 +19,7 @@ from dispatcher.failure_contract import EventType
 from dispatcher.message.envelope import new_task_id
 from jobs.api_failures import api_failure
 from jobs.cluster import ApiError, ApiUnavailable, Manifest
+from jobs.config.naming import belongs_to
 from jobs.context import TaskContext
 from jobs.database.ledger import TaskRunRecord
 from jobs.database.notifications import add_out_of_memory
@@ -26,7 +27,6 @@ from jobs.database.snapshot_rows import LabRow, database_now
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs
-from jobs.naming import belongs_to
 from jobs.periodic.refused import hour_of, tell_refused
 from jobs.periodic.relay import relay
 from jobs.periodic.running_labs import RunningLabs, Suspect, look_at_running_labs, refusal

@@ -14,12 +14,12 @@ from itertools import chain
 from typing import NamedTuple
 
 from jobs.cluster import Cluster, Manifest
+from jobs.config.lifetimes import LifeSettings
+from jobs.config.naming import Whose
 from jobs.database.lab_store import LabStore
 from jobs.database.snapshot_rows import LabRow, live_rows
 from jobs.failures import Failure
 from jobs.lab_objects import collections
-from jobs.life_settings import LifeSettings
-from jobs.naming import Whose
 from jobs.pod_fields import State
 from jobs.pod_status import PodStatus, running_status
 from jobs.verify import safety_limits

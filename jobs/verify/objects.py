@@ -7,8 +7,8 @@ from datetime import datetime
 
 import jobs.cluster
 from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest, api_time
+from jobs.config.naming import MANAGED_BY
 from jobs.lab_objects import collections
-from jobs.naming import MANAGED_BY
 from jobs.pod_fields import condition
 from jobs.pod_status import listed_status
 from jobs.retry import through_blips

@@ -13,11 +13,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher.wording import many
+from jobs.config.lifetimes import LifeSettings
 from jobs.database.due_rows import clock
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.life_settings import LifeSettings
 
 #: So many labs without any Pod are taken for a wrong cluster, even where something else says that it is the
 #: right one.

@@ -16,9 +16,9 @@ from celery import Celery
 from kubernetes import client, config, watch
 
 from dispatcher.tasks import CreateLabPod
-from jobs.configs import DEFAULTS, SETTINGS
-from jobs.lab_settings import parse_settings
-from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, make_lab_manifests
+from jobs.config.lab_settings import parse_settings
+from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, make_lab_manifests
+from jobs.config.stored import DEFAULTS, SETTINGS
 
 QUEUE = "bench.celery_peer"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from jobs.life_settings import LifeSettings
+from jobs.config.lifetimes import LifeSettings
 from tests.bench.own_platform import own_platform, remove_left_over, remove_namespace
 from tests.bench.progress import say
 from tests.support import kwok

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dispatcher.migrations.migrate import upgrade
-from jobs.configs import upload_defaults
+from jobs.config.stored import upload_defaults
 from jobs.lab_objects import collections
 from tests.support.bulk_api import BulkApi
 from tests.support.container import Containers

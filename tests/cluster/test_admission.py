@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.cluster import Cluster
-from jobs.manifests import LabManifests
+from jobs.config.manifests import LabManifests
 from tests.support.admission import (
     HANGS_S,
     JOB,

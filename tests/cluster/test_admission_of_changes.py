@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.cluster import ApiError, Cluster
-from jobs.manifests import LabManifests
+from jobs.config.manifests import LabManifests
 from tests.support.admission import (
     JOB,
     Change,

@@ -17,10 +17,10 @@ import pytest
 from dispatcher.broker import topology
 from dispatcher.message.envelope import encode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
-from jobs.configs import DEFAULTS
+from jobs.config.manifests import POD_TEMPLATE
+from jobs.config.naming import lab_object_name
+from jobs.config.stored import DEFAULTS
 from jobs.failures import Failure
-from jobs.manifests import POD_TEMPLATE
-from jobs.naming import lab_object_name
 from tests.support.agreement import wait_until_all_agree
 from tests.support.container import Process
 from tests.support.factories import create_kwargs, make_task

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.configs import DEFAULTS
-from jobs.manifests import POD_TEMPLATE
-from jobs.naming import lab_object_name
+from jobs.config.manifests import POD_TEMPLATE
+from jobs.config.naming import lab_object_name
+from jobs.config.stored import DEFAULTS
 from tests.support.factories import create_kwargs
 from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually

@@ -12,7 +12,7 @@ import pytest
 from dispatcher import BrokerSettings, Dispatcher
 from dispatcher.broker import topology
 from dispatcher.tasks import SYNC_LAB_STATUS
-from jobs.configs import LIFE_SETTINGS
+from jobs.config.stored import LIFE_SETTINGS
 from tests.support.clearing import clear
 from tests.support.container import Process
 from tests.support.own_labs import HANGS_S, OwnLabs

@@ -60,7 +60,7 @@ def test_an_operator_gets_all_packages_below_one_name(console: Path) -> None:
     assert files(console) == {f"{inside}/{name}" for name in others} | {
         name.removeprefix("console/src/") for name in own
     }
-    defaults = f"{inside}/jobs/default_configs"
+    defaults = f"{inside}/jobs/config/default_configs"
     assert {f"{defaults}/settings/schedules.yaml", f"{defaults}/manifests/lab-pod-template.yaml"} < files(
         console
     )

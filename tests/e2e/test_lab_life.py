@@ -12,8 +12,8 @@ import pytest
 from kubernetes import client
 
 from deploy.demo.platform import LABS, PLATFORM, Platform, eventually
-from jobs.lab_settings import LabSettings
-from jobs.naming import lab_labels, lab_object_name
+from jobs.config.lab_settings import LabSettings
+from jobs.config.naming import lab_labels, lab_object_name
 
 StartLab = Callable[..., tuple[int, str]]
 

@@ -21,11 +21,11 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
-from jobs.configs import upload_defaults
+from jobs.config.environment import JobSettings
+from jobs.config.stored import upload_defaults
 from jobs.context import Connections
 from jobs.courier import Courier
 from jobs.database.lab_store import LabStore
-from jobs.settings import JobSettings
 from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers

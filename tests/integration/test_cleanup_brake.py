@@ -11,10 +11,10 @@ import pytest
 from cronjobs import outbox
 from cronjobs.__main__ import main
 from dispatcher.broker import topology
+from jobs.config.lifetimes import LifeSettings
 from jobs.database.due_rows import announce_ends
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.life_settings import LifeSettings
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.notifying import EVENTS, Platform

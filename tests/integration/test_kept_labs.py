@@ -14,7 +14,7 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.errors import NotConfirmed
 from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.tasks import DELETE_LAB_POD
-from jobs.configs import DEFAULTS, SETTINGS
+from jobs.config.stored import DEFAULTS, SETTINGS
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
 from jobs.worker import run_task

@@ -9,21 +9,21 @@ import pytest
 
 from console.schedules.edit import Bucket as BucketOfSchedules
 from dispatcher.failure_contract import Category
-from jobs import configs, objectstore
-from jobs.configs import Configs, main, upload_defaults
+from jobs.config import objectstore, stored
+from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
+from jobs.config.objectstore import ObjectStore, StoredObject
+from jobs.config.stored import Configs, main, upload_defaults
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure
-from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
-from jobs.objectstore import ObjectStore, StoredObject
 from tests.support.http_server import Answer, ScriptedServer
 from tests.support.store import Bucket
 from tests.support.tcp_proxy import TcpProxy
 
 DEFAULT_KEYS = sorted(
-    path.relative_to(configs.DEFAULTS).as_posix() for path in configs.DEFAULTS.rglob("*.yaml")
+    path.relative_to(stored.DEFAULTS).as_posix() for path in stored.DEFAULTS.rglob("*.yaml")
 )
 #: What a create reads.
-CREATE_KEYS = sorted([configs.SETTINGS, POD_TEMPLATE, NETWORK_POLICY_TEMPLATE])
+CREATE_KEYS = sorted([stored.SETTINGS, POD_TEMPLATE, NETWORK_POLICY_TEMPLATE])
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_upload_makes_a_versioned_bucket_with_the_defaults_and_then_nothing(bare
 def test_upload_keeps_what_an_operator_changed_unless_told_otherwise(
     bucket: Bucket, store: ObjectStore
 ) -> None:
-    bucket.put(configs.SETTINGS, b"allowed_images: ['mine/*']")
+    bucket.put(stored.SETTINGS, b"allowed_images: ['mine/*']")
     assert upload_defaults(bucket.settings) == []
     assert Configs(store).lab_settings().allowed_images == ["mine/*"]
     assert sorted(upload_defaults(bucket.settings, overwrite=True)) == DEFAULT_KEYS
@@ -162,7 +162,7 @@ def test_upload_brings_up_to_date_what_nobody_changed(
 ) -> None:
     folder = tmp_path / "settings"
     folder.mkdir()
-    monkeypatch.setattr(configs, "DEFAULTS", tmp_path)
+    monkeypatch.setattr(stored, "DEFAULTS", tmp_path)
     for name in ("kept.yaml", "changed.yaml"):
         (folder / name).write_text("release: 1")
     assert len(upload_defaults(bare_bucket.settings)) == 2
@@ -205,13 +205,13 @@ def test_a_write_to_a_store_that_is_away_is_transient(bucket: Bucket, proxy: Tcp
 
 
 def test_a_task_records_the_versions_it_used(bucket: Bucket, store: ObjectStore) -> None:
-    version = bucket.put(configs.SETTINGS, b"allowed_images: ['*']")
+    version = bucket.put(stored.SETTINGS, b"allowed_images: ['*']")
     used = Configs(store)
     used.lab_settings()
     used.pod_template()
     used.network_policy_template()
     assert sorted(used.versions) == CREATE_KEYS
-    assert used.versions[configs.SETTINGS] == version
+    assert used.versions[stored.SETTINGS] == version
 
 
 def test_the_command_uploads_and_reports(
@@ -227,5 +227,5 @@ def test_the_command_uploads_and_reports(
     monkeypatch.setenv("S3_SECRET_KEY", "wrong-secret")
     assert main(["upload"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("jobs.configs: ")
+    assert error.startswith("jobs.config.stored: ")
     assert "wrong-secret" not in error

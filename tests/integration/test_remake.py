@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from jobs.configs import DEFAULTS
+from jobs.config.manifests import NETWORK_POLICY_TEMPLATE
+from jobs.config.stored import DEFAULTS
 from jobs.context import Connections
 from jobs.create_lab import create_lab
-from jobs.manifests import NETWORK_POLICY_TEMPLATE
 from jobs.verify.repairs import ALWAYS
 from tests.support.creates import context_of, name_of
 from tests.support.factories import make_payload

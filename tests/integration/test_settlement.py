@@ -18,11 +18,11 @@ from dispatcher.errors import TaskFailed
 from dispatcher.message.envelope import TaskMessage, encode
 from dispatcher.results import TaskState
 from dispatcher.tasks import DELETE_LAB_POD
+from jobs.config.environment import ResultSettings, RetrySettings
 from jobs.consumer import Settlement
 from jobs.context import Connections
 from jobs.database.lab_store import LabStore
 from jobs.results import ResultWriter
-from jobs.settings import ResultSettings, RetrySettings
 from jobs.worker import is_task, run_task
 from tests.support.creates import (
     NO_ROOM,

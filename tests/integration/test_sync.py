@@ -12,7 +12,7 @@ import pytest
 from dispatcher.broker import topology
 from dispatcher.message.envelope import new_task_id
 from dispatcher.tasks import SYNC_LAB_STATUS
-from jobs.configs import LIFE_SETTINGS
+from jobs.config.stored import LIFE_SETTINGS
 from jobs.context import Connections
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending

@@ -15,8 +15,8 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
+from jobs.config.naming import lab_labels
 from jobs.database.lab_store import LabStore
-from jobs.naming import lab_labels
 from jobs.verify.snapshot import Sources, take_inventory
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster

@@ -13,9 +13,9 @@ import pytest
 from cronjobs import outbox
 from cronjobs.outbox import NOTIFY_TIMEOUT_S
 from dispatcher import Dispatcher
+from jobs.config.lifetimes import LifeSettings
 from jobs.database.due_rows import announce_ends
 from jobs.database.lab_store import LabStore
-from jobs.life_settings import LifeSettings
 from jobs.notifications import DELIVERY_S
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers

@@ -17,9 +17,9 @@ import pytest
 from dispatcher.tasks import CreateLabPod
 from jobs.cluster import ApiError, Cluster
 from jobs.cluster_access import ClusterAccess, kubeconfig_access
+from jobs.config.lab_settings import parse_settings
+from jobs.config.manifests import LabManifests, make_lab_manifests
 from jobs.lab_objects import collections
-from jobs.lab_settings import parse_settings
-from jobs.manifests import LabManifests, make_lab_manifests
 from tests.support.own_namespace import service_account_access
 
 Manifest = dict[str, Any]

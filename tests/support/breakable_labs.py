@@ -11,9 +11,9 @@ import yaml
 
 from dispatcher.broker.topology import QUEUE_HIGH, QUEUE_NORMAL
 from dispatcher.tasks import CREATE_LAB_POD, HEALTH_CHECK_PODS
-from jobs.configs import DEFAULTS, LIFE_SETTINGS
-from jobs.manifests import POD_TEMPLATE
-from jobs.naming import lab_object_name
+from jobs.config.manifests import POD_TEMPLATE
+from jobs.config.naming import lab_object_name
+from jobs.config.stored import DEFAULTS, LIFE_SETTINGS
 from tests.support.container import Process
 from tests.support.factories import create_kwargs
 from tests.support.fake_nodes import FakeNodes

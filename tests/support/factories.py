@@ -7,8 +7,8 @@ from typing import Any
 
 from dispatcher.message.envelope import TaskMessage, encode, new_task_id
 from dispatcher.tasks import CREATE_LAB_POD, CreateLabPod
+from jobs.config.environment import StoreSettings
 from jobs.database.ledger import TaskRunRecord
-from jobs.settings import StoreSettings
 
 IMAGE = "registry.gitlab.com/autolabs/labs/demo:1.0.0"
 

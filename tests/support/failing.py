@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from dispatcher.broker import topology
-from jobs.configs import DEFAULTS, SETTINGS, upload_defaults
+from jobs.config.manifests import POD_TEMPLATE
+from jobs.config.naming import lab_object_name
+from jobs.config.stored import DEFAULTS, SETTINGS, upload_defaults
 from jobs.failures import Failure
-from jobs.manifests import POD_TEMPLATE
-from jobs.naming import lab_object_name
 from tests.support.container import Process
 from tests.support.factories import create_kwargs
 from tests.support.own_namespace import KUBECONFIG_OBJECT

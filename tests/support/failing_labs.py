@@ -9,8 +9,8 @@ from typing import Any
 
 from dispatcher import DELETE_LAB_POD
 from dispatcher.broker import topology
+from jobs.config.naming import lab_labels
 from jobs.failures import Failure
-from jobs.naming import lab_labels
 from tests.support.failing import Case, Manifest, Scene, change_container, change_pod
 from tests.support.own_namespace import kubectl
 

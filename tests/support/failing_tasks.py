@@ -11,9 +11,9 @@ from typing import Any
 
 from dispatcher import DELETE_LAB_POD
 from dispatcher.broker import topology
-from jobs.configs import SETTINGS
+from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
+from jobs.config.stored import SETTINGS
 from jobs.failures import Failure
-from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
 from tests.support.container import free_port
 from tests.support.factories import create_kwargs, make_wire
 from tests.support.failing import Case, Scene, change_container, publish_create

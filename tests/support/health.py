@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dispatcher.tasks import CREATE_LAB_POD, HEALTH_CHECK_PODS, HealthCheckPods
-from jobs.configs import LIFE_SETTINGS
+from jobs.config.stored import LIFE_SETTINGS
 from jobs.context import Connections, TaskContext
 from jobs.database.ledger import Ending
 from jobs.periodic.runner import run_periodic

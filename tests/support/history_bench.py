@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 
 from dispatcher.engine import make_engine
 from dispatcher.results import ResultStore
+from jobs.config.objectstore import StoredObject
 from jobs.database.lab_store import LabStore
 from jobs.failures import Failure
-from jobs.objectstore import StoredObject
 
 if TYPE_CHECKING:
     from tests.support.histories import World

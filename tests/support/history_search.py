@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
+import jobs.config.templates
 import jobs.create_lab
 import jobs.lab_objects
 import jobs.periodic.unread_requests
-import jobs.templates
 from jobs import steps
-from jobs.configs import DEFAULTS
+from jobs.config.stored import DEFAULTS
 from tests.support.histories import Violation, World
 from tests.support.history_bench import Bench
 from tests.support.history_moves import come_to_rest, play
@@ -50,7 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Answers of labs' Services are not what this is about, and thousands of log lines neither."""
     monkeypatch.setattr(jobs.create_lab, "wait_answers", lambda _host, _port: True)
     # Half the time of a history would go into reading the same templates.
-    monkeypatch.setattr(jobs.templates, "_load", lru_cache(jobs.templates._load))
+    monkeypatch.setattr(jobs.config.templates, "_load", lru_cache(jobs.config.templates._load))
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

@@ -8,9 +8,9 @@ from functools import cache
 
 from dispatcher.tasks import CREATE_LAB_POD, CreateLabPod
 from jobs.cluster import Manifest
-from jobs.configs import DEFAULTS, SETTINGS
-from jobs.lab_settings import LabSettings, parse_settings
-from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, LabManifests, make_lab_manifests
+from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, LabManifests, make_lab_manifests
+from jobs.config.stored import DEFAULTS, SETTINGS
 from tests.support.bulk_api import BulkApi
 from tests.support.fake_nodes import FakeNodes
 from tests.support.own_namespace import OwnNamespace

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.configs import DEFAULTS, SETTINGS, upload_defaults
-from jobs.lab_settings import LabSettings, parse_settings
+from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.stored import DEFAULTS, SETTINGS, upload_defaults
 from tests.support.container import Containers
 from tests.support.database_pool import DatabasePool
 from tests.support.lending import lent_database, lent_vhost

@@ -14,7 +14,7 @@ from dispatcher.broker import topology
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import CREATE_LAB_POD, SCALE_LAB_RESOURCES
 from jobs.cluster import Manifest
-from jobs.naming import lab_object_name
+from jobs.config.naming import lab_object_name
 from jobs.resize import NOTE
 from tests.support.container import Process
 from tests.support.factories import create_kwargs

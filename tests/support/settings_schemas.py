@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cronjobs.schedules import NAME, Schedule
-from jobs.lab_settings import LabSettings
-from jobs.life_settings import LifeSettings
-from jobs.settings_document import Document, defaults_of, rules_of
+from jobs.config.lab_settings import LabSettings
+from jobs.config.lifetimes import LifeSettings
+from jobs.config.settings_document import Document, defaults_of, rules_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 #: Name of a document in the bucket, without its folder -> its model.

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from minio import Minio
 from minio.deleteobjects import DeleteObject
 
-from jobs.settings import StoreSettings
+from jobs.config.environment import StoreSettings
 
 
 class Bucket:

@@ -21,8 +21,8 @@ from console.verify import command as verify_command
 from dispatcher.interrupts import Stop
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
+from jobs.config.naming import lab_labels
 from jobs.lab_objects import collections
-from jobs.naming import lab_labels
 from jobs.verify.differences import Difference
 from jobs.verify.repairs import Repairs
 from tests.support.fake_cluster import READY, FakeCluster

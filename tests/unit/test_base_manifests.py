@@ -15,8 +15,8 @@ import yaml
 from cronjobs.manifests import make_labels as make_schedule_labels
 from cronjobs.schedules import TASKS, Schedule
 from dispatcher.quantities import parse_quantity
-from jobs.lab_settings import LabSettings, parse_settings
-from jobs.naming import MANAGED_BY, lab_labels, lab_object_name
+from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.naming import MANAGED_BY, lab_labels, lab_object_name
 from keda.podspec import SERVICE_ACCOUNT, make_labels
 from keda.profiles import PROFILES
 
@@ -191,7 +191,7 @@ def test_the_setup_runs_its_steps_in_order_with_the_administrators_secret() -> N
     assert [step["command"] for step in steps] == [
         ["python3", "-m", "dispatcher", "db", "upgrade"],
         ["python3", "-m", "dispatcher", "topology", "declare"],
-        ["python3", "-m", "jobs.configs", "upload"],
+        ["python3", "-m", "jobs.config.stored", "upload"],
     ]
     assert [v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v] == ["autolabs-setup"]
     assert the("Job", "autolabs-setup")["spec"]["activeDeadlineSeconds"] > 0
@@ -199,7 +199,11 @@ def test_the_setup_runs_its_steps_in_order_with_the_administrators_secret() -> N
 
 @pytest.mark.parametrize(
     "words",
-    [("dispatcher", "db", "upgrade"), ("dispatcher", "topology", "declare"), ("jobs.configs", "upload")],
+    [
+        ("dispatcher", "db", "upgrade"),
+        ("dispatcher", "topology", "declare"),
+        ("jobs.config.stored", "upload"),
+    ],
 )
 def test_a_step_of_the_setup_is_a_command_that_names_its_settings(words: tuple[str, ...]) -> None:
     done = subprocess.run(

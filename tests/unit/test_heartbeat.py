@@ -8,7 +8,7 @@ from cronjobs.schedules import SHIPPED, parse_schedules
 from dispatcher import BrokerSettings, Dispatcher
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import ServerSettings, read_settings
-from jobs.settings import JobSettings
+from jobs.config.environment import JobSettings
 from jobs.verify.snapshot import QUIET_HEARTBEATS, quiet_s
 
 SERVERS = {

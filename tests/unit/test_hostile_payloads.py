@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from dispatcher.errors import InvalidTask
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, CreateLabPod, parse_payload
-from jobs import naming
-from jobs.configs import DEFAULTS
-from jobs.lab_settings import LabSettings
-from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, make_lab_manifests
+from jobs.config import naming
+from jobs.config.lab_settings import LabSettings
+from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, make_lab_manifests
+from jobs.config.stored import DEFAULTS
 from tests.support import templates
 from tests.support.factories import IMAGE, create_kwargs
 from tests.support.templates import shape

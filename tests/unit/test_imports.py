@@ -22,7 +22,7 @@ DIRECTIONS = {
 OURS = {*DIRECTIONS, "deploy", "tests"}
 #: Library -> the only files that may import it.
 OWNERS = {
-    "minio": {"jobs/configs.py"},
+    "minio": {"jobs/config/stored.py"},
     "sqlalchemy": {
         "console/dlq/actions.py",
         "console/explain/reading.py",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.config.lab_settings import LabSettings, parse_settings
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.lab_settings import LabSettings, parse_settings
 from tests.support.factories import make_payload
 
 PYTHON = {"lab_ids": [7, 18], "max_resources": {"cpu": "1", "memory": "1Gi"}}

@@ -12,12 +12,12 @@ import pytest
 import jobs.cluster
 import jobs.lab_objects
 from dispatcher.failure_contract import Category
-from jobs import naming
 from jobs.cluster import Cluster
 from jobs.cluster_access import ClusterAccess
+from jobs.config import naming
+from jobs.config.manifests import LabManifests
 from jobs.errors import PermanentError, TransientError
 from jobs.lab_objects import LabGone, LabObjects
-from jobs.manifests import LabManifests
 from tests.support.http_server import Answer, Request, Script, ScriptedServer, status_object
 from tests.support.waiting import HANG_S, ends_within
 

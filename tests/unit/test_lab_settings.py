@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from dispatcher.failure_contract import Category
+from jobs.config.lab_settings import LabSettings, parse_settings
 from jobs.create_lab import MAX_READY_TIMEOUT_S
 from jobs.errors import PermanentError
-from jobs.lab_settings import LabSettings, parse_settings
 from tests.support.factories import make_payload
 
 

@@ -4,9 +4,9 @@ from dataclasses import fields
 
 import pytest
 
-from jobs.configs import DEFAULTS, LIFE_SETTINGS
+from jobs.config.lifetimes import RESTARTABLE, LifeSettings, parse_life_settings
+from jobs.config.stored import DEFAULTS, LIFE_SETTINGS
 from jobs.errors import JobError
-from jobs.life_settings import RESTARTABLE, LifeSettings, parse_life_settings
 
 
 def test_what_is_shipped_names_every_setting_with_its_default() -> None:

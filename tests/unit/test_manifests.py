@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from jobs.configs import DEFAULTS, SETTINGS
-from jobs.errors import PermanentError
-from jobs.lab_settings import LabSettings, parse_settings
-from jobs.manifests import (
+from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.manifests import (
     NETWORK_POLICY_TEMPLATE,
     POD_TEMPLATE,
     PUBLIC_EGRESS,
     LabManifests,
     make_lab_manifests,
 )
-from jobs.naming import SPEC_HASH, belongs_to_lab
+from jobs.config.naming import SPEC_HASH, belongs_to_lab
+from jobs.config.stored import DEFAULTS, SETTINGS
+from jobs.errors import PermanentError
 from tests.support import templates
 from tests.support.factories import IMAGE, make_payload
 

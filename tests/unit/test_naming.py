@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.tasks import _IMAGE
-from jobs.naming import belongs_to_lab, image_base_name, lab_labels, lab_object_name, lab_selector
+from jobs.config.naming import belongs_to_lab, image_base_name, lab_labels, lab_object_name, lab_selector
 
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.lab_settings import LabSettings
+from jobs.config.lab_settings import LabSettings
 from jobs.pod_resources import Progress, Resources, before_change, in_force, lab_container, look
 from jobs.scale_lab import wanted_resources
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import _BYTES, _CPU
-from jobs.lab_settings import share_of_cpu, share_of_memory
+from jobs.config.lab_settings import share_of_cpu, share_of_memory
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from jobs.config.lifetimes import LifeSettings
 from jobs.failures import Failure
-from jobs.life_settings import LifeSettings
 from jobs.pod_fields import State
 from jobs.pod_status import PodStatus, running_status
 

@@ -14,7 +14,7 @@ from console.schedules.edit import Changes, with_changes
 from console.schedules.run_now import make_job
 from cronjobs.schedules import SHIPPED, InvalidSchedules, Schedule, parse_schedules
 from dispatcher.errors import DispatcherError
-from jobs.settings_document import rules_of
+from jobs.config.settings_document import rules_of
 
 KEYS = list(rules_of(Schedule))
 CRON = 'five cron fields or a macro, as text such as "*/5 * * * *" or @hourly'

@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher import BrokerSettings, InvalidSettings
 from dispatcher.settings import Environment, database_url, read_settings
-from jobs.settings import JobSettings
+from jobs.config.environment import JobSettings
 
 VALID = {
     "AMQP_URL": "amqp://user:amqp-secret@host:5672/vhost",

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from cronjobs.schedules import InvalidSchedules, parse_schedules
-from jobs.configs import DEFAULTS
+from jobs.config.lab_settings import parse_settings
+from jobs.config.lifetimes import parse_life_settings
+from jobs.config.stored import DEFAULTS
 from jobs.errors import JobError
-from jobs.lab_settings import parse_settings
-from jobs.life_settings import parse_life_settings
 from tests.support.settings_schemas import DOCS, MODELS, make_schema, make_table, schema_file
 
 PARSERS: dict[str, Callable[[bytes], object]] = {

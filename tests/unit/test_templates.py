@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.failure_contract import Category
+from jobs.config.templates import fill, parse_documents
 from jobs.errors import PermanentError
-from jobs.templates import fill, parse_documents
 from tests.support.templates import shape
 
 NAMES = ("a", "b")

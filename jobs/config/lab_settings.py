@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import MAX_ID, CreateLabPod, is_id
-from jobs.failures import Failure
-from jobs.settings_document import (
+from jobs.config.settings_document import (
     QUANTITY,
     Problem,
     leaf,
@@ -22,6 +21,7 @@ from jobs.settings_document import (
     record,
     whole,
 )
+from jobs.failures import Failure
 
 RESOURCES = ("cpu", "memory", "storage")
 _PLACEHOLDERS = ("cluster_ip", "lab_instance_id", "namespace", "port", "service")

@@ -17,7 +17,7 @@ import yaml
 from dispatcher.quantities import parse_quantity
 from dispatcher.text import printable
 from dispatcher.texts import cut
-from jobs.templates import parse_mapping, template_error
+from jobs.config.templates import parse_mapping, template_error
 
 #: The keys that lead to a value, and what is wrong with it.
 Problem = tuple[tuple[Any, ...], str]

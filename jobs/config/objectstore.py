@@ -14,9 +14,9 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 
+from jobs.config.environment import StoreSettings
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.settings import StoreSettings
 
 _REGION = "us-east-1"  # MinIO's default; AWS needs the bucket's own
 #: In a 404 that is about the bucket, and not about the object.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any
 
-from jobs.settings_document import Problem, leaf, list_of, one_of, parse_document, whole
+from jobs.config.settings_document import Problem, leaf, list_of, one_of, parse_document, whole
 
 #: Causes of jobs.failures for which a lab can be started again: what took its Pod away was not the lab.
 RESTARTABLE = ("pod_gone", "pod_evicted", "node_away")

@@ -1,6 +1,6 @@
 """Templates and settings in the object store: read at each task, uploaded by the setup step.
 
-`python -m jobs.configs upload` puts the defaults of this release where nothing is yet, and in place of those
+`python -m jobs.config.stored upload` puts the defaults of this release where nothing is yet, and in place of those
 of an earlier release that nobody changed.
 """
 
@@ -18,15 +18,15 @@ from urllib.parse import urlsplit
 
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import read_settings
+from jobs.config.environment import StoreSettings
+from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
+from jobs.config.objectstore import ObjectStore
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.lab_settings import LabSettings, parse_settings
-from jobs.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
-from jobs.objectstore import ObjectStore
-from jobs.settings import StoreSettings
 
 if TYPE_CHECKING:
-    from jobs.life_settings import LifeSettings
+    from jobs.config.lifetimes import LifeSettings
 
 SETTINGS = "settings/celery-workers-config.yaml"
 LIFE_SETTINGS = "settings/lab-life.yaml"
@@ -48,7 +48,7 @@ class Configs:
 
     def life_settings(self) -> LifeSettings:
         """Return the settings for labs that run; the defaults in a bucket of an older release."""
-        from jobs.life_settings import LifeSettings, parse_life_settings
+        from jobs.config.lifetimes import LifeSettings, parse_life_settings
 
         try:
             return parse_life_settings(LIFE_SETTINGS, self._read(LIFE_SETTINGS))
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     from minio.error import MinioException
     from urllib3.exceptions import HTTPError
 
-    parser = argparse.ArgumentParser(prog="python -m jobs.configs", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m jobs.config.stored", description=main.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     upload = commands.add_parser("upload", help="upload the default templates and settings that are missing")
     upload.add_argument(
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = read_settings(os.environ, StoreSettings.from_environment)
         written = upload_defaults(settings, overwrite=arguments.overwrite)
     except (DispatcherError, MinioException, HTTPError) as exc:
-        print(f"jobs.configs: {exc}", file=sys.stderr)
+        print(f"jobs.config.stored: {exc}", file=sys.stderr)
         return 1
     print(f"bucket {settings.bucket}: uploaded {', '.join(written) or 'nothing, all is there'}")
     return 0

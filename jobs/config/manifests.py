@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.tasks import CreateLabPod
-from jobs import naming
 from jobs.cluster import Manifest
-from jobs.lab_settings import LabSettings
-from jobs.templates import fill, parse_documents, template_error
+from jobs.config import naming
+from jobs.config.lab_settings import LabSettings
+from jobs.config.templates import fill, parse_documents, template_error
 
 POD_TEMPLATE = "manifests/lab-pod-template.yaml"
 NETWORK_POLICY_TEMPLATE = "manifests/network-policy-template.yaml"
