@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import read_settings
-from jobs.cluster import Cluster
-from jobs.cluster_access import ClusterAccess, kubeconfig_access, service_account_access
+from jobs.cluster.access import ClusterAccess, kubeconfig_access, service_account_access
+from jobs.cluster.client import Cluster
 from jobs.config.environment import StoreSettings
 from jobs.config.objectstore import ObjectStore
 from jobs.config.stored import Configs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 from jobs.config.lab_settings import LabSettings
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import cached_property
 
 from dispatcher.broker.publisher import Publisher
-from jobs.cluster import Cluster
-from jobs.cluster_access import kubeconfig_access, service_account_access
+from jobs.cluster.access import kubeconfig_access, service_account_access
+from jobs.cluster.client import Cluster
+from jobs.cluster.lab_objects import LabObjects
 from jobs.config.environment import JobSettings
 from jobs.config.objectstore import ObjectStore
 from jobs.config.stored import Configs
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import TaskRunRecord
-from jobs.lab_objects import LabObjects
 from jobs.results import ResultWriter
 
 

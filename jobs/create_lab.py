@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 
 from dispatcher.tasks import CreateLabPod, payload_kwargs
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
+from jobs.cluster.lab_objects import LabGone
+from jobs.cluster.reachability import wait_answers
 from jobs.config import naming
 from jobs.config.manifests import LabManifests, make_lab_manifests
 from jobs.connection_url import connection_url
@@ -15,8 +17,6 @@ from jobs.database.lab_store import lab_result
 from jobs.database.ledger import Ending
 from jobs.errors import TransientError
 from jobs.failures import Failure, objects_left
-from jobs.lab_objects import LabGone
-from jobs.reachability import wait_answers
 from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)

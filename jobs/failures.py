@@ -1,6 +1,6 @@
 """The classification table: every way a task can fail -> category, retry or not, who is told, the sentence.
 
-jobs.pod_status says which row a Pod is, jobs.api_failures an answer of the API server. All other rows are
+jobs.cluster.pod_status says which row a Pod is, jobs.cluster.api_failures an answer of the API server. All other rows are
 raised where the failure is met. Nothing is tried again that is not marked so here.
 """
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from dispatcher import tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.message.envelope import TaskMessage
-from jobs import evidence, lab_event
+from jobs.cluster.client import evidence, lab_event
+from jobs.cluster.lab_objects import LabObjects
+from jobs.cluster.pod_facts import summary
 from jobs.config.naming import Whose, lab_object_name
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore
@@ -24,8 +26,6 @@ from jobs.database.ledger import TaskRunRecord, find_dead_letter
 from jobs.errors import JobError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure, as_recorded
-from jobs.lab_objects import LabObjects
-from jobs.pod_facts import summary
 
 if TYPE_CHECKING:
     from jobs.context import TaskContext

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from dispatcher.errors import InvalidTask
 from dispatcher.tasks import CreateLabPod
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
+from jobs.cluster.lab_objects import LabObjects
 from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import LabManifests, make_lab_manifests
 from jobs.config.naming import Whose, belongs_to
@@ -22,7 +23,6 @@ from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.lab_objects import LabObjects
 
 
 class CannotRemake(Exception):

@@ -1,6 +1,6 @@
 """celery_workers.scale_lab_resources: a RUNNING lab gets other limits without a restart, or keeps its own.
 
-Whatever comes of it, the lab stays RUNNING. A JobError leaves the change noted at the Pod (jobs.resize):
+Whatever comes of it, the lab stays RUNNING. A JobError leaves the change noted at the Pod (jobs.cluster.resize_pod):
 another attempt of the task goes on with it, and FailedResize takes it back when there is none.
 """
 
@@ -12,6 +12,9 @@ import time
 from dispatcher.failure_contract import Audience
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import ScaleLabResources, payload_kwargs
+from jobs.cluster.lab_objects import LabGone
+from jobs.cluster.pod_resources import Progress, Resources, Seen
+from jobs.cluster.resize_pod import PodResize, Superseded
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
 from jobs.context import TaskContext
@@ -20,9 +23,6 @@ from jobs.database.ledger import Ending, has_succeeded
 from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure
-from jobs.lab_objects import LabGone
-from jobs.pod_resources import Progress, Resources, Seen
-from jobs.resize import PodResize, Superseded
 from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from cronjobs.schedules import Schedule
 from dispatcher.errors import DispatcherError
 from dispatcher.quantities import parse_quantity
 from dispatcher.wording import one_line
-from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest
 from jobs.errors import JobError
 
 FIELD_MANAGER = "autolabs-schedules"

@@ -15,7 +15,7 @@ from dispatcher import tasks
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import database_url, read_settings
 from dispatcher.wording import clock, duration, one_line, printable, table
-from jobs.cluster import Manifest, api_time
+from jobs.cluster.client import Manifest, api_time
 from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
 

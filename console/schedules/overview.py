@@ -13,7 +13,7 @@ from cronjobs.cron import parse_cron
 from cronjobs.manifests import SCHEDULE_LABEL, make_cron_job
 from cronjobs.schedules import Schedule, zone_of
 from dispatcher.wording import ago, duration, table
-from jobs.cluster import Manifest, api_time
+from jobs.cluster.client import Manifest, api_time
 
 #: Runs to come that `show` names.
 _NEXT_RUNS = 3

@@ -13,7 +13,7 @@ from console.schedules.overview import job_outcome
 from cronjobs.schedules import TASKS, option_word
 from dispatcher.errors import DispatcherError
 from dispatcher.wording import duration, one_line, printable
-from jobs.cluster import ApiError, ApiUnavailable, Manifest
+from jobs.cluster.client import ApiError, ApiUnavailable, Manifest
 
 #: Seconds for one call that makes the Job.
 _CREATE_S = 15

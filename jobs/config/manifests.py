@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.tasks import CreateLabPod
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
 from jobs.config.templates import fill, parse_documents, template_error

@@ -17,8 +17,11 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.failure_contract import EventType
 from dispatcher.message.envelope import new_task_id
-from jobs.api_failures import api_failure
-from jobs.cluster import ApiError, ApiUnavailable, Manifest
+from jobs.cluster.api_failures import api_failure
+from jobs.cluster.client import ApiError, ApiUnavailable, Manifest
+from jobs.cluster.pod_facts import Seen, bounded, pod_facts
+from jobs.cluster.pod_fields import State
+from jobs.cluster.pod_status import running_status
 from jobs.config.naming import belongs_to
 from jobs.context import TaskContext
 from jobs.database.ledger import TaskRunRecord
@@ -30,9 +33,6 @@ from jobs.give_up import LostLabs
 from jobs.periodic.refused import hour_of, tell_refused
 from jobs.periodic.relay import relay
 from jobs.periodic.running_labs import RunningLabs, Suspect, look_at_running_labs, refusal
-from jobs.pod_facts import Seen, bounded, pod_facts
-from jobs.pod_fields import State
-from jobs.pod_status import running_status
 from jobs.verify.safety_limits import Refusal
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class _HealthCheck:
         # A node that is away does not give a log, and takes its time not to.
         if self._closer_looks > CLOSER_LOOKS or error.failure is Failure.NODE_AWAY:
             return bounded(pod_facts(pod)) if pod else {"note": "the lab had no Pod"}
-        from jobs import evidence
+        from jobs.cluster.client import evidence
 
         namespace = self._context.settings.namespace
         return evidence.collect(lambda: self._cluster, namespace, row.id, pod_name=row.k8s_pod_name).seen

@@ -13,15 +13,15 @@ from datetime import datetime
 from itertools import chain
 from typing import NamedTuple
 
-from jobs.cluster import Cluster, Manifest
+from jobs.cluster.client import Cluster, Manifest
+from jobs.cluster.lab_objects import collections
+from jobs.cluster.pod_fields import State
+from jobs.cluster.pod_status import PodStatus, running_status
 from jobs.config.lifetimes import LifeSettings
 from jobs.config.naming import Whose
 from jobs.database.lab_store import LabStore
 from jobs.database.snapshot_rows import LabRow, live_rows
 from jobs.failures import Failure
-from jobs.lab_objects import collections
-from jobs.pod_fields import State
-from jobs.pod_status import PodStatus, running_status
 from jobs.verify import safety_limits
 from jobs.verify.objects import is_governed, our_pages
 from jobs.verify.safety_limits import FEW, Refusal

@@ -15,8 +15,8 @@ from typing import Any
 
 from dispatcher import tasks
 from dispatcher.failure_contract import Audience, EventType
-from jobs.api_failures import api_failure
-from jobs.cluster import ApiError, ApiUnavailable
+from jobs.cluster.api_failures import api_failure
+from jobs.cluster.client import ApiError, ApiUnavailable
 from jobs.context import TaskContext
 from jobs.database.connection import session_lock
 from jobs.database.notifications import News, add_news

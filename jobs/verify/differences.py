@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dispatcher import tasks
+from jobs.cluster.pod_fields import State
 from jobs.database.snapshot_rows import LabRow
-from jobs.pod_fields import State
 from jobs.verify import lost_requests
 from jobs.verify.inventory import Inventory, LabObject, Message
 from jobs.verify.lost_requests import Proof

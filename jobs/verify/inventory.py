@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
+from jobs.cluster.pod_status import PodStatus
 from jobs.database.snapshot_rows import LabRow
-from jobs.pod_status import PodStatus
 
 
 @dataclass(frozen=True, slots=True)

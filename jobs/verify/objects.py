@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-import jobs.cluster
-from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest, api_time
+import jobs.cluster.client
+from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest, api_time
+from jobs.cluster.lab_objects import collections
+from jobs.cluster.pod_fields import condition
+from jobs.cluster.pod_status import listed_status
 from jobs.config.naming import MANAGED_BY
-from jobs.lab_objects import collections
-from jobs.pod_fields import condition
-from jobs.pod_status import listed_status
 from jobs.retry import through_blips
 from jobs.verify.inventory import LabObject
 
@@ -55,7 +55,7 @@ def namespace_exists(cluster: Cluster, namespace: str) -> bool:
             raise
         return True
 
-    return through_blips(asked, on=(ApiUnavailable,), within_s=jobs.cluster.BLIP_S, what=f"GET {path}")
+    return through_blips(asked, on=(ApiUnavailable,), within_s=jobs.cluster.client.BLIP_S, what=f"GET {path}")
 
 
 def make_object(kind: str, item: Manifest) -> LabObject:

@@ -8,7 +8,9 @@ from datetime import datetime
 
 from dispatcher.message.envelope import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
-from jobs.cluster import ApiError, ApiUnavailable
+from jobs.cluster.client import ApiError, ApiUnavailable
+from jobs.cluster.lab_objects import LabObjects, collections
+from jobs.cluster.pod_fields import State
 from jobs.config.lifetimes import LifeSettings
 from jobs.config.stored import Configs
 from jobs.database.ledger import VERIFY_TASK, Ending, TaskRunRecord
@@ -16,8 +18,6 @@ from jobs.database.snapshot_rows import LabRow, some_rows
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.give_up import LostLabs
-from jobs.lab_objects import LabObjects, collections
-from jobs.pod_fields import State
 from jobs.remake import CannotRemake, Remake
 from jobs.verify import safety_limits
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair

@@ -16,7 +16,7 @@ from dispatcher.broker import topology
 from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
 from dispatcher.wording import many
-from jobs.cluster import ApiError, ApiUnavailable, Cluster
+from jobs.cluster.client import ApiError, ApiUnavailable, Cluster
 from jobs.database import snapshot_rows as rows
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dispatcher.migrations.migrate import upgrade
+from jobs.cluster.lab_objects import collections
 from jobs.config.stored import upload_defaults
-from jobs.lab_objects import collections
 from tests.support.bulk_api import BulkApi
 from tests.support.container import Containers
 from tests.support.own_namespace import KUBECONFIG_OBJECT, OwnNamespace

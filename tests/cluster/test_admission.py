@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.cluster import Cluster
+from jobs.cluster.client import Cluster
 from jobs.config.manifests import LabManifests
 from tests.support.admission import (
     HANGS_S,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.cluster import ApiError, Cluster
+from jobs.cluster.client import ApiError, Cluster
 from jobs.config.manifests import LabManifests
 from tests.support.admission import (
     JOB,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 from tests.support import kwok
 from tests.support.bulk_api import BulkApi
 from tests.support.container import ROOT

@@ -15,9 +15,9 @@ import pytest
 
 from dispatcher.broker import topology
 from dispatcher.tasks import CREATE_LAB_POD
-from jobs.cluster import Cluster
+from jobs.cluster.client import Cluster
+from jobs.cluster.lab_objects import LabObjects, PodChanged
 from jobs.failures import Failure
-from jobs.lab_objects import LabObjects, PodChanged
 from tests.support.agreement import wait_until_all_agree
 from tests.support.factories import create_kwargs
 from tests.support.kill_matrix import FAULTY

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import jobs.cluster
+import jobs.cluster.client
 from dispatcher import Dispatcher
 from dispatcher.broker import topology
 from dispatcher.tasks import DELETE_LAB_POD
@@ -239,7 +239,7 @@ def test_the_cluster_of_somebody_else_is_left_alone(own: VerifiedLabs) -> None:
 
 def test_a_cluster_that_gives_no_access_is_named(own: VerifiedLabs, monkeypatch: pytest.MonkeyPatch) -> None:
     # An API server that begins refuses everybody for a moment, which this one does not.
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.5)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 0.5)
     seen = own.verify(LAB_NAMESPACE="kube-system")
     assert seen.code == 3
     assert "could not look at the cluster: 403 Forbidden" in seen.errors

@@ -12,8 +12,8 @@ from kubernetes import client
 from kubernetes.utils.quantity import parse_quantity as their_quantity
 
 from dispatcher.quantities import parse_quantity
-from jobs.cluster import Cluster
-from jobs.cluster_access import ClusterAccess
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import Cluster
 from tests.support.http_server import Answer, Request, ScriptedServer
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lab", "labels": {"a": "b"}}}

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import Engine
 
-import jobs.cluster
+import jobs.cluster.client
 import jobs.database
 import jobs.database.connection
 import jobs.verify.queue_depths
@@ -19,8 +19,8 @@ from dispatcher import celery_config
 from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
-from jobs.cluster import Cluster
-from jobs.cluster_access import ClusterAccess
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import Cluster
 from jobs.config.environment import JobSettings
 from jobs.config.stored import upload_defaults
 from jobs.context import Connections
@@ -182,7 +182,7 @@ def connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Connections]:
     """A container's connections, for `run_task` in this process."""
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 0.2)
     monkeypatch.setattr(jobs.database.connection, "BLIP_S", 0.2)
     settings = JobSettings(
         broker=broker.settings,

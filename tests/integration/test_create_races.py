@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs import create_lab as create_module
+from jobs.cluster.lab_objects import LabGone, LabObjects
 from jobs.context import Connections, TaskContext
 from jobs.create_lab import create_lab
 from jobs.database.lab_store import LabStore
@@ -18,7 +19,6 @@ from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failed_task import FailureOutcome
 from jobs.failures import Failure
 from jobs.give_up import FailedCreate
-from jobs.lab_objects import LabGone, LabObjects
 from tests.support.creates import (
     ERROR,
     NO_ROOM,

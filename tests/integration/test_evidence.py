@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
+from jobs.cluster.lab_event import COMPONENT
+from jobs.cluster.pod_facts import LOG_LINES, MAX_BYTES
 from jobs.config.environment import RetrySettings
 from jobs.consumer import Settlement
 from jobs.context import Connections
-from jobs.lab_event import COMPONENT
-from jobs.pod_facts import LOG_LINES, MAX_BYTES
 from jobs.worker import run_task
 from tests.support.creates import CRASHED, delivery_of, name_of
 from tests.support.factories import create_kwargs, make_task

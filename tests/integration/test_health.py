@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-import jobs.cluster
+import jobs.cluster.client
 from dispatcher.broker import topology
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
 from jobs.database import snapshot_rows as rows
@@ -289,7 +289,7 @@ def test_a_lab_is_started_again_where_its_cause_says_so(checking: Checking, brok
 def test_a_check_that_a_server_ends_finishes_what_it_has_failed(
     checking: Checking, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 0.2)
     checking.set(restart_causes=["pod_evicted"])
     first, second, fine = checking.labs(3)
     for lab in (first, second):

@@ -11,6 +11,7 @@ import pytest
 import jobs.give_up
 import jobs.periodic.cleanup
 import jobs.settle
+from jobs.cluster.lab_objects import LabObjects
 from jobs.config import naming
 from jobs.config.lifetimes import LifeSettings
 from jobs.consumer import Settlement
@@ -18,7 +19,6 @@ from jobs.database.due_rows import DueLab, Reason
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore, lab_result
 from jobs.database.ledger import Ending
-from jobs.lab_objects import LabObjects
 from tests.support import histories
 from tests.support.histories import Violation
 from tests.support.history_bench import Bench

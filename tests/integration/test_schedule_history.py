@@ -13,8 +13,8 @@ from console.schedules.cron_jobs import CronJobs
 from console.schedules.history import Run, as_table, runs_of
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.tasks import HEALTH_CHECK_PODS
-from jobs.cluster import Cluster
-from jobs.cluster_access import ClusterAccess
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import Cluster
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from tests.support.factories import make_record

@@ -254,7 +254,7 @@ def test_a_create_that_is_cancelled_while_it_waits_for_its_pod_stops_waiting(
     lab: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jobs.lab_objects._MEANWHILE_S", 0.2)
+    monkeypatch.setattr("jobs.cluster.lab_objects._MEANWHILE_S", 0.2)
     cluster.pod_status = {"phase": "Pending"}
     create = make_task(kwargs=create_kwargs(lab_instance_id=lab))
     when_created(cluster, "networkpolicies", lambda: cancel_late(database, create))
@@ -271,7 +271,7 @@ def test_a_create_whose_lab_is_stopped_meanwhile_does_not_wait_for_the_delete(
     lab: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jobs.lab_objects._MEANWHILE_S", 0.2)
+    monkeypatch.setattr("jobs.cluster.lab_objects._MEANWHILE_S", 0.2)
     cluster.pod_status = {"phase": "Pending"}
     stop = "UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s"
     when_created(cluster, "networkpolicies", lambda: database.rows(stop, lab))

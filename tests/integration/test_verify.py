@@ -13,8 +13,8 @@ import jobs.verify.snapshot
 from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
-from jobs.cluster import Cluster
-from jobs.cluster_access import ClusterAccess
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import Cluster
 from jobs.config.naming import lab_labels
 from jobs.database.lab_store import LabStore
 from jobs.verify.snapshot import Sources, take_inventory

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from dispatcher.tasks import CreateLabPod
-from jobs.cluster import ApiError, Cluster
-from jobs.cluster_access import ClusterAccess, kubeconfig_access
+from jobs.cluster.access import ClusterAccess, kubeconfig_access
+from jobs.cluster.client import ApiError, Cluster
+from jobs.cluster.lab_objects import collections
 from jobs.config.lab_settings import parse_settings
 from jobs.config.manifests import LabManifests, make_lab_manifests
-from jobs.lab_objects import collections
 from tests.support.own_namespace import service_account_access
 
 Manifest = dict[str, Any]

@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import Any
 
 from dispatcher.broker import topology
-from jobs.cluster import Cluster, Manifest
+from jobs.cluster.client import Cluster, Manifest
 from jobs.database.lab_store import LabStore
 from jobs.verify.snapshot import Sources, find_differences
 from tests.support.own_platform import OwnPlatform

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 from tests.support.breakable_labs import HANGS_S, BreakableLabs
 from tests.support.fake_nodes import FakeNodes
 from tests.support.waiting import eventually

@@ -16,8 +16,8 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from jobs.cluster import Manifest
-from jobs.cluster_access import kubeconfig_access
+from jobs.cluster.access import kubeconfig_access
+from jobs.cluster.client import Manifest
 from tests.support.own_namespace import kubectl
 
 #: More gain nothing on two cores.

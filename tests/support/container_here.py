@@ -16,7 +16,7 @@ import pytest
 from pika import BlockingConnection
 
 import jobs.__main__
-import jobs.cluster
+import jobs.cluster.client
 import jobs.context
 import jobs.database.connection
 from dispatcher.broker import connection
@@ -43,7 +43,7 @@ def serve(environ: Mapping[str, str], log: Path, *, put_aside: int) -> int:
     ):
         for module, name in (
             (jobs.__main__, "BROKER_BLIP_S"),
-            (jobs.cluster, "BLIP_S"),
+            (jobs.cluster.client, "BLIP_S"),
             (jobs.database.connection, "BLIP_S"),
         ):
             patch.setattr(module, name, SHORT_S)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import Cluster
-from jobs.cluster_access import kubeconfig_access
+from jobs.cluster.access import kubeconfig_access
+from jobs.cluster.client import Cluster
 from tests.support.certificate import make_certificate
 from tests.support.database_pool import DatabasePool
 from tests.support.fake_cluster import FakeCluster

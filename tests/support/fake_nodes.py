@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 from tests.support.bulk_api import BulkApi
 from tests.support.kwok import Kwok
 from tests.support.run_marks import MARK, is_left_over, own_mark

@@ -16,12 +16,12 @@ import cronjobs.outbox
 import cronjobs.tasks
 import dispatcher.cli.outbox
 import dispatcher.outbox.listener
+import jobs.cluster.evidence
+import jobs.cluster.lab_event
 import jobs.consumer
 import jobs.create_lab
 import jobs.delete_lab
-import jobs.evidence
 import jobs.give_up
-import jobs.lab_event
 import jobs.notifications
 import jobs.periodic.cleanup
 import jobs.periodic.health

@@ -15,12 +15,12 @@ from greenlet import getcurrent, greenlet
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
+from jobs.cluster.lab_objects import LabObjects
 from jobs.config.environment import JobSettings, RetrySettings
 from jobs.config.naming import lab_labels, lab_object_name
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
-from jobs.lab_objects import LabObjects
 from jobs.worker import run_task
 from tests.support.factories import create_kwargs, make_task, store_settings
 from tests.support.history_bench import SLOTS, Bench, Store

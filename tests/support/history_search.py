@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
+import jobs.cluster.lab_objects
 import jobs.config.templates
 import jobs.create_lab
-import jobs.lab_objects
 import jobs.periodic.unread_requests
 from jobs import steps
 from jobs.config.stored import DEFAULTS
@@ -79,7 +79,7 @@ def _live(bench: Bench, choices: bytes, seen: Counter[str]) -> None:
     seen["histories"] += 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "observers", [world.reached])
-        patch.setattr(jobs.lab_objects, "time", world.clock)
+        patch.setattr(jobs.cluster.lab_objects, "time", world.clock)
         # The broker is simulated, and has no queue to count.
         patch.setattr(jobs.periodic.unread_requests, "_deletes_wait", lambda _context: False)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from dispatcher.tasks import CREATE_LAB_POD, CreateLabPod
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 from jobs.config.lab_settings import LabSettings, parse_settings
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, LabManifests, make_lab_manifests
 from jobs.config.stored import DEFAULTS, SETTINGS

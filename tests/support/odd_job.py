@@ -13,7 +13,8 @@ import runpy
 import subprocess
 from functools import partialmethod
 
-from jobs import cluster, lab_objects, scale_lab, steps
+from jobs import scale_lab, steps
+from jobs.cluster.client import client, lab_objects
 
 #: Seconds; the Pods for which a hasty job waits stay for longer.
 _HASTE_S = 5.0
@@ -24,7 +25,7 @@ def _break(step: str) -> None:
         raise ZeroDivisionError("a bug at rendered")
 
 
-_create = cluster.Cluster.create
+_create = client.Cluster.create
 
 
 def _kubectl(*words: str, given: bytes = b"") -> None:
@@ -32,8 +33,8 @@ def _kubectl(*words: str, given: bytes = b"") -> None:
 
 
 def _create_beside_rival(
-    self: cluster.Cluster, path: str, manifest: cluster.Manifest
-) -> cluster.Manifest | None:
+    self: client.Cluster, path: str, manifest: client.Manifest
+) -> client.Manifest | None:
     _kubectl("create", "--filename=-", given=json.dumps(manifest).encode())
     created = _create(self, path, manifest)
     name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
@@ -42,7 +43,7 @@ def _create_beside_rival(
 
 
 def _have_a_rival() -> None:
-    cluster.Cluster.create = _create_beside_rival  # type: ignore[method-assign]  # a test's own fault
+    client.Cluster.create = _create_beside_rival  # type: ignore[method-assign]  # a test's own fault
     lab_objects.GONE_TIMEOUT_S = 3.0
 
 

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from dispatcher import CreateLabPod, DeleteLabPod, Dispatcher, outbox
 from dispatcher.engine import make_engine
 from dispatcher.models import LabInstance, OutboxTask
-from jobs.cluster import Cluster, Manifest
-from jobs.lab_objects import collections
+from jobs.cluster.client import Cluster, Manifest
+from jobs.cluster.lab_objects import collections
 from tests.support.postgres import Database, Server
 from tests.support.waiting import eventually
 

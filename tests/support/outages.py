@@ -23,7 +23,7 @@ from console.access import open_cluster
 from deploy.local import cgroups, controlplane, daemons
 from deploy.local.paths import Layout
 from deploy.local.shell import run
-from jobs.cluster import Cluster
+from jobs.cluster.client import Cluster
 from keda.podspec import READY_PORT
 from tests.support.waiting import eventually
 

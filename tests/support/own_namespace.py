@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from jobs.cluster import Cluster, Manifest
-from jobs.cluster_access import ClusterAccess, kubeconfig_access
+from jobs.cluster.access import ClusterAccess, kubeconfig_access
+from jobs.cluster.client import Cluster, Manifest
 
 BASE = Path(__file__).parents[2] / "deploy" / "base"
 #: Where a test puts `kubeconfig` in its bucket, and what it sets KUBECONFIG_OBJECT to.

@@ -13,9 +13,9 @@ from typing import Any
 from dispatcher.broker import topology
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import CREATE_LAB_POD, SCALE_LAB_RESOURCES
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
+from jobs.cluster.resize_pod import NOTE
 from jobs.config.naming import lab_object_name
-from jobs.resize import NOTE
 from tests.support.container import Process
 from tests.support.factories import create_kwargs
 from tests.support.own_platform import OwnPlatform

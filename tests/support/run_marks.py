@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from deploy.local.daemons import start_time
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 
 #: Annotation.
 MARK = "autolabs.io/made-by"

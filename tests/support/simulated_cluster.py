@@ -1,4 +1,4 @@
-"""An API server in this process with the interface of jobs.cluster.Cluster, under the real rules.
+"""An API server in this process with the interface of jobs.cluster.client.Cluster, under the real rules.
 
 Objects have uids and versions; a delete names its uid; a Pod with a node goes only after its grace period;
 what a Pod owns is collected some time after it; watches begin at a version. Kubelet, garbage collector
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from jobs.cluster import ApiError, ApiUnavailable, Manifest
+from jobs.cluster.client import ApiError, ApiUnavailable, Manifest
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class SimulatedCluster:
         self._version = 0
         self._events: list[tuple[int, str, str, Manifest]] = []
 
-    # As jobs.cluster.Cluster has them.
+    # As jobs.cluster.client.Cluster has them.
 
     def get(self, path: str) -> Manifest | None:
         def work() -> Manifest | None:

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 import console.access
-import jobs.cluster
+import jobs.cluster.client
 import jobs.database
 import jobs.database.connection
 import jobs.verify.snapshot
 from console.verify import command as verify_command
 from dispatcher.interrupts import Stop
-from jobs.cluster import Cluster
-from jobs.cluster_access import ClusterAccess
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import Cluster
+from jobs.cluster.lab_objects import collections
 from jobs.config.naming import lab_labels
-from jobs.lab_objects import collections
 from jobs.verify.differences import Difference
 from jobs.verify.repairs import Repairs
 from tests.support.fake_cluster import READY, FakeCluster
@@ -144,7 +144,7 @@ def verify(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Verify:
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.2)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 0.2)
     monkeypatch.setattr(jobs.database.connection, "BLIP_S", 0.2)
     monkeypatch.setattr(jobs.verify.snapshot, "QUIET_HEARTBEATS", 0)
     monkeypatch.setattr(jobs.verify.snapshot, "HELD_SETTLE_S", 0.0)

@@ -1,4 +1,4 @@
-"""jobs.cluster against a scripted server: what a real API server cannot be made to do."""
+"""jobs.cluster.client against a scripted server: what a real API server cannot be made to do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import jobs.cluster
-from jobs.cluster import ApiError, ApiUnavailable, Cluster
-from jobs.cluster_access import ClusterAccess
+import jobs.cluster.client
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import ApiError, ApiUnavailable, Cluster
 from tests.support.http_server import Answer, Script, ScriptedServer, scripted, status_object
 
 Serve = Callable[[Script], tuple[Cluster, ScriptedServer]]
@@ -21,7 +21,7 @@ POD = {"metadata": {"name": "p", "uid": "u1", "resourceVersion": "5"}}
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 1.0)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 1.0)
     with ExitStack() as stack:
 
         def start(script: Script) -> tuple[Cluster, ScriptedServer]:
@@ -67,7 +67,7 @@ def test_a_manifest_with_an_unknown_field_is_refused_although_the_server_says_50
 
 
 def test_nobody_listening_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.3)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 0.3)
     with pytest.raises(ApiUnavailable, match="GET /p"):
         Cluster(ClusterAccess("http://127.0.0.1:1", ca_pem="")).get("/p")
 
@@ -103,7 +103,7 @@ def test_an_api_server_that_has_not_read_everything_yet_is_asked_again(
 def test_a_lasting_refusal_of_access_is_believed(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, no: tuple[int, str, str]
 ) -> None:
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.5)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 0.5)
     cluster, server = serve(scripted(Answer(no[0], status_object(*no))))
     with pytest.raises(ApiError) as caught:
         cluster.get("/p")

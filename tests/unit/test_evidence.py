@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from jobs import evidence
-from jobs.cluster import Cluster, Manifest
-from jobs.cluster_access import ClusterAccess
-from jobs.pod_facts import most_telling_container, pod_facts, summary
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import Cluster, Manifest, evidence
+from jobs.cluster.pod_facts import most_telling_container, pod_facts, summary
 
 
 @pytest.fixture

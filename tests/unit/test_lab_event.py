@@ -6,12 +6,11 @@ import threading
 
 import pytest
 
-from jobs import lab_event
-from jobs.cluster import Cluster
-from jobs.cluster_access import ClusterAccess
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import Cluster, lab_event
+from jobs.cluster.lab_event import event_reason, make_event, post_event
+from jobs.cluster.pod_facts import MAX_BYTES, bounded
 from jobs.failures import Failure
-from jobs.lab_event import event_reason, make_event, post_event
-from jobs.pod_facts import MAX_BYTES, bounded
 from tests.support.http_server import Answer, Request, ScriptedServer, scripted, status_object
 
 ERROR = Failure.IMAGE_NOT_LOADABLE.error(image="й" * 2000)

@@ -1,4 +1,4 @@
-"""jobs.lab_objects against a scripted API server: broken watches and races that a real one rarely shows."""
+"""jobs.cluster.lab_objects against a scripted API server: broken watches and races that a real one rarely shows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-import jobs.cluster
-import jobs.lab_objects
+import jobs.cluster.client
+import jobs.cluster.lab_objects
 from dispatcher.failure_contract import Category
-from jobs.cluster import Cluster
-from jobs.cluster_access import ClusterAccess
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import Cluster
+from jobs.cluster.lab_objects import LabGone, LabObjects
 from jobs.config import naming
 from jobs.config.manifests import LabManifests
 from jobs.errors import PermanentError, TransientError
-from jobs.lab_objects import LabGone, LabObjects
 from tests.support.http_server import Answer, Request, Script, ScriptedServer, status_object
 from tests.support.waiting import HANG_S, ends_within
 
@@ -28,7 +28,7 @@ MISSING = Answer(404, status_object(404, "NotFound", "no"))
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.3)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 0.3)
     with ExitStack() as stack:
 
         def start(script: Script) -> tuple[LabObjects, ScriptedServer]:
@@ -264,7 +264,7 @@ def test_an_object_of_an_earlier_attempt_is_replaced(
 def test_an_old_object_that_stays_is_not_waited_for_without_end(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.lab_objects, "GONE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(jobs.cluster.lab_objects, "GONE_TIMEOUT_S", 0.3)
     old = make_object(uid="old", deletionTimestamp="2026-01-01T00:00:00Z")
     labs, server = serve(lambda request: Answer(content=[] if "watch=1" in request.path else old))
     with pytest.raises(TransientError) as caught:

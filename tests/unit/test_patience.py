@@ -7,25 +7,25 @@ import inspect
 import pytest
 
 import jobs.__main__
-import jobs.cluster
+import jobs.cluster.client
+import jobs.cluster.evidence
 import jobs.consumer
 import jobs.courier
 import jobs.database.connection
-import jobs.evidence
 import jobs.results
 from console.explain import queue as explain_queue
 from dispatcher.outbox import relay_turns
-from jobs.lab_objects import GONE_TIMEOUT_S, LabObjects
+from jobs.cluster.lab_objects import GONE_TIMEOUT_S, LabObjects
 from jobs.scale_lab import UNDO_S
 
 SECONDS = {
     "a container waits for the broker": (jobs.__main__.BROKER_BLIP_S, 15),
     "a task waits for the database": (jobs.database.connection.BLIP_S, 8),
-    "a task waits for the API server": (jobs.cluster.BLIP_S, 8),
+    "a task waits for the API server": (jobs.cluster.client.BLIP_S, 8),
     "a spare too many looks around": (jobs.consumer._SURPLUS_LOOK_S, (5, 15)),
     "the broker takes note of a settlement": (jobs.consumer.SETTLE_TIMEOUT_S, 5),
     "a webhook answers": (jobs.courier.WEBHOOK_TIMEOUT_S, 3),
-    "a failed lab is looked at": (jobs.evidence.PATIENCE_S, 2),
+    "a failed lab is looked at": (jobs.cluster.evidence.PATIENCE_S, 2),
     "a task waits for Redis": (jobs.results.PATIENCE_S, 2),
     "a backend leaves a broker that is away alone": (relay_turns.PAUSE_S, 5),
     "explain waits for the broker": (explain_queue.TIMEOUT_S, 3),

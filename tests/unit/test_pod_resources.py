@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from jobs.cluster.pod_resources import Progress, Resources, before_change, in_force, lab_container, look
 from jobs.config.lab_settings import LabSettings
-from jobs.pod_resources import Progress, Resources, before_change, in_force, lab_container, look
 from jobs.scale_lab import wanted_resources
 
 OLD = {"limits": {"cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "25m", "memory": "134217728"}}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from jobs.api_failures import api_failure
-from jobs.cluster import ApiError
+from jobs.cluster.api_failures import api_failure
+from jobs.cluster.client import ApiError
+from jobs.cluster.pod_status import late_status, starting_status
 from jobs.failures import Failure
-from jobs.pod_status import late_status, starting_status
 
 IMAGE = "registry.example/forbidden/denied:not-found"
 _RESOLVE = f'failed to pull and unpack image "{IMAGE}": failed to resolve reference "{IMAGE}": '

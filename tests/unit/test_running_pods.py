@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from jobs.cluster.pod_fields import State
+from jobs.cluster.pod_status import PodStatus, running_status
 from jobs.config.lifetimes import LifeSettings
 from jobs.failures import Failure
-from jobs.pod_fields import State
-from jobs.pod_status import PodStatus, running_status
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 IMAGE = "registry.gitlab.com/autolabs/labs/demo:1.0.0"

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from jobs.api_failures import api_failure
-from jobs.cluster import ApiError, ApiUnavailable
+from jobs.cluster.api_failures import api_failure
+from jobs.cluster.client import ApiError, ApiUnavailable
+from jobs.cluster.pod_fields import State
+from jobs.cluster.pod_status import FATAL_WAITING, late_status, starting_status
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.pod_fields import State
-from jobs.pod_status import FATAL_WAITING, late_status, starting_status
 
 IMAGE = "registry.example/lab:{1}"
 

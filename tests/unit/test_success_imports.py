@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[2]
 ONLY_OF_FAILURES = {
     "jobs.bounded",
     "jobs.courier",
-    "jobs.evidence",
+    "jobs.cluster.evidence",
     "jobs.give_up",
-    "jobs.lab_event",
+    "jobs.cluster.lab_event",
     "jobs.notifications",
-    "jobs.pod_facts",
+    "jobs.cluster.pod_facts",
 }
 
 

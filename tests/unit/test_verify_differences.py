@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
+from jobs.cluster.pod_fields import State
+from jobs.cluster.pod_status import PodStatus
 from jobs.database.snapshot_rows import LabRow
-from jobs.pod_fields import State
-from jobs.pod_status import PodStatus
 from jobs.verify.differences import Difference, Kind, Repair, compare
 from jobs.verify.inventory import Inventory, LabObject, Message, QueueContents
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-import jobs.cluster
-from jobs.cluster import ApiError, ApiUnavailable, Cluster
-from jobs.cluster_access import ClusterAccess
+import jobs.cluster.client
+from jobs.cluster.access import ClusterAccess
+from jobs.cluster.client import ApiError, ApiUnavailable, Cluster
 from jobs.verify.objects import namespace_exists
 from tests.support.http_server import Answer, ScriptedServer, scripted, status_object
 
@@ -41,7 +41,7 @@ def test_a_busy_api_server_is_asked_again() -> None:
 def test_an_api_server_that_stays_away_and_one_that_knows_nobody_tell_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jobs.cluster, "BLIP_S", 0.3)
+    monkeypatch.setattr(jobs.cluster.client, "BLIP_S", 0.3)
     with pytest.raises(ApiUnavailable):
         asked(answer(503, "later"))
     with pytest.raises(ApiError, match="Unauthorized"):

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.bounded import within
-from jobs.cluster import ApiError, Cluster, Manifest
-from jobs.config.naming import belongs_to_lab, lab_selector
-from jobs.lab_event import COMPONENT
-from jobs.pod_facts import (
+from jobs.cluster.client import ApiError, Cluster, Manifest
+from jobs.cluster.lab_event import COMPONENT
+from jobs.cluster.pod_facts import (
     LOG_LINES,
     Seen,
     bounded,
@@ -25,6 +24,7 @@ from jobs.pod_facts import (
     pod_facts,
     short,
 )
+from jobs.config.naming import belongs_to_lab, lab_selector
 
 #: Seconds that the task waits for all of it, and for each answer.
 PATIENCE_S = 2.0

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 from dispatcher.text import printable
 from jobs.bounded import within
-from jobs.cluster import Cluster, Manifest
+from jobs.cluster.client import Cluster, Manifest
 from jobs.errors import JobError
 
 logger = logging.getLogger(__name__)

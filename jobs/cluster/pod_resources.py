@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dispatcher.quantities import parse_quantity
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 from jobs.config import naming
 
 #: What can be changed while a container runs.

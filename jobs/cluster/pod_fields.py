@@ -1,10 +1,10 @@
-"""What single fields of a Pod say; what they mean together for a lab, jobs.pod_status judges."""
+"""What single fields of a Pod say; what they mean together for a lab, jobs.cluster.pod_status judges."""
 
 from __future__ import annotations
 
 import enum
 
-from jobs.cluster import Manifest
+from jobs.cluster.client import Manifest
 
 
 class State(enum.Enum):

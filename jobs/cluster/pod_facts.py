@@ -10,8 +10,8 @@ from typing import Any
 
 from dispatcher.text import printable, scrubbed
 from dispatcher.texts import cut
-from jobs.cluster import Manifest
-from jobs.pod_fields import container_statuses
+from jobs.cluster.client import Manifest
+from jobs.cluster.pod_fields import container_statuses
 
 #: Of all evidence as JSON.
 MAX_BYTES = 8192

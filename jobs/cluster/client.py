@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from jobs.cluster_access import ClusterAccess
+from jobs.cluster.access import ClusterAccess
 from jobs.failures import Failure
 from jobs.retry import through_blips
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from jobs import steps
-from jobs.api_failures import api_failure
-from jobs.cluster import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.cluster.api_failures import api_failure
+from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.cluster.pod_fields import State, all_run, state_of
+from jobs.cluster.pod_status import late_status, starting_status
 from jobs.config import naming
 from jobs.config.manifests import LabManifests
 from jobs.config.naming import Whose
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.pod_fields import State, all_run, state_of
-from jobs.pod_status import late_status, starting_status
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from jobs.cluster import ApiError, ApiUnavailable
+from jobs.cluster.client import ApiError, ApiUnavailable
 from jobs.errors import JobError
 from jobs.failures import Failure
 

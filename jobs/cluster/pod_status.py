@@ -1,6 +1,6 @@
 """What a Pod is good for, and which failure it is the sign of: while its lab starts, and while it runs.
 
-Pure functions on what the API server says. A lab that starts is judged by jobs.lab_objects, one that runs by
+Pure functions on what the API server says. A lab that starts is judged by jobs.cluster.lab_objects, one that runs by
 the health check, and the list of all Pods by jobs.verify. Container waiting reasons are the kubelet's
 (pkg/kubelet/images/types.go and pkg/kubelet/container/sync_result.go).
 """
@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from jobs.cluster import Manifest, api_time
-from jobs.errors import JobError
-from jobs.failures import Failure
-from jobs.pod_fields import (
+from jobs.cluster.client import Manifest, api_time
+from jobs.cluster.pod_fields import (
     State,
     condition,
     container_statuses,
@@ -25,6 +23,8 @@ from jobs.pod_fields import (
     spec_of,
     state_of,
 )
+from jobs.errors import JobError
+from jobs.failures import Failure
 
 if TYPE_CHECKING:
     from jobs.config.lifetimes import LifeSettings
@@ -313,7 +313,7 @@ def _lost_while_running(
     pod: Manifest, failure: Failure, said: str, container: Manifest | None = None
 ) -> PodStatus:
     # A lab that starts needs none of it.
-    from jobs.pod_facts import pod_facts, short, summary
+    from jobs.cluster.pod_facts import pod_facts, short, summary
 
     evidence = "; ".join(filter(None, (short(said), summary(pod_facts(pod)))))
     return _lost(failure, evidence, image_of(pod, container))

@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.cluster import Manifest
-from jobs.failures import Failure
-from jobs.lab_objects import LabGone, LabObjects, PodChanged
-from jobs.pod_resources import (
+from jobs.cluster.client import Manifest
+from jobs.cluster.lab_objects import LabGone, LabObjects, PodChanged
+from jobs.cluster.pod_resources import (
     Progress,
     Resources,
     Seen,
@@ -28,6 +27,7 @@ from jobs.pod_resources import (
     restarts,
     was_out_of_memory,
 )
+from jobs.failures import Failure
 from jobs.steps import reached
 
 logger = logging.getLogger(__name__)
