@@ -98,9 +98,9 @@ def _life_settings() -> LifeSettings:
 
 
 def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
-    from jobs.courier import Courier
     from jobs.database.notifications import waiting
-    from jobs.notifications import sweep as deliver
+    from jobs.notify.notifications import sweep as deliver
+    from jobs.notify.webhook import Courier
 
     webhook = read_settings(os.environ, WebhookSettings.from_environment)
     labs = LabStore(settings.database_url, application_name="autolabs-notifications")

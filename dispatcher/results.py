@@ -134,7 +134,7 @@ def _read(connection: Connection, task_id: str) -> TaskStatus:
         .exists()
         .label("cancelled")
     )
-    # What ended stays ended, as jobs.results has it in Redis: only a success replaces an earlier end.
+    # What ended stays ended, as jobs.notify.redis_results has it in Redis: only a success replaces an earlier end.
     success = TaskRun.outcome == Outcome.SUCCEEDED.value
     over = TaskRun.outcome.not_in([Outcome.STARTED.value, Outcome.RETRIED.value])
     run = (

@@ -251,8 +251,8 @@ class Container:
         if not connections.notifications:
             return
         try:
-            from jobs.courier import Courier
-            from jobs.notifications import deliver_one
+            from jobs.notify.notifications import deliver_one
+            from jobs.notify.webhook import Courier
 
             courier = Courier(connections.publisher, connections.settings.webhook)
             deadline = time.monotonic() + NOTIFY_S

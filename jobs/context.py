@@ -13,7 +13,7 @@ from jobs.config.objectstore import ObjectStore
 from jobs.config.stored import Configs
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import TaskRunRecord
-from jobs.results import ResultWriter
+from jobs.notify.redis_results import ResultWriter
 
 
 class Connections:

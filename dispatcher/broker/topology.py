@@ -20,7 +20,7 @@ DEAD_LETTER_QUEUE = "celery.dlq"
 #: By headers: what the broker itself gave up, because it expired or because containers died over it.
 GIVEN_UP_EXCHANGE = "autolabs.given_up"
 GIVEN_UP_REASONS = ("expired", "delivery_limit")
-#: Topic: what becomes of labs, for whoever binds a queue (jobs.notifications).
+#: Topic: what becomes of labs, for whoever binds a queue (jobs.notify.notifications).
 EVENTS_EXCHANGE = "autolabs.events"
 
 QUEUE_HIGH = "celery.lab_operations.high"

@@ -1,6 +1,6 @@
 """Rows of `notifications`: whom to tell of what happened to a lab, committed with what happened.
 
-A row is inserted once for each lab, cause and occasion, and delivered by jobs.notifications.
+A row is inserted once for each lab, cause and occasion, and delivered by jobs.notify.notifications.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from jobs.cluster.client import Cluster
 from jobs.config.environment import JobSettings
 from jobs.config.stored import upload_defaults
 from jobs.context import Connections
-from jobs.courier import Courier
 from jobs.database.lab_store import LabStore
+from jobs.notify.webhook import Courier
 from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers

@@ -23,11 +23,11 @@ from dispatcher.errors import TaskFailed
 from dispatcher.message.celery_results import key_of
 from dispatcher.message.envelope import encode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD
-from jobs import results as results_module
 from jobs.config.environment import ResultSettings
 from jobs.database.ledger import Ending
-from jobs.results import ResultWriter
-from jobs.results import redis_url as adapted
+from jobs.notify import redis_results as results_module
+from jobs.notify.redis_results import ResultWriter
+from jobs.notify.redis_results import redis_url as adapted
 from tests.support.container import Containers, Run
 from tests.support.container_here import close_writer
 from tests.support.factories import create_kwargs, make_task

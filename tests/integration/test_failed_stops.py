@@ -10,8 +10,8 @@ from dispatcher.message.envelope import TaskMessage
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.consumer import Delivery, Settlement
 from jobs.context import Connections
-from jobs.courier import Courier
-from jobs.notifications import sweep
+from jobs.notify.notifications import sweep
+from jobs.notify.webhook import Courier
 from jobs.worker import run_task
 from tests.support.creates import add_pod, delivery_of, name_of, settle
 from tests.support.factories import create_kwargs, make_task

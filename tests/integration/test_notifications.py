@@ -13,10 +13,10 @@ from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from jobs.config.environment import WebhookSettings
 from jobs.context import Connections
-from jobs.courier import Courier
 from jobs.database.lab_store import LabStore
 from jobs.database.notifications import waiting
-from jobs.notifications import deliver_one, sweep
+from jobs.notify.notifications import deliver_one, sweep
+from jobs.notify.webhook import Courier
 from jobs.worker import run_task
 from tests.support.container import Containers
 from tests.support.creates import CRASHED, delivery_of, settle

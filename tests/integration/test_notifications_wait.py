@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-import jobs.courier
+import jobs.notify.webhook
 from cronjobs.__main__ import main as cron
 from dispatcher.broker import topology
-from jobs.courier import Courier
 from jobs.database.lab_store import LabStore
-from jobs.notifications import deliver_one, sweep
+from jobs.notify.notifications import deliver_one, sweep
+from jobs.notify.webhook import Courier
 from tests.support.container import Containers
 from tests.support.factories import IMAGE, create_kwargs
 from tests.support.http_server import Answer
@@ -35,7 +35,7 @@ def test_a_webhook_that_hangs_costs_its_seconds_and_then_no_more(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jobs.courier, "WEBHOOK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(jobs.notify.webhook, "WEBHOOK_TIMEOUT_S", 0.5)
     for _ in range(6):
         platform.add_notification(database.add_lab())
     released = threading.Event()

@@ -22,7 +22,7 @@ from jobs.config.environment import ResultSettings, RetrySettings
 from jobs.consumer import Settlement
 from jobs.context import Connections
 from jobs.database.lab_store import LabStore
-from jobs.results import ResultWriter
+from jobs.notify.redis_results import ResultWriter
 from jobs.worker import is_task, run_task
 from tests.support.creates import (
     NO_ROOM,

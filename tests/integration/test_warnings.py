@@ -16,7 +16,7 @@ from dispatcher import Dispatcher
 from jobs.config.lifetimes import LifeSettings
 from jobs.database.due_rows import announce_ends
 from jobs.database.lab_store import LabStore
-from jobs.notifications import DELIVERY_S
+from jobs.notify.notifications import DELIVERY_S
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.notifying import EVENTS, Platform

@@ -22,7 +22,7 @@ import jobs.database.connection
 from dispatcher.broker import connection
 from jobs import logs
 from jobs.context import Connections
-from jobs.results import ResultWriter
+from jobs.notify.redis_results import ResultWriter
 from tests.support.in_process import alone
 from tests.support.waiting import HANG_S
 

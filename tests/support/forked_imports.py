@@ -22,12 +22,12 @@ import jobs.consumer
 import jobs.create_lab
 import jobs.delete_lab
 import jobs.give_up
-import jobs.notifications
+import jobs.notify.notifications
+import jobs.notify.redis_results
 import jobs.periodic.cleanup
 import jobs.periodic.health
 import jobs.periodic.sync
 import jobs.readiness
-import jobs.results
 import jobs.scale_lab
 import jobs.worker
 import tests.integration.dlq_victim

@@ -8,7 +8,7 @@ from typing import Any
 from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from jobs.config.environment import WebhookSettings
-from jobs.courier import Courier
+from jobs.notify.webhook import Courier
 from tests.support.factories import create_kwargs
 from tests.support.http_server import Answer
 from tests.support.postgres import Database

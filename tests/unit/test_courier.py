@@ -9,7 +9,7 @@ import pytest
 from dispatcher.broker.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.config.environment import WebhookSettings
-from jobs.courier import Courier, post
+from jobs.notify.webhook import Courier, post
 from tests.support.http_server import Answer, ScriptedServer
 
 KEYS = (b"secret of the tests, 32 bytes ok",)

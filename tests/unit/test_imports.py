@@ -42,7 +42,7 @@ OWNERS = {
     "alembic": {"dispatcher/migrations/migrate.py", "dispatcher/migrations/"},
     "kubernetes": set(),
     "psycopg2": {"jobs/database/connection.py"},
-    "redis": {"jobs/results.py"},
+    "redis": {"jobs/notify/redis_results.py"},
     "tenacity": {"jobs/retry.py"},
     "kombu": {"dispatcher/celery_config.py"},
     "celery": set(),

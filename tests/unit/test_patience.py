@@ -10,9 +10,9 @@ import jobs.__main__
 import jobs.cluster.client
 import jobs.cluster.evidence
 import jobs.consumer
-import jobs.courier
 import jobs.database.connection
-import jobs.results
+import jobs.notify.redis_results
+import jobs.notify.webhook
 from console.explain import queue as explain_queue
 from dispatcher.outbox import relay_turns
 from jobs.cluster.lab_objects import GONE_TIMEOUT_S, LabObjects
@@ -24,9 +24,9 @@ SECONDS = {
     "a task waits for the API server": (jobs.cluster.client.BLIP_S, 8),
     "a spare too many looks around": (jobs.consumer._SURPLUS_LOOK_S, (5, 15)),
     "the broker takes note of a settlement": (jobs.consumer.SETTLE_TIMEOUT_S, 5),
-    "a webhook answers": (jobs.courier.WEBHOOK_TIMEOUT_S, 3),
+    "a webhook answers": (jobs.notify.webhook.WEBHOOK_TIMEOUT_S, 3),
     "a failed lab is looked at": (jobs.cluster.evidence.PATIENCE_S, 2),
-    "a task waits for Redis": (jobs.results.PATIENCE_S, 2),
+    "a task waits for Redis": (jobs.notify.redis_results.PATIENCE_S, 2),
     "a backend leaves a broker that is away alone": (relay_turns.PAUSE_S, 5),
     "explain waits for the broker": (explain_queue.TIMEOUT_S, 3),
     "Pods go": (GONE_TIMEOUT_S, 60),

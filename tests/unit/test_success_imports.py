@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ONLY_OF_FAILURES = {
     "jobs.bounded",
-    "jobs.courier",
+    "jobs.notify.webhook",
     "jobs.cluster.evidence",
     "jobs.give_up",
     "jobs.cluster.lab_event",
-    "jobs.notifications",
+    "jobs.notify.notifications",
     "jobs.cluster.pod_facts",
 }
 

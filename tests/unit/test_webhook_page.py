@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from jobs.config.environment import WebhookSettings
-from jobs.courier import post
 from jobs.database.notifications import Notification
+from jobs.notify.webhook import post
 from tests.support.http_server import Answer, Request, ScriptedServer
 from tests.support.webhook import SECRET
 

@@ -10,9 +10,9 @@ import logging
 import random
 import time
 
-from jobs.courier import Courier, Problem
 from jobs.database.connection import Database
 from jobs.database.notifications import Notification, settle, take
+from jobs.notify.webhook import Courier, Problem
 
 logger = logging.getLogger(__name__)
 
