@@ -78,7 +78,7 @@ class WarmUp:
 
     def connections(self) -> Any:
         """Return the connections, warm if there was time for it."""
-        from jobs.context import Connections
+        from jobs.handlers.context import Connections
 
         if self._thread is not None:
             self._thread.join()
@@ -87,7 +87,7 @@ class WarmUp:
 
     def _warm(self) -> None:
         import jobs.worker  # noqa: F401  # the import is the point
-        from jobs.context import Connections
+        from jobs.handlers.context import Connections
 
         self._connections = Connections(self._settings)
         try:

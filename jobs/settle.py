@@ -21,11 +21,11 @@ from dispatcher.failure_contract import COME_BACK_S, DeadLetterHeader
 from dispatcher.message.envelope import TaskMessage, envelope, next_attempt
 from jobs.config.environment import RetrySettings
 from jobs.consumer import Delivery, Settlement
-from jobs.context import Connections
 from jobs.database.ledger import Ending, TaskRunRecord
 from jobs.errors import JobError, ObjectsLeft, TransientError
-from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import REVOKED, given_up
+from jobs.handlers.context import Connections
+from jobs.handlers.failed_task import FailedTask, FailureOutcome
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
 from dispatcher.message.envelope import TaskMessage, decode, is_short_text
 from jobs import logs
 from jobs.consumer import Delivery, Settlement
-from jobs.context import Connections, TaskContext
-from jobs.create_lab import create_lab
 from jobs.database.ledger import TaskRunRecord
-from jobs.delete_lab import FailedDelete, delete_lab
 from jobs.errors import JobError
-from jobs.failed_task import FailedTask
 from jobs.failures import Failure
+from jobs.handlers.context import Connections, TaskContext
+from jobs.handlers.create import create_lab
+from jobs.handlers.delete import FailedDelete, delete_lab
+from jobs.handlers.failed_task import FailedTask
 from jobs.periodic.runner import run_periodic
 from jobs.settle import publish_delayed, settle_failure, settle_redelivered, settle_unreadable
 from jobs.steps import reached
@@ -123,8 +123,8 @@ def _run_and_settle(
 
 def _failed_task(context: TaskContext, delivery: Delivery, task: TaskMessage) -> FailedTask:
     """Return a failed task as its handler sees it; what that imports, no task needs that goes well."""
-    from jobs.give_up import FailedCreate
-    from jobs.scale_lab import FailedResize
+    from jobs.handlers.give_up import FailedCreate
+    from jobs.handlers.resize import FailedResize
 
     of_a_lab: dict[str, type[FailedTask]] = {
         tasks.CREATE_LAB_POD: FailedCreate,
@@ -187,7 +187,7 @@ def _parse(task: TaskMessage) -> tasks.Payload:
 
 
 def _scale_lab(context: TaskContext, payload: tasks.ScaleLabResources) -> None:
-    from jobs.scale_lab import scale_lab  # which no create and no delete needs
+    from jobs.handlers.resize import scale_lab  # which no create and no delete needs
 
     scale_lab(context, payload)
 

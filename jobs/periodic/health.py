@@ -23,13 +23,13 @@ from jobs.cluster.pod_facts import Seen, bounded, pod_facts
 from jobs.cluster.pod_fields import State
 from jobs.cluster.pod_status import running_status
 from jobs.config.naming import belongs_to
-from jobs.context import TaskContext
 from jobs.database.ledger import TaskRunRecord
 from jobs.database.notifications import add_out_of_memory
 from jobs.database.snapshot_rows import LabRow, database_now
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
-from jobs.give_up import LostLabs
+from jobs.handlers.context import TaskContext
+from jobs.handlers.give_up import LostLabs
 from jobs.periodic.refused import hour_of, tell_refused
 from jobs.periodic.relay import relay
 from jobs.periodic.running_labs import RunningLabs, Suspect, look_at_running_labs, refusal

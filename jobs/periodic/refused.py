@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from jobs.context import TaskContext
 from jobs.database.notifications import News, add_news
 from jobs.failures import Failure
+from jobs.handlers.context import TaskContext
 from jobs.verify.safety_limits import Refusal
 
 

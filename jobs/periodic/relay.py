@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from jobs.context import TaskContext
 from jobs.database.due_rows import count_waiting
+from jobs.handlers.context import TaskContext
 
 if TYPE_CHECKING:
     from dispatcher.outbox.relay import RelayReport

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import Any
 
 from dispatcher import tasks
-from jobs.context import TaskContext
 from jobs.database.ledger import Ending
+from jobs.handlers.context import TaskContext
 
 logger = logging.getLogger(__name__)
 

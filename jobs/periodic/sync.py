@@ -17,11 +17,11 @@ from dispatcher import tasks
 from dispatcher.failure_contract import Audience, EventType
 from jobs.cluster.api_failures import api_failure
 from jobs.cluster.client import ApiError, ApiUnavailable
-from jobs.context import TaskContext
 from jobs.database.connection import session_lock
 from jobs.database.notifications import News, add_news
 from jobs.errors import JobError
 from jobs.failures import Failure
+from jobs.handlers.context import TaskContext
 from jobs.periodic.refused import tell_refused
 from jobs.periodic.relay import relay
 from jobs.verify.differences import Difference, Kind, Repair

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from dispatcher.broker.topology import QUEUE_HIGH
-from jobs.context import TaskContext
 from jobs.database.due_rows import DueLab, Reason
+from jobs.handlers.context import TaskContext
 
 logger = logging.getLogger(__name__)
 

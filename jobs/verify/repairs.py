@@ -17,8 +17,8 @@ from jobs.database.ledger import VERIFY_TASK, Ending, TaskRunRecord
 from jobs.database.snapshot_rows import LabRow, some_rows
 from jobs.errors import JobError
 from jobs.failures import Failure
-from jobs.give_up import LostLabs
-from jobs.remake import CannotRemake, Remake
+from jobs.handlers.give_up import LostLabs
+from jobs.handlers.rebuild import CannotRemake, Remake
 from jobs.verify import safety_limits
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, Message

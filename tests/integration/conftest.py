@@ -23,8 +23,8 @@ from jobs.cluster.access import ClusterAccess
 from jobs.cluster.client import Cluster
 from jobs.config.environment import JobSettings
 from jobs.config.stored import upload_defaults
-from jobs.context import Connections
 from jobs.database.lab_store import LabStore
+from jobs.handlers.context import Connections
 from jobs.notify.webhook import Courier
 from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
 from tests.support.cleaning import Cleaning

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from jobs import create_lab as create_module
 from jobs.cluster.lab_objects import LabGone, LabObjects
-from jobs.context import Connections, TaskContext
-from jobs.create_lab import create_lab
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError, PermanentError, TransientError
-from jobs.failed_task import FailureOutcome
 from jobs.failures import Failure
-from jobs.give_up import FailedCreate
+from jobs.handlers import create as create_module
+from jobs.handlers.context import Connections, TaskContext
+from jobs.handlers.create import create_lab
+from jobs.handlers.failed_task import FailureOutcome
+from jobs.handlers.give_up import FailedCreate
 from tests.support.creates import (
     ERROR,
     NO_ROOM,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from dispatcher.broker import topology
 from jobs.consumer import Settlement
-from jobs.context import Connections
 from jobs.database.lab_rows import LabState
+from jobs.handlers.context import Connections
 from jobs.worker import run_task
 from tests.support.creates import NO_ROOM, delivery_of, settle
 from tests.support.factories import create_kwargs, make_task

@@ -9,7 +9,7 @@ from dispatcher.broker import topology
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.consumer import Delivery, Settlement
-from jobs.context import Connections
+from jobs.handlers.context import Connections
 from jobs.notify.notifications import sweep
 from jobs.notify.webhook import Courier
 from jobs.worker import run_task

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import jobs.give_up
+import jobs.handlers.give_up
 import jobs.periodic.cleanup
 import jobs.settle
 from jobs.cluster.lab_objects import LabObjects
@@ -63,7 +63,7 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         LabStore, "take_over", lambda *_args, **_options: True
     ),
     "a create that lost takes nothing down": lambda patch: patch.setattr(
-        jobs.give_up, "take_down", lambda *_args: None
+        jobs.handlers.give_up, "take_down", lambda *_args: None
     ),
     "not waiting for Ready": lambda patch: patch.setattr(
         LabObjects, "wait_ready", lambda *_args, **_options: None
@@ -72,7 +72,7 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         LabObjects, "delete_lab", lambda *_args, **_options: []
     ),
     "a failure takes down what another started": lambda patch: patch.setattr(
-        jobs.give_up,
+        jobs.handlers.give_up,
         "take_down",
         lambda context, lab, _row: context.lab_objects.delete_lab(lab, grace_s=0),
     ),

@@ -8,8 +8,8 @@ import pytest
 
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE
 from jobs.config.stored import DEFAULTS
-from jobs.context import Connections
-from jobs.create_lab import create_lab
+from jobs.handlers.context import Connections
+from jobs.handlers.create import create_lab
 from jobs.verify.repairs import ALWAYS
 from tests.support.creates import context_of, name_of
 from tests.support.factories import make_payload

@@ -20,8 +20,8 @@ from dispatcher.results import TaskState
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.config.environment import ResultSettings, RetrySettings
 from jobs.consumer import Settlement
-from jobs.context import Connections
 from jobs.database.lab_store import LabStore
+from jobs.handlers.context import Connections
 from jobs.notify.redis_results import ResultWriter
 from jobs.worker import is_task, run_task
 from tests.support.creates import (

@@ -17,11 +17,11 @@ from pika import BlockingConnection
 
 import jobs.__main__
 import jobs.cluster.client
-import jobs.context
 import jobs.database.connection
+import jobs.handlers.context
 from dispatcher.broker import connection
 from jobs import logs
-from jobs.context import Connections
+from jobs.handlers.context import Connections
 from jobs.notify.redis_results import ResultWriter
 from tests.support.in_process import alone
 from tests.support.waiting import HANG_S
@@ -69,7 +69,7 @@ def _ended(patch: pytest.MonkeyPatch) -> Iterator[None]:
             opened.append(self)
 
     patch.setattr(jobs.__main__, "connect", connect)
-    patch.setattr(jobs.context, "Connections", Recorded)
+    patch.setattr(jobs.handlers.context, "Connections", Recorded)
     try:
         yield
     finally:

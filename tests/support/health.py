@@ -11,8 +11,8 @@ import yaml
 
 from dispatcher.tasks import CREATE_LAB_POD, HEALTH_CHECK_PODS, HealthCheckPods
 from jobs.config.stored import LIFE_SETTINGS
-from jobs.context import Connections, TaskContext
 from jobs.database.ledger import Ending
+from jobs.handlers.context import Connections, TaskContext
 from jobs.periodic.runner import run_periodic
 from tests.support.factories import create_kwargs, make_record
 from tests.support.fake_cluster import FakeCluster

@@ -20,7 +20,7 @@ from jobs.cluster.lab_objects import LabObjects
 from jobs.config.environment import JobSettings, RetrySettings
 from jobs.config.naming import lab_labels, lab_object_name
 from jobs.consumer import Delivery, Settlement
-from jobs.context import Connections
+from jobs.handlers.context import Connections
 from jobs.worker import run_task
 from tests.support.factories import create_kwargs, make_task, store_settings
 from tests.support.history_bench import SLOTS, Bench, Store

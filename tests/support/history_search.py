@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import jobs.cluster.lab_objects
 import jobs.config.templates
-import jobs.create_lab
+import jobs.handlers.create
 import jobs.periodic.unread_requests
 from jobs import steps
 from jobs.config.stored import DEFAULTS
@@ -48,7 +48,7 @@ def bench(database_server: Server, migrated_template: str) -> Iterator[Bench]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Answers of labs' Services are not what this is about, and thousands of log lines neither."""
-    monkeypatch.setattr(jobs.create_lab, "wait_answers", lambda _host, _port: True)
+    monkeypatch.setattr(jobs.handlers.create, "wait_answers", lambda _host, _port: True)
     # Half the time of a history would go into reading the same templates.
     monkeypatch.setattr(jobs.config.templates, "_load", lru_cache(jobs.config.templates._load))
     logging.disable(logging.CRITICAL)

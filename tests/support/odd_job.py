@@ -13,8 +13,9 @@ import runpy
 import subprocess
 from functools import partialmethod
 
-from jobs import scale_lab, steps
+from jobs import steps
 from jobs.cluster.client import client, lab_objects
+from jobs.handlers import resize
 
 #: Seconds; the Pods for which a hasty job waits stay for longer.
 _HASTE_S = 5.0
@@ -50,7 +51,7 @@ def _have_a_rival() -> None:
 def _hasten() -> None:
     hasty = partialmethod(lab_objects.LabObjects.wait_gone, timeout_s=_HASTE_S)
     lab_objects.LabObjects.wait_gone = hasty  # type: ignore[method-assign,assignment]  # as above
-    scale_lab.UNDO_S = _HASTE_S
+    resize.UNDO_S = _HASTE_S
 
 
 _ODDITIES = {"bug": lambda: steps.observers.append(_break), "rival": _have_a_rival, "hasty": _hasten}

@@ -6,8 +6,8 @@ from typing import Any
 
 from dispatcher.broker import topology
 from dispatcher.tasks import SYNC_LAB_STATUS, SyncLabStatus
-from jobs.context import Connections, TaskContext
 from jobs.database.ledger import Ending
+from jobs.handlers.context import Connections, TaskContext
 from jobs.periodic import sync
 from tests.support.factories import make_record
 from tests.support.postgres import Database

@@ -6,11 +6,11 @@ import time
 import pytest
 
 from dispatcher.failure_contract import Audience, Category
-from jobs.delete_lab import FailedDelete
 from jobs.errors import PermanentError, TransientError
-from jobs.failed_task import FailedTask
 from jobs.failures import Failure, given_up
-from jobs.scale_lab import FailedResize
+from jobs.handlers.delete import FailedDelete
+from jobs.handlers.failed_task import FailedTask
+from jobs.handlers.resize import FailedResize
 
 VALUES = {
     "image": "nmap:v1",

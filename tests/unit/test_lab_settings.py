@@ -5,8 +5,8 @@ import yaml
 
 from dispatcher.failure_contract import Category
 from jobs.config.lab_settings import LabSettings, parse_settings
-from jobs.create_lab import MAX_READY_TIMEOUT_S
 from jobs.errors import PermanentError
+from jobs.handlers.create import MAX_READY_TIMEOUT_S
 from tests.support.factories import make_payload
 
 

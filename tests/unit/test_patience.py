@@ -16,7 +16,7 @@ import jobs.notify.webhook
 from console.explain import queue as explain_queue
 from dispatcher.outbox import relay_turns
 from jobs.cluster.lab_objects import GONE_TIMEOUT_S, LabObjects
-from jobs.scale_lab import UNDO_S
+from jobs.handlers.resize import UNDO_S
 
 SECONDS = {
     "a container waits for the broker": (jobs.__main__.BROKER_BLIP_S, 15),

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.cluster.pod_resources import Progress, Resources, before_change, in_force, lab_container, look
 from jobs.config.lab_settings import LabSettings
-from jobs.scale_lab import wanted_resources
+from jobs.handlers.resize import wanted_resources
 
 OLD = {"limits": {"cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "25m", "memory": "134217728"}}
 NEW = {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "50m", "memory": "268435456"}}

@@ -11,7 +11,7 @@ ONLY_OF_FAILURES = {
     "jobs.bounded",
     "jobs.notify.webhook",
     "jobs.cluster.evidence",
-    "jobs.give_up",
+    "jobs.handlers.give_up",
     "jobs.cluster.lab_event",
     "jobs.notify.notifications",
     "jobs.cluster.pod_facts",

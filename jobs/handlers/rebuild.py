@@ -18,11 +18,11 @@ from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import LabManifests, make_lab_manifests
 from jobs.config.naming import Whose, belongs_to
 from jobs.config.stored import Configs
-from jobs.connection_url import connection_url
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
 from jobs.failures import Failure
+from jobs.handlers.connection_url import connection_url
 
 
 class CannotRemake(Exception):

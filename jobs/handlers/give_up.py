@@ -24,12 +24,12 @@ from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import TaskRunRecord, find_dead_letter
 from jobs.errors import JobError
-from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure, as_recorded
+from jobs.handlers.failed_task import FailedTask, FailureOutcome
 
 if TYPE_CHECKING:
-    from jobs.context import TaskContext
     from jobs.database.snapshot_rows import LabRow
+    from jobs.handlers.context import TaskContext
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from jobs.cluster.pod_resources import Progress, Resources, Seen
 from jobs.cluster.resize_pod import PodResize, Superseded
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
-from jobs.context import TaskContext
 from jobs.database.lab_rows import LabState
 from jobs.database.ledger import Ending, has_succeeded
 from jobs.errors import JobError, PermanentError, TransientError
-from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import NO_REQUEST, Failure
+from jobs.handlers.context import TaskContext
+from jobs.handlers.failed_task import FailedTask, FailureOutcome
 from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)

@@ -10,13 +10,13 @@ from jobs.cluster.lab_objects import LabGone
 from jobs.cluster.reachability import wait_answers
 from jobs.config import naming
 from jobs.config.manifests import LabManifests, make_lab_manifests
-from jobs.connection_url import connection_url
-from jobs.context import TaskContext
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import lab_result
 from jobs.database.ledger import Ending
 from jobs.errors import TransientError
 from jobs.failures import Failure, objects_left
+from jobs.handlers.connection_url import connection_url
+from jobs.handlers.context import TaskContext
 from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     """Start the lab unless it was stopped, failed or started already.
 
     A JobError leaves the lab PENDING and its objects as they are: another attempt adopts them, and
-    jobs.give_up takes them down when there is none.
+    jobs.handlers.give_up takes them down when there is none.
     """
     lab = context.labs.find(payload.lab_instance_id)
     if lab is None:
@@ -149,7 +149,7 @@ def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifest
 
 
 def _take_down(context: TaskContext, payload: CreateLabPod, lab: LabState | None) -> None:
-    from jobs.give_up import take_down  # which no lab that starts needs
+    from jobs.handlers.give_up import take_down  # which no lab that starts needs
 
     take_down(context, payload.lab_instance_id, lab)
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from dispatcher.message.envelope import TaskMessage
 from jobs.consumer import Delivery
-from jobs.context import TaskContext
 from jobs.database.ledger import Ending
 from jobs.errors import JobError
 from jobs.failures import REVOKED, Failure
+from jobs.handlers.context import TaskContext
 
 if TYPE_CHECKING:
-    from jobs.context import TaskContext
+    from jobs.handlers.context import TaskContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,10 @@ import logging
 from dispatcher.expiry import overdue_task_id
 from dispatcher.tasks import DeleteLabPod
 from jobs.config import naming
-from jobs.context import TaskContext
 from jobs.database.ledger import Ending
-from jobs.failed_task import FailedTask, FailureOutcome
 from jobs.failures import REVOKED, Failure
+from jobs.handlers.context import TaskContext
+from jobs.handlers.failed_task import FailedTask, FailureOutcome
 from jobs.steps import mark, reached
 
 logger = logging.getLogger(__name__)
