@@ -1,6 +1,6 @@
 """What the platform's parts agree on about failures: categories, audiences, event types, dead letters.
 
-Containers write these words into rows and headers (jobs.failures has the causes, jobs.settle the dead
+Containers write these words into rows and headers (jobs.failures has the causes, jobs.container.settle the dead
 letters); commands and backends read them there.
 """
 

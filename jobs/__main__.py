@@ -30,8 +30,8 @@ from dispatcher.errors import InvalidSettings
 from dispatcher.settings import read_settings
 from jobs import logs
 from jobs.config.environment import JobSettings
-from jobs.consumer import ChannelLost, Consumer, Delivery, Settlement
-from jobs.readiness import announce_claim
+from jobs.container.consumer import ChannelLost, Consumer, Delivery, Settlement
+from jobs.container.readiness import announce_claim
 from jobs.retry import through_blips
 from jobs.steps import reached
 
@@ -86,7 +86,7 @@ class WarmUp:
         return self._connections
 
     def _warm(self) -> None:
-        import jobs.worker  # noqa: F401  # the import is the point
+        import jobs.container.run_task  # noqa: F401  # the import is the point
         from jobs.handlers.context import Connections
 
         self._connections = Connections(self._settings)
@@ -206,7 +206,7 @@ class Container:
 
         def work() -> None:
             try:
-                from jobs.worker import run_task
+                from jobs.container.run_task import run_task
 
                 settlements.append(run_task(self._warm_up.connections(), delivery, details))
             except Exception:
@@ -265,7 +265,7 @@ class Container:
 
 
 def _is_task(delivery: Delivery) -> bool:
-    from jobs.worker import is_task
+    from jobs.container.run_task import is_task
 
     return is_task(delivery)
 

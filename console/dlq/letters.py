@@ -3,7 +3,7 @@
 A Selector says which messages a command means.
 
 Anything may be in that queue, so nothing in a message is trusted and nothing makes reading it fail. What
-a container put there tells its story in x-autolabs-* headers (jobs.settle), what the broker moved
+a container put there tells its story in x-autolabs-* headers (jobs.container.settle), what the broker moved
 there in x-last-death-* and x-death (https://www.rabbitmq.com/docs/dlx#effects).
 """
 
@@ -173,7 +173,7 @@ def read_task(body: bytes, properties: Properties) -> tuple[TaskMessage | None, 
 
 
 def _story(headers: Mapping[Any, Any]) -> _Story:
-    # A container takes x-last-death-* away (jobs.settle), so the broker came last where they are.
+    # A container takes x-last-death-* away (jobs.container.settle), so the broker came last where they are.
     if "x-last-death-reason" in headers or DeadLetterHeader.REASON not in headers:
         return _story_of_broker(headers)
     return _Story(

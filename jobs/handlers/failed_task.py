@@ -1,6 +1,6 @@
 """A task that failed, as its handler sees it: what the failure means, and how it is recorded.
 
-jobs.settle asks these questions, one after the other, and publishes what follows from the answers.
+jobs.container.settle asks these questions, one after the other, and publishes what follows from the answers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dispatcher.message.envelope import TaskMessage
-from jobs.consumer import Delivery
+from jobs.container.consumer import Delivery
 from jobs.database.ledger import Ending
 from jobs.errors import JobError
 from jobs.failures import REVOKED, Failure

@@ -12,11 +12,11 @@ from cronjobs.__main__ import main
 from dispatcher import CreateLabPod, TaskRequest, outbox
 from dispatcher.message.envelope import decode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
-from jobs.consumer import Settlement
+from jobs.container.consumer import Settlement
+from jobs.container.run_task import run_task
 from jobs.database import retention
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
-from jobs.worker import run_task
 from tests.support.cleaning import Cleaning, lab_of
 from tests.support.creates import add_pod, delivery_of, name_of
 from tests.support.factories import IMAGE, make_record

@@ -12,7 +12,7 @@ from dispatcher import BrokerSettings
 from dispatcher.broker import topology
 from dispatcher.broker.connection import connect
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
-from jobs import consumer
+from jobs.container import consumer
 from tests.support.container import Containers
 from tests.support.factories import create_kwargs
 from tests.support.postgres import Database

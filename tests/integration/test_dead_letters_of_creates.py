@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dispatcher.broker import topology
-from jobs.consumer import Settlement
+from jobs.container.consumer import Settlement
+from jobs.container.run_task import run_task
 from jobs.database.lab_rows import LabState
 from jobs.handlers.context import Connections
-from jobs.worker import run_task
 from tests.support.creates import NO_ROOM, delivery_of, settle
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster

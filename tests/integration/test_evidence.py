@@ -12,9 +12,9 @@ from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from jobs.cluster.lab_event import COMPONENT
 from jobs.cluster.pod_facts import LOG_LINES, MAX_BYTES
 from jobs.config.environment import RetrySettings
-from jobs.consumer import Settlement
+from jobs.container.consumer import Settlement
+from jobs.container.run_task import run_task
 from jobs.handlers.context import Connections
-from jobs.worker import run_task
 from tests.support.creates import CRASHED, delivery_of, name_of
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster

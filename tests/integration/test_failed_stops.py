@@ -8,11 +8,11 @@ from dataclasses import replace
 from dispatcher.broker import topology
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.tasks import DELETE_LAB_POD
-from jobs.consumer import Delivery, Settlement
+from jobs.container.consumer import Delivery, Settlement
+from jobs.container.run_task import run_task
 from jobs.handlers.context import Connections
 from jobs.notify.notifications import sweep
 from jobs.notify.webhook import Courier
-from jobs.worker import run_task
 from tests.support.creates import add_pod, delivery_of, name_of, settle
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster

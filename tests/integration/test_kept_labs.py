@@ -15,9 +15,9 @@ from dispatcher.errors import NotConfirmed
 from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.config.stored import DEFAULTS, SETTINGS
-from jobs.consumer import Delivery, Settlement
+from jobs.container.consumer import Delivery, Settlement
+from jobs.container.run_task import run_task
 from jobs.handlers.context import Connections
-from jobs.worker import run_task
 from tests.support.creates import CRASHED, delivery_of, name_of, settle
 from tests.support.factories import create_kwargs, make_task
 from tests.support.fake_cluster import FakeCluster

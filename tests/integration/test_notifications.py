@@ -12,12 +12,12 @@ from cronjobs.__main__ import main as cron
 from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from jobs.config.environment import WebhookSettings
+from jobs.container.run_task import run_task
 from jobs.database.lab_store import LabStore
 from jobs.database.notifications import waiting
 from jobs.handlers.context import Connections
 from jobs.notify.notifications import deliver_one, sweep
 from jobs.notify.webhook import Courier
-from jobs.worker import run_task
 from tests.support.container import Containers
 from tests.support.creates import CRASHED, delivery_of, settle
 from tests.support.factories import create_kwargs, make_task

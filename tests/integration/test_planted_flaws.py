@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+import jobs.container.settle
 import jobs.handlers.give_up
 import jobs.periodic.cleanup
-import jobs.settle
 from jobs.cluster.lab_objects import LabObjects
 from jobs.config import naming
 from jobs.config.lifetimes import LifeSettings
-from jobs.consumer import Settlement
+from jobs.container.consumer import Settlement
 from jobs.database.due_rows import DueLab, Reason
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore, lab_result
@@ -84,7 +84,7 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "acknowledged unread": lambda patch: patch.setattr(histories, "run_task", settled_unread),
     "a retry that is not published": lambda patch: patch.setattr(
-        jobs.settle, "publish_delayed", lambda *_args: None
+        jobs.container.settle, "publish_delayed", lambda *_args: None
     ),
 }
 

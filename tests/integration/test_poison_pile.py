@@ -9,11 +9,11 @@ import pika
 import psycopg2
 import pytest
 
-import jobs.consumer
+import jobs.container.consumer
 from dispatcher.broker import topology
 from dispatcher.broker.connection import connect
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
-from jobs.consumer import Consumer, Delivery
+from jobs.container.consumer import Consumer, Delivery
 from tests.integration.test_poison import POISON
 from tests.support.container import Containers
 from tests.support.postgres import Database
@@ -135,7 +135,7 @@ def test_a_pile_ends_with_the_first_task(broker: Broker, consumer: Consumer) -> 
 def test_a_pile_is_bounded(
     broker: Broker, consumer: Consumer, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(jobs.consumer, bound, value)
+    monkeypatch.setattr(jobs.container.consumer, bound, value)
     put(broker, *[b"ten bytes."] * 5)
     assert len(claimed(consumer)) == 3
     assert broker.depth(topology.QUEUE_LOW) == 2

@@ -19,11 +19,11 @@ from dispatcher.message.envelope import TaskMessage, encode
 from dispatcher.results import TaskState
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.config.environment import ResultSettings, RetrySettings
-from jobs.consumer import Settlement
+from jobs.container.consumer import Settlement
+from jobs.container.run_task import is_task, run_task
 from jobs.database.lab_store import LabStore
 from jobs.handlers.context import Connections
 from jobs.notify.redis_results import ResultWriter
-from jobs.worker import is_task, run_task
 from tests.support.creates import (
     NO_ROOM,
     NO_SUCH_IMAGE,

@@ -14,11 +14,11 @@ import jobs.verify.snapshot
 from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD
+from jobs.container.settle import publish_delayed
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
 from jobs.handlers.context import Connections
-from jobs.settle import publish_delayed
 from tests.support.factories import create_kwargs, make_record, make_task
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database

@@ -18,7 +18,7 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.message.envelope import encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
-from jobs.settle import publish_delayed
+from jobs.container.settle import publish_delayed
 from jobs.verify import copies, queues
 from jobs.verify.inventory import Message
 from jobs.verify.queues import BrokerAway, Queues

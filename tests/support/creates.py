@@ -10,11 +10,11 @@ import pika
 from dispatcher.message.envelope import TaskMessage, encode
 from jobs.config.environment import RetrySettings
 from jobs.config.naming import lab_labels, lab_object_name
-from jobs.consumer import Delivery, Settlement
+from jobs.container.consumer import Delivery, Settlement
+from jobs.container.run_task import is_task, run_task
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from jobs.handlers.context import Connections, TaskContext
-from jobs.worker import is_task, run_task
 from tests.support.factories import IMAGE, make_record
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database

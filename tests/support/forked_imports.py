@@ -18,7 +18,9 @@ import dispatcher.cli.outbox
 import dispatcher.outbox.listener
 import jobs.cluster.evidence
 import jobs.cluster.lab_event
-import jobs.consumer
+import jobs.container.consumer
+import jobs.container.readiness
+import jobs.container.run_task
 import jobs.handlers.create
 import jobs.handlers.delete
 import jobs.handlers.give_up
@@ -28,7 +30,5 @@ import jobs.notify.redis_results
 import jobs.periodic.cleanup
 import jobs.periodic.health
 import jobs.periodic.sync
-import jobs.readiness
-import jobs.worker
 import tests.integration.dlq_victim
 import tests.integration.outbox_victim

@@ -19,9 +19,9 @@ from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabObjects
 from jobs.config.environment import JobSettings, RetrySettings
 from jobs.config.naming import lab_labels, lab_object_name
-from jobs.consumer import Delivery, Settlement
+from jobs.container.consumer import Delivery, Settlement
+from jobs.container.run_task import run_task
 from jobs.handlers.context import Connections
-from jobs.worker import run_task
 from tests.support.factories import create_kwargs, make_task, store_settings
 from tests.support.history_bench import SLOTS, Bench, Store
 from tests.support.simulated_broker import Message, SimulatedBroker

@@ -8,7 +8,11 @@ from tests.support.forked import exit_code, forked
 
 def imported() -> int:
     """Called in the fork: 0 if a container's modules were there before it began."""
-    return 0 if {"jobs.worker", "jobs.handlers.create", "cronjobs.tasks"} <= sys.modules.keys() else 1
+    return (
+        0
+        if {"jobs.container.run_task", "jobs.handlers.create", "cronjobs.tasks"} <= sys.modules.keys()
+        else 1
+    )
 
 
 def test_a_fork_begins_with_what_a_container_imports(tmp_path: Path) -> None:

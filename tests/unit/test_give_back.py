@@ -9,7 +9,7 @@ import pika
 import pytest
 
 from jobs import __main__ as main_module
-from jobs.consumer import Consumer, Delivery, Settlement
+from jobs.container.consumer import Consumer, Delivery, Settlement
 
 DELIVERY = Delivery(b"", pika.BasicProperties(), "lab.create", redelivered=False, tag=7)
 
@@ -108,8 +108,8 @@ def test_a_task_that_sigterm_cuts_short_is_no_failure(
             released.wait(10)
         return SETTLEMENTS.get(how, Settlement.NACK)
 
-    monkeypatch.setattr("jobs.worker.run_task", run_task)
-    monkeypatch.setattr("jobs.worker.is_task", lambda _delivery: not how.startswith("no task"))
+    monkeypatch.setattr("jobs.container.run_task.run_task", run_task)
+    monkeypatch.setattr("jobs.container.run_task.is_task", lambda _delivery: not how.startswith("no task"))
     monkeypatch.setattr(main_module, "WarmUp", WarmUp)
     connection = Connection()
     untyped: Any = (connection, SimpleNamespace(ready_port=0))

@@ -187,6 +187,7 @@ def test_a_container_claims_before_it_imports_what_an_operation_needs() -> None:
 
 def test_a_task_runs_without_the_heavy_clients() -> None:
     assert (
-        loaded_by("import jobs.worker") & {"kubernetes", "sqlalchemy", "minio", "redis", "tenacity", "celery"}
+        loaded_by("import jobs.container.run_task")
+        & {"kubernetes", "sqlalchemy", "minio", "redis", "tenacity", "celery"}
         == set()
     )

@@ -9,7 +9,7 @@ import pytest
 import jobs.__main__
 import jobs.cluster.client
 import jobs.cluster.evidence
-import jobs.consumer
+import jobs.container.consumer
 import jobs.database.connection
 import jobs.notify.redis_results
 import jobs.notify.webhook
@@ -22,8 +22,8 @@ SECONDS = {
     "a container waits for the broker": (jobs.__main__.BROKER_BLIP_S, 15),
     "a task waits for the database": (jobs.database.connection.BLIP_S, 8),
     "a task waits for the API server": (jobs.cluster.client.BLIP_S, 8),
-    "a spare too many looks around": (jobs.consumer._SURPLUS_LOOK_S, (5, 15)),
-    "the broker takes note of a settlement": (jobs.consumer.SETTLE_TIMEOUT_S, 5),
+    "a spare too many looks around": (jobs.container.consumer._SURPLUS_LOOK_S, (5, 15)),
+    "the broker takes note of a settlement": (jobs.container.consumer.SETTLE_TIMEOUT_S, 5),
     "a webhook answers": (jobs.notify.webhook.WEBHOOK_TIMEOUT_S, 3),
     "a failed lab is looked at": (jobs.cluster.evidence.PATIENCE_S, 2),
     "a task waits for Redis": (jobs.notify.redis_results.PATIENCE_S, 2),

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from jobs.readiness import announce_claim
+from jobs.container.readiness import announce_claim
 from tests.support.container import free_port
 
 

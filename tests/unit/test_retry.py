@@ -13,8 +13,8 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.message.envelope import envelope
 from dispatcher.settings import BrokerSettings
 from jobs.config.environment import RetrySettings
+from jobs.container.settle import MAX_RETRY_DELAY_S, publish_delayed, retry_delay_s
 from jobs.retry import through_blips
-from jobs.settle import MAX_RETRY_DELAY_S, publish_delayed, retry_delay_s
 from tests.support.factories import make_task
 from tests.support.waiting import ends_within
 

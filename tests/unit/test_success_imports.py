@@ -19,10 +19,10 @@ ONLY_OF_FAILURES = {
 
 
 def test_a_lab_that_starts_imports_nothing_of_failed_ones() -> None:
-    code = "import jobs.__main__, jobs.worker, sys; print(*sys.modules)"
+    code = "import jobs.__main__, jobs.container.run_task, sys; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert "jobs.settle" in loaded
+    assert "jobs.container.settle" in loaded
     assert ONLY_OF_FAILURES & set(loaded) == set()
     assert all((ROOT / f"{name.replace('.', '/')}.py").exists() for name in ONLY_OF_FAILURES)

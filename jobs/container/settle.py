@@ -1,6 +1,6 @@
 """Settle the message of a task that failed: retry it, or record the failure and dead-letter the message.
 
-jobs.worker calls this. What is published is confirmed by the broker before the answer lets the message be
+jobs.container.run_task calls this. What is published is confirmed by the broker before the answer lets the message be
 acknowledged: a crash in between gives a duplicate, never a loss. A PublishError says that nothing is certain,
 and the message has to be given back.
 """
@@ -20,7 +20,7 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.failure_contract import COME_BACK_S, DeadLetterHeader
 from dispatcher.message.envelope import TaskMessage, envelope, next_attempt
 from jobs.config.environment import RetrySettings
-from jobs.consumer import Delivery, Settlement
+from jobs.container.consumer import Delivery, Settlement
 from jobs.database.ledger import Ending, TaskRunRecord
 from jobs.errors import JobError, ObjectsLeft, TransientError
 from jobs.failures import REVOKED, given_up
