@@ -8,12 +8,12 @@ from dispatcher import tasks
 from dispatcher.message.envelope import new_task_id
 from dispatcher.settings import read_settings
 from jobs import logs
+from jobs.checks.run import run_periodic
 from jobs.config.environment import JobSettings
 from jobs.database.ledger import Ending, TaskRunRecord
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.handlers.context import Connections, TaskContext
-from jobs.periodic.runner import run_periodic
 
 
 def run_task(payload: tasks.PeriodicPayload) -> None:

@@ -1,6 +1,6 @@
 """When a lab ends, and its extension: in a transaction of the caller's, under the lock of the lab's row.
 
-Whoever ends labs (jobs.periodic.cleanup) meets an extension at that row: one that is committed wins, and one
+Whoever ends labs (jobs.checks.cleanup) meets an extension at that row: one that is committed wins, and one
 that comes later is told that the lab is over. Nothing in the cluster changes, because no Pod knows its end.
 """
 

@@ -256,7 +256,7 @@ class Failure(enum.Enum):
         "A part of this lab was gone from the cluster, so the lab was ended. Please start it again.",
     )  # fmt: skip
 
-    # A lab that could be used, and cannot any more (jobs.periodic.health).
+    # A lab that could be used, and cannot any more (jobs.checks.health).
     POD_EVICTED = _Row(
         _ROOM, False, _ADMIN,
         "The server had no room for this lab any more and ended it. Please start it again.",
@@ -281,7 +281,7 @@ class Failure(enum.Enum):
         " if it happens again, the teacher must correct the image.",
     )  # fmt: skip
 
-    # A periodic task that does not believe what it sees (jobs.periodic).
+    # A periodic task that does not believe what it sees (jobs.checks).
     TOO_MANY_AT_ONCE = _Row(
         _INVALID, False, _ADMIN,
         "Nothing was done, because {problem}. The administrator must look, and may repeat it with force.",

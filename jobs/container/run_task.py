@@ -17,6 +17,7 @@ from dispatcher.broker.deliveries import unsettled_deliveries
 from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
 from dispatcher.message.envelope import TaskMessage, decode, is_short_text
 from jobs import logs
+from jobs.checks.run import run_periodic
 from jobs.container.consumer import Delivery, Settlement
 from jobs.container.settle import publish_delayed, settle_failure, settle_redelivered, settle_unreadable
 from jobs.database.ledger import TaskRunRecord
@@ -26,7 +27,6 @@ from jobs.handlers.context import Connections, TaskContext
 from jobs.handlers.create import create_lab
 from jobs.handlers.delete import FailedDelete, delete_lab
 from jobs.handlers.failed_task import FailedTask
-from jobs.periodic.runner import run_periodic
 from jobs.steps import reached
 
 logger = logging.getLogger(__name__)

@@ -49,7 +49,7 @@ def stop_since(cleaning: Cleaning, lab: int, minutes: int) -> None:
 def test_a_stop_that_did_nothing_for_long_is_asked_for_again_under_another_id(
     cleaning: Cleaning, database: Database, caplog: pytest.LogCaptureFixture, status: str
 ) -> None:
-    caplog.set_level("INFO", "jobs.periodic.cleanup")
+    caplog.set_level("INFO", "jobs.checks.cleanup")
     (lab,) = cleaning.add_expired()
     cleaning.run()
     database.rows("UPDATE lab_instances SET status = %s WHERE id = %s", status, lab)
@@ -234,7 +234,7 @@ def test_a_row_that_no_task_can_be_about_does_not_keep_the_others_running(cleani
 def test_a_dry_run_prints_each_lab_with_its_reason_and_changes_nothing(
     cleaning: Cleaning, database: Database, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "jobs.periodic.cleanup")
+    caplog.set_level("INFO", "jobs.checks.cleanup")
     (expired,) = cleaning.add_expired()
     overdue = cleaning.add_pending()
     assert main(["cleanup", "--dry-run"]) == 0

@@ -11,9 +11,9 @@ from dispatcher import DeleteLabPod, outbox
 from dispatcher.broker import topology
 from dispatcher.expiry import cleanup_task_id
 from dispatcher.message.request import TaskRequest
+from jobs.checks import cleanup
 from jobs.database.due_rows import DueLab
 from jobs.database.lab_store import LabStore
-from jobs.periodic import cleanup
 from tests.support.cleaning import Cleaning
 from tests.support.container import Containers
 from tests.support.postgres import Database

@@ -14,11 +14,11 @@ import pytest
 import jobs.cluster.client
 from dispatcher.broker import topology
 from dispatcher.tasks import CREATE_LAB_POD, DELETE_LAB_POD, SCALE_LAB_RESOURCES
+from jobs.checks import health, running_labs
 from jobs.database import snapshot_rows as rows
 from jobs.database.ledger import Ending
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
-from jobs.periodic import health, running_labs
 from jobs.verify import objects
 from tests.support.factories import IMAGE, make_record
 from tests.support.fake_cluster import READY
@@ -103,7 +103,7 @@ def test_a_pod_whose_deletion_is_under_way_is_judged_when_that_hangs(checking: C
 def test_a_dry_run_says_each_verdict_and_changes_nothing(
     checking: Checking, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "jobs.periodic.health")
+    caplog.set_level("INFO", "jobs.checks.health")
     lost, _ = checking.labs(2)
     checking.lose(lost)
     result = checking.check(dry_run=True)

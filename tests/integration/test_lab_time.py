@@ -28,8 +28,8 @@ from dispatcher import (
 )
 from dispatcher.__main__ import main
 from dispatcher.testing import InMemoryDispatcher
+from jobs.checks import cleanup
 from jobs.database.lab_store import LabStore
-from jobs.periodic import cleanup
 from tests.support.cleaning import Cleaning
 from tests.support.postgres import Database
 from tests.support.waiting import HANG_S, eventually

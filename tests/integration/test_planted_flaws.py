@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+import jobs.checks.cleanup
 import jobs.container.settle
 import jobs.handlers.give_up
-import jobs.periodic.cleanup
 from jobs.cluster.lab_objects import LabObjects
 from jobs.config import naming
 from jobs.config.lifetimes import LifeSettings
@@ -80,7 +80,7 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         naming, "lab_selector", lambda _lab: f"app.kubernetes.io/managed-by={naming.MANAGED_BY}"
     ),
     "a cleanup does not look again": lambda patch: patch.setattr(
-        jobs.periodic.cleanup, "lock_due", without_another_look
+        jobs.checks.cleanup, "lock_due", without_another_look
     ),
     "acknowledged unread": lambda patch: patch.setattr(histories, "run_task", settled_unread),
     "a retry that is not published": lambda patch: patch.setattr(

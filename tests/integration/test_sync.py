@@ -12,13 +12,13 @@ import pytest
 from dispatcher.broker import topology
 from dispatcher.message.envelope import new_task_id
 from dispatcher.tasks import SYNC_LAB_STATUS
+from jobs.checks import sync
 from jobs.config.stored import LIFE_SETTINGS
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.handlers.context import Connections
-from jobs.periodic import sync
 from tests.support.factories import create_kwargs, make_record
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database

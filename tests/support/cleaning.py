@@ -8,12 +8,12 @@ from typing import Any
 
 from dispatcher.broker import topology
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, CleanupTimeoutLabs
+from jobs.checks import cleanup
 from jobs.config.lifetimes import LifeSettings
 from jobs.container.settle import publish_delayed
 from jobs.database.due_rows import announce_ends
 from jobs.database.ledger import Ending
 from jobs.handlers.context import Connections, TaskContext
-from jobs.periodic import cleanup
 from tests.support.factories import make_record, make_task
 from tests.support.postgres import Database
 from tests.support.queues import take_all

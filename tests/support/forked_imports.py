@@ -16,6 +16,9 @@ import cronjobs.outbox
 import cronjobs.tasks
 import dispatcher.cli.outbox
 import dispatcher.outbox.listener
+import jobs.checks.cleanup
+import jobs.checks.health
+import jobs.checks.sync
 import jobs.cluster.evidence
 import jobs.cluster.lab_event
 import jobs.container.consumer
@@ -27,8 +30,5 @@ import jobs.handlers.give_up
 import jobs.handlers.resize
 import jobs.notify.notifications
 import jobs.notify.redis_results
-import jobs.periodic.cleanup
-import jobs.periodic.health
-import jobs.periodic.sync
 import tests.integration.dlq_victim
 import tests.integration.outbox_victim

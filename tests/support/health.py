@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from dispatcher.tasks import CREATE_LAB_POD, HEALTH_CHECK_PODS, HealthCheckPods
+from jobs.checks.run import run_periodic
 from jobs.config.stored import LIFE_SETTINGS
 from jobs.database.ledger import Ending
 from jobs.handlers.context import Connections, TaskContext
-from jobs.periodic.runner import run_periodic
 from tests.support.factories import create_kwargs, make_record
 from tests.support.fake_cluster import FakeCluster
 from tests.support.postgres import Database

@@ -6,9 +6,9 @@ from typing import Any
 
 from dispatcher.broker import topology
 from dispatcher.tasks import SYNC_LAB_STATUS, SyncLabStatus
+from jobs.checks import sync
 from jobs.database.ledger import Ending
 from jobs.handlers.context import Connections, TaskContext
-from jobs.periodic import sync
 from tests.support.factories import make_record
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Broker

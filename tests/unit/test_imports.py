@@ -77,7 +77,7 @@ def test_imports_point_downwards_only(package: str) -> None:
 BY_NAME = {
     "console/src/autolabs_console/__init__.py": "sys.path",  # the installed packages, in one folder
     "dispatcher/__main__.py": "entry_points",
-    "jobs/periodic/runner.py": "import_module",  # of its own package
+    "jobs/checks/run.py": "import_module",  # of its own package
 }
 
 

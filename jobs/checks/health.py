@@ -17,6 +17,9 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.failure_contract import EventType
 from dispatcher.message.envelope import new_task_id
+from jobs.checks.refused import hour_of, tell_refused
+from jobs.checks.relay import relay
+from jobs.checks.running_labs import RunningLabs, Suspect, look_at_running_labs, refusal
 from jobs.cluster.api_failures import api_failure
 from jobs.cluster.client import ApiError, ApiUnavailable, Manifest
 from jobs.cluster.pod_facts import Seen, bounded, pod_facts
@@ -30,9 +33,6 @@ from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.handlers.context import TaskContext
 from jobs.handlers.give_up import LostLabs
-from jobs.periodic.refused import hour_of, tell_refused
-from jobs.periodic.relay import relay
-from jobs.periodic.running_labs import RunningLabs, Suspect, look_at_running_labs, refusal
 from jobs.verify.safety_limits import Refusal
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 #: Payload -> the module with its `run`, imported when it is needed: a create must not pay for it.
 _MODULES: dict[type[tasks.PeriodicPayload], str] = {
-    tasks.CleanupTimeoutLabs: "jobs.periodic.cleanup",
-    tasks.HealthCheckPods: "jobs.periodic.health",
-    tasks.SyncLabStatus: "jobs.periodic.sync",
+    tasks.CleanupTimeoutLabs: "jobs.checks.cleanup",
+    tasks.HealthCheckPods: "jobs.checks.health",
+    tasks.SyncLabStatus: "jobs.checks.sync",
 }
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from dispatcher import tasks
 from dispatcher.failure_contract import Audience, EventType
+from jobs.checks.refused import tell_refused
+from jobs.checks.relay import relay
 from jobs.cluster.api_failures import api_failure
 from jobs.cluster.client import ApiError, ApiUnavailable
 from jobs.database.connection import session_lock
@@ -22,8 +24,6 @@ from jobs.database.notifications import News, add_news
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.handlers.context import TaskContext
-from jobs.periodic.refused import tell_refused
-from jobs.periodic.relay import relay
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.lost_requests import lost_starts
 from jobs.verify.repairs import Repairs, refusal

@@ -19,6 +19,9 @@ from dispatcher.errors import InvalidTask
 from dispatcher.expiry import cleanup_task_id, overdue_task_id
 from dispatcher.failure_contract import EventType
 from dispatcher.message.request import TaskRequest
+from jobs.checks.refused import tell_refused
+from jobs.checks.relay import relay_deletes
+from jobs.checks.unread_requests import without_unread
 from jobs.config.lifetimes import LifeSettings
 from jobs.database.connection import Cursor
 from jobs.database.due_rows import DueLab, Reason, count_live, fail_labs, find_due, lock_due, stop_labs
@@ -26,9 +29,6 @@ from jobs.database.notifications import add_failure
 from jobs.database.retention import forget_old_rows
 from jobs.failures import Failure
 from jobs.handlers.context import TaskContext
-from jobs.periodic.refused import tell_refused
-from jobs.periodic.relay import relay_deletes
-from jobs.periodic.unread_requests import without_unread
 from jobs.steps import reached
 from jobs.verify.safety_limits import Refusal, container_clock_differs, unannounced_ends
 
