@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _render(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from cronjobs.manifests import render
-    from cronjobs.schedules import SHIPPED, parse_schedules
+    from cronjobs.timetable import SHIPPED, parse_schedules
 
     file = Path(arguments.file or SHIPPED)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from cronjobs.schedules import Schedule
+from cronjobs.timetable import Schedule
 from keda.podspec import NAMESPACE, SECRET, make_pod_spec
 
 MANAGED_BY = "autolabs-schedules"

@@ -19,7 +19,7 @@ from dispatcher.wording import many, printable, table
 if TYPE_CHECKING:
     from console.schedules.cron_jobs import Change, CronJobs
     from console.schedules.edit import Bucket, Document
-    from cronjobs.schedules import Schedule
+    from cronjobs.timetable import Schedule
 
 #: Times that an apply follows a document that others change meanwhile.
 _ROUNDS = 10
@@ -118,7 +118,7 @@ def run_now(arguments: argparse.Namespace) -> int:
     or --no-follow. 1: it failed, or was not made. 130: interrupted. Settings: KUBECONFIG.
     """
     from console.schedules.run_now import create, follow, job_for
-    from cronjobs.schedules import option_word
+    from cronjobs.timetable import option_word
 
     with _told():
         cron_jobs = _cron_jobs(arguments)
@@ -162,7 +162,7 @@ def _suspend(arguments: argparse.Namespace, *, suspended: bool) -> int:
     value = True if suspended else None
 
     def change(content: bytes) -> bytes:
-        from cronjobs.schedules import parse_schedules
+        from cronjobs.timetable import parse_schedules
 
         for name in parse_schedules(content) if arguments.all else arguments.name:
             content = with_changes(content, name, {"suspend": value})
@@ -184,7 +184,7 @@ def _store_and_apply(
     resumed: tuple[str, ...] | None = (),
 ) -> int:
     """Store a change that the API server takes, then apply what is stored."""
-    from cronjobs.schedules import parse_schedules
+    from cronjobs.timetable import parse_schedules
 
     image = arguments.image
     if arguments.dry_run:
@@ -239,7 +239,7 @@ def _print_changes(changes: list[Change], *, dry_run: bool) -> int:
 
 
 def _tell_of_new(document: Document) -> None:
-    from cronjobs.schedules import SHIPPED, parse_schedules
+    from cronjobs.timetable import SHIPPED, parse_schedules
 
     if missing := [n for n in parse_schedules(SHIPPED.read_bytes()) if n not in document.schedules]:
         names = many(len(missing), "schedule")

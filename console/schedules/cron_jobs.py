@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cronjobs.manifests import MANAGED_BY, SCHEDULE_LABEL, make_cron_job
-from cronjobs.schedules import Schedule
+from cronjobs.timetable import Schedule
 from dispatcher.errors import DispatcherError
 from dispatcher.quantities import parse_quantity
 from dispatcher.wording import one_line

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cronjobs.schedules import SCHEDULES, SHIPPED, Schedule, parse_schedules
+from cronjobs.timetable import SCHEDULES, SHIPPED, Schedule, parse_schedules
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import read_settings
 from jobs.config.environment import StoreSettings

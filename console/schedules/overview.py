@@ -11,7 +11,7 @@ from itertools import islice
 from console.schedules.cron_jobs import CronJobs, desired, differences, image_of, is_ours
 from cronjobs.cron import parse_cron
 from cronjobs.manifests import SCHEDULE_LABEL, make_cron_job
-from cronjobs.schedules import Schedule, zone_of
+from cronjobs.timetable import Schedule, zone_of
 from dispatcher.wording import ago, duration, table
 from jobs.cluster.client import Manifest, api_time
 

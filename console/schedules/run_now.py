@@ -10,7 +10,7 @@ from typing import Any
 
 from console.schedules.cron_jobs import CronJobs, is_ours
 from console.schedules.overview import job_outcome
-from cronjobs.schedules import TASKS, option_word
+from cronjobs.timetable import TASKS, option_word
 from dispatcher.errors import DispatcherError
 from dispatcher.wording import duration, one_line, printable
 from jobs.cluster.client import ApiError, ApiUnavailable, Manifest

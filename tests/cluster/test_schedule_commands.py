@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cronjobs.schedules import SHIPPED, parse_schedules
+from cronjobs.timetable import SHIPPED, parse_schedules
 from tests.support.own_platform import OwnPlatform
 from tests.support.schedules import HANGS_S, Operator
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from console.schedules.cron_jobs import CronJobs
-from cronjobs.schedules import SCHEDULES
+from cronjobs.timetable import SCHEDULES
 from tests.support.ctrl_c import HEARS_CTRL_C
 from tests.support.in_process import Answer, run_command
 from tests.support.own_platform import OwnPlatform

@@ -12,7 +12,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from cronjobs.schedules import NAME, Schedule
+from cronjobs.timetable import NAME, Schedule
 from jobs.config.lab_settings import LabSettings
 from jobs.config.lifetimes import LifeSettings
 from jobs.config.settings_document import Document, defaults_of, rules_of

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cronjobs.manifests import make_labels as make_schedule_labels
-from cronjobs.schedules import TASKS, Schedule
+from cronjobs.timetable import TASKS, Schedule
 from dispatcher.quantities import parse_quantity
 from jobs.config.lab_settings import LabSettings, parse_settings
 from jobs.config.naming import MANAGED_BY, lab_labels, lab_object_name

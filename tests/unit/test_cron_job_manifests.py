@@ -11,7 +11,7 @@ import yaml
 from cronjobs.__main__ import PERIODIC, main
 from cronjobs.manifests import MANAGED_BY, make_cron_job, render
 from cronjobs.outbox import NOTIFY_TIMEOUT_S, OUTBOX_TIMEOUT_S
-from cronjobs.schedules import SHIPPED, TASKS, Schedule, parse_schedules
+from cronjobs.timetable import SHIPPED, TASKS, Schedule, parse_schedules
 from deploy.local.settings import JOB_IMAGE
 from keda import podspec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cronjobs.schedules import SHIPPED, parse_schedules
+from cronjobs.timetable import SHIPPED, parse_schedules
 from dispatcher import BrokerSettings, Dispatcher
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import ServerSettings, read_settings

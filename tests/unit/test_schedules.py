@@ -12,7 +12,7 @@ import yaml
 from console.schedules.cron_jobs import differences
 from console.schedules.edit import Changes, with_changes
 from console.schedules.run_now import make_job
-from cronjobs.schedules import SHIPPED, InvalidSchedules, Schedule, parse_schedules
+from cronjobs.timetable import SHIPPED, InvalidSchedules, Schedule, parse_schedules
 from dispatcher.errors import DispatcherError
 from jobs.config.settings_document import rules_of
 

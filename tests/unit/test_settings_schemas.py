@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cronjobs.schedules import InvalidSchedules, parse_schedules
+from cronjobs.timetable import InvalidSchedules, parse_schedules
 from jobs.config.lab_settings import parse_settings
 from jobs.config.lifetimes import parse_life_settings
 from jobs.config.stored import DEFAULTS
