@@ -47,7 +47,7 @@ test: $(STAMP) $(OLDEST_CELERY)/.installed ## run all tests on the running clust
 	export AUTOLABS_REQUIRE_SERVICES=1; \
 	if [ -n "$${PYTEST_ARGS:-}" ]; then .venv/bin/python -m pytest $(PYTEST_ARGS); exit; fi; \
 	rm -f build/side-by-side.xml build/end-to-end.xml; \
-	.venv/bin/python -m tests.support.kwok || echo "-> Go on: the tests of fake nodes will say what is missing"; \
+	.venv/bin/python -m tests.support.cluster.kwok || echo "-> Go on: the tests of fake nodes will say what is missing"; \
 	status=0; \
 	.venv/bin/python -m pytest -n $(TEST_PROCESSES) $(SIDE_BY_SIDE) \
 	  --ignore=tests/e2e --junitxml=build/side-by-side.xml || status=$$?; \

@@ -15,11 +15,11 @@ from pathlib import Path
 from jobs.config.lifetimes import LifeSettings
 from tests.bench.own_platform import own_platform, remove_left_over, remove_namespace
 from tests.bench.progress import say
-from tests.support import kwok
-from tests.support.bulk_api import BulkApi
-from tests.support.fake_nodes import FakeNodes
-from tests.support.many_labs import add_objects, add_rows, lab_manifests, not_running
-from tests.support.own_platform import OwnPlatform
+from tests.support.cluster import kwok
+from tests.support.cluster.bulk_api import BulkApi
+from tests.support.cluster.fake_nodes import FakeNodes
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.labs.many_labs import add_objects, add_rows, lab_manifests, not_running
 from tests.support.waiting import eventually
 
 #: Fake nodes; a real one carries a hundred labs, but each costs a heartbeat.

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.container import ROOT
+from tests.support.containers.container import ROOT
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 

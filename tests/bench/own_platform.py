@@ -15,13 +15,13 @@ from pathlib import Path
 from dispatcher.migrations.migrate import upgrade
 from jobs.cluster.lab_objects import collections
 from jobs.config.stored import upload_defaults
-from tests.support.bulk_api import BulkApi
-from tests.support.container import Containers
-from tests.support.own_namespace import KUBECONFIG_OBJECT, OwnNamespace
-from tests.support.own_platform import OwnPlatform, environ_of
-from tests.support.postgres import Server
-from tests.support.rabbitmq import Broker, ManagementApi
-from tests.support.run_marks import MARK, is_left_over, own_mark
+from tests.support.broker.rabbitmq import Broker, ManagementApi
+from tests.support.cluster.bulk_api import BulkApi
+from tests.support.cluster.own_namespace import KUBECONFIG_OBJECT, OwnNamespace
+from tests.support.cluster.own_platform import OwnPlatform, environ_of
+from tests.support.cluster.run_marks import MARK, is_left_over, own_mark
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Server
 from tests.support.store import Bucket
 
 #: Label of the namespace.

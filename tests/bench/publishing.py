@@ -21,8 +21,8 @@ from celery import Celery
 from dispatcher import CREATE_LAB_POD, CreateLabPod, Dispatcher, celery_config
 from dispatcher.broker import topology
 from dispatcher.message.envelope import encode
+from tests.support.broker.rabbitmq import Broker
 from tests.support.factories import create_kwargs, make_task
-from tests.support.rabbitmq import Broker
 
 #: What `import dispatcher` costs a backend: milliseconds and the peak of memory, in MiB.
 _IMPORT = """

@@ -6,6 +6,6 @@ integration tests. What measures times, or takes away a part that all share, is 
 
 from __future__ import annotations
 
-from tests.support.admission import manifests, unguarded_namespace  # noqa: F401  # fixtures
-from tests.support.node_room import node_room, whole_node  # noqa: F401  # fixtures
-from tests.support.own_platform import own_namespace, own_platform  # noqa: F401  # fixtures
+from tests.support.cluster.admission import manifests, unguarded_namespace  # noqa: F401  # fixtures
+from tests.support.cluster.node_room import node_room, whole_node  # noqa: F401  # fixtures
+from tests.support.cluster.own_platform import own_namespace, own_platform  # noqa: F401  # fixtures

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.cluster.client import Cluster
 from jobs.config.manifests import LabManifests
-from tests.support.admission import (
+from tests.support.cluster.admission import (
     HANGS_S,
     JOB,
     PROBE,

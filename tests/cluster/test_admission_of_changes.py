@@ -15,7 +15,7 @@ import pytest
 
 from jobs.cluster.client import ApiError, Cluster
 from jobs.config.manifests import LabManifests
-from tests.support.admission import (
+from tests.support.cluster.admission import (
     JOB,
     Change,
     Manifest,

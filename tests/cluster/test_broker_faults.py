@@ -14,9 +14,9 @@ import pytest
 
 from dispatcher import CreateLabPod, Dispatcher, NotConfirmed, TaskRequest
 from dispatcher.broker import topology
-from tests.support.broker_pod import BrokerPod
+from tests.support.broker.broker_pod import BrokerPod
+from tests.support.broker.rabbitmq import Broker
 from tests.support.factories import create_kwargs
-from tests.support.rabbitmq import Broker
 from tests.support.waiting import eventually
 
 MANY = 20_000

@@ -21,12 +21,12 @@ from jobs.config.manifests import POD_TEMPLATE
 from jobs.config.naming import lab_object_name
 from jobs.config.stored import DEFAULTS
 from jobs.failures import Failure
-from tests.support.agreement import wait_until_all_agree
-from tests.support.container import Process
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.containers.container import Process
+from tests.support.containers.kill_matrix import HANGS_S, Trials
 from tests.support.factories import create_kwargs, make_task
-from tests.support.kill_matrix import HANGS_S, Trials
-from tests.support.own_platform import OwnPlatform
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.labs.agreement import wait_until_all_agree
 from tests.support.waiting import eventually, eventually_equal
 
 #: Seconds; a broker gives a message up only after seven containers.

@@ -9,10 +9,10 @@ import pytest
 
 from dispatcher.broker import topology
 from dispatcher.results import TaskState
-from tests.support.dead_letters import DLQ
+from tests.support.broker.dead_letters import DLQ
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.containers.in_process import Answer, run_command
 from tests.support.factories import create_kwargs
-from tests.support.in_process import Answer, run_command
-from tests.support.own_platform import OwnPlatform
 
 LAB = 4711
 #: Seconds after which a container hangs, on however slow a machine.

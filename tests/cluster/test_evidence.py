@@ -13,8 +13,8 @@ import yaml
 from jobs.config.manifests import POD_TEMPLATE
 from jobs.config.naming import lab_object_name
 from jobs.config.stored import DEFAULTS
+from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.factories import create_kwargs
-from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
 #: Some labs have 20 s to start.

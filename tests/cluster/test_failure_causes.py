@@ -13,11 +13,11 @@ import pytest
 
 from dispatcher.failure_contract import Audience, Category
 from jobs.failures import Failure
-from tests.support.failing import AWAY_S, Case, Seen, Stage
-from tests.support.failing_labs import LABS, MOST_CPU, MOST_MEMORY
-from tests.support.failing_tasks import TASKS
-from tests.support.own_platform import OwnPlatform
-from tests.support.registry import Registries
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.cluster.registry import Registries
+from tests.support.labs.failing import AWAY_S, Case, Seen, Stage
+from tests.support.labs.failing_labs import LABS, MOST_CPU, MOST_MEMORY
+from tests.support.labs.failing_tasks import TASKS
 
 #: Some cases have 20 s to start.
 pytestmark = pytest.mark.usefixtures("node_room")

@@ -12,8 +12,8 @@ import pytest
 
 from dispatcher.broker import topology
 from jobs.failures import Failure
+from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.factories import create_kwargs
-from tests.support.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
 #: Seconds before the first retry; the next waits twice as long.

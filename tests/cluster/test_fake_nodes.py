@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from jobs.cluster.client import Manifest
-from tests.support import kwok
-from tests.support.bulk_api import BulkApi
-from tests.support.container import ROOT
-from tests.support.fake_nodes import HANGS_S, LABEL, NODES, FakeNodes, remove_left_over
-from tests.support.many_labs import lab_manifests
-from tests.support.own_namespace import OwnNamespace
+from tests.support.cluster import kwok
+from tests.support.cluster.bulk_api import BulkApi
+from tests.support.cluster.fake_nodes import HANGS_S, LABEL, NODES, FakeNodes, remove_left_over
+from tests.support.cluster.own_namespace import OwnNamespace
+from tests.support.containers.container import ROOT
+from tests.support.labs.many_labs import lab_manifests
 from tests.support.waiting import eventually, eventually_equal
 
-#: Building kwok takes two to four minutes where nobody did (`python -m tests.support.kwok`).
+#: Building kwok takes two to four minutes where nobody did (`python -m tests.support.cluster.kwok`).
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -121,7 +121,7 @@ def test_the_next_run_removes_what_a_killed_one_left(
     pod = lab_manifests(8, own_namespace.name).pod
     (tmp_path / "pod.json").write_text(json.dumps(pod))
     program = (
-        "import json, sys; from pathlib import Path; from tests.support.fake_nodes import FakeNodes\n"
+        "import json, sys; from pathlib import Path; from tests.support.cluster.fake_nodes import FakeNodes\n"
         "folder = Path(sys.argv[1]); nodes = FakeNodes.create(1, folder)\n"
         "pod = nodes.bound(json.loads((folder / 'pod.json').read_text()))\n"
         "nodes.api.call('POST', f\"/api/v1/namespaces/{pod['metadata']['namespace']}/pods\", pod)\n"

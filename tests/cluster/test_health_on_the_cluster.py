@@ -11,13 +11,13 @@ import pytest
 from dispatcher.broker.topology import QUEUE_HIGH
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.failures import Failure
-from tests.support.breakable_labs import HANGS_S, BreakableLabs
-from tests.support.broken_labs import BrokenLabs
 from tests.support.clearing import clear
-from tests.support.failing_labs import operators_pod
-from tests.support.fake_nodes import FakeNodes
-from tests.support.own_namespace import OwnNamespace
-from tests.support.own_platform import OwnPlatform
+from tests.support.cluster.fake_nodes import FakeNodes
+from tests.support.cluster.own_namespace import OwnNamespace
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.labs.breakable_labs import HANGS_S, BreakableLabs
+from tests.support.labs.broken_labs import BrokenLabs
+from tests.support.labs.failing_labs import operators_pod
 from tests.support.waiting import eventually_equal
 
 #: The first test of each kind waits for what is played for all of them, and kwok may have to be built.

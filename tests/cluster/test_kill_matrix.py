@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dispatcher import Dispatcher
-from tests.support.kill_cells import (  # noqa: F401  # four are fixtures
+from tests.support.containers.kill_cells import (  # noqa: F401  # four are fixtures
     CREATES_ON_THE_CLUSTER,
     DELETES_ON_THE_CLUSTER,
     dispatcher,
@@ -15,7 +15,7 @@ from tests.support.kill_cells import (  # noqa: F401  # four are fixtures
     try_create,
     try_delete,
 )
-from tests.support.kill_matrix import Trials
+from tests.support.containers.kill_matrix import Trials
 
 
 @pytest.mark.parametrize(("step", "fault"), CREATES_ON_THE_CLUSTER)

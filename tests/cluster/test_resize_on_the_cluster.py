@@ -14,8 +14,8 @@ import pytest
 from dispatcher.__main__ import main
 from dispatcher.broker import topology
 from jobs.failures import Failure
-from tests.support.own_platform import OwnPlatform
-from tests.support.resizing import ResizedLab, without_limit_range
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.labs.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually_equal
 
 GI, MI = 2**30, 2**20
@@ -185,7 +185,7 @@ def test_a_node_that_says_nothing_is_waited_for_no_longer_than_allowed(
     """Its Pod is replaced by one for which there is no scheduler, hence no kubelet; the job is in haste."""
     lab.replace_pod(schedulerName="nobody")
     platform.set_lab_settings(resize_timeout_s=2)
-    run = lab.resize(cpu="1", module="tests.support.odd_job", TEST_ODDITY="hasty")
+    run = lab.resize(cpu="1", module="tests.support.containers.odd_job", TEST_ODDITY="hasty")
     error = Failure.RESIZE_STUCK.error(asked="cpu 1", kept="cpu 500m, memory 512Mi")
     assert (run["outcome"], run["error_message"]) == ("dead_lettered", error.sentence)
     assert run["details"]["undone"]["confirmed"] is False

@@ -18,11 +18,11 @@ from dispatcher.tasks import CREATE_LAB_POD
 from jobs.cluster.client import Cluster
 from jobs.cluster.lab_objects import LabObjects, PodChanged
 from jobs.failures import Failure
-from tests.support.agreement import wait_until_all_agree
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.containers.kill_matrix import FAULTY
 from tests.support.factories import create_kwargs
-from tests.support.kill_matrix import FAULTY
-from tests.support.own_platform import OwnPlatform
-from tests.support.resizing import ResizedLab, without_limit_range
+from tests.support.labs.agreement import wait_until_all_agree
+from tests.support.labs.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually, eventually_equal
 
 #: Of a change that the node takes, and of one that it has no room for.

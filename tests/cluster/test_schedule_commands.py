@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cronjobs.timetable import SHIPPED, parse_schedules
-from tests.support.own_platform import OwnPlatform
+from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.schedules import HANGS_S, Operator
 
 pytestmark = pytest.mark.timeout(2 * HANGS_S)

@@ -14,10 +14,10 @@ from dispatcher.broker import topology
 from dispatcher.tasks import SYNC_LAB_STATUS
 from jobs.config.stored import LIFE_SETTINGS
 from tests.support.clearing import clear
-from tests.support.container import Process
-from tests.support.own_labs import HANGS_S, OwnLabs
-from tests.support.own_platform import OwnPlatform
-from tests.support.verifying import age, used_up_to
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.containers.container import Process
+from tests.support.labs.own_labs import HANGS_S, OwnLabs
+from tests.support.labs.verifying import age, used_up_to
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(3 * HANGS_S)

@@ -18,11 +18,11 @@ from dispatcher import Dispatcher
 from dispatcher.broker import topology
 from dispatcher.tasks import DELETE_LAB_POD
 from tests.support.clearing import clear, failed_since
-from tests.support.container import ROOT
-from tests.support.in_process import Answer, run_command
-from tests.support.own_labs import HANGS_S, OwnLabs
-from tests.support.own_platform import OwnPlatform
-from tests.support.verifying import age, used_up_to
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.containers.container import ROOT
+from tests.support.containers.in_process import Answer, run_command
+from tests.support.labs.own_labs import HANGS_S, OwnLabs
+from tests.support.labs.verifying import age, used_up_to
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(3 * HANGS_S)

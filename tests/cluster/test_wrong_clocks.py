@@ -8,10 +8,10 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.outage_loop import LABS, Backend, Loop, Place
-from tests.support.outage_row import HEADER, Row, go_through
-from tests.support.own_platform import OwnPlatform
-from tests.support.skewed_clock import SkewedContainers
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.containers.skewed_clock import SkewedContainers
+from tests.support.outages.loop import LABS, Backend, Loop, Place
+from tests.support.outages.row import HEADER, Row, go_through
 
 SKEWS = [timedelta(hours=1), timedelta(hours=-1)]
 

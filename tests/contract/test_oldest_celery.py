@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.support.celery_versions import ROOT, VERSIONS
+from tests.support.broker.celery_versions import ROOT, VERSIONS
 
 OLDEST = VERSIONS[0]
 

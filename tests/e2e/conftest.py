@@ -9,7 +9,7 @@ import pytest
 
 from deploy.demo.platform import Platform
 from deploy.demo.timeline import JobWatch
-from tests.support.taken_away import take_away
+from tests.support.labs.taken_away import take_away
 
 
 @pytest.fixture(scope="session")

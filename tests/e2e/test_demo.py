@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.platform import Platform
-from tests.support.ctrl_c import HEARS_CTRL_C
+from tests.support.containers.ctrl_c import HEARS_CTRL_C
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,10 +14,10 @@ import pytest
 
 from console.access import open_cluster
 from deploy.demo.platform import LABS as LAB_NAMESPACE
-from tests.support import outages
-from tests.support.outage_look import look
-from tests.support.outage_loop import Backend, Loop, Place
-from tests.support.outage_row import HEADER, RIGHT_S, Row, go_through
+from tests.support.outages.look import look
+from tests.support.outages.loop import Backend, Loop, Place
+from tests.support.outages.row import HEADER, RIGHT_S, Row, go_through
+from tests.support.outages.taking_away import taking_away
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("CLUSTER") == "existing", reason="the parts of another cluster are not ours to end"
@@ -51,7 +51,7 @@ def backend() -> Iterator[Backend]:
 @pytest.fixture
 def loop(backend: Backend) -> Iterator[Loop]:
     """The labs of one outage; the next finds a platform that serves, and none of them."""
-    outages.wait_until_all_serve()
+    taking_away.wait_until_all_serve()
     # Of this moment: the rows and objects of another outage, or another run, have another student.
     loop = Loop(backend, student_id=time.time_ns() // 1_000_000)
     yield loop
@@ -60,16 +60,16 @@ def loop(backend: Backend) -> Iterator[Loop]:
 
 #: What is done -> how, and the causes for which labs may be FAILED then.
 OUTAGES: dict[str, tuple[Callable[[Loop], object], list[str]]] = {
-    "broker's Pod deleted": (lambda _: outages.delete_broker(), []),
-    "broker killed (SIGKILL)": (lambda _: outages.kill_broker(), []),
-    "PostgreSQL restarted": (lambda _: outages.restart_database(), ["database_away"]),
+    "broker's Pod deleted": (lambda _: taking_away.delete_broker(), []),
+    "broker killed (SIGKILL)": (lambda _: taking_away.kill_broker(), []),
+    "PostgreSQL restarted": (lambda _: taking_away.restart_database(), ["database_away"]),
     "API server frozen": (
-        lambda loop: outages.freeze_api_server(lambda: loop.gave_back("cluster_away")),
+        lambda loop: taking_away.freeze_api_server(lambda: loop.gave_back("cluster_away")),
         ["cluster_away"],
     ),
-    "API server killed": (lambda _: outages.kill_api_server(), ["cluster_away"]),
-    "KEDA's operator killed": (lambda _: outages.kill_operator(), []),
-    "MinIO away": (lambda loop: outages.stop_store(lambda: loop.gave_back("store_away")), ["store_away"]),
+    "API server killed": (lambda _: taking_away.kill_api_server(), ["cluster_away"]),
+    "KEDA's operator killed": (lambda _: taking_away.kill_operator(), []),
+    "MinIO away": (lambda loop: taking_away.stop_store(lambda: loop.gave_back("store_away")), ["store_away"]),
 }
 
 
@@ -95,7 +95,7 @@ def test_containers_that_are_killed_lose_and_double_no_lab(loop: Loop, table: li
         return time.monotonic() < deadline and (loop.runs or bool(look(loop, causes).wrong))
 
     def kill() -> None:
-        killed.append(outages.kill_containers(unfinished))
+        killed.append(taking_away.kill_containers(unfinished))
 
     go_through(row, loop, kill, causes=causes, begin_after=1)
     row.note = f"{killed[0]} killed"

@@ -22,7 +22,7 @@ from dispatcher.settings import BrokerSettings
 from jobs.__main__ import EXIT_GIVEN_BACK, EXIT_OK
 from keda.profiles import PROFILES
 from keda.scaledjob import make_scaled_job
-from tests.support.poison import KINDS, Poison, make_poison
+from tests.support.broker.poison import KINDS, Poison, make_poison
 
 StartLab = Callable[..., tuple[int, str]]
 

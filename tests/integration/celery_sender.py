@@ -1,4 +1,4 @@
-"""A backend's Celery app, run by tests/support/celery_versions.py in a process of its own.
+"""A backend's Celery app, run by tests/support/broker/celery_versions.py in a process of its own.
 
 Each line of its input is a JSON object: the URL of a broker, arguments of celery_config() and calls by name.
 An app of its own makes them one after the other, and a line says what came of them. A call is the keyword

@@ -1,4 +1,4 @@
-"""A real Celery worker's app, run by tests/support/celery_versions.py in a process of its own.
+"""A real Celery worker's app, run by tests/support/broker/celery_versions.py in a process of its own.
 
 It consumes QUEUE and appends to RECORD what its task was called with.
 """

@@ -26,23 +26,22 @@ from jobs.config.stored import upload_defaults
 from jobs.database.lab_store import LabStore
 from jobs.handlers.context import Connections
 from jobs.notify.webhook import Courier
-from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
-from tests.support.cleaning import Cleaning
-from tests.support.container import Containers
-from tests.support.creates import LAST_TRY
-from tests.support.database_pool import DatabasePool
-from tests.support.fake_cluster import FakeCluster
-from tests.support.health import Checking
+from tests.support.broker.celery_versions import VERSIONS, CeleryVersion, close_app
+from tests.support.broker.outbox import Arrivals
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.broker.vhost_pool import VhostPool
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.containers.container import Containers
+from tests.support.database.database_pool import DatabasePool
+from tests.support.database.postgres import Database, Server
 from tests.support.http_server import ScriptedServer
-from tests.support.lending import lent_database, lent_vhost
-from tests.support.notifying import Platform, make_courier, webhook_environ
-from tests.support.outbox import Arrivals
-from tests.support.postgres import Database, Server
-from tests.support.rabbitmq import Broker
-from tests.support.store import Bucket
-from tests.support.syncing import Sync
-from tests.support.tcp_proxy import TcpProxy
-from tests.support.verifying import (  # noqa: F401
+from tests.support.labs.cleaning import Cleaning
+from tests.support.labs.creates import LAST_TRY
+from tests.support.labs.health import Checking
+from tests.support.labs.notifying import Platform, make_courier, webhook_environ
+from tests.support.labs.syncing import Sync
+from tests.support.labs.verifying import (  # noqa: F401
     Actions,
     api_server,
     api_url,
@@ -50,7 +49,8 @@ from tests.support.verifying import (  # noqa: F401
     between_looks,
     verify,
 )
-from tests.support.vhost_pool import VhostPool
+from tests.support.lending import lent_database, lent_vhost
+from tests.support.store import Bucket
 from tests.support.webhook import Receiver, receiver
 
 

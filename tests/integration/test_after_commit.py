@@ -20,10 +20,10 @@ from dispatcher.outbox.relay import RelayReport, relay_once, waiting
 from dispatcher.outbox.relay_turns import relay_after_commit
 from dispatcher.settings import BrokerSettings
 from dispatcher.testing import InMemoryDispatcher, InMemoryPublisher
-from tests.support.outbox import Arrivals, commit, creates, first_arrivals
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.broker.outbox import Arrivals, commit, creates, first_arrivals
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.database.postgres import Database
 from tests.support.waiting import HANG_S, SOON_S, ends_within, eventually
 
 ELSEWHERE, AWAY = RelayReport(elsewhere=True), RelayReport(broker_away=True)

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from dispatcher.broker import topology
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.broker.rabbitmq import Broker
+from tests.support.database.postgres import Database
 
 PAGE = (Path(__file__).parents[2] / "docs" / "backend.md").read_text()
 

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.local.broker_users import load_definitions
 from deploy.local.errors import LocalClusterError
-from tests.support.rabbitmq import Broker
+from tests.support.broker.rabbitmq import Broker
 
 
 def test_a_running_broker_takes_changed_rights_and_keeps_its_connections(broker: Broker) -> None:

@@ -21,10 +21,10 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.errors import MalformedMessage
 from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.tasks import CreateLabPod
-from tests.support.celery_versions import CeleryVersion
+from tests.support.broker.celery_versions import CeleryVersion
+from tests.support.broker.queues import queue_beside
+from tests.support.broker.rabbitmq import Broker, Message, payload_of
 from tests.support.factories import create_kwargs, make_task
-from tests.support.queues import queue_beside
-from tests.support.rabbitmq import Broker, Message, payload_of
 from tests.support.waiting import HANG_S, eventually
 
 CREATE = {"name": CREATE_LAB_POD, "kwargs": create_kwargs()}

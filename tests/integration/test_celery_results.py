@@ -28,12 +28,12 @@ from jobs.database.ledger import Ending
 from jobs.notify import redis_results as results_module
 from jobs.notify.redis_results import ResultWriter
 from jobs.notify.redis_results import redis_url as adapted
-from tests.support.container import Containers, Run
-from tests.support.container_here import close_writer
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.containers.container import Containers, Run
+from tests.support.containers.container_here import close_writer
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, ends_within, eventually, eventually_equal
 
 DONE = Ending("succeeded", result={"n": 1})

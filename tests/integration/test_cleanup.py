@@ -17,12 +17,12 @@ from jobs.container.run_task import run_task
 from jobs.database import retention
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
-from tests.support.cleaning import Cleaning, lab_of
-from tests.support.creates import add_pod, delivery_of, name_of
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import IMAGE, make_record
-from tests.support.fake_cluster import FakeCluster
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.labs.cleaning import Cleaning, lab_of
+from tests.support.labs.creates import add_pod, delivery_of, name_of
 
 
 def test_only_expired_running_labs_get_a_delete_and_only_once(cleaning: Cleaning, database: Database) -> None:

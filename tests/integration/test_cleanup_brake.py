@@ -15,11 +15,11 @@ from jobs.config.lifetimes import LifeSettings
 from jobs.database.due_rows import announce_ends
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from tests.support.cleaning import Cleaning
-from tests.support.container import Containers
-from tests.support.notifying import EVENTS, Platform
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
+from tests.support.labs.cleaning import Cleaning
+from tests.support.labs.notifying import EVENTS, Platform
 
 YEAR_S = 365 * 86_400
 SHIPPED = {"cleanup_always": 5, "cleanup_max_share": 0.5}
@@ -36,7 +36,9 @@ def test_a_container_whose_clock_is_wrong_ends_nothing(
 ) -> None:
     cleaning.add_expired(2)
     # The store answers whatever the clock is: what is signed is tried again by its own.
-    code, container = containers.run(module="tests.support.skewed_job cronjobs cleanup", TEST_SKEW_S=skew_s)
+    code, container = containers.run(
+        module="tests.support.containers.skewed_job cronjobs cleanup", TEST_SKEW_S=skew_s
+    )
     assert code == 1
     assert ended(database) == 0
     assert cleaning.outbox() == []

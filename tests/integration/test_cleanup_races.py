@@ -14,10 +14,10 @@ from dispatcher.message.request import TaskRequest
 from jobs.checks import cleanup
 from jobs.database.due_rows import DueLab
 from jobs.database.lab_store import LabStore
-from tests.support.cleaning import Cleaning
-from tests.support.container import Containers
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
+from tests.support.labs.cleaning import Cleaning
 from tests.support.waiting import HANG_S, eventually
 
 

@@ -13,11 +13,11 @@ from dispatcher.broker import topology
 from dispatcher.broker.connection import connect
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from jobs.container import consumer
-from tests.support.container import Containers
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, ends_within, eventually, eventually_equal
 
 
@@ -216,7 +216,7 @@ def test_a_database_that_refuses_the_ledger_sends_the_message_to_the_dead_letter
 def test_of_more_containers_than_spares_those_too_many_leave(containers: Containers, broker: Broker) -> None:
     def start() -> None:
         environ = {"CLAIM_WAIT_S": 300, "SPARES": 2}
-        containers.start(module="tests.support.hasty_job", queue=topology.QUEUE_LOW, **environ)
+        containers.start(module="tests.support.containers.hasty_job", queue=topology.QUEUE_LOW, **environ)
 
     def left() -> list[int]:
         return [code for process in containers.started if (code := process.popen.poll()) is not None]

@@ -19,7 +19,10 @@ from jobs.handlers.context import Connections, TaskContext
 from jobs.handlers.create import create_lab
 from jobs.handlers.failed_task import FailureOutcome
 from jobs.handlers.give_up import FailedCreate
-from tests.support.creates import (
+from tests.support.cluster.fake_cluster import READY, FakeCluster
+from tests.support.database.postgres import Database
+from tests.support.factories import IMAGE, create_kwargs, make_payload, make_record, make_task
+from tests.support.labs.creates import (
     ERROR,
     NO_ROOM,
     NO_SUCH_IMAGE,
@@ -31,9 +34,6 @@ from tests.support.creates import (
     set_lab,
     when_created,
 )
-from tests.support.factories import IMAGE, create_kwargs, make_payload, make_record, make_task
-from tests.support.fake_cluster import READY, FakeCluster
-from tests.support.postgres import Database
 
 
 def end(context: TaskContext, lab: int, error: JobError, *, dead_letter: bool = False) -> None:

@@ -9,11 +9,11 @@ from jobs.container.consumer import Settlement
 from jobs.container.run_task import run_task
 from jobs.database.lab_rows import LabState
 from jobs.handlers.context import Connections
-from tests.support.creates import NO_ROOM, delivery_of, settle
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.fake_cluster import FakeCluster
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.labs.creates import NO_ROOM, delivery_of, settle
 
 
 def test_one_is_enough_however_long_its_objects_cannot_be_taken_down(

@@ -37,9 +37,9 @@ from dispatcher.tasks import SCALE_LAB_RESOURCES
 from dispatcher.testing import InMemoryDispatcher
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending, TaskRunRecord
+from tests.support.broker.rabbitmq import Broker
+from tests.support.database.postgres import Database
 from tests.support.factories import IMAGE, create_kwargs, make_record
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
 from tests.support.waiting import HANG_S, eventually
 
 

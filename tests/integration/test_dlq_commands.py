@@ -19,11 +19,11 @@ from dispatcher.broker import topology
 from dispatcher.failure_contract import DeadLetterHeader
 from dispatcher.message.envelope import decode, encode
 from dispatcher.tasks import CREATE_LAB_POD
-from tests.support.dead_letters import DLQ, ROOT, Dlq, bury, make_delete, why
+from tests.support.broker.dead_letters import DLQ, ROOT, Dlq, bury, make_delete, why
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.in_process import Answer
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.in_process import Answer
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
 from tests.support.waiting import HANG_S, eventually_equal
 
 
@@ -376,7 +376,7 @@ def test_the_commands_of_the_reference_do_what_it_says(dlq: Dlq, broker: Broker)
 
 
 def test_the_headers_of_a_dead_letter_are_what_settle_writes() -> None:
-    # tests.support.dead_letters.why is only as good as this.
+    # tests.support.broker.dead_letters.why is only as good as this.
     source = (ROOT / "jobs" / "settle.py").read_text()
     headers = {value: name for name, value in vars(DeadLetterHeader).items() if name.isupper()}
     assert [name for name in why(make_delete()) if f"DeadLetterHeader.{headers[name]}:" not in source] == []

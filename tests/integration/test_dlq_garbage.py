@@ -12,10 +12,10 @@ import pytest
 
 from dispatcher.broker import topology
 from tests.integration.test_poison import POISON
-from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
+from tests.support.broker.dead_letters import DLQ, Dlq, bury, make_delete
+from tests.support.broker.rabbitmq import Broker
+from tests.support.database.postgres import Database
 from tests.support.factories import make_wire
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
 
 BODY, HEADERS = make_wire(make_delete(7))
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e\r\nautolabs: fine"

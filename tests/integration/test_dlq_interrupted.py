@@ -14,9 +14,9 @@ from console.dlq import run
 from console.dlq.letters import Selector
 from console.dlq.queue import LOCK_QUEUE
 from dispatcher.settings import ServerSettings
-from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.broker.dead_letters import DLQ, Dlq, bury, make_delete
+from tests.support.broker.rabbitmq import Broker
+from tests.support.database.postgres import Database
 from tests.support.waiting import HANG_S, eventually, eventually_equal
 
 SENTENCE = "autolabs: interrupted; what was not taken is in the dead-letter queue\n"

@@ -14,9 +14,9 @@ import pytest
 from console.dlq.queue import MAX_IN_FLIGHT, MAX_RETURNS
 from dispatcher.broker import topology
 from tests.integration.dlq_victim import STEPS
-from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.broker.dead_letters import DLQ, Dlq, bury, make_delete
+from tests.support.broker.rabbitmq import Broker
+from tests.support.database.postgres import Database
 from tests.support.waiting import HANG_S, eventually, eventually_equal
 
 

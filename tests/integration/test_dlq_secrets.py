@@ -9,9 +9,9 @@ from celery import Celery
 
 from dispatcher.broker import topology
 from dispatcher.tasks import CREATE_LAB_POD
-from tests.support.dead_letters import DLQ, Dlq, bury, make_delete
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.broker.dead_letters import DLQ, Dlq, bury, make_delete
+from tests.support.broker.rabbitmq import Broker
+from tests.support.database.postgres import Database
 
 SECRET = "geheim"
 TEXT = f"password={SECRET}1, amqp://user:{SECRET}2@host/, Authorization: Bearer {SECRET}3"

@@ -7,7 +7,7 @@ from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import IntegrityError
 
 from dispatcher.engine import make_engine, reason
-from tests.support.postgres import Database
+from tests.support.database.postgres import Database
 
 SHOW = text("SELECT current_setting('search_path'), current_setting('statement_timeout')")
 

@@ -15,12 +15,12 @@ from jobs.config.environment import RetrySettings
 from jobs.container.consumer import Settlement
 from jobs.container.run_task import run_task
 from jobs.handlers.context import Connections
-from tests.support.creates import CRASHED, delivery_of, name_of
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import Answer, status_object
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.labs.creates import CRASHED, delivery_of, name_of
 from tests.support.waiting import HANG_S, ends_within
 
 CANARY = "hunter2"

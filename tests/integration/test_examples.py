@@ -18,10 +18,10 @@ from dispatcher.message.envelope import TaskMessage, decode
 from dispatcher.migrations.migrate import upgrade
 from dispatcher.tasks import parse_payload
 from tests.support.backend import ANY_PORT, Answer, Backend
-from tests.support.in_process import run_command
-from tests.support.postgres import Database, Server
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.containers.in_process import run_command
+from tests.support.database.postgres import Database, Server
 from tests.support.waiting import ends_within, eventually
 
 DEMO_IMAGE = "registry.gitlab.com/autolabs/labs/demo:1.0.0"

@@ -7,11 +7,11 @@ from celery import Celery
 
 from dispatcher import CREATE_LAB_POD, Dispatcher, celery_config
 from dispatcher.broker import topology
-from tests.support.celery_versions import close_app
-from tests.support.container import Containers
+from tests.support.broker.celery_versions import close_app
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
 from tests.support.waiting import eventually, eventually_equal
 
 

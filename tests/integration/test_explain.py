@@ -17,12 +17,12 @@ from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, DELETE_LAB_POD, HEALTH_CHECK_
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
-from tests.support.cleaning import Cleaning
-from tests.support.container import Containers
+from tests.support.broker.outbox import insert_create
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_record
-from tests.support.outbox import insert_create
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.labs.cleaning import Cleaning
 
 IMAGE = Failure.IMAGE_NOT_LOADABLE.error(image="x:1", evidence="ErrImagePull: postgresql://u:hidden@h/d")
 NO_ROOM = Failure.NO_ROOM.error(evidence="0/3 nodes are available")
@@ -93,7 +93,7 @@ def test_a_killed_container_and_the_one_that_took_over_are_told_apart(
     read: Read, containers: Containers, broker: Broker, database: Database, lab: int
 ) -> None:
     broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab))
-    code, _ = containers.run(module="tests.support.faulty_job", TEST_FAULT="kill:begun")
+    code, _ = containers.run(module="tests.support.containers.faulty_job", TEST_FAULT="kill:begun")
     assert code == -9
     assert read(lab).situation == "at_work"  # nobody can know yet
     containers.run_here(JOB_NAME="job-2")

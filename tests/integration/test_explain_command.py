@@ -22,13 +22,13 @@ from console.explain.reading import read_lab_facts
 from dispatcher.broker import delay_ladder
 from dispatcher.broker.connection import connect
 from dispatcher.settings import BrokerSettings
-from tests.support import in_process
+from tests.support.broker.outbox import insert_create
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.containers import in_process
+from tests.support.containers.in_process import Answer
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs
-from tests.support.in_process import Answer
-from tests.support.outbox import insert_create
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, ends_within
 
 ROOT = Path(__file__).parents[2]

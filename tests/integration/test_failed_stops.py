@@ -13,11 +13,11 @@ from jobs.container.run_task import run_task
 from jobs.handlers.context import Connections
 from jobs.notify.notifications import sweep
 from jobs.notify.webhook import Courier
-from tests.support.creates import add_pod, delivery_of, name_of, settle
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.fake_cluster import FakeCluster
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.labs.creates import add_pod, delivery_of, name_of, settle
 from tests.support.waiting import HANG_S
 
 EVENTS = "test.events"

@@ -20,11 +20,11 @@ from jobs.database.ledger import Ending
 from jobs.errors import JobError, PermanentError
 from jobs.failures import Failure
 from jobs.verify import objects
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import READY
 from tests.support.factories import IMAGE, make_record
-from tests.support.fake_cluster import READY
-from tests.support.health import Checking, ago, unready
-from tests.support.rabbitmq import Broker
-from tests.support.verifying import age, path_of, pod_name
+from tests.support.labs.health import Checking, ago, unready
+from tests.support.labs.verifying import age, path_of, pod_name
 
 NUMBERS = ("looked_at", "ready", "unready", "going", "failed", "restarted", "left_alone", "put_off")
 

@@ -6,8 +6,8 @@ import pytest
 
 from jobs.errors import JobError
 from jobs.failures import Failure
-from tests.support.health import Checking, unready
-from tests.support.verifying import path_of, pod_name
+from tests.support.labs.health import Checking, unready
+from tests.support.labs.verifying import path_of, pod_name
 
 
 def test_an_empty_answer_of_the_api_server_fails_nobody(checking: Checking) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from dispatcher.migrations import migrate as migration
-from tests.support.postgres import Database
+from tests.support.database.postgres import Database
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,11 +18,11 @@ from jobs.config.stored import DEFAULTS, SETTINGS
 from jobs.container.consumer import Delivery, Settlement
 from jobs.container.run_task import run_task
 from jobs.handlers.context import Connections
-from tests.support.creates import CRASHED, delivery_of, name_of, settle
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.fake_cluster import FakeCluster
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.labs.creates import CRASHED, delivery_of, name_of, settle
 from tests.support.store import Bucket
 
 KEPT_S = 30

@@ -8,9 +8,8 @@ from __future__ import annotations
 import pytest
 
 from dispatcher import Dispatcher
-from tests.support.factories import IMAGE
-from tests.support.fake_namespace import own_namespace, own_platform  # noqa: F401  # fixtures
-from tests.support.kill_cells import (  # noqa: F401  # three are fixtures
+from tests.support.cluster.fake_namespace import own_namespace, own_platform  # noqa: F401  # fixtures
+from tests.support.containers.kill_cells import (  # noqa: F401  # three are fixtures
     OTHER_CREATES,
     OTHER_DELETES,
     dispatcher,
@@ -19,7 +18,8 @@ from tests.support.kill_cells import (  # noqa: F401  # three are fixtures
     try_create,
     try_delete,
 )
-from tests.support.kill_matrix import Trials
+from tests.support.containers.kill_matrix import Trials
+from tests.support.factories import IMAGE
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from collections import Counter
 
 import pytest
 
-from tests.support.history_bench import Bench
-from tests.support.history_search import bench, live_many, quick  # noqa: F401  # two are fixtures
+from tests.support.histories.bench import Bench
+from tests.support.histories.search import bench, live_many, quick  # noqa: F401  # two are fixtures
 
 #: Each is lived by a process of its own where tests run in several.
 PARTS = range(1, 5)

@@ -13,9 +13,9 @@ from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.database.postgres import Database
 from tests.support.factories import make_record
-from tests.support.postgres import Database
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, ends_within
 
 ERROR = PermanentError(Failure.IMAGE_NOT_LOADABLE, "The image is wrong.", evidence="ErrImagePull")

@@ -30,8 +30,8 @@ from dispatcher.__main__ import main
 from dispatcher.testing import InMemoryDispatcher
 from jobs.checks import cleanup
 from jobs.database.lab_store import LabStore
-from tests.support.cleaning import Cleaning
-from tests.support.postgres import Database
+from tests.support.database.postgres import Database
+from tests.support.labs.cleaning import Cleaning
 from tests.support.waiting import HANG_S, eventually
 
 

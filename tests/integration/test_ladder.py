@@ -14,8 +14,8 @@ from kombu.transport.native_delayed_delivery import (
 )
 
 from dispatcher.broker import delay_ladder, topology
+from tests.support.broker.rabbitmq import LADDER, Broker
 from tests.support.factories import make_wire
-from tests.support.rabbitmq import LADDER, Broker
 from tests.support.waiting import HANG_S
 
 

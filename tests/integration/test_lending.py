@@ -11,11 +11,11 @@ import pytest
 
 from dispatcher.broker import delay_ladder, topology
 from dispatcher.migrations.migrate import VERSION_TABLE
-from tests.support.database_pool import DatabasePool
+from tests.support.broker.rabbitmq import QUEUES, Broker
+from tests.support.broker.vhost_pool import RESTING, VhostPool
+from tests.support.database.database_pool import DatabasePool
+from tests.support.database.postgres import Server
 from tests.support.lending import lent_database, lent_vhost
-from tests.support.postgres import Server
-from tests.support.rabbitmq import QUEUES, Broker
-from tests.support.vhost_pool import RESTING, VhostPool
 
 
 @pytest.fixture

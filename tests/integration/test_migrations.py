@@ -15,7 +15,7 @@ from dispatcher.errors import DispatcherError
 from dispatcher.migrations import migrate as migration
 from dispatcher.migrations.migrate import VERSION_TABLE, upgrade
 from dispatcher.models import Base
-from tests.support.postgres import Database
+from tests.support.database.postgres import Database
 from tests.support.waiting import HANG_S, eventually
 
 

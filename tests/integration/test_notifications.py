@@ -18,12 +18,13 @@ from jobs.database.notifications import waiting
 from jobs.handlers.context import Connections
 from jobs.notify.notifications import deliver_one, sweep
 from jobs.notify.webhook import Courier
-from tests.support.container import Containers
-from tests.support.creates import CRASHED, delivery_of, settle
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import Answer
-from tests.support.notifying import (
+from tests.support.labs.creates import CRASHED, delivery_of, settle
+from tests.support.labs.notifying import (
     EVENTS,
     NOT_ALLOWED,
     PROBLEMS,
@@ -32,7 +33,6 @@ from tests.support.notifying import (
     publish_failing,
     webhook_environ,
 )
-from tests.support.postgres import Database
 from tests.support.waiting import HANG_S
 from tests.support.webhook import SECRET
 
@@ -90,7 +90,9 @@ def test_the_sweep_tells_what_a_killed_container_could_not(
     platform.bind_events()
     publish_failing(platform.broker, lab)
     environ = webhook_environ(platform.webhook)
-    killed = containers.run(module="tests.support.faulty_job", TEST_FAULT=f"kill:{step}", **environ)
+    killed = containers.run(
+        module="tests.support.containers.faulty_job", TEST_FAULT=f"kill:{step}", **environ
+    )
     assert killed[0] == -9
     assert platform.database.lab(lab)["status"] == "FAILED"
     assert platform.webhook.calls == [], "never before the acknowledgement"

@@ -14,16 +14,16 @@ from dispatcher.broker import topology
 from jobs.database.lab_store import LabStore
 from jobs.notify.notifications import deliver_one, sweep
 from jobs.notify.webhook import Courier
-from tests.support.container import Containers
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import IMAGE, create_kwargs
 from tests.support.http_server import Answer
-from tests.support.notifying import (
+from tests.support.labs.notifying import (
     PROBLEMS,
     Platform,
     publish_failing,
     webhook_environ,
 )
-from tests.support.postgres import Database
 from tests.support.waiting import HANG_S, ends_within
 from tests.support.webhook import SECRET
 

@@ -15,9 +15,9 @@ from jobs.config.objectstore import ObjectStore, StoredObject
 from jobs.config.stored import Configs, main, upload_defaults
 from jobs.errors import PermanentError, TransientError
 from jobs.failures import Failure
+from tests.support.broker.tcp_proxy import TcpProxy
 from tests.support.http_server import Answer, ScriptedServer
 from tests.support.store import Bucket
-from tests.support.tcp_proxy import TcpProxy
 
 DEFAULT_KEYS = sorted(
     path.relative_to(stored.DEFAULTS).as_posix() for path in stored.DEFAULTS.rglob("*.yaml")

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from dispatcher import DeleteLabPod, InvalidTask, outbox
 from dispatcher.message.request import TaskRequest
 from dispatcher.models import LabInstance, OutboxTask
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_payload
-from tests.support.postgres import Database
 
 
 def rows(database: Database) -> list[dict[str, Any]]:

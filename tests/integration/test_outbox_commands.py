@@ -16,9 +16,9 @@ import jobs.database.connection
 from cronjobs.__main__ import main as cron
 from dispatcher.__main__ import main as autolabs
 from dispatcher.broker import topology
-from tests.support.outbox import Arrivals, commit, creates
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.broker.outbox import Arrivals, commit, creates
+from tests.support.broker.rabbitmq import Broker
+from tests.support.database.postgres import Database
 from tests.support.waiting import HANG_S, eventually
 
 ROOT = Path(__file__).parents[2]

@@ -20,12 +20,12 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
 from dispatcher.outbox.relay import relay_once
 from tests.integration.outbox_victim import STEPS, die_at
+from tests.support.broker.outbox import Arrivals, commit, creates, first_arrivals
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.containers.forked import exit_code, forked
+from tests.support.database.postgres import Database
 from tests.support.factories import make_payload
-from tests.support.forked import exit_code, forked
-from tests.support.outbox import Arrivals, commit, creates, first_arrivals
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, eventually
 
 

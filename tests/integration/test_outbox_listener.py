@@ -15,10 +15,10 @@ from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.outbox.listener import relay_forever
 from dispatcher.settings import BrokerSettings
-from tests.support.outbox import Arrivals, commit, creates, first_arrivals
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.broker.outbox import Arrivals, commit, creates, first_arrivals
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.database.postgres import Database
 from tests.support.waiting import HANG_S, eventually
 
 #: Seconds; longer than any test, so that what arrives was not found by a look that nothing asked for.

@@ -19,12 +19,12 @@ from dispatcher.engine import make_engine
 from dispatcher.message.request import TaskRequest
 from dispatcher.outbox.relay import relay_once, waiting
 from dispatcher.settings import BrokerSettings
-from tests.support.container import Containers
+from tests.support.broker.outbox import Arrivals, commit, creates, first_arrivals
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_payload, make_task
-from tests.support.outbox import Arrivals, commit, creates, first_arrivals
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, ends_within, eventually
 
 

@@ -19,10 +19,9 @@ from jobs.database.due_rows import DueLab, Reason
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore, lab_result
 from jobs.database.ledger import Ending
-from tests.support import histories
-from tests.support.histories import Violation
-from tests.support.history_bench import Bench
-from tests.support.history_search import bench, live_many, quick  # noqa: F401  # two are fixtures
+from tests.support.histories.actors import Violation, actors
+from tests.support.histories.bench import Bench
+from tests.support.histories.search import bench, live_many, quick  # noqa: F401  # two are fixtures
 
 #: How many a flaw may take to be found.
 BUDGET = 2000
@@ -82,7 +81,7 @@ FLAWS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a cleanup does not look again": lambda patch: patch.setattr(
         jobs.checks.cleanup, "lock_due", without_another_look
     ),
-    "acknowledged unread": lambda patch: patch.setattr(histories, "run_task", settled_unread),
+    "acknowledged unread": lambda patch: patch.setattr(actors, "run_task", settled_unread),
     "a retry that is not published": lambda patch: patch.setattr(
         jobs.container.settle, "publish_delayed", lambda *_args: None
     ),

@@ -18,10 +18,10 @@ from dispatcher.broker import delay_ladder, topology
 from dispatcher.message.envelope import FIRST_ERROR, PUBLISHED_AT
 from dispatcher.results import TaskState
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
-from tests.support.container import Containers
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_wire
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
 from tests.support.waiting import eventually_equal
 
 BODY, HEADERS = make_wire()

@@ -15,10 +15,10 @@ from dispatcher.broker.connection import connect
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
 from jobs.container.consumer import Consumer, Delivery
 from tests.integration.test_poison import POISON
-from tests.support.container import Containers
-from tests.support.postgres import Database
-from tests.support.queues import take_all
-from tests.support.rabbitmq import Broker
+from tests.support.broker.queues import take_all
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.waiting import eventually, eventually_equal
 
 #: Messages of each kind.

@@ -16,11 +16,11 @@ from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.message.envelope import decode
 from dispatcher.settings import BrokerSettings
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
 from tests.support.certificate import make_certificate
 from tests.support.factories import make_task
 from tests.support.http_server import Answer, ScriptedServer
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, eventually
 
 HEARTBEAT_S = 1

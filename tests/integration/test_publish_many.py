@@ -20,10 +20,10 @@ from dispatcher.message.compression import MAX_BODY_BYTES
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import DELETE_LAB_POD
+from tests.support.broker.queues import full_queue
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
 from tests.support.factories import make_task
-from tests.support.queues import full_queue
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, eventually, eventually_equal
 
 MANY = 3 * WINDOW + 17

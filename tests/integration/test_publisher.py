@@ -11,10 +11,10 @@ from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.message.envelope import decode
 from dispatcher.settings import BrokerSettings
+from tests.support.broker.queues import full_queue
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.tcp_proxy import TcpProxy
 from tests.support.factories import IMAGE, create_kwargs, make_task
-from tests.support.queues import full_queue
-from tests.support.rabbitmq import Broker
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, ends_within, eventually, eventually_equal
 
 #: Seconds that nothing has to wait for.

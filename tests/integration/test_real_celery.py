@@ -15,13 +15,13 @@ from dispatcher import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD, Dis
 from dispatcher.broker import delay_ladder, topology
 from dispatcher.message.envelope import encode
 from dispatcher.tasks import CreateLabPod, DeleteLabPod
-from tests.support.celery_versions import VERSIONS, CeleryVersion, close_app
-from tests.support.container import Containers
+from tests.support.broker.celery_versions import VERSIONS, CeleryVersion, close_app
+from tests.support.broker.queues import full_queue
+from tests.support.broker.rabbitmq import Broker, payload_of
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.postgres import Database
-from tests.support.queues import full_queue
-from tests.support.rabbitmq import Broker, payload_of
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, SOON_S, eventually
 
 CREATE = {"name": CREATE_LAB_POD, "kwargs": create_kwargs()}

@@ -11,14 +11,14 @@ from jobs.config.stored import DEFAULTS
 from jobs.handlers.context import Connections
 from jobs.handlers.create import create_lab
 from jobs.verify.repairs import ALWAYS
-from tests.support.creates import context_of, name_of
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import make_payload
-from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import Answer, status_object
-from tests.support.postgres import Database
+from tests.support.labs.creates import context_of, name_of
+from tests.support.labs.syncing import Sync, status
+from tests.support.labs.verifying import Actions, Verify, age, path_of, quick
 from tests.support.store import Bucket
-from tests.support.syncing import Sync, status
-from tests.support.verifying import Actions, Verify, age, path_of, quick
 
 KINDS = ("Service", "NetworkPolicy")
 RBAC_SAYS_NO = 'networkpolicies is forbidden: User "u" cannot create resource "networkpolicies"'

@@ -18,9 +18,9 @@ from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.errors import PermanentError
 from jobs.failures import Failure
+from tests.support.broker.tcp_proxy import TcpProxy
+from tests.support.database.postgres import Database
 from tests.support.factories import make_record
-from tests.support.postgres import Database
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import HANG_S, ends_within, eventually
 
 ERROR = PermanentError(Failure.IMAGE_NOT_LOADABLE, "The image is wrong.")

@@ -17,9 +17,9 @@ from jobs.cluster.access import ClusterAccess
 from jobs.cluster.client import Cluster
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
+from tests.support.database.postgres import Database
 from tests.support.factories import make_record
 from tests.support.http_server import Answer, Request, ScriptedServer
-from tests.support.postgres import Database
 
 NAME = "health-check-pods"
 CRON_JOB = {"metadata": {"name": NAME, "labels": {"app.kubernetes.io/component": "health"}}}

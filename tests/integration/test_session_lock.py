@@ -10,7 +10,7 @@ from dispatcher.interrupts import Stop
 from jobs.database.connection import Cursor, session_lock
 from jobs.database.lab_store import LabStore
 from jobs.verify.walk_lock import walk_lock
-from tests.support.postgres import Database
+from tests.support.database.postgres import Database
 
 
 @pytest.fixture

@@ -24,7 +24,11 @@ from jobs.container.run_task import is_task, run_task
 from jobs.database.lab_store import LabStore
 from jobs.handlers.context import Connections
 from jobs.notify.redis_results import ResultWriter
-from tests.support.creates import (
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
+from tests.support.factories import create_kwargs, make_record, make_task
+from tests.support.labs.creates import (
     NO_ROOM,
     NO_SUCH_IMAGE,
     add_pod,
@@ -34,10 +38,6 @@ from tests.support.creates import (
     settle,
     when_created,
 )
-from tests.support.factories import create_kwargs, make_record, make_task
-from tests.support.fake_cluster import FakeCluster
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
 from tests.support.waiting import HANG_S
 
 

@@ -19,13 +19,13 @@ from jobs.database.ledger import Ending
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.handlers.context import Connections
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_record
-from tests.support.fake_cluster import FakeCluster
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
+from tests.support.labs.syncing import Sync, status, waiting
+from tests.support.labs.verifying import Actions, add_objects, age, path_of, pod_name, running, used_up_to
 from tests.support.store import Bucket
-from tests.support.syncing import Sync, status, waiting
-from tests.support.verifying import Actions, add_objects, age, path_of, pod_name, running, used_up_to
 from tests.support.waiting import HANG_S
 
 

@@ -19,12 +19,12 @@ from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
 from jobs.handlers.context import Connections
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_record, make_task
-from tests.support.fake_cluster import FakeCluster
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.syncing import Sync, status, waiting
-from tests.support.verifying import Actions, add_objects, age, running
+from tests.support.labs.syncing import Sync, status, waiting
+from tests.support.labs.verifying import Actions, add_objects, age, running
 
 
 def publish(broker: Broker, name: str, lab: int, **changes: object) -> str:

@@ -9,8 +9,8 @@ from jobs.database.lab_store import LabStore
 from jobs.database.ledger import Ending
 from jobs.errors import PermanentError
 from jobs.failures import Failure
+from tests.support.database.postgres import Database
 from tests.support.factories import make_record
-from tests.support.postgres import Database
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 
 from dispatcher.broker import delay_ladder, topology
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS
-from tests.support.container import Containers
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task, make_wire
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
 from tests.support.waiting import eventually
 
 INVALID = "PERMANENT_INVALID_REQUEST"

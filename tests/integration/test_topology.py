@@ -4,8 +4,8 @@ import pytest
 
 from dispatcher.__main__ import main
 from dispatcher.broker import delay_ladder, topology
+from tests.support.broker.rabbitmq import LADDER, Broker
 from tests.support.factories import create_kwargs
-from tests.support.rabbitmq import LADDER, Broker
 from tests.support.waiting import eventually
 
 

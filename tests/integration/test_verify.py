@@ -18,12 +18,12 @@ from jobs.cluster.client import Cluster
 from jobs.config.naming import lab_labels
 from jobs.database.lab_store import LabStore
 from jobs.verify.snapshot import Sources, take_inventory
+from tests.support.broker.rabbitmq import Broker
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.fake_cluster import FakeCluster
 from tests.support.http_server import ScriptedServer
-from tests.support.postgres import Database
-from tests.support.rabbitmq import Broker
-from tests.support.verifying import (
+from tests.support.labs.verifying import (
     Actions,
     Verify,
     add_objects,

@@ -10,10 +10,10 @@ from dispatcher.interrupts import Stop
 from jobs.database.lab_store import LabStore
 from jobs.database.snapshot_rows import known_delays
 from jobs.verify.walk_lock import walk_lock
-from tests.support.fake_cluster import FakeCluster
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
 from tests.support.http_server import ScriptedServer
-from tests.support.postgres import Database
-from tests.support.verifying import Verify, add_objects, age, path_of, pod_name, quick, running
+from tests.support.labs.verifying import Verify, add_objects, age, path_of, pod_name, quick, running
 
 
 def test_the_broker_can_be_left_out(

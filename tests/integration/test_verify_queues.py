@@ -22,9 +22,9 @@ from jobs.container.settle import publish_delayed
 from jobs.verify import copies, queues
 from jobs.verify.inventory import Message
 from jobs.verify.queues import BrokerAway, Queues
-from tests.support.container import ROOT
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import ROOT
 from tests.support.factories import create_kwargs, make_task
-from tests.support.rabbitmq import Broker
 from tests.support.waiting import HANG_S, eventually, eventually_equal
 
 Walk = Callable[..., list[Message]]

@@ -6,9 +6,9 @@ import pytest
 
 import jobs.verify.snapshot
 from dispatcher.tasks import CREATE_LAB_POD
-from tests.support.fake_cluster import FakeCluster
-from tests.support.postgres import Database
-from tests.support.verifying import (
+from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.postgres import Database
+from tests.support.labs.verifying import (
     Actions,
     Verify,
     add_objects,

@@ -21,12 +21,12 @@ from dispatcher.interrupts import Interrupted, stop_on_signals
 from dispatcher.message.envelope import encode
 from dispatcher.settings import BrokerSettings
 from jobs.verify.queues import BrokerAway, Queues
-from tests.support.container import ROOT, Containers
+from tests.support.broker.queues import take_all
+from tests.support.broker.rabbitmq import Broker
+from tests.support.containers.container import ROOT, Containers
+from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.postgres import Database
-from tests.support.queues import take_all
-from tests.support.rabbitmq import Broker
-from tests.support.verifying import age
+from tests.support.labs.verifying import age
 from tests.support.waiting import HANG_S, eventually_equal
 
 NORMAL = topology.QUEUE_NORMAL

@@ -17,10 +17,10 @@ from jobs.config.lifetimes import LifeSettings
 from jobs.database.due_rows import announce_ends
 from jobs.database.lab_store import LabStore
 from jobs.notify.notifications import DELIVERY_S
-from tests.support.cleaning import Cleaning
-from tests.support.container import Containers
-from tests.support.notifying import EVENTS, Platform
-from tests.support.postgres import Database
+from tests.support.containers.container import Containers
+from tests.support.database.postgres import Database
+from tests.support.labs.cleaning import Cleaning
+from tests.support.labs.notifying import EVENTS, Platform
 from tests.support.store import Bucket
 
 WARN = LifeSettings(warn_minutes=[15, 5])

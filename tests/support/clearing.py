@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
-from tests.support.own_platform import OwnPlatform
+from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.waiting import eventually
 
 #: Seconds after which deleted objects never go: only a hang takes so long.

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import pytest
 
 from dispatcher.migrations.migrate import upgrade
-from tests.support.database_pool import DatabasePool
-from tests.support.postgres import Database, Server
-from tests.support.rabbitmq import Broker
-from tests.support.vhost_pool import VhostPool
+from tests.support.broker.rabbitmq import Broker
+from tests.support.broker.vhost_pool import VhostPool
+from tests.support.database.database_pool import DatabasePool
+from tests.support.database.postgres import Database, Server
 
 #: Property of a test in the junit file: what it changed in what was lent to it.
 CHANGED = "changed"

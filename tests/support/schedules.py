@@ -12,9 +12,9 @@ from typing import Any
 
 from console.schedules.cron_jobs import CronJobs
 from cronjobs.timetable import SCHEDULES
-from tests.support.ctrl_c import HEARS_CTRL_C
-from tests.support.in_process import Answer, run_command
-from tests.support.own_platform import OwnPlatform
+from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.containers.ctrl_c import HEARS_CTRL_C
+from tests.support.containers.in_process import Answer, run_command
 
 ROOT = Path(__file__).parents[2]
 #: Seconds after which something hangs, on however slow a machine.

@@ -19,7 +19,7 @@ from dispatcher.broker import delay_ladder
 from dispatcher.message.envelope import encode
 from dispatcher.wording import printable
 from jobs.failures import Failure
-from tests.support.dead_letters import make_delete, why
+from tests.support.broker.dead_letters import make_delete, why
 from tests.support.factories import create_kwargs, make_task
 
 DIED = datetime(2026, 11, 21, 12, 0, tzinfo=timezone.utc)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.failures import Failure
-from tests.support.failing_labs import LABS
-from tests.support.failing_tasks import TASKS
+from tests.support.labs.failing_labs import LABS
+from tests.support.labs.failing_tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from console.explain.reason import BACKEND_FAILURES
 from dispatcher.expiry import cleanup_task_id
 from dispatcher.failure_contract import Audience
 from jobs.failures import Failure
-from tests.support.explained import (
+from tests.support.labs.explained import (
     DEAD_DELETE,
     FAILED,
     INVALID,

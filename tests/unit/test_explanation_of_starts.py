@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
-from tests.support.explained import (
+from tests.support.labs.explained import (
     CREATE,
     DEAD_DELETE,
     INVALID,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.support.forked import exit_code, forked
+from tests.support.containers.forked import exit_code, forked
 
 
 def imported() -> int:

@@ -15,9 +15,9 @@ from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, make_lab_manifests
 from jobs.config.stored import DEFAULTS
-from tests.support import templates
+from tests.support.cluster import templates
+from tests.support.cluster.templates import shape
 from tests.support.factories import IMAGE, create_kwargs
-from tests.support.templates import shape
 
 TEMPLATES = {
     "own": (templates.POD_AND_SERVICE, templates.NETWORK_POLICY),

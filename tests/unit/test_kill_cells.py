@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support import kill_cells
+from tests.support.containers import kill_cells
 
 
 def test_each_of_the_59_cells_is_tried_with_or_without_a_cluster() -> None:

@@ -31,7 +31,7 @@ from deploy.local.errors import CommandError, LocalClusterError
 from deploy.local.lock import exclusive
 from deploy.local.paths import Layout
 from deploy.local.services import Addresses, Urls
-from tests.support.local_credentials import MADE
+from tests.support.cluster.local_credentials import MADE
 
 
 def test_node_settings_stay_clear_of_other_software(layout: Layout) -> None:

@@ -21,7 +21,7 @@ from deploy.local import (
 from deploy.local.credentials import Credentials
 from deploy.local.paths import Layout
 from deploy.local.services import Addresses, Urls
-from tests.support.local_credentials import MADE
+from tests.support.cluster.local_credentials import MADE
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "deploy/local/manifests"
 

@@ -16,7 +16,7 @@ from jobs.config.manifests import (
 from jobs.config.naming import SPEC_HASH, belongs_to_lab
 from jobs.config.stored import DEFAULTS, SETTINGS
 from jobs.errors import PermanentError
-from tests.support import templates
+from tests.support.cluster import templates
 from tests.support.factories import IMAGE, make_payload
 
 SETTINGS_OF_LABS = LabSettings(allowed_images=["*"])

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from jobs.container.readiness import announce_claim
-from tests.support.container import free_port
+from tests.support.containers.container import free_port
 
 
 def accepts(host: str, port: int) -> bool:

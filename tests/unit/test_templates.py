@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dispatcher.failure_contract import Category
 from jobs.config.templates import fill, parse_documents
 from jobs.errors import PermanentError
-from tests.support.templates import shape
+from tests.support.cluster.templates import shape
 
 NAMES = ("a", "b")
 scalars = (
