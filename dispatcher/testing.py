@@ -29,7 +29,7 @@ from dispatcher.errors import (
     Unroutable,
 )
 from dispatcher.extras import needs_extra
-from dispatcher.message.envelope import envelope
+from dispatcher.message import envelope
 from dispatcher.settings import BrokerSettings
 from dispatcher.task_status import TaskState, TaskStatus
 

@@ -27,7 +27,7 @@ from dispatcher.broker.outgoing import FURTHER_KEYS
 from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError, Unencodable
-from dispatcher.message.envelope import envelope
+from dispatcher.message import envelope
 from dispatcher.models import DeadLetterAction, DeadLetterVerb, LabInstance, TaskCancellation
 
 #: Bytes of a discarded body that the audit row keeps.

@@ -1,1 +1,1 @@
-"""TODO dispatcher/broker."""
+"""Reach RabbitMQ: exchanges and queues, the delay ladder, publishes that are confirmed."""

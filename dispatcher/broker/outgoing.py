@@ -9,8 +9,8 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.broker import delay_ladder, topology
 from dispatcher.errors import Unencodable
+from dispatcher.message import envelope
 from dispatcher.message.compression import MAX_BODY_BYTES
-from dispatcher.message.envelope import envelope
 
 #: Headers with further routing keys (https://www.rabbitmq.com/docs/sender-selected): published again with
 #: them, a message would be doubled.

@@ -21,7 +21,7 @@ from dispatcher.broker.outgoing import Outgoing, make_outgoing
 from dispatcher.broker.transport import LinkError
 from dispatcher.errors import PublishError
 from dispatcher.forks import call_in_forked_children
-from dispatcher.message.envelope import envelope
+from dispatcher.message import envelope
 from dispatcher.settings import BrokerSettings
 
 logger = logging.getLogger(__name__)

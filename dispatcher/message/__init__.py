@@ -1,1 +1,1 @@
-"""TODO dispatcher/message."""
+"""Write one task as a Celery message, and read one."""

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from dispatcher import tasks
 from dispatcher.broker.delay_ladder import MAX_DELAY_S
 from dispatcher.errors import InvalidTask
-from dispatcher.message.envelope import envelope
+from dispatcher.message import envelope
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ class _HealthCheck:
         # A node that is away does not give a log, and takes its time not to.
         if self._closer_looks > CLOSER_LOOKS or error.failure is Failure.NODE_AWAY:
             return bounded(pod_facts(pod)) if pod else {"note": "the lab had no Pod"}
-        from jobs.cluster.client import evidence
+        from jobs.cluster import evidence
 
         namespace = self._context.settings.namespace
         return evidence.collect(lambda: self._cluster, namespace, row.id, pod_name=row.k8s_pod_name).seen

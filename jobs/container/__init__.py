@@ -1,1 +1,1 @@
-"""TODO jobs/container."""
+"""Serve one message: claim it, run its task, settle it."""

@@ -18,7 +18,8 @@ from dispatcher import tasks
 from dispatcher.broker import delay_ladder, topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.failure_contract import COME_BACK_S, DeadLetterHeader
-from dispatcher.message.envelope import TaskMessage, envelope, next_attempt
+from dispatcher.message import envelope
+from dispatcher.message.envelope import TaskMessage, next_attempt
 from jobs.config.environment import RetrySettings
 from jobs.container.consumer import Delivery, Settlement
 from jobs.database.ledger import Ending, TaskRunRecord

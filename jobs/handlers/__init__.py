@@ -1,1 +1,1 @@
-"""TODO jobs/handlers."""
+"""Do one thing to one lab: create, delete, resize, rebuild, give up."""

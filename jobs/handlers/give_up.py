@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dispatcher import tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.message.envelope import TaskMessage
-from jobs.cluster.client import evidence, lab_event
+from jobs.cluster import evidence, lab_event
 from jobs.cluster.lab_objects import LabObjects
 from jobs.cluster.pod_facts import summary
 from jobs.config.naming import Whose, lab_object_name

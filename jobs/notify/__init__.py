@@ -1,1 +1,1 @@
-"""TODO jobs/notify."""
+"""Send what leaves the platform: webhooks, events on the broker, results in Redis."""

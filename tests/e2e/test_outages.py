@@ -14,10 +14,10 @@ import pytest
 
 from console.access import open_cluster
 from deploy.demo.platform import LABS as LAB_NAMESPACE
+from tests.support.outages import taking_away
 from tests.support.outages.look import look
 from tests.support.outages.loop import Backend, Loop, Place
 from tests.support.outages.row import HEADER, RIGHT_S, Row, go_through
-from tests.support.outages.taking_away import taking_away
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("CLUSTER") == "existing", reason="the parts of another cluster are not ours to end"

@@ -377,6 +377,6 @@ def test_the_commands_of_the_reference_do_what_it_says(dlq: Dlq, broker: Broker)
 
 def test_the_headers_of_a_dead_letter_are_what_settle_writes() -> None:
     # tests.support.broker.dead_letters.why is only as good as this.
-    source = (ROOT / "jobs" / "settle.py").read_text()
+    source = (ROOT / "jobs" / "container" / "settle.py").read_text()
     headers = {value: name for name, value in vars(DeadLetterHeader).items() if name.isupper()}
     assert [name for name in why(make_delete()) if f"DeadLetterHeader.{headers[name]}:" not in source] == []

@@ -19,7 +19,8 @@ from jobs.database.due_rows import DueLab, Reason
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore, lab_result
 from jobs.database.ledger import Ending
-from tests.support.histories.actors import Violation, actors
+from tests.support.histories import actors
+from tests.support.histories.actors import Violation
 from tests.support.histories.bench import Bench
 from tests.support.histories.search import bench, live_many, quick  # noqa: F401  # two are fixtures
 

@@ -22,7 +22,7 @@ from keda.profiles import PROFILES
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "deploy" / "base"
-SETTINGS = ROOT / "jobs" / "default_configs" / "settings" / "celery-workers-config.yaml"
+SETTINGS = ROOT / "jobs" / "config" / "default_configs" / "settings" / "celery-workers-config.yaml"
 KUSTOMIZATION = yaml.safe_load((BASE / "kustomization.yaml").read_text())
 MANIFESTS: list[dict[str, Any]] = [
     manifest

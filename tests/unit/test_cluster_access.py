@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from dispatcher.failure_contract import Category
+from jobs.cluster import access as cluster_access
 from jobs.cluster.access import ClusterAccess, kubeconfig_access, service_account_access
-from jobs.cluster.client import Cluster, access
+from jobs.cluster.client import Cluster
 from jobs.errors import PermanentError
 
 
@@ -111,7 +112,7 @@ def test_a_ca_that_is_no_certificate_is_a_permission_error() -> None:
 def test_the_service_account_token_is_read_anew_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access, "_SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr(cluster_access, "_SERVICE_ACCOUNT", tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
     (tmp_path / "ca.crt").write_text("CA")
@@ -126,7 +127,7 @@ def test_the_service_account_token_is_read_anew_each_time(
 def test_without_a_service_account_the_administrator_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access, "_SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr(cluster_access, "_SERVICE_ACCOUNT", tmp_path)
     with pytest.raises(PermanentError, match="mount a ServiceAccount token") as caught:
         service_account_access()
     assert caught.value.category is Category.PERMANENT_PERMISSION_ERROR

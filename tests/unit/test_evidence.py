@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from jobs.cluster import evidence
 from jobs.cluster.access import ClusterAccess
-from jobs.cluster.client import Cluster, Manifest, evidence
+from jobs.cluster.client import Cluster, Manifest
 from jobs.cluster.pod_facts import most_telling_container, pod_facts, summary
 
 

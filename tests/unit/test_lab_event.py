@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
+from jobs.cluster import lab_event
 from jobs.cluster.access import ClusterAccess
-from jobs.cluster.client import Cluster, lab_event
+from jobs.cluster.client import Cluster
 from jobs.cluster.lab_event import event_reason, make_event, post_event
 from jobs.cluster.pod_facts import MAX_BYTES, bounded
 from jobs.failures import Failure

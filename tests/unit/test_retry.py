@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dispatcher import tasks
 from dispatcher.broker import delay_ladder
 from dispatcher.broker.publisher import Publisher
-from dispatcher.message.envelope import envelope
+from dispatcher.message import envelope
 from dispatcher.settings import BrokerSettings
 from jobs.config.environment import RetrySettings
 from jobs.container.settle import MAX_RETRY_DELAY_S, publish_delayed, retry_delay_s

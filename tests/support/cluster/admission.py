@@ -25,7 +25,7 @@ from tests.support.cluster.own_namespace import service_account_access
 Manifest = dict[str, Any]
 Change = Callable[[Manifest], object]
 
-CONFIGS = Path(__file__).parents[3] / "jobs" / "default_configs"
+CONFIGS = Path(__file__).parents[3] / "jobs" / "config" / "default_configs"
 JOB = "system:serviceaccount:platform:celery-workers-sa"
 PROBE = "autolabs-admission-probe"
 #: Seconds after which something hangs, on however slow a machine.

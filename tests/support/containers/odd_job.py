@@ -14,7 +14,7 @@ import subprocess
 from functools import partialmethod
 
 from jobs import steps
-from jobs.cluster.client import client, lab_objects
+from jobs.cluster import client, lab_objects
 from jobs.handlers import resize
 
 #: Seconds; the Pods for which a hasty job waits stay for longer.
