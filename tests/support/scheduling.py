@@ -12,7 +12,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 #: Files whose tests share nothing and take long: each may go to another process.
-APART = ("tests/integration/test_lab_histories.py",)
+APART = ("tests/integration/histories/test_lab_histories.py",)
 _TESTS_THAT_WAIT = "tests/cluster/"
 
 

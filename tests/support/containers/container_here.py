@@ -1,6 +1,6 @@
 """`python -m jobs` in this process: the same main, and at its end what the end of a process does.
 
-It has no patience with servers that are away, whose seconds tests/unit/test_patience.py keeps.
+It has no patience with servers that are away, whose seconds tests/unit/jobs/test_patience.py keeps.
 """
 
 from __future__ import annotations

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+#: Package -> those of ours that it may import.
+DIRECTIONS = {
+    "dispatcher": {"dispatcher"},
+    "jobs": {"jobs", "dispatcher"},
+    "keda": {"keda", "dispatcher"},
+    "cronjobs": {"cronjobs", "keda", "jobs", "dispatcher"},
+    "console": {"console", "cronjobs", "keda", "jobs", "dispatcher"},
+}
+OURS = {*DIRECTIONS, "deploy", "tests"}
+#: Library -> the only files that may import it.
+OWNERS = {
+    "minio": {"jobs/config/stored.py"},
+    "sqlalchemy": {
+        "console/dlq/actions.py",
+        "console/explain/reading.py",
+        "dispatcher/outbox/relay_turns.py",  # types alone
+        "dispatcher/cli/labs.py",  # types alone
+        "dispatcher/client.py",  # types alone
+        "dispatcher/models.py",
+        "dispatcher/migrations/migrate.py",
+        "dispatcher/engine.py",
+        "dispatcher/lab_time.py",
+        "dispatcher/outbox/__init__.py",
+        "dispatcher/outbox/listener.py",
+        "dispatcher/outbox/relay.py",
+        "dispatcher/results.py",
+        "dispatcher/testing.py",  # types alone
+    },
+    "alembic": {"dispatcher/migrations/migrate.py", "dispatcher/migrations/"},
+    "kubernetes": set(),
+    "psycopg2": {"jobs/database/connection.py"},
+    "redis": {"jobs/notify/redis_results.py"},
+    "tenacity": {"jobs/retry.py"},
+    "kombu": {"dispatcher/celery_config.py"},
+    "celery": set(),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield (node.module or "").partition(".")[0]
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", DIRECTIONS)
+def test_imports_point_downwards_only(package: str) -> None:
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(package)
+        for name in imports(path)
+        if name in OURS - DIRECTIONS[package]
+    }
+    assert wrong == set()
+
+
+#: File -> what it does to imports at run time; in no other file could the test above miss an import.
+BY_NAME = {
+    "console/src/autolabs_console/__init__.py": "sys.path",  # the installed packages, in one folder
+    "dispatcher/__main__.py": "entry_points",
+    "jobs/checks/run.py": "import_module",  # of its own package
+}
+
+
+def test_nothing_is_imported_by_a_text() -> None:
+    ways = r"import_module|__import__|entry_points|sys\.path|run_module|run_path|spec_from"
+    found = {
+        path.relative_to(ROOT).as_posix(): way
+        for package in DIRECTIONS
+        for path in sources(package)
+        for way in re.findall(ways, path.read_text())
+    }
+    assert found == BY_NAME
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_library_has_its_owner(library: str) -> None:
+    wrong = {
+        file
+        for package in DIRECTIONS
+        for path in sources(package)
+        if library in imports(path)
+        and not any((file := path.relative_to(ROOT).as_posix()).startswith(own) for own in OWNERS[library])
+    }
+    assert wrong == set()
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
+
+
+HEAVY = {
+    "kubernetes",
+    "sqlalchemy",
+    "alembic",
+    "minio",
+    "yaml",
+    "urllib3",
+    "psycopg2",
+    "celery",
+    "kombu",
+    "redis",
+    "tenacity",
+}
+
+
+def test_a_backend_that_publishes_pays_for_pika_alone() -> None:
+    publisher = "from dispatcher import Dispatcher, outbox, testing; Dispatcher('amqp://host/')"
+    assert loaded_by("import dispatcher") & {*HEAVY, "pika"} == set()
+    assert loaded_by(publisher) & {*HEAVY, "pika"} == {"pika"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Dispatcher('amqp://host/').status('x')",
+        "sys.exit(main(['task', 'status', 'x']))",
+        "sys.exit(main(['outbox', 'relay']))",
+        "sys.exit(main(['outbox', 'relay', '--once']))",
+        "sys.exit(main(['outbox', 'discard', '1']))",
+        "sys.exit(main(['dlq', 'requeue', 'x']))",
+        "Dispatcher('amqp://host/', database='postgresql://host/x').relay_outbox()",
+        "sys.exit(main(['outbox', 'list']))",
+        "sys.exit(main(['explain', '1']))",
+        "sys.exit(main(['db', 'upgrade']))",
+    ],
+)
+def test_a_missing_extra_is_named(call: str) -> None:
+    for missing in ("['sqlalchemy'] = sys.modules['alembic']", "['psycopg2']"):
+        said = complaint(call, f"sys.modules{missing} = None")
+        assert said.endswith("is not installed; it comes with: pip install 'autolabs-jobs[db]'")
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [(["outbox", "list"], "dispatcher.outbox.relay"), (["topology", "declare"], "pika")],
+)
+def test_no_extra_is_blamed_for_what_it_does_not_bring(command: list[str], missing: str) -> None:
+    said = complaint(f"sys.exit(main({command}))", f"sys.modules[{missing!r}] = None")
+    assert missing in said
+    assert "pip install" not in said
+
+
+def complaint(call: str, missing: str) -> str:
+    """Return the last line that a call writes in a process that misses something."""
+    code = f"""
+import sys
+from dispatcher import Dispatcher
+from console.__main__ import main
+{missing}
+{call}
+"""
+    environ = {**os.environ, "DATABASE_URL": "postgresql://host/x", "AMQP_URL": "amqp://host/"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_container_claims_before_it_imports_what_an_operation_needs() -> None:
+    assert loaded_by("import jobs.__main__") & HEAVY == set()
+
+
+def test_a_task_runs_without_the_heavy_clients() -> None:
+    assert (
+        loaded_by("import jobs.container.run_task")
+        & {"kubernetes", "sqlalchemy", "minio", "redis", "tenacity", "celery"}
+        == set()
+    )
