@@ -30,6 +30,7 @@ from jobs.config.settings_document import (
     whole,
 )
 from jobs.config.stored import DEFAULTS
+from jobs.config.templates import MAX_DEPTH, nests_deeper
 
 #: Key in the bucket.
 SCHEDULES = "settings/schedules.yaml"
@@ -153,14 +154,14 @@ def parse_schedules(content: bytes, source: str = SCHEDULES) -> dict[str, Schedu
     """Return the entries by name. Raises InvalidSchedules, which lists all problems."""
     try:
         text = content.decode()
-        anchors = _has_anchors(text)
-        root = None if anchors else yaml.compose(text, Loader=yaml.SafeLoader)
-        document = None if anchors else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as exc:
+        problem = _problem_of_form(text)
+        root = None if problem else yaml.compose(text, Loader=yaml.SafeLoader)
+        document = None if problem else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as exc:
         hint = '; a schedule needs quotes: "*/5 * * * *"' if "alias" in str(exc) else ""
         raise InvalidSchedules(source, [f"no YAML: {one_line(str(exc))}{hint}"]) from exc
-    if anchors:
-        raise InvalidSchedules(source, ["must have no anchors and aliases (& and *)"])
+    if problem:
+        raise InvalidSchedules(source, [problem])
     if not isinstance(document, dict) or not document:
         raise InvalidSchedules(source, ["must map names to entries, at least one"])
     found = [problem for name, entry in document.items() for problem in _entry_problems(name, entry)]
@@ -179,10 +180,14 @@ def zone_of(name: str) -> tzinfo | None:
         return None
 
 
-def _has_anchors(text: str) -> bool:
-    # A change of one entry would change another, and seven levels of aliases take seconds to read.
+def _problem_of_form(text: str) -> str | None:
+    if nests_deeper(text, MAX_DEPTH):
+        return f"is nested deeper than {MAX_DEPTH} levels"
     events = yaml.parse(text, Loader=yaml.SafeLoader)
-    return any(getattr(event, "anchor", None) is not None for event in events)
+    # A change of one entry would change another, and seven levels of aliases take seconds to read.
+    if any(getattr(event, "anchor", None) is not None for event in events):
+        return "must have no anchors and aliases (& and *)"
+    return None
 
 
 def _twice(root: yaml.Node | None, path: str = "") -> Iterator[str]:

@@ -68,7 +68,7 @@ def report(found: Sequence[Module]) -> str:
             f"imports between modules: {sum(map(len, graph.values()))}, {depth(graph)} floors",
             f"imports between folders: {sum(map(len, folders.values()))}, {depth(folders)} floors",
             f"folders that import each other: {cycles(folders) or 'none'}",
-            f"statements that write lab_instances: {len(written)} in {len({w.split(':')[0] for w in written})} modules",
+            f"statements that write lab_instances: {len(written)} in {_files(written)} modules",
         ]
     )
 
@@ -76,6 +76,10 @@ def report(found: Sequence[Module]) -> str:
 def _row(name: str, found: Sequence[Module]) -> str:
     lines, code = sum(one.lines for one in found), sum(one.code_lines for one in found)
     return f"{name:<12}{len(found):>9,}{lines:>9,}{code:>9,}"
+
+
+def _files(places: Sequence[str]) -> int:
+    return len({place.partition(":")[0] for place in places})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

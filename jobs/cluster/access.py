@@ -53,7 +53,11 @@ def kubeconfig_access(content: bytes) -> ClusterAccess:
     """Return access by the current context of a kubeconfig with inline data only."""
     import yaml
 
+    from jobs.config.templates import MAX_DEPTH, nests_deeper
+
     try:
+        if nests_deeper(content, MAX_DEPTH):
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
         config = yaml.safe_load(content)
         context = _named(config, "contexts", config["current-context"])["context"]
         cluster = _named(config, "clusters", context["cluster"])["cluster"]

@@ -41,7 +41,7 @@ def parse_mapping(name: str, content: bytes) -> dict[str, Any]:
 
 def _load(name: str, content: bytes) -> list[Any]:
     try:
-        if _nests_deeper(content, MAX_DEPTH):
+        if nests_deeper(content, MAX_DEPTH):
             raise template_error(name, f"is nested deeper than {MAX_DEPTH} levels")
         return [document for document in yaml.load_all(content, Loader=_Loader) if document]
     # What PyYAML lets through of a date without such a day, an unknown bool, a number of 5,000 digits.
@@ -49,7 +49,8 @@ def _load(name: str, content: bytes) -> list[Any]:
         raise template_error(name, f"is not YAML: {type(exc).__name__}: {exc}") from exc
 
 
-def _nests_deeper(content: bytes, most: int) -> bool:
+def nests_deeper(content: bytes | str, most: int) -> bool:
+    """Return whether a document has more levels, without the time and the stack that all of them take."""
     depth = 0
     for event in yaml.parse(content, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):

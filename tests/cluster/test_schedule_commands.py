@@ -60,8 +60,8 @@ def test_a_dry_run_changes_nothing(operator: Operator, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
-        (("set", "one", "--schedule", "* * *"), 2, "one: schedule: '* * *' has 3 fields"),
-        (("set", "one", "--time-zone", "Mars/Olympus"), 2, "one: time_zone: 'Mars/Olympus' is not in the tz"),
+        (("set", "one", "--schedule", "* * *"), 2, "one.schedule: '* * *' has 3 fields"),
+        (("set", "one", "--time-zone", "Mars/Olympus"), 2, "one.time_zone: 'Mars/Olympus' is not in the tz"),
         (
             ("set", "one", "--schedule", "@daily", "--image", "jobs"),
             2,

@@ -1,6 +1,6 @@
-"""What docs/ has of the settings that operators edit: JSON Schemas for editors, and tables.
+"""What docs/ has of the settings that operators edit: JSON Schemas for editors, and the lists of keys.
 
-`python -m tests.support.settings_schemas` writes the schemas anew; a test says what the tables have to be.
+`python -m tests.support.settings_schemas` writes the schemas anew; a test says what the lists have to be.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import textwrap
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from jobs.config.lifetimes import LifeSettings
 from jobs.config.settings_document import Document, defaults_of, rules_of
 
 DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "reference" / "settings-documents.md"
+#: Characters of a line of the page.
+WIDTH = 118
 #: Name of a document in the bucket, without its folder -> its model.
 MODELS: dict[str, type[Document]] = {
     "celery-workers-config": LabSettings,
@@ -59,13 +63,20 @@ def make_schema(name: str) -> dict[str, Any]:
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": f"settings/{name}.yaml", **content}
 
 
-def make_table(model: type[Document]) -> str:
-    """Return a row for each key of a document."""
-    rows = ["| key | default | allowed | what it is |", "|---|---|---|---|"]
+def make_list(model: type[Document]) -> str:
+    """Return an item for each key of a document: what it is, its default, what is allowed."""
     comments, defaults = comments_of(model), defaults_of(model)
-    for key, rule in rules_of(model).items():
-        rows.append(f"| `{key}` | {_shown(defaults[key])} | {rule.allowed} | {comments[key]} |")
-    return "\n".join(rows) + "\n"
+    items = [
+        textwrap.fill(
+            f"- `{key}`: {comments[key]} Default: {_shown(defaults[key])}. Allowed: {rule.allowed}.",
+            WIDTH,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for key, rule in rules_of(model).items()
+    ]
+    return "\n".join(items) + "\n"
 
 
 def comments_of(model: type[Document]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A platform of a module's own as in tests/support/cluster/own_platform.py, but its cluster is a scripted API server.
+"""A platform of a module's own as in own_platform.py, but its cluster is a scripted API server.
 
 Containers reach it as they reach a real one: by a kubeconfig in the bucket, over TLS.
 """

@@ -186,7 +186,7 @@ def test_the_console_image_has_more_and_leaves_the_job_image_as_it_is(layout: La
     job, console = found["job"], found["console"]
     assert re.fullmatch(re.escape(settings.CONSOLE_IMAGE) + r":dev-[0-9a-f]{12}", console.name)
     more = {name.partition("/")[0] for name, _ in {*console.files} - {*job.files}}
-    assert ({*job.files} < {*console.files}, more) == (True, {"console", "keda"})
+    assert ({*job.files} < {*console.files}, more) == (True, {"console"})
     assert list(found).index("job") < list(found).index("console"), "its layers are there"
 
 

@@ -89,7 +89,9 @@ def test_a_setting_goes_to_every_container(capsys: pytest.CaptureFixture[str]) -
 
 def test_what_may_be_set_is_known_to_the_container() -> None:
     root = Path(__file__).parents[3]
-    code = "".join((root / package / "settings.py").read_text() for package in ("jobs", "dispatcher"))
+    code = "".join(
+        (root / file).read_text() for file in ("jobs/config/environment.py", "dispatcher/settings.py")
+    )
     assert all(f'"{name}"' in code for name in OVERRIDABLE)
 
 

@@ -1,4 +1,4 @@
-"""jobs.cluster.lab_objects against a scripted API server: broken watches and races that a real one rarely shows."""
+"""A lab's objects on a scripted API server: broken watches and races that a real one rarely shows."""
 
 from __future__ import annotations
 
