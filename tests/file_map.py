@@ -20,8 +20,8 @@ _WIDTH = 118
 _HEAD = """\
 # File map
 
-Every module with its first sentence. `python -m tests.file_map` writes this page, and a test holds it to
-the code. [CONTRIBUTING.md](../CONTRIBUTING.md) says which folder may import which. The tests have the same folders.
+Every module with its first sentence. `python -m tests.file_map` writes the page; a test holds it to the code.
+[CONTRIBUTING.md](../CONTRIBUTING.md) says which folder may import which. The tests have the same folders.
 """
 
 
