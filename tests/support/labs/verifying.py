@@ -116,8 +116,9 @@ def age(database: Database, seconds: int = 3600) -> None:
 
 
 def used_up_to(database: Database, lab: int) -> None:
-    """Let all ids up to this one be those of labs that were there once."""
-    database.rows("SELECT setval(pg_get_serial_sequence('lab_instances', 'id'), %s)", lab)
+    """Let all ids up to this one be those of labs that were there once; none is given twice."""
+    sequence = "CAST(pg_get_serial_sequence('lab_instances', 'id') AS regclass)"
+    database.rows(f"SELECT setval({sequence}, greatest(pg_sequence_last_value({sequence}), %s))", lab)
 
 
 def quick(*words: str) -> tuple[str, ...]:
