@@ -43,7 +43,7 @@ class SyncedLabs(OwnLabs):
         return line
 
     def foreign(self) -> None:
-        """Make objects of somebody else among the labs."""
+        """Make objects of somebody else among the labs; they stay until `remove_foreign`."""
         theirs = {"app.kubernetes.io/managed-by": "helm", "lab_instance_id": "999998"}
         port = {"ports": [{"port": 80}], "selector": {"app": "theirs"}}
         policy = {"podSelector": {"matchLabels": {"app": "theirs"}}}
@@ -55,6 +55,10 @@ class SyncedLabs(OwnLabs):
                 metadata = {"name": name, "labels": labels}
                 manifest = {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
                 self.kubectl("create", "--filename=-", stdin=manifest)
+
+    def remove_foreign(self) -> None:
+        names = ("theirs", "unlabelled")
+        self.kubectl("delete", "services,networkpolicies", *names, "--ignore-not-found")
 
     def versions(self, *names: str) -> dict[str, object]:
         """Return kind/name -> what changes when somebody touches it; the kubelet writes Pods' status."""
@@ -75,7 +79,9 @@ def own(own_platform: OwnPlatform) -> Iterator[SyncedLabs]:
     own_platform.containers.environ["AMQP_HEARTBEAT_S"] = str(HEARTBEAT_S)
     broker = BrokerSettings(own_platform.broker.url, heartbeat_s=HEARTBEAT_S)
     with Dispatcher(settings=broker) as dispatcher:
-        yield SyncedLabs(own_platform, dispatcher)
+        own = SyncedLabs(own_platform, dispatcher)
+        yield own
+    own.remove_foreign()
     clear(own_platform)
 
 
