@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.support.clearing import clear
 from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.containers.skewed_clock import SkewedContainers
 from tests.support.outages.loop import LABS, Backend, Loop, Place
@@ -29,9 +30,10 @@ def loop(own_platform: OwnPlatform) -> Iterator[Loop]:
     backend = Backend(place)
     loop = Loop(backend, student_id=1)
     yield loop
-    # What a failed test leaves goes with the platform.
     loop.leave()
     backend.close()
+    # Its labs too: another loop of this student would take them for its own.
+    clear(own_platform)
 
 
 @pytest.mark.timeout(400)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 from dispatcher.broker import topology
 from tests.support.containers.container import Containers, Process
+from tests.support.waiting import HANG_S
 
 _QUEUES = (topology.QUEUE_NORMAL, topology.QUEUE_HIGH)
 
@@ -28,7 +29,7 @@ class SkewedContainers:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(HANG_S)
 
     def _run(self) -> None:
         waiting: dict[str, Process] = {}
