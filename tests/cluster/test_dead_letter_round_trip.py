@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 
 import pytest
 
 from dispatcher.broker import topology
 from dispatcher.results import TaskState
 from tests.support.broker.dead_letters import DLQ
+from tests.support.clearing import clear
 from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.containers.in_process import Answer, run_command
 from tests.support.factories import create_kwargs
@@ -18,6 +20,12 @@ LAB = 4711
 #: Seconds after which a container hangs, on however slow a machine.
 HANGS_S = 180
 pytestmark = pytest.mark.timeout(3 * HANGS_S)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(own_platform: OwnPlatform) -> Iterator[None]:
+    yield
+    clear(own_platform)
 
 
 def test_a_dead_letter_is_performed_once_its_cause_is_mended(own_platform: OwnPlatform) -> None:

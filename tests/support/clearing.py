@@ -1,4 +1,4 @@
-"""What a failed test must not leave to the next one of its module's platform."""
+"""What a test must not leave to the next one of its module's platform, also when it failed."""
 
 from __future__ import annotations
 
