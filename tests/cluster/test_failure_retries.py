@@ -12,33 +12,41 @@ import pytest
 
 from dispatcher.broker import topology
 from jobs.failures import Failure
+from tests.support.clearing import clear
 from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.factories import create_kwargs
-from tests.support.waiting import eventually
+from tests.support.labs.own_labs import HANGS_S
+from tests.support.waiting import eventually, eventually_equal
 
+pytestmark = pytest.mark.timeout(3 * HANGS_S)
 #: Seconds before the first retry; the next waits twice as long.
 DELAY_S = 1
+#: A ServiceAccount that nothing else of the platform needs.
+ACCOUNT = "soon-gone"
 QUOTA_SAYS = "is forbidden: exceeded quota: places, requested: pods=1, used: pods="
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(own_platform: OwnPlatform) -> Iterator[None]:
     yield
-    own_platform.containers.end()
-    own_platform.broker.empty()
+    clear(own_platform)
 
 
 @pytest.fixture
 def full(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
     """A namespace in which all places are taken."""
     hard = {"spec": {"hard": {"pods": "0"}}, "metadata": {"name": "places"}}
-    own_platform.namespace.kubectl(
-        "create", "--filename=-", stdin={"apiVersion": "v1", "kind": "ResourceQuota", **hard}
-    )
-    # The API server refuses Pods before the quota's controller has counted, and says something else.
-    eventually(lambda: _quota(own_platform).get("hard") == {"pods": "0"}, 60, what="the quota counts")
-    yield own_platform
-    own_platform.namespace.kubectl("delete", "resourcequota", "places", "--ignore-not-found")
+    try:
+        own_platform.namespace.kubectl(
+            "create", "--filename=-", stdin={"apiVersion": "v1", "kind": "ResourceQuota", **hard}
+        )
+        # The API server refuses Pods before the quota's controller has counted, and says something else.
+        eventually(
+            lambda: _quota(own_platform).get("hard") == {"pods": "0"}, HANGS_S, what="the quota counts"
+        )
+        yield own_platform
+    finally:
+        own_platform.namespace.kubectl("delete", "resourcequota", "places", "--ignore-not-found")
 
 
 def _quota(platform: OwnPlatform) -> dict[str, Any]:
@@ -52,13 +60,16 @@ def _publish(platform: OwnPlatform) -> tuple[int, str]:
     return lab, platform.broker.publish_task(kwargs=kwargs)
 
 
-def _attempt(platform: OwnPlatform, *, max_retries: int) -> None:
+def _attempt(platform: OwnPlatform, *, max_retries: int, **environ: Any) -> None:
     """Run the next attempt, which may have to come down the ladder first."""
-    eventually(lambda: platform.broker.depth(topology.QUEUE_NORMAL), 60, what="the next attempt")
+    eventually(lambda: platform.broker.depth(topology.QUEUE_NORMAL), HANGS_S, what="the next attempt")
     container = platform.containers.start(
-        CELERY_TASK_MAX_RETRIES=max_retries, CELERY_TASK_RETRY_DELAY=DELAY_S, CELERY_TASK_RETRY_BACKOFF=2
+        CELERY_TASK_MAX_RETRIES=max_retries,
+        CELERY_TASK_RETRY_DELAY=DELAY_S,
+        CELERY_TASK_RETRY_BACKOFF=2,
+        **environ,
     )
-    assert container.wait(120) == 0
+    assert container.wait(HANGS_S) == 0
 
 
 def _runs(platform: OwnPlatform, task_id: str) -> list[dict[str, Any]]:
@@ -125,15 +136,31 @@ def give_rights_back(own_platform: OwnPlatform) -> Iterator[Callable[[], None]]:
     """The job may do nothing in the namespace until this is called."""
     kubectl = own_platform.namespace.kubectl
     binding = json.loads(kubectl("get", "rolebinding", "celery-workers-binding", "--output=json"))
-    kubectl("delete", "rolebinding", "celery-workers-binding")
     kept = {key: value for key, value in binding.items() if key != "metadata"}
     fresh = {**kept, "metadata": {"name": "celery-workers-binding"}}
 
     def give_back() -> None:
         kubectl("apply", "--filename=-", stdin=fresh)
+        eventually_equal(lambda: _may_see_pods(own_platform), True, HANGS_S)
 
-    yield give_back
-    give_back()
+    try:
+        kubectl("delete", "rolebinding", "celery-workers-binding")
+        # The API server goes by what it last heard of bindings, for a moment.
+        eventually_equal(lambda: _may_see_pods(own_platform), False, HANGS_S)
+        yield give_back
+    finally:
+        give_back()
+
+
+def _may_see_pods(platform: OwnPlatform) -> bool:
+    namespace = platform.namespace
+    spec = {
+        "user": f"system:serviceaccount:{namespace.name}:celery-workers-sa",
+        "resourceAttributes": {"namespace": namespace.name, "verb": "get", "resource": "pods"},
+    }
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
+    said = namespace.kubectl("create", "--filename=-", "--output=json", stdin=review)
+    return bool(json.loads(said)["status"]["allowed"])
 
 
 def test_a_right_that_is_taken_away_is_the_administrators_to_give_back(
@@ -154,17 +181,34 @@ def test_a_right_that_is_taken_away_is_the_administrators_to_give_back(
     assert own_platform.database.lab(lab)["status"] == "RUNNING"
 
 
-# The last, as the platform's token is worth nothing after it.
-def test_a_token_whose_account_is_gone_is_no_access(own_platform: OwnPlatform) -> None:
-    own_platform.namespace.kubectl("delete", "serviceaccount", "celery-workers-sa")
+@pytest.fixture
+def other_account(own_platform: OwnPlatform) -> Iterator[str]:
+    """Where the kubeconfig of another account is, which may do what the job may."""
+    namespace = own_platform.namespace
+    try:
+        namespace.kubectl("create", "serviceaccount", ACCOUNT)
+        who = ("--role=celery-workers-role", f"--serviceaccount={namespace.name}:{ACCOUNT}")
+        namespace.kubectl("create", "rolebinding", ACCOUNT, *who)
+        key = f"kubeconfig/{ACCOUNT}.yaml"
+        own_platform.bucket.put(key, namespace.kubeconfig_of(ACCOUNT))
+        yield key
+    finally:
+        namespace.kubectl("delete", "serviceaccounts,rolebindings", ACCOUNT, "--ignore-not-found")
+
+
+def test_a_token_whose_account_is_gone_is_no_access(own_platform: OwnPlatform, other_account: str) -> None:
+    lab, _ = _publish(own_platform)
+    _attempt(own_platform, max_retries=3, KUBECONFIG_OBJECT=other_account)
+    assert own_platform.database.lab(lab)["status"] == "RUNNING"
+    own_platform.namespace.kubectl("delete", "serviceaccount", ACCOUNT)
 
     def refused() -> bool:
         _, task_id = _publish(own_platform)
-        _attempt(own_platform, max_retries=3)
+        _attempt(own_platform, max_retries=3, KUBECONFIG_OBJECT=other_account)
         (run,) = _runs(own_platform, task_id)
         return run["details"].get("cause") == Failure.CLUSTER_REFUSES_ACCESS.cause and (
             "401 Unauthorized" in run["details"]["evidence"]
         )
 
     # The API server believes a token for some seconds after it last checked it.
-    eventually(refused, 60, what="401")
+    eventually(refused, HANGS_S, what="401")

@@ -74,6 +74,12 @@ class OwnNamespace:
         """What a container has that reads `kubeconfig`."""
         return kubeconfig_access(self.kubeconfig)
 
+    def kubeconfig_of(self, service_account: str) -> bytes:
+        """Return what `kubeconfig` is for the job's, for another ServiceAccount of this namespace."""
+        config = json.loads(self.kubeconfig)
+        config["users"][0]["user"] = {"token": _token(self.name, service_account)}
+        return json.dumps(config).encode()
+
     @property
     def collections(self) -> dict[str, str]:
         """Kind -> path of its objects, for `cluster`."""
@@ -142,8 +148,12 @@ def _operator() -> ClusterAccess:
     return kubeconfig_access(kubectl("config", "view", "--raw", "--flatten", "--minify").encode())
 
 
+def _token(namespace: str, service_account: str) -> str:
+    words = ("create", "token", service_account, "-n", namespace, f"--duration={_TOKEN_LIFETIME}")
+    return kubectl(*words).strip()
+
+
 def _kubeconfig(namespace: str, operator: ClusterAccess) -> bytes:
-    token = kubectl("create", "token", _SERVICE_ACCOUNT, "-n", namespace, f"--duration={_TOKEN_LIFETIME}")
     cluster = {
         "server": operator.server,
         "certificate-authority-data": base64.b64encode(operator.ca_pem.encode()).decode(),
@@ -152,7 +162,7 @@ def _kubeconfig(namespace: str, operator: ClusterAccess) -> bytes:
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "own", "cluster": cluster}],
-        "users": [{"name": "own", "user": {"token": token.strip()}}],
+        "users": [{"name": "own", "user": {"token": _token(namespace, _SERVICE_ACCOUNT)}}],
         "contexts": [{"name": "own", "context": {"cluster": "own", "user": "own"}}],
         "current-context": "own",
     }
