@@ -6,7 +6,8 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import make_engine
 from dispatcher.message.request import TaskRequest
-from dispatcher.outbox.relay import relay_once, waiting
+from dispatcher.outbox.relay import RelayReport, relay_once, waiting
 from dispatcher.settings import BrokerSettings
 from tests.support.broker.outbox import Arrivals, commit, creates, first_arrivals
 from tests.support.broker.rabbitmq import Broker
@@ -27,6 +28,9 @@ from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_payload, make_task
 from tests.support.waiting import HANG_S, ends_within, eventually
 
+#: The name of the session of `relaying`.
+DISTANT = "test-distant-relay"
+
 
 @pytest.fixture
 def distant_publisher(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
@@ -34,6 +38,22 @@ def distant_publisher(proxy: TcpProxy, broker: Broker) -> Iterator[Publisher]:
     publisher = Publisher(BrokerSettings(proxy.through(broker.url), publish_timeout_s=HANG_S))
     yield publisher
     publisher.close()
+
+
+@pytest.fixture
+def relaying(
+    database: Database, proxy: TcpProxy, distant_publisher: Publisher
+) -> Iterator[Callable[[], Future[RelayReport]]]:
+    """Start a relay through the proxy, with a session of its own; afterwards it is over."""
+    engine = make_engine(database.url, application_name=DISTANT)
+
+    def relay() -> RelayReport:
+        return relay_once(engine, distant_publisher, timeout_s=HANG_S, publish_timeout_s=HANG_S)
+
+    with ThreadPoolExecutor() as pool:
+        yield lambda: pool.submit(relay)
+        proxy.thaw()
+    engine.dispose()
 
 
 def rows(database: Database) -> list[dict[str, Any]]:
@@ -324,27 +344,23 @@ def test_a_relay_that_lost_its_session_leaves_its_rows_to_others(
     database: Database,
     publisher: Publisher,
     proxy: TcpProxy,
-    distant_publisher: Publisher,
+    relaying: Callable[[], Future[RelayReport]],
     arrivals: Arrivals,
 ) -> None:
     ids = commit(engine, *creates([1, 2], each=2))
     proxy.freeze()
-    own = make_engine(database.url, application_name="test-lost-relay")
-    reports = []
-    relay = threading.Thread(target=lambda: reports.append(relay_once(own, distant_publisher, timeout_s=4)))
-    relay.start()
-    idle = "application_name = 'test-lost-relay' AND state = 'idle in transaction'"
-    eventually(lambda: database.sessions(idle), what="a relay that publishes")
+    relay = relaying()
+    # Only then it has locked its rows: a session is in a transaction before that as well.
+    eventually(lambda: proxy.accepted, what="a relay that publishes")
     assert relay_once(engine, publisher).published == (), "the relay holds both heads"
-    assert database.terminate("test-lost-relay") == 1
+    assert database.terminate(DISTANT) == 1
 
     def all_published() -> bool:
         relay_once(engine, publisher)
         return not rows(database)
 
     eventually(all_published, what="all published")
-    relay.join(HANG_S)
-    own.dispose()
-    assert reports[0].database_error is not None
+    proxy.thaw()
+    assert relay.result(HANG_S).database_error is not None
     assert set(arrivals.ids()) == set(ids)
     assert first_arrivals(arrivals.seen) == {1: [1, 2], 2: [1, 2]}
