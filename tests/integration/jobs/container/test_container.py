@@ -215,7 +215,7 @@ def test_a_database_that_refuses_the_ledger_sends_the_message_to_the_dead_letter
 
 def test_of_more_containers_than_spares_those_too_many_leave(containers: Containers, broker: Broker) -> None:
     def start() -> None:
-        environ = {"CLAIM_WAIT_S": 300, "SPARES": 2}
+        environ = {"CLAIM_WAIT_S": 300, "SPARES": 2, "TEST_TURNS": containers.folder / "turns"}
         containers.start(module="tests.support.containers.hasty_job", queue=topology.QUEUE_LOW, **environ)
 
     def left() -> list[int]:
