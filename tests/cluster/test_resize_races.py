@@ -22,6 +22,7 @@ from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.containers.kill_matrix import FAULTY
 from tests.support.factories import create_kwargs
 from tests.support.labs.agreement import wait_until_all_agree
+from tests.support.labs.own_labs import HANGS_S
 from tests.support.labs.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually, eventually_equal
 
@@ -31,14 +32,15 @@ REFUSED_STEPS = ["noted", "asked", "resize undone", "undone", "settling", "ackno
 MI = 2**20
 
 
-#: Seconds; a lab is started, and what is refused is waited for twice, perhaps on a busy machine.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(3 * HANGS_S)
 
 
 @pytest.fixture
 def platform(own_platform: OwnPlatform) -> Iterator[OwnPlatform]:
     yield own_platform
+    own_platform.containers.end()
     own_platform.set_lab_settings()
+    own_platform.broker.empty()
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +55,11 @@ def running(own_platform: OwnPlatform) -> Iterator[ResizedLab]:
 
 
 @pytest.fixture
-def lab(running: ResizedLab, platform: OwnPlatform) -> Iterator[ResizedLab]:
+def lab(running: ResizedLab, platform: OwnPlatform) -> ResizedLab:
     """The shared lab, of the default size."""
     running.resize(cpu="500m", memory="512Mi")
     assert running.settled()["limits"] == {"cpu": "500m", "memory": "512Mi"}
-    yield running
-    platform.containers.end()
-    platform.broker.empty()
+    return running
 
 
 def wait_settled(lab: ResizedLab, **limits: str) -> None:
@@ -70,7 +70,7 @@ def wait_settled(lab: ResizedLab, **limits: str) -> None:
         del seen["requests"]
         return seen
 
-    eventually_equal(found, settled | {"limits": {"cpu": "500m", "memory": "512Mi"} | limits}, 60)
+    eventually_equal(found, settled | {"limits": {"cpu": "500m", "memory": "512Mi"} | limits}, HANGS_S)
 
 
 def kill_at(lab: ResizedLab, step: str) -> None:
@@ -78,10 +78,12 @@ def kill_at(lab: ResizedLab, step: str) -> None:
     process = lab.platform.containers.start(
         queue=topology.QUEUE_HIGH, module=FAULTY, TEST_FAULT=f"kill:{step}"
     )
-    assert process.wait(90) == -9, process.log.read_text()[-3000:]
+    assert process.wait(HANGS_S) == -9, process.log.read_text()[-3000:]
     if step != "acknowledged":
         broker = lab.platform.broker
-        eventually(lambda: broker.depth(topology.QUEUE_HIGH) == 1, 60, what="the message in its queue again")
+        eventually(
+            lambda: broker.depth(topology.QUEUE_HIGH) == 1, HANGS_S, what="the message in its queue again"
+        )
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -117,10 +119,10 @@ def test_containers_that_die_at_a_change_again_and_again_leave_nothing_pending(
     for _ in range(topology.DELIVERY_LIMIT):
         kill_at(lab, "asked")
     process = platform.containers.start(queue=topology.QUEUE_HIGH, module=FAULTY, TEST_FAULT="kill:asked")
-    assert process.wait(90) == -9
-    assert "Infeasible" in eventually(lambda: " ".join(lab.pending), 60, what="a pending resize")
+    assert process.wait(HANGS_S) == -9
+    assert "Infeasible" in eventually(lambda: " ".join(lab.pending), HANGS_S, what="a pending resize")
     eventually(
-        lambda: platform.broker.depth(topology.QUEUE_LOW) == 1, 60, what="the copy for a last container"
+        lambda: platform.broker.depth(topology.QUEUE_LOW) == 1, HANGS_S, what="the copy for a last container"
     )
     code, _ = platform.containers.run(queue=topology.QUEUE_LOW)
     assert code == 0
@@ -132,13 +134,15 @@ def test_containers_that_die_at_a_change_again_and_again_leave_nothing_pending(
 def test_a_change_waits_for_another_that_is_under_way(platform: OwnPlatform, lab: ResizedLab) -> None:
     # Both are there before the first of them has anything to wait for.
     containers = [platform.containers.start(queue=topology.QUEUE_HIGH, CLAIM_WAIT_S=60) for _ in range(2)]
-    eventually(lambda: platform.broker.consumers(topology.QUEUE_HIGH) == 2, 60, what="two containers wait")
-    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=4)
+    eventually(
+        lambda: platform.broker.consumers(topology.QUEUE_HIGH) == 2, HANGS_S, what="two containers wait"
+    )
+    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=10)
     first = lab.publish(cpu=f"{lab.node_cpu}m")
-    eventually(lambda: lab.note, 60, what="the note of the first")
+    eventually(lambda: lab.note, HANGS_S, what="the note of the first")
     platform.set_lab_settings()
     second = lab.publish(memory="700Mi")
-    assert [container.wait(60) for container in containers] == [0, 0]
+    assert [container.wait(HANGS_S) for container in containers] == [0, 0]
     assert sum("resize_waits" in container.actions() for container in containers) == 1
     assert lab.runs(first)[-1]["details"]["cause"] == Failure.RESIZE_DEFERRED.cause
     assert lab.runs(second)[-1]["outcome"] == "succeeded"
@@ -166,7 +170,7 @@ def test_many_changes_at_once_end_with_one_of_them_and_never_a_mix(lab: ResizedL
     sizes = [("600m", "600Mi"), ("700m", "700Mi"), ("800m", "800Mi")]
     tasks = [lab.publish(cpu=cpu, memory=memory) for cpu, memory in sizes]
     containers = [lab.platform.containers.start(queue=topology.QUEUE_HIGH) for _ in sizes]
-    assert [container.wait(90) for container in containers] == [0, 0, 0]
+    assert [container.wait(HANGS_S) for container in containers] == [0, 0, 0]
     limits = lab.settled()["limits"]
     assert (limits["cpu"], limits["memory"]) in sizes
     wait_settled(lab, **limits)
@@ -195,12 +199,12 @@ def test_what_a_lab_has_already_is_not_asked_for(lab: ResizedLab) -> None:
 def test_a_change_that_is_cancelled_while_it_waits_is_taken_back(
     platform: OwnPlatform, lab: ResizedLab
 ) -> None:
-    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=60)
+    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=100)
     task_id = lab.publish(cpu=f"{lab.node_cpu}m")
     container = platform.containers.start(queue=topology.QUEUE_HIGH)
-    eventually(lambda: lab.pending, 60, what="a pending resize")
+    eventually(lambda: lab.pending, HANGS_S, what="a pending resize")
     platform.database.rows("INSERT INTO task_cancellations (task_id) VALUES (%s)", task_id)
-    assert container.wait(60) == 0
+    assert container.wait(HANGS_S) == 0
     wait_settled(lab)
     assert lab.runs(task_id)[-1]["outcome"] == "revoked"
 
@@ -225,12 +229,12 @@ def test_a_duplicate_of_the_create_leaves_a_lab_as_large_as_it_is(lab: ResizedLa
 @pytest.mark.usefixtures("whole_node")
 def test_a_lab_that_is_stopped_while_it_changes_is_stopped(platform: OwnPlatform) -> None:
     lab = ResizedLab.start(platform)
-    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=60)
+    lab.let_grow(cpu_request_ratio=0.99, resize_timeout_s=100)
     task_id = lab.publish(cpu=f"{lab.node_cpu}m")
     container = platform.containers.start(queue=topology.QUEUE_HIGH)
-    eventually(lambda: lab.pending, 60, what="a pending resize")
+    eventually(lambda: lab.pending, HANGS_S, what="a pending resize")
     lab.stop()
-    assert container.wait(60) == 0
+    assert container.wait(HANGS_S) == 0
     run = lab.runs(task_id)[-1]
     assert (run["outcome"], run["details"]["result"]["why"]) == ("noop", "it was stopped")
     assert lab.status == "STOPPED"
