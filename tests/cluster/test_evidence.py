@@ -13,12 +13,14 @@ import yaml
 from jobs.config.manifests import POD_TEMPLATE
 from jobs.config.naming import lab_object_name
 from jobs.config.stored import DEFAULTS
+from tests.support.clearing import clear
 from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.factories import create_kwargs
+from tests.support.labs.own_labs import HANGS_S
 from tests.support.waiting import eventually
 
 #: Some labs have 20 s to start.
-pytestmark = pytest.mark.usefixtures("node_room")
+pytestmark = [pytest.mark.usefixtures("node_room"), pytest.mark.timeout(3 * HANGS_S)]
 CANARY = "hunter2"
 CRASHES = f"echo starting; echo db_password={CANARY}; echo KeyError: LAB_TOKEN; exit 3"
 
@@ -43,7 +45,7 @@ def fail_lab(own_platform: OwnPlatform) -> Iterator[FailLab]:
         kwargs = create_kwargs(lab_instance_id=lab, docker_image=os.environ["LAB_IMAGE"])
         own_platform.broker.publish_task(kwargs={**kwargs, "resources": resources or {}})
         container = own_platform.containers.start()
-        assert container.wait(90) == 0
+        assert container.wait(HANGS_S) == 0
         assert own_platform.database.lab(lab)["status"] == "FAILED"
         (run,) = [r for r in own_platform.database.ledger() if r["lab_instance_id"] == lab]
         assert CANARY not in container.log.read_text()
@@ -51,9 +53,8 @@ def fail_lab(own_platform: OwnPlatform) -> Iterator[FailLab]:
         return lab, run
 
     yield fail
-    own_platform.containers.end()
     own_platform.set_lab_settings()
-    own_platform.broker.empty()
+    clear(own_platform)
 
 
 def events_by_kubectl(platform: OwnPlatform, lab: int) -> list[dict[str, Any]]:
@@ -87,7 +88,7 @@ def test_a_crash_loop_leaves_its_exit_code_its_log_and_its_events(
     assert seen["pod"]["node"]
     assert "note" not in seen
 
-    eventually(lambda: is_gone(own_platform, lab), 60, what="objects gone")
+    eventually(lambda: is_gone(own_platform, lab), HANGS_S, what="objects gone")
     (event,) = events_by_kubectl(own_platform, lab)
     assert (event["type"], event["reason"]) == ("Warning", "LabProgramEnds")
     assert event["message"] == own_platform.database.lab(lab)["error_message"]
@@ -135,7 +136,7 @@ def test_a_failed_lab_is_kept_for_as_long_as_the_settings_say(
         "logs", lab_object_name(lab, os.environ["LAB_IMAGE"]), "--previous"
     )
     # KEDA starts it once the message is back in its queue.
-    assert own_platform.containers.run(CLAIM_WAIT_S=20)[0] == 0
-    eventually(lambda: is_gone(own_platform, lab), 60, what="objects gone")
+    assert own_platform.containers.run(CLAIM_WAIT_S=HANGS_S)[0] == 0
+    eventually(lambda: is_gone(own_platform, lab), HANGS_S, what="objects gone")
     outcomes = [r["outcome"] for r in own_platform.database.ledger() if r["lab_instance_id"] == lab]
     assert outcomes == ["failed", "noop"]
