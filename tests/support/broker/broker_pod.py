@@ -14,6 +14,8 @@ from urllib.parse import urlsplit, urlunsplit
 from tests.support.waiting import eventually
 
 NAMESPACE = "messaging"
+#: Seconds after which a Pod never starts, on however slow a machine.
+_HANGS_S = 180
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
@@ -30,7 +32,7 @@ class BrokerPod:
     def __init__(self, name: str, amqp_url: str, api_url: str) -> None:
         self._name = name
         kubectl("apply", "--filename", "-", stdin=json.dumps(self._manifest()))
-        eventually(self._is_ready, 90, what=f"Pod {name} is Ready")
+        eventually(self._is_ready, _HANGS_S, what=f"Pod {name} is Ready")
         address = self._pod()["status"]["podIP"]
         self.amqp_url = _at(amqp_url, address, 5672)
         self.api_url = _at(api_url, address, 15672)
@@ -40,10 +42,10 @@ class BrokerPod:
         restarts = self._restarts()
         # Erlang is a child of the container's first process, which no signal from within can kill.
         self._exec("sh", "-c", "kill -9 $(cat /proc/[0-9]*/stat | awk '$2 == \"(beam.smp)\" {print $1}')")
-        eventually(lambda: self._restarts() > restarts, 60, what=f"{self._name} was restarted")
+        eventually(lambda: self._restarts() > restarts, _HANGS_S, what=f"{self._name} was restarted")
 
     def wait_ready(self) -> None:
-        eventually(self._is_ready, 90, what=f"Pod {self._name} is Ready")
+        eventually(self._is_ready, _HANGS_S, what=f"Pod {self._name} is Ready")
 
     def limit_memory(self, limit: str) -> None:
         """Set the limit, such as 1MB or 600MB, above which the broker takes no messages."""
