@@ -18,6 +18,7 @@ from tests.support.cluster.registry import Registries
 from tests.support.labs.failing import AWAY_S, Case, Seen, Stage
 from tests.support.labs.failing_labs import LABS, MOST_CPU, MOST_MEMORY
 from tests.support.labs.failing_tasks import TASKS
+from tests.support.labs.own_labs import HANGS_S
 
 #: Some cases have 20 s to start.
 pytestmark = pytest.mark.usefixtures("node_room")
@@ -59,7 +60,8 @@ def played(request: pytest.FixtureRequest, own_platform: OwnPlatform) -> Iterato
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.timeout(300)
+# The first that asks may wait for the last that is played.
+@pytest.mark.timeout(5 * HANGS_S)
 @pytest.mark.parametrize("name", CASES)
 def test_a_failure_is_told_as_its_row_says(
     played: dict[str, Future[Seen]], name: str, capsys: pytest.CaptureFixture[str]

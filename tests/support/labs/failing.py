@@ -25,6 +25,7 @@ from tests.support.cluster.own_platform import OwnPlatform, default_settings
 from tests.support.cluster.registry import Registries
 from tests.support.containers.container import Process
 from tests.support.factories import create_kwargs
+from tests.support.labs.own_labs import HANGS_S
 from tests.support.store import Bucket
 from tests.support.waiting import eventually
 
@@ -112,7 +113,7 @@ class Scene:
             lines = self.container.lines() if self.container else []
             return any(line.get("step") == step for line in lines)
 
-        eventually(done, 60, what=f"step {step}")
+        eventually(done, HANGS_S, what=f"step {step}")
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,11 @@ class Stage:
             )
             scene.container = container
             # From here on no other container can take the message.
-            eventually(lambda: {"claimed", *_ENDS} & {*container.actions()}, 60, what="the claim")
+            eventually(lambda: {"claimed", *_ENDS} & {*container.actions()}, HANGS_S, what="the claim")
             if case.failure in _NO_TASK:
-                container.wait(30)  # it looks for another message
+                container.wait(HANGS_S)  # it looks for another message
         case.meanwhile(scene)
-        code = container.wait(150)
+        code = container.wait(HANGS_S)
         pulls = self._registries.pulls(scene.image)
         ends = [line for line in container.lines() if line.get("action") in _ENDS]
         if not ends:

@@ -81,7 +81,7 @@ def _start_slow_stopper(scene: Scene) -> None:
         "--filename=-",
         stdin=operators_pod(scene.pod_name, labels, terminationGracePeriodSeconds=75),
     )
-    scene.kubectl("wait", "--for=condition=Ready", f"pod/{scene.pod_name}", "--timeout=60s")
+    scene.kubectl("wait", "--for=condition=Ready", f"pod/{scene.pod_name}", "--timeout=90s")
 
 
 def _publish_delete(scene: Scene) -> str:
