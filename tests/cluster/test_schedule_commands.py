@@ -14,7 +14,7 @@ from tests.support.schedules import HANGS_S, Operator
 
 pytestmark = pytest.mark.timeout(2 * HANGS_S)
 #: Seconds that kubectl may wait, within those that the tests give it.
-KUBECTL_S = 50
+KUBECTL_S = HANGS_S // 2
 
 YEARLY = 'one: {task: outbox, schedule: "@yearly"}\ntwo: {task: cleanup, schedule: "@yearly"}\n'
 

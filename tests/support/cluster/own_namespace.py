@@ -24,6 +24,9 @@ BASE = Path(__file__).parents[3] / "deploy" / "base"
 #: Where a test puts `kubeconfig` in its bucket, and what it sets KUBECONFIG_OBJECT to.
 KUBECONFIG_OBJECT = "kubeconfig/own-namespace.yaml"
 
+#: Seconds after which kubectl hangs, on however slow a machine, and how long it is told to wait itself.
+_HANGS_S = 180
+_PATIENCE = f"--timeout={_HANGS_S // 2}s"
 _SERVICE_ACCOUNT = "celery-workers-sa"
 _TOKEN_LIFETIME = "2h"
 
@@ -35,7 +38,7 @@ def kubectl(*words: str, stdin: object = None) -> str:
         input=None if stdin is None else json.dumps(stdin),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=_HANGS_S,
         check=False,
     )
     if done.returncode != 0:
@@ -59,7 +62,7 @@ class OwnNamespace:
         try:
             kubectl("apply", "--filename=-", stdin={**_LIST, "items": [*_manifests(name)]})
             # Without it admission refuses every Pod.
-            kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=20s")
+            kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, _PATIENCE)
             operator = _operator()
             cluster = Cluster(operator)
             if operator.client_pem_file:
