@@ -1,16 +1,15 @@
-"""The classification table: every way a task can fail -> category, retry or not, who is told, the sentence.
+"""The classification table: every way a task can fail -> category, retry or not, audience, sentence.
 
-jobs.cluster.pod_status says which row a Pod is, jobs.cluster.api_failures an answer of the API server. All other rows are
-raised where the failure is met. Nothing is tried again that is not marked so here.
+jobs.cluster.pod_status says which row a Pod is, jobs.cluster.client an answer of the API server. All other
+rows are raised where the failure is met. Nothing is tried again that is not marked so here.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple
 
 from dispatcher.failure_contract import Audience, Category
-from jobs.errors import JobError, ObjectsLeft, PermanentError, TransientError
+from jobs.errors import AGAIN, FailureRow, JobError, ObjectsLeft, PermanentError, Row, TransientError
 
 _TEACHER, _ADMIN, _NOBODY = Audience.TEACHER, Audience.ADMIN, Audience.NOBODY
 _IMAGE = Category.PERMANENT_IMAGE_ERROR
@@ -19,300 +18,164 @@ _INVALID = Category.PERMANENT_INVALID_REQUEST
 _ROOM = Category.TEMPORARY_RESOURCE_ERROR
 _NETWORK = Category.TEMPORARY_NETWORK_ERROR
 
-_AGAIN = "; it is tried again by itself."
 
-
-class _Row(NamedTuple):
-    category: Category
-    #: True: another attempt may succeed.
-    retry: bool
-    #: Once the lab is FAILED.
-    told: Audience
-    #: For the student; {names} are filled in by `error`. What is tried again has no full stop: `error` and
-    #: `given_up` say how it goes on.
-    sentence: str
-
-
+# fmt: off
 @enum.unique
-class Failure(enum.Enum):
+class Failure(FailureRow):
     """Every way to fail; the lower-case name is the `cause` of ledger, notifications and log."""
 
     # The lab's image, as the kubelet and the registry say.
-    IMAGE_NOT_LOADABLE = _Row(
-        _IMAGE, False, _TEACHER,
+    IMAGE_NOT_LOADABLE = Row(_IMAGE, False, _TEACHER,
         'The image "{image}" of this lab cannot be loaded. The teacher must correct the image name or its'
-        " access; starting again will not help until then.",
-    )  # fmt: skip
-    IMAGE_NAME_INVALID = _Row(
-        _IMAGE, False, _TEACHER,
-        'The image name "{image}" of this lab is not valid. The teacher must correct it.',
-    )  # fmt: skip
-    IMAGE_NOT_ON_SERVER = _Row(
-        _IMAGE, False, _TEACHER,
+        " access; starting again will not help until then.")
+    IMAGE_NAME_INVALID = Row(_IMAGE, False, _TEACHER,
+        'The image name "{image}" of this lab is not valid. The teacher must correct it.')
+    IMAGE_NOT_ON_SERVER = Row(_IMAGE, False, _TEACHER,
         'The image "{image}" of this lab is not on the server and may not be loaded. The teacher must'
-        " correct it.",
-    )  # fmt: skip
-    IMAGE_NOT_ALLOWED = _Row(
-        _IMAGE, False, _TEACHER,
+        " correct it.")
+    IMAGE_NOT_ALLOWED = Row(_IMAGE, False, _TEACHER,
         'The image "{image}" is not one that labs may use. The teacher must choose an allowed image'
-        " ({allowed}).",
-    )  # fmt: skip
-    REGISTRY_AWAY = _Row(
-        _NETWORK, True, _ADMIN,
-        'The server of the image "{image}" does not answer',
-    )  # fmt: skip
+        " ({allowed}).")
+    REGISTRY_AWAY = Row(_NETWORK, True, _ADMIN,
+        'The server of the image "{image}" does not answer')
     # What its container does.
-    PROGRAM_ENDS = _Row(
-        _IMAGE, False, _TEACHER,
+    PROGRAM_ENDS = Row(_IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab ends right after its start. The teacher must'
-        " correct the image.",
-    )  # fmt: skip
-    PROGRAM_NOT_STARTED = _Row(
-        _IMAGE, False, _TEACHER,
+        " correct the image.")
+    PROGRAM_NOT_STARTED = Row(_IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab cannot be started. The teacher must correct the'
-        " image.",
-    )  # fmt: skip
-    CONTAINER_NOT_CREATED = _Row(
-        _IMAGE, False, _TEACHER,
-        'The image "{image}" of this lab cannot be started. The teacher must correct the image.',
-    )  # fmt: skip
-    CONTAINER_NOT_ALLOWED = _Row(
-        _IMAGE, False, _TEACHER,
+        " image.")
+    CONTAINER_NOT_CREATED = Row(_IMAGE, False, _TEACHER,
+        'The image "{image}" of this lab cannot be started. The teacher must correct the image.')
+    CONTAINER_NOT_ALLOWED = Row(_IMAGE, False, _TEACHER,
         'The image "{image}" of this lab cannot be started as it is, for example because it wants to run'
-        " as root. The teacher must correct the image.",
-    )  # fmt: skip
-    OUT_OF_MEMORY = _Row(
-        _IMAGE, False, _TEACHER,
+        " as root. The teacher must correct the image.")
+    OUT_OF_MEMORY = Row(_IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab needs more memory than the lab may use. The'
-        " teacher must give the lab more memory or correct the image.",
-    )  # fmt: skip
-    OUT_OF_DISK = _Row(
-        _IMAGE, False, _TEACHER,
+        " teacher must give the lab more memory or correct the image.")
+    OUT_OF_DISK = Row(_IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab writes more data than the lab may keep. The teacher'
-        " must give the lab more storage or correct the image.",
-    )  # fmt: skip
-    DOES_NOT_ANSWER = _Row(
-        _IMAGE, False, _TEACHER,
+        " must give the lab more storage or correct the image.")
+    DOES_NOT_ANSWER = Row(_IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab runs but does not answer. The teacher must'
-        " correct the image.",
-    )  # fmt: skip
+        " correct the image.")
     # Room in the cluster.
-    QUOTA_EXCEEDED = _Row(_ROOM, True, _ADMIN, "All places for labs are taken at the moment")
-    NO_ROOM = _Row(_ROOM, True, _ADMIN, "There is no free place for this lab at the moment")
-    NO_FITTING_SERVER = _Row(_ROOM, True, _ADMIN, "No server may take this lab at the moment")
-    NODE_ENDED_IT = _Row(_ROOM, True, _ADMIN, "The server had no room for this lab")
-    SLOW_START = _Row(_ROOM, True, _ADMIN, "The lab takes longer than usual to start")
-    SLOW_STOP = _Row(_ROOM, True, _ADMIN, "The lab takes longer than usual to stop")
-    CHANGED_MEANWHILE = _Row(_ROOM, True, _ADMIN, "The lab's objects were changed by somebody else meanwhile")
-    REMOVED_MEANWHILE = _Row(_ROOM, True, _ADMIN, "The lab was removed while it started")
+    QUOTA_EXCEEDED = Row(_ROOM, True, _ADMIN, "All places for labs are taken at the moment")
+    NO_ROOM = Row(_ROOM, True, _ADMIN, "There is no free place for this lab at the moment")
+    NO_FITTING_SERVER = Row(_ROOM, True, _ADMIN, "No server may take this lab at the moment")
+    NODE_ENDED_IT = Row(_ROOM, True, _ADMIN, "The server had no room for this lab")
+    SLOW_START = Row(_ROOM, True, _ADMIN, "The lab takes longer than usual to start")
+    SLOW_STOP = Row(_ROOM, True, _ADMIN, "The lab takes longer than usual to stop")
+    CHANGED_MEANWHILE = Row(_ROOM, True, _ADMIN, "The lab's objects were changed by somebody else meanwhile")
+    REMOVED_MEANWHILE = Row(_ROOM, True, _ADMIN, "The lab was removed while it started")
     # Services that do not answer.
-    CLUSTER_AWAY = _Row(_NETWORK, True, _ADMIN, "The cluster does not answer at the moment")
-    DATABASE_AWAY = _Row(_NETWORK, True, _ADMIN, "The platform's database does not answer")
-    STORE_AWAY = _Row(_NETWORK, True, _ADMIN, "The platform's configuration store does not answer")
+    CLUSTER_AWAY = Row(_NETWORK, True, _ADMIN, "The cluster does not answer at the moment")
+    DATABASE_AWAY = Row(_NETWORK, True, _ADMIN, "The platform's database does not answer")
+    STORE_AWAY = Row(_NETWORK, True, _ADMIN, "The platform's configuration store does not answer")
     # Rights.
-    CLUSTER_REFUSES_ACCESS = _Row(
-        _RIGHTS, False, _ADMIN,
-        "The platform lacks a right it needs for labs. The administrator must correct its access.",
-    )  # fmt: skip
-    CLUSTER_ACCESS_MISSING = _Row(
-        _RIGHTS, False, _ADMIN,
+    CLUSTER_REFUSES_ACCESS = Row(_RIGHTS, False, _ADMIN,
+        "The platform lacks a right it needs for labs. The administrator must correct its access.")
+    CLUSTER_ACCESS_MISSING = Row(_RIGHTS, False, _ADMIN,
         "The platform has no access to the cluster; the administrator must mount a ServiceAccount token"
-        " or set KUBECONFIG_OBJECT.",
-    )  # fmt: skip
-    KUBECONFIG_INVALID = _Row(
-        _RIGHTS, False, _ADMIN,
-        "The platform's kubeconfig cannot be used; the administrator must correct it.",
-    )  # fmt: skip
-    CERTIFICATES_INVALID = _Row(
-        _RIGHTS, False, _ADMIN,
+        " or set KUBECONFIG_OBJECT.")
+    KUBECONFIG_INVALID = Row(_RIGHTS, False, _ADMIN,
+        "The platform's kubeconfig cannot be used; the administrator must correct it.")
+    CERTIFICATES_INVALID = Row(_RIGHTS, False, _ADMIN,
         "The platform's certificates for the cluster cannot be used; the administrator must correct its"
-        " access.",
-    )  # fmt: skip
-    DATABASE_REFUSES = _Row(
-        _RIGHTS, False, _ADMIN,
+        " access.")
+    DATABASE_REFUSES = Row(_RIGHTS, False, _ADMIN,
         "The platform's database refuses what the job wants to write; the administrator must correct its"
-        " tables or rights.",
-    )  # fmt: skip
-    STORE_REFUSES_ACCESS = _Row(
-        _RIGHTS, False, _ADMIN,
-        "The platform may not read its configuration {key}; the administrator must correct the access.",
-    )  # fmt: skip
+        " tables or rights.")
+    STORE_REFUSES_ACCESS = Row(_RIGHTS, False, _ADMIN,
+        "The platform may not read its configuration {key}; the administrator must correct the access.")
     # Templates, settings and what else the platform itself got wrong.
-    CONFIGURATION_MISSING = _Row(
-        _INVALID, False, _ADMIN,
-        "The platform's configuration {key} is missing; the administrator must upload it.",
-    )  # fmt: skip
-    BUCKET_MISSING = _Row(
-        _INVALID, False, _ADMIN,
+    CONFIGURATION_MISSING = Row(_INVALID, False, _ADMIN,
+        "The platform's configuration {key} is missing; the administrator must upload it.")
+    BUCKET_MISSING = Row(_INVALID, False, _ADMIN,
         "The platform's configuration store has no bucket {bucket}; the administrator must correct S3_BUCKET"
-        " or upload the configuration.",
-    )  # fmt: skip
-    TEMPLATE_INVALID = _Row(
-        _INVALID, False, _ADMIN,
-        "The platform's description of labs has an error; the administrator must correct it.",
-    )  # fmt: skip
-    NAME_TAKEN = _Row(
-        _INVALID, False, _ADMIN,
+        " or upload the configuration.")
+    TEMPLATE_INVALID = Row(_INVALID, False, _ADMIN,
+        "The platform's description of labs has an error; the administrator must correct it.")
+    NAME_TAKEN = Row(_INVALID, False, _ADMIN,
         "The name of this lab's objects is taken by something else in the cluster. The administrator must"
-        " remove it.",
-    )  # fmt: skip
-    CLUSTER_REFUSES_LAB = _Row(
-        _INVALID, False, _ADMIN,
+        " remove it.")
+    CLUSTER_REFUSES_LAB = Row(_INVALID, False, _ADMIN,
         "The cluster refuses this lab as it is described. The teacher or the administrator must correct"
-        " the lab's settings.",
-    )  # fmt: skip
-    INTERNAL_ERROR = _Row(
-        _INVALID, False, _ADMIN,
-        "The platform made an error of its own; the administrator must look at it.",
-    )  # fmt: skip
-    CONTAINER_CRASHED = _Row(
-        _INVALID, False, _ADMIN,
-        "The platform failed several times at this request; the administrator must look at it.",
-    )  # fmt: skip
+        " the lab's settings.")
+    INTERNAL_ERROR = Row(_INVALID, False, _ADMIN,
+        "The platform made an error of its own; the administrator must look at it.")
+    CONTAINER_CRASHED = Row(_INVALID, False, _ADMIN,
+        "The platform failed several times at this request; the administrator must look at it.")
     # The request.
-    RESOURCES_TOO_LARGE = _Row(
-        _INVALID, False, _TEACHER,
-        "The lab asks for {name} {asked}; at most {most} is allowed. The teacher must ask for less.",
-    )  # fmt: skip
-    REQUEST_INVALID = _Row(
-        _INVALID, False, _ADMIN,
-        "The request for this lab is not valid: {problem}. Whoever sent it must correct it.",
-    )  # fmt: skip
-    FOLLOW_UP_UNSUPPORTED = _Row(
-        _INVALID, False, _ADMIN,
+    RESOURCES_TOO_LARGE = Row(_INVALID, False, _TEACHER,
+        "The lab asks for {name} {asked}; at most {most} is allowed. The teacher must ask for less.")
+    REQUEST_INVALID = Row(_INVALID, False, _ADMIN,
+        "The request for this lab is not valid: {problem}. Whoever sent it must correct it.")
+    FOLLOW_UP_UNSUPPORTED = Row(_INVALID, False, _ADMIN,
         "The request for this lab asks for {unsupported}, which is not supported. Whoever sent it must"
-        " publish the follow-up task itself.",
-    )  # fmt: skip
-    WRONG_POD = _Row(
-        _INVALID, False, _ADMIN,
-        "Pod {pod} does not belong to lab {lab_instance_id}; nothing was deleted.",
-    )  # fmt: skip
-    MESSAGE_UNREADABLE = _Row(_INVALID, False, _ADMIN, "{problem}")
+        " publish the follow-up task itself.")
+    WRONG_POD = Row(_INVALID, False, _ADMIN,
+        "Pod {pod} does not belong to lab {lab_instance_id}; nothing was deleted.")
+    MESSAGE_UNREADABLE = Row(_INVALID, False, _ADMIN, "{problem}")
     #: Retried, because the message may be ahead of the backend's commit.
-    LAB_UNKNOWN = _Row(_INVALID, True, _ADMIN, "Lab {lab_instance_id} is not in the database")
+    LAB_UNKNOWN = Row(_INVALID, True, _ADMIN, "Lab {lab_instance_id} is not in the database")
     # Other resources for a lab that runs; whatever comes of it, the lab goes on.
-    LAB_NOT_STARTED = _Row(
-        _INVALID,
-        True,
-        _ADMIN,
-        "Lab {lab_instance_id} has not started yet, so its resources cannot be changed",
-    )
-    RESIZE_OVER_QUOTA = _Row(
-        _ROOM, True, _ADMIN,
+    LAB_NOT_STARTED = Row(_INVALID, True, _ADMIN,
+        "Lab {lab_instance_id} has not started yet, so its resources cannot be changed")
+    RESIZE_OVER_QUOTA = Row(_ROOM, True, _ADMIN,
         "All that labs may use together is taken at the moment, so this lab goes on with {kept} and cannot"
-        " have {asked}",
-    )  # fmt: skip
-    RESIZE_INFEASIBLE = _Row(
-        _INVALID, False, _TEACHER,
-        "The lab asks for {asked}, which is more than the server it runs on has. It goes on with {kept}.",
-    )  # fmt: skip
-    RESIZE_DEFERRED = _Row(
-        _ROOM, False, _TEACHER,
+        " have {asked}")
+    RESIZE_INFEASIBLE = Row(_INVALID, False, _TEACHER,
+        "The lab asks for {asked}, which is more than the server it runs on has. It goes on with {kept}.")
+    RESIZE_DEFERRED = Row(_ROOM, False, _TEACHER,
         "The lab asks for {asked}, for which the server it runs on has no room at the moment. It goes on with"
-        " {kept}; please ask again later.",
-    )  # fmt: skip
-    RESIZE_BELOW_USE = _Row(
-        _INVALID, False, _TEACHER,
+        " {kept}; please ask again later.")
+    RESIZE_BELOW_USE = Row(_INVALID, False, _TEACHER,
         "The lab asks for {asked}, but uses more memory already. It goes on with {kept}; ask for more, or end"
-        " programs in the lab.",
-    )  # fmt: skip
-    RESIZE_REFUSED = _Row(
-        _INVALID, False, _ADMIN,
+        " programs in the lab.")
+    RESIZE_REFUSED = Row(_INVALID, False, _ADMIN,
         "The cluster refuses {asked} for this lab. It goes on with {kept}; the administrator must correct the"
-        " limits.",
-    )  # fmt: skip
-    RESIZE_STUCK = _Row(
-        _ROOM, False, _ADMIN,
+        " limits.")
+    RESIZE_STUCK = Row(_ROOM, False, _ADMIN,
         "The server this lab runs on did not give it {asked} in time. It goes on with {kept}; the"
-        " administrator must look at it.",
-    )  # fmt: skip
+        " administrator must look at it.")
     # Not begun.
-    CANCELLED = _Row(_INVALID, False, _NOBODY, "The task was cancelled.")
-    EXPIRED = _Row(
-        _ROOM, False, _NOBODY,
-        "The request expired before it could be performed. Please send it again.",
-    )  # fmt: skip
+    CANCELLED = Row(_INVALID, False, _NOBODY, "The task was cancelled.")
+    EXPIRED = Row(_ROOM, False, _NOBODY,
+        "The request expired before it could be performed. Please send it again.")
     # The cleanup.
-    NEVER_STARTED = _Row(
-        _ROOM, False, _ADMIN,
+    NEVER_STARTED = Row(_ROOM, False, _ADMIN,
         "This lab could not be started within {minutes} minutes. Please start it again; the administrator"
-        " must look at why.",
-    )  # fmt: skip
-    CLOCKS_DIFFER = _Row(
-        _INVALID, False, _ADMIN,
-        "Nothing was done, because {problem}. The administrator must correct the clock that is wrong.",
-    )  # fmt: skip
+        " must look at why.")
+    CLOCKS_DIFFER = Row(_INVALID, False, _ADMIN,
+        "Nothing was done, because {problem}. The administrator must correct the clock that is wrong.")
     # A lab that is no longer what its row says (jobs.verify).
-    REQUEST_LOST = _Row(
-        _NETWORK, False, _ADMIN,
-        "The request for this lab was lost. Please start it again.",
-    )  # fmt: skip
-    POD_GONE = _Row(
-        _ROOM, False, _ADMIN,
-        "This lab is gone from the cluster. Please start it again.",
-    )  # fmt: skip
-    OBJECT_GONE = _Row(
-        _ROOM, False, _ADMIN,
-        "A part of this lab was gone from the cluster, so the lab was ended. Please start it again.",
-    )  # fmt: skip
+    REQUEST_LOST = Row(_NETWORK, False, _ADMIN,
+        "The request for this lab was lost. Please start it again.")
+    POD_GONE = Row(_ROOM, False, _ADMIN,
+        "This lab is gone from the cluster. Please start it again.")
+    OBJECT_GONE = Row(_ROOM, False, _ADMIN,
+        "A part of this lab was gone from the cluster, so the lab was ended. Please start it again.")
 
     # A lab that could be used, and cannot any more (jobs.checks.health).
-    POD_EVICTED = _Row(
-        _ROOM, False, _ADMIN,
-        "The server had no room for this lab any more and ended it. Please start it again.",
-    )  # fmt: skip
-    NODE_AWAY = _Row(
-        _NETWORK, False, _ADMIN,
-        "The server that this lab was on does not answer any more. Please start it again.",
-    )  # fmt: skip
-    PROGRAM_ENDED = _Row(
-        _IMAGE, False, _TEACHER,
+    POD_EVICTED = Row(_ROOM, False, _ADMIN,
+        "The server had no room for this lab any more and ended it. Please start it again.")
+    NODE_AWAY = Row(_NETWORK, False, _ADMIN,
+        "The server that this lab was on does not answer any more. Please start it again.")
+    PROGRAM_ENDED = Row(_IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab has ended. Please start the lab again; if it happens'
-        " again, the teacher must correct the image.",
-    )  # fmt: skip
-    PROGRAM_CRASHES = _Row(
-        _IMAGE, False, _TEACHER,
+        " again, the teacher must correct the image.")
+    PROGRAM_CRASHES = Row(_IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab ends again and again. The teacher must correct the'
-        " image.",
-    )  # fmt: skip
-    STOPPED_ANSWERING = _Row(
-        _IMAGE, False, _TEACHER,
+        " image.")
+    STOPPED_ANSWERING = Row(_IMAGE, False, _TEACHER,
         'The program in the image "{image}" of this lab does not answer any more. Please start the lab again;'
-        " if it happens again, the teacher must correct the image.",
-    )  # fmt: skip
+        " if it happens again, the teacher must correct the image.")
 
     # A periodic task that does not believe what it sees (jobs.checks).
-    TOO_MANY_AT_ONCE = _Row(
-        _INVALID, False, _ADMIN,
-        "Nothing was done, because {problem}. The administrator must look, and may repeat it with force.",
-    )  # fmt: skip
-
-    @property
-    def cause(self) -> str:
-        """The row's name as ledger, notifications and log write it."""
-        return self.name.lower()
-
-    @property
-    def category(self) -> Category:
-        """The category of the specification."""
-        return self.value.category
-
-    @property
-    def retry(self) -> bool:
-        """True: another attempt may succeed."""
-        return self.value.retry
-
-    @property
-    def told(self) -> Audience:
-        """Who is told once it is final."""
-        return self.value.told
-
-    def error(self, *, evidence: str = "", **values: Any) -> JobError:
-        """Return the error to raise; `values` fill the sentence."""
-        sentence = self.value.sentence.format(**values)
-        if self.retry:
-            return TransientError(self, sentence + _AGAIN, evidence=evidence)
-        return PermanentError(self, sentence, evidence=evidence)
+    TOO_MANY_AT_ONCE = Row(_INVALID, False, _ADMIN,
+        "Nothing was done, because {problem}. The administrator must look, and may repeat it with force.")
+# fmt: on
 
 
 #: Failures of the message itself: nothing was begun.
@@ -338,5 +201,5 @@ def given_up(error: TransientError, attempts: int, what_next: str) -> PermanentE
     """Return the error of a task that failed in its last attempt; `what_next` is a part of its sentence."""
     times = "once" if attempts == 1 else f"{attempts} times"
     ending = f". It was tried {times}. {what_next}; the administrator must look at it."
-    sentence = error.sentence.removesuffix(_AGAIN) + ending
+    sentence = error.sentence.removesuffix(AGAIN) + ending
     return PermanentError(error.failure, sentence, evidence=error.evidence)

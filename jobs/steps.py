@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from jobs.database.ledger import TaskRunRecord
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -17,13 +14,20 @@ logger = logging.getLogger(__name__)
 observers: list[Callable[[str], None]] = []
 
 
+class Run(Protocol):
+    """The part of jobs.database.ledger.TaskRunRecord that a step is noted in."""
+
+    claimed_monotonic: float
+    details: dict[str, Any]
+
+
 def reached(step: str) -> None:
     """Tell the observers where the container is."""
     for observer in observers:
         observer(step)
 
 
-def mark(record: TaskRunRecord, step: str) -> None:
+def mark(record: Run, step: str) -> None:
     """Note that a step is done."""
     elapsed_s = round(time.monotonic() - record.claimed_monotonic, 3)
     record.details.setdefault("steps", {})[step] = elapsed_s

@@ -1,8 +1,8 @@
-"""What a Pod is good for, and which failure it is the sign of: while its lab starts, and while it runs.
+"""Judge a Pod: what it is good for, and which failure it shows, while its lab starts and while it runs.
 
-Pure functions on what the API server says. A lab that starts is judged by jobs.cluster.lab_objects, one that runs by
-the health check, and the list of all Pods by jobs.verify. Container waiting reasons are the kubelet's
-(pkg/kubelet/images/types.go and pkg/kubelet/container/sync_result.go).
+Pure functions on what the API server says, called by jobs.cluster.lab_objects for a lab that starts, by the
+health check for one that runs, and by jobs.verify for the list of all Pods. Container waiting reasons are the
+kubelet's (pkg/kubelet/images/types.go and pkg/kubelet/container/sync_result.go).
 """
 
 from __future__ import annotations

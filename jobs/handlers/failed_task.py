@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dispatcher.message.envelope import TaskMessage
 from jobs.container.consumer import Delivery
 from jobs.database.ledger import Ending
-from jobs.errors import JobError
+from jobs.errors import FailureRow, JobError
 from jobs.failures import REVOKED, Failure
 from jobs.handlers.context import TaskContext
 
@@ -76,7 +76,7 @@ class FailedTask:
             dead_letter = self.leaves_dead_letter(error.failure)
         return FailureOutcome(error=error, dead_letter=dead_letter)
 
-    def leaves_dead_letter(self, _failure: Failure) -> bool:
+    def leaves_dead_letter(self, _failure: FailureRow) -> bool:
         """Tell whether somebody has to look at the message, or may want to requeue it."""
         return True
 

@@ -23,7 +23,7 @@ from jobs.config.naming import Whose, lab_object_name
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import TaskRunRecord, find_dead_letter
-from jobs.errors import JobError
+from jobs.errors import FailureRow, JobError
 from jobs.failures import NO_REQUEST, Failure, as_recorded
 from jobs.handlers.failed_task import FailedTask, FailureOutcome
 
@@ -75,7 +75,7 @@ class FailedCreate(FailedTask):
         self.context.record.details["objects_kept_s"] = keep_s
         return replace(outcome, keep_objects_s=keep_s)
 
-    def leaves_dead_letter(self, failure: Failure) -> bool:
+    def leaves_dead_letter(self, failure: FailureRow) -> bool:
         # Otherwise the lab says why it failed. What is given up after several attempts can be requeued.
         return failure.retry or failure in _ABOUT_MESSAGE
 

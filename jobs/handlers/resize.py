@@ -19,7 +19,7 @@ from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
 from jobs.database.lab_rows import LabState
 from jobs.database.ledger import Ending, has_succeeded
-from jobs.errors import JobError, PermanentError, TransientError
+from jobs.errors import FailureRow, JobError, PermanentError, TransientError
 from jobs.failures import NO_REQUEST, Failure
 from jobs.handlers.context import TaskContext
 from jobs.handlers.failed_task import FailedTask, FailureOutcome
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: Seconds for which the node is waited for when a change is undone.
 UNDO_S = 30.0
 #: What the API server says to a change -> what it is for a lab that runs.
-_REFUSALS = {
+_REFUSALS: dict[FailureRow, Failure] = {
     Failure.QUOTA_EXCEEDED: Failure.RESIZE_OVER_QUOTA,
     Failure.CLUSTER_REFUSES_LAB: Failure.RESIZE_REFUSED,
 }
@@ -80,7 +80,7 @@ class FailedResize(FailedTask):
 
     what_next = "The lab goes on as it was"
 
-    def leaves_dead_letter(self, failure: Failure) -> bool:
+    def leaves_dead_letter(self, failure: FailureRow) -> bool:
         # Nothing is wrong but what was asked for; whoever waits for the task reads that.
         return failure.told is not Audience.TEACHER
 
