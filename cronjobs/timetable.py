@@ -19,8 +19,8 @@ from jobs.config.settings_document import (
     FLAG,
     QUANTITY,
     Problem,
+    Rule,
     in_words,
-    leaf,
     mapping_of,
     one_of,
     parsed,
@@ -72,7 +72,7 @@ def _is_setting(value: Any) -> bool:
 _ZONES = "Etc/UTC and Europe/Moscow"
 _ZONE = parsed(f"a name of the tz database, such as {_ZONES}", _check_zone)
 _CRON = parsed('five cron fields or a macro, as text such as "*/5 * * * *" or @hourly', parse_cron)
-_SUSPENDED = leaf(
+_SUSPENDED = Rule(
     "true or false", {"type": ["boolean", "null"]}, lambda value: type(value) in (bool, type(None))
 )
 _PART = record({"cpu": QUANTITY, "memory": QUANTITY})
@@ -80,7 +80,7 @@ _RESOURCES = record({"requests": _PART, "limits": _PART})
 _OPTIONS = mapping_of(one_of("dry_run", "force"), FLAG, "a mapping of dry_run and force to true or false")
 _ENV = mapping_of(
     one_of(*OVERRIDABLE),
-    leaf("a text of one line", {"type": "string", "minLength": 1}, _is_setting),
+    Rule("a text of one line", {"type": "string", "minLength": 1}, _is_setting),
     f"a mapping of {', '.join(OVERRIDABLE)} to texts",
 )
 

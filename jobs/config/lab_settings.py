@@ -13,7 +13,7 @@ from dispatcher.tasks import MAX_ID, CreateLabPod, is_id
 from jobs.config.settings_document import (
     QUANTITY,
     Problem,
-    leaf,
+    Rule,
     list_of,
     mapping_of,
     parse_document,
@@ -34,15 +34,15 @@ def _check_url(text: str) -> None:
         raise ValueError(f"allowed placeholders are {', '.join(_PLACEHOLDERS)} ({exc!r})") from exc
 
 
-_TEXT = leaf("text", {"type": "string"}, lambda value: isinstance(value, str))
-_RATIO = leaf(
+_TEXT = Rule("text", {"type": "string"}, lambda value: isinstance(value, str))
+_RATIO = Rule(
     "a number above 0 and at most 1",
     {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     lambda value: type(value) in (int, float) and 0 < value <= 1,
 )
 _RESOURCES = record(dict.fromkeys(RESOURCES, QUANTITY))
 _MOST = record(dict.fromkeys(RESOURCES, QUANTITY), least=1)
-_LAB_ID = leaf("a lab_id, an integer above 0", {"pattern": "^[1-9][0-9]*$"}, is_id)
+_LAB_ID = Rule("a lab_id, an integer above 0", {"pattern": "^[1-9][0-9]*$"}, is_id)
 _LAB_IDS = list_of(whole(1, MAX_ID), "a list of lab_ids, integers above 0")
 _LABS = mapping_of(_LAB_ID, record({"max_resources": _MOST}), "a mapping of lab_ids to {max_resources}")
 _COURSES = mapping_of(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any
 
-from jobs.config.settings_document import Problem, leaf, list_of, one_of, parse_document, whole
+from jobs.config.settings_document import Problem, Rule, list_of, one_of, parse_document, whole
 
 #: Causes of jobs.failures for which a lab can be started again: what took its Pod away was not the lab.
 RESTARTABLE = ("pod_gone", "pod_evicted", "node_away")
@@ -18,12 +18,12 @@ def _is_falling(value: Any) -> bool:
     return minutes and all(a > b for a, b in pairwise(value))
 
 
-_SHARE = leaf(
+_SHARE = Rule(
     "a number from 0 to 1",
     {"type": "number", "minimum": 0, "maximum": 1},
     lambda value: type(value) in (int, float) and 0 <= value <= 1,
 )
-_WARNINGS = leaf(
+_WARNINGS = Rule(
     "a list of minutes from 1440 to 1, each less than the one before",
     {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 1440}},
     _is_falling,

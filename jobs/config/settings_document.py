@@ -1,4 +1,4 @@
-"""Settings that operators edit: YAML documents whose keys are the fields of a dataclass.
+"""Check settings that operators edit: YAML documents whose keys are the fields of a dataclass.
 
 A field says once what it may be, by a Rule in its annotation, and what it means, by its comment. From that
 come the check of a document, which names every problem with its key and line, and what docs/ has of it: JSON
@@ -24,11 +24,24 @@ Problem = tuple[tuple[Any, ...], str]
 
 
 class Rule(NamedTuple):
-    """What a value may be: in words, as JSON Schema, and as a check that returns all problems."""
+    """What a value may be, in words, as JSON Schema and as a check, and the rules of its parts."""
 
     allowed: str
     schema: Mapping[str, Any]
-    check: Callable[[Any], Iterable[Problem]]
+    #: True for a value that is allowed, as far as its parts do not matter; a ValueError says what is wrong.
+    fits: Callable[[Any], bool]
+    #: The parts of a value that fits: key, value, and rule.
+    parts: Callable[[Any], Iterable[tuple[Any, Any, Rule]]] = lambda _value: ()
+
+    def problems(self, value: Any) -> list[Problem]:
+        """Return all that is wrong with a value."""
+        try:
+            if not self.fits(value):
+                return [((), f"{_short(repr(value), 80)} is not allowed; it must be {self.allowed}")]
+        except ValueError as exc:
+            return [((), _short(str(exc), 300))]
+        parts = self.parts(value)
+        return [((key, *keys), text) for key, part, rule in parts for keys, text in rule.problems(part)]
 
 
 class Document(Protocol):
@@ -42,99 +55,78 @@ class Document(Protocol):
 D = TypeVar("D", bound=Document)
 
 
-def leaf(allowed: str, schema: Mapping[str, Any], fits: Callable[[Any], bool]) -> Rule:
-    """Return the rule of a value that fits, or does not, as a whole."""
-
-    def check(value: Any) -> Iterable[Problem]:
-        return () if fits(value) else (((), _refused(value, allowed)),)
-
-    return Rule(allowed, schema, check)
-
-
 def whole(least: int, most: int) -> Rule:
     """Return the rule of an integer."""
-
-    def fits(value: Any) -> bool:
-        return type(value) is int and least <= value <= most
-
     schema = {"type": "integer", "minimum": least, "maximum": most}
-    return leaf(f"an integer from {least} to {most}", schema, fits)
+    return Rule(
+        f"an integer from {least} to {most}",
+        schema,
+        lambda value: type(value) is int and least <= value <= most,
+    )
 
 
 def one_of(*words: str) -> Rule:
     """Return the rule of one of several words."""
-    return leaf(f"one of {', '.join(words)}", {"enum": [*words]}, lambda value: value in words)
+    return Rule(f"one of {', '.join(words)}", {"enum": [*words]}, lambda value: value in words)
 
 
-def parsed(allowed: str, parse: Callable[[str], object], **schema: Any) -> Rule:
+def parsed(allowed: str, parse: Callable[[str], object]) -> Rule:
     """Return the rule of a text that `parse` takes, which says of another what is wrong by a ValueError."""
 
-    def check(value: Any) -> Iterable[Problem]:
-        if not isinstance(value, str):
-            return (((), _refused(value, allowed)),)
-        try:
+    def fits(value: Any) -> bool:
+        if isinstance(value, str):
             parse(value)
-        except ValueError as exc:
-            return (((), _short(str(exc), 300)),)
-        return ()
+        return isinstance(value, str)
 
-    return Rule(allowed, {"type": "string", **schema}, check)
+    return Rule(allowed, {"type": "string"}, fits)
 
 
 def list_of(item: Rule, allowed: str, *, least: int = 0) -> Rule:
     """Return the rule of a list."""
-
-    def check(value: Any) -> Iterable[Problem]:
-        if not isinstance(value, list) or len(value) < least:
-            return (((), _refused(value, allowed)),)
-        return [((at, *keys), text) for at, one in enumerate(value) for keys, text in item.check(one)]
-
-    return Rule(allowed, {"type": "array", "items": item.schema, "minItems": least}, check)
+    return Rule(
+        allowed,
+        {"type": "array", "items": item.schema, "minItems": least},
+        lambda value: isinstance(value, list) and len(value) >= least,
+        lambda value: ((at, part, item) for at, part in enumerate(value)),
+    )
 
 
 def record(rules: Mapping[str, Rule], *, least: int | None = None) -> Rule:
     """Return the rule of a mapping with exactly these keys, or with at least so many of them."""
-    names = ", ".join(rules)
-    allowed = f"a mapping with exactly {names}" if least is None else f"a mapping with one or more of {names}"
-
-    def check(value: Any) -> Iterable[Problem]:
-        known = isinstance(value, dict) and set(value) <= set(rules)
-        if not known or len(value) < (len(rules) if least is None else least):
-            return (((), _refused(value, allowed)),)
-        return [((key, *keys), text) for key, one in value.items() for keys, text in rules[key].check(one)]
-
+    names, fewest = ", ".join(rules), len(rules) if least is None else least
     schema = {
         "type": "object",
         "properties": {key: rule.schema for key, rule in rules.items()},
         "additionalProperties": False,
         **({"required": [*rules]} if least is None else {"minProperties": least}),
     }
-    return Rule(allowed, schema, check)
+    return Rule(
+        f"a mapping with exactly {names}" if least is None else f"a mapping with one or more of {names}",
+        schema,
+        lambda value: isinstance(value, dict) and set(value) <= set(rules) and len(value) >= fewest,
+        lambda value: ((key, part, rules[key]) for key, part in value.items()),
+    )
 
 
 def mapping_of(name: Rule, content: Rule, allowed: str) -> Rule:
     """Return the rule of a mapping with names that are chosen freely."""
-
-    def check(value: Any) -> Iterable[Problem]:
-        if not isinstance(value, dict):
-            return (((), _refused(value, allowed)),)
-        return [
-            ((key, *keys), text)
-            for key, one in value.items()
-            for keys, text in (*name.check(key), *content.check(one))
-        ]
-
-    schema = {"type": "object", "propertyNames": name.schema, "additionalProperties": content.schema}
-    return Rule(allowed, schema, check)
+    return Rule(
+        allowed,
+        {"type": "object", "propertyNames": name.schema, "additionalProperties": content.schema},
+        lambda value: isinstance(value, dict),
+        lambda value: (
+            part for key, one in value.items() for part in ((key, key, name), (key, one, content))
+        ),
+    )
 
 
-def _more_than_nothing(text: str) -> None:
+def _check_quantity(text: str) -> None:
     if parse_quantity(text) <= 0:
         raise ValueError(f"{text!r} is not allowed; it must be > 0")
 
 
-FLAG = leaf("true or false", {"type": "boolean"}, lambda value: type(value) is bool)
-QUANTITY = parsed('a quantity as text, such as "2" or 512Mi', _more_than_nothing)
+FLAG = Rule("true or false", {"type": "boolean"}, lambda value: type(value) is bool)
+QUANTITY = parsed('a quantity as text, such as "2" or 512Mi', _check_quantity)
 
 
 @cache
@@ -158,21 +150,26 @@ def problems_of(kind: type[Document], document: Mapping[Any, Any]) -> list[Probl
     rules, values, problems = rules_of(kind), {**defaults_of(kind), **document}, list[Problem]()
     for key, value in {**values}.items():
         if key not in rules:
-            problems.append(((key,), f"unknown key; allowed are {', '.join(rules)}"))
+            found: list[Problem] = [((), f"unknown key; allowed are {', '.join(rules)}")]
         elif value is MISSING:
-            problems.append(((key,), "is missing"))
-        elif key in document and (found := list(rules[key].check(value))):
-            problems += [((key, *keys), text) for keys, text in found]
+            found = [((), "is missing")]
         else:
-            continue
-        del values[key]
+            found = rules[key].problems(value) if key in document else []
+        if found:
+            problems += [((key, *keys), text) for keys, text in found]
+            del values[key]
     return [*problems, *kind.conflicts(values)]
 
 
-def in_words(problems: Iterable[Problem], root: yaml.Node | None) -> list[str]:
-    """Return the problems with their keys, and their lines in the document of this node."""
+def in_words(problems: Iterable[Problem], root: yaml.Node | None) -> Iterator[str]:
+    """Yield the problems with their keys, and their lines in the document of this node."""
     lines = dict(_lines(root))
-    return [f"{_dotted(keys)}: {text}{_line(lines, keys)}" for keys, text in problems]
+    for keys, text in problems:
+        path = tuple(map(str, keys))
+        while path and path not in lines:
+            path = path[:-1]
+        where = f" (line {lines[path]})" if path else ""
+        yield f"{'.'.join(_short(str(key), 80) for key in keys)}: {text}{where}"
 
 
 def parse_document(kind: type[D], name: str, content: bytes) -> D:
@@ -185,16 +182,8 @@ def parse_document(kind: type[D], name: str, content: bytes) -> D:
     return kind(**document)
 
 
-def _refused(value: object, allowed: str) -> str:
-    return f"{_short(repr(value), 80)} is not allowed; it must be {allowed}"
-
-
 def _short(text: str, limit: int) -> str:
     return cut(printable(text[: limit + 1]), limit)
-
-
-def _dotted(keys: tuple[Any, ...]) -> str:
-    return ".".join(_short(str(key), 80) for key in keys)
 
 
 def _lines(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -203,9 +192,3 @@ def _lines(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tupl
         keys = (*above, str(key.value))
         yield keys, key.start_mark.line + 1
         yield from _lines(value, keys)
-
-
-def _line(lines: Mapping[tuple[str, ...], int], keys: tuple[Any, ...]) -> str:
-    path = tuple(map(str, keys))
-    found = (lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines)
-    return f" (line {line})" if (line := next(found, None)) else ""
