@@ -32,8 +32,8 @@ from jobs import logs
 from jobs.config.environment import JobSettings
 from jobs.container.consumer import ChannelLost, Consumer, Delivery, Settlement
 from jobs.container.readiness import announce_claim
-from jobs.retry import through_blips
 from jobs.steps import reached
+from jobs.waiting import through_blips
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69

@@ -18,7 +18,7 @@ import urllib3
 
 from jobs.cluster.access import ClusterAccess
 from jobs.failures import Failure
-from jobs.retry import through_blips
+from jobs.waiting import through_blips
 
 FIELD_MANAGER = "autolabs-jobs"
 _STRICT = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"})

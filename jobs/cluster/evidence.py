@@ -1,19 +1,21 @@
-"""Gather what is seen of a lab that failed, before its objects go: Pod, containers, events, log.
+"""Gather what is seen of a lab that failed, and post a Kubernetes Event that says why it failed.
 
-It takes at most PATIENCE_S seconds, each answer of the API server is read to a limit, and no trouble here
-becomes the task's: what is not to be had is a note beside the rest.
+jobs.handlers.give_up and the health check call this before the lab's objects go. It takes seconds at most,
+answers of the API server are read to a limit, and no trouble here becomes the task's: what is not to be had
+is a note beside the rest. The lab's row and the ledger are the truth.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
-from jobs.bounded import within
+from dispatcher.text import printable
 from jobs.cluster.client import ApiError, Cluster, Manifest
-from jobs.cluster.lab_event import COMPONENT
 from jobs.cluster.pod_facts import (
     LOG_LINES,
     Seen,
@@ -25,16 +27,25 @@ from jobs.cluster.pod_facts import (
     short,
 )
 from jobs.config.naming import belongs_to_lab, lab_selector
+from jobs.errors import JobError
+from jobs.waiting import within
 
-#: Seconds that the task waits for all of it, and for each answer.
+logger = logging.getLogger(__name__)
+
+COMPONENT = "autolabs-jobs"
+#: Seconds that the task waits for all evidence, and for each answer.
 PATIENCE_S = 2.0
 _ANSWER_S = 1.0
+#: Seconds that the task waits for the Event.
+EVENT_PATIENCE_S = 1.0
 #: Bytes that are read at most.
 _POD_LIMIT, _EVENTS_LIMIT, _LOG_LIMIT = 1 << 22, 1 << 19, 1 << 16
+#: Longest message of an Event, in bytes (k8s.io/kubernetes/pkg/apis/core/validation, NoteLengthLimit).
+_MESSAGE = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Evidence:
     """What was seen of a lab."""
 
     #: For the ledger.
@@ -47,41 +58,34 @@ class Sight:
 
 def collect(
     connect: Callable[[], Cluster], namespace: str, lab_instance_id: int, *, pod_name: str | None
-) -> Sight:
+) -> Evidence:
     """Return what is seen of the lab.
 
     `connect` is called in another thread; by `pod_name` the events of a Pod that is gone are found.
     """
-    lookers: list[_Look] = []
-
-    def look() -> None:
-        lookers.append(_Look(connect(), namespace, lab_instance_id))
-        lookers[0].gather(pod_name)
-
-    note = ""
+    look, note = _Look(connect, namespace, lab_instance_id), ""
     try:
-        within(PATIENCE_S, look)
+        within(PATIENCE_S, lambda: look.gather(pod_name))
     except Exception as exc:  # no trouble here may become the task's
         note = f"not all could be read: {short(exc)}"
-    if not lookers:
-        return Sight({"note": note})
     # A copy, because a thread that is late goes on writing.
-    seen = dict(lookers[0].seen)
-    pod = lookers[0].pod
-    return Sight(bounded({**seen, "note": note} if note else seen), pod, pod is not None or not note)
+    seen = dict(look.seen)
+    pod = look.pod
+    return Evidence(bounded({**seen, "note": note} if note else seen), pod, pod is not None or not note)
 
 
 class _Look:
     """One look at one lab; `seen` has what there is so far."""
 
-    def __init__(self, cluster: Cluster, namespace: str, lab_instance_id: int) -> None:
-        self._cluster = cluster
+    def __init__(self, connect: Callable[[], Cluster], namespace: str, lab_instance_id: int) -> None:
+        self._connect = connect
         self._core = f"/api/v1/namespaces/{namespace}"
         self._lab_instance_id = lab_instance_id
         self.seen: Seen = {}
         self.pod: Manifest | None = None
 
     def gather(self, pod_name: str | None) -> None:
+        self._cluster = self._connect()
         pod = self._find_pod()
         if pod is None:
             self.seen["note"] = "the lab had no Pod"
@@ -138,3 +142,43 @@ class _Look:
             f"{self._core}/{collection}", limit=limit, timeout_s=_ANSWER_S, **query
         )
         return [item for item in json.loads(text).get("items") or [] if isinstance(item, dict)]
+
+
+def event_reason(cause: str) -> str:
+    """Return the reason of a cause in the way of Kubernetes: image_not_loadable -> LabImageNotLoadable."""
+    return "Lab" + "".join(word.capitalize() for word in cause.split("_"))
+
+
+def make_event(error: JobError, *, namespace: str, pod_name: str, pod_uid: str | None) -> Manifest:
+    """Return the Event of a failed lab."""
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    pod = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": pod_name}
+    cause = error.failure.cause
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"namespace": namespace, "name": f"{pod_name}.{cause.replace('_', '-')}"},
+        "involvedObject": pod | ({"uid": pod_uid} if pod_uid else {}),
+        "type": "Warning",
+        "reason": event_reason(cause),
+        "message": printable(error.sentence).encode()[:_MESSAGE].decode(errors="ignore"),
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+
+
+def post_event(cluster: Cluster, event: Manifest) -> None:
+    """Create the Event unless it is there; trouble is a warning in the log."""
+    path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
+    extra = {"action": "event_posted", "reason": event["reason"], "event": event["metadata"]["name"]}
+    try:
+        patience_s = EVENT_PATIENCE_S
+        created = within(patience_s, lambda: cluster.create_once(path, event, timeout_s=patience_s))
+    except Exception as exc:  # no trouble here may become the task's
+        extra["action"] = "event_missed"
+        logger.warning("no Kubernetes Event says that the lab failed: %s", exc, extra=extra)
+        return
+    logger.info("Kubernetes Event %s", "posted" if created else "was there already", extra=extra)

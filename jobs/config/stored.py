@@ -1,7 +1,7 @@
 """Templates and settings in the object store: read at each task, uploaded by the setup step.
 
-`python -m jobs.config.stored upload` puts the defaults of this release where nothing is yet, and in place of those
-of an earlier release that nobody changed.
+`python -m jobs.config.stored upload` puts the defaults of this release where nothing is yet, and in place of
+those of an earlier release that nobody changed.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import psycopg2.errors
 import psycopg2.extensions
 
 from jobs.failures import Failure
-from jobs.retry import through_blips
+from jobs.waiting import through_blips
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

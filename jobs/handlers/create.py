@@ -7,7 +7,6 @@ import logging
 from dispatcher.tasks import CreateLabPod, payload_kwargs
 from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabGone
-from jobs.cluster.reachability import wait_answers
 from jobs.config import naming
 from jobs.config.manifests import LabManifests, make_lab_manifests
 from jobs.database.lab_rows import LabState
@@ -18,6 +17,7 @@ from jobs.failures import Failure, objects_left
 from jobs.handlers.connection_url import connection_url
 from jobs.handlers.context import TaskContext
 from jobs.steps import mark, reached
+from jobs.waiting import wait_answers
 
 logger = logging.getLogger(__name__)
 

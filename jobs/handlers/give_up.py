@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dispatcher import tasks
 from dispatcher.errors import InvalidTask
 from dispatcher.message.envelope import TaskMessage
-from jobs.cluster import evidence, lab_event
+from jobs.cluster import evidence
 from jobs.cluster.lab_objects import LabObjects
 from jobs.cluster.pod_facts import summary
 from jobs.config.naming import Whose, lab_object_name
@@ -43,7 +43,7 @@ class FailedCreate(FailedTask):
     """A create that failed: its lab becomes FAILED, or STOPPED if the create was cancelled."""
 
     #: What was seen of the lab.
-    _sight = evidence.Sight({})
+    _sight = evidence.Evidence({})
     #: True: this run made the lab FAILED or STOPPED, so that all its objects are to go.
     _is_ours = False
 
@@ -107,13 +107,13 @@ class FailedCreate(FailedTask):
         # A cluster that did not answer is not waited for twice.
         if name is None or not self._sight.answered:
             return
-        event = lab_event.make_event(
+        event = evidence.make_event(
             error,
             namespace=self.context.settings.namespace,
             pod_name=name,
             pod_uid=pod["metadata"]["uid"] if pod else None,
         )
-        lab_event.post_event(self.context.cluster, event)
+        evidence.post_event(self.context.cluster, event)
 
     def _read_keep_s(self) -> int:
         try:

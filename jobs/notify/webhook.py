@@ -19,8 +19,8 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.broker.topology import EVENTS_EXCHANGE
 from dispatcher.errors import PublishError
 from dispatcher.text import printable, scrubbed
-from jobs.bounded import TookTooLong, within
 from jobs.config.environment import WebhookSettings
+from jobs.waiting import TookTooLong, within
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from jobs.cluster.lab_objects import collections
 from jobs.cluster.pod_fields import condition
 from jobs.cluster.pod_status import listed_status
 from jobs.config.naming import MANAGED_BY
-from jobs.retry import through_blips
 from jobs.verify.inventory import LabObject
+from jobs.waiting import through_blips
 
 #: Objects per page: a page of Pods is parsed to about 10 MiB.
 PAGE = 250

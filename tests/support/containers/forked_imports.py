@@ -20,7 +20,6 @@ import jobs.checks.cleanup
 import jobs.checks.health
 import jobs.checks.sync
 import jobs.cluster.evidence
-import jobs.cluster.lab_event
 import jobs.container.consumer
 import jobs.container.readiness
 import jobs.container.run_task

@@ -53,7 +53,7 @@ class PausingLabStore(LabStore):
         if fault == "away":
             raise Failure.DATABASE_AWAY.error(evidence="no answer")
         done = super()._on_connection(work)
-        if fault == "answer lost":  # which jobs.retry repeats
+        if fault == "answer lost":  # which jobs.waiting repeats
             done = super()._on_connection(work)
         return done
 

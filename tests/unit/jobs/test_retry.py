@@ -14,7 +14,7 @@ from dispatcher.message import envelope
 from dispatcher.settings import BrokerSettings
 from jobs.config.environment import RetrySettings
 from jobs.container.settle import MAX_RETRY_DELAY_S, publish_delayed, retry_delay_s
-from jobs.retry import through_blips
+from jobs.waiting import through_blips
 from tests.support.factories import make_task
 from tests.support.waiting import ends_within
 

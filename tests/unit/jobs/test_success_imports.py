@@ -8,11 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 ONLY_OF_FAILURES = {
-    "jobs.bounded",
     "jobs.notify.webhook",
     "jobs.cluster.evidence",
     "jobs.handlers.give_up",
-    "jobs.cluster.lab_event",
     "jobs.notify.notifications",
     "jobs.cluster.pod_facts",
 }

@@ -35,7 +35,7 @@ OWNERS = {
     "kubernetes": set(),
     "psycopg2": {"jobs/database/connection.py"},
     "redis": {"jobs/notify/redis_results.py"},
-    "tenacity": {"jobs/retry.py"},
+    "tenacity": {"jobs/waiting.py"},
     "kombu": {"dispatcher/celery_config.py"},
     "celery": set(),
 }

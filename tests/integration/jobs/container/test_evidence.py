@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
-from jobs.cluster.lab_event import COMPONENT
+from jobs.cluster.evidence import COMPONENT
 from jobs.cluster.pod_facts import LOG_LINES, MAX_BYTES
 from jobs.config.environment import RetrySettings
 from jobs.container.consumer import Settlement

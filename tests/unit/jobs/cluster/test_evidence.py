@@ -22,7 +22,7 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def look(connect: Callable[[], Cluster]) -> tuple[evidence.Sight, float]:
+def look(connect: Callable[[], Cluster]) -> tuple[evidence.Evidence, float]:
     started = time.monotonic()
     sight = evidence.collect(connect, "labs", 1, pod_name="lab-instance-1-x")
     return sight, time.monotonic() - started

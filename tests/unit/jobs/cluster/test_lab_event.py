@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from jobs.cluster import lab_event
+from jobs.cluster import evidence
 from jobs.cluster.access import ClusterAccess
 from jobs.cluster.client import Cluster
-from jobs.cluster.lab_event import event_reason, make_event, post_event
+from jobs.cluster.evidence import event_reason, make_event, post_event
 from jobs.cluster.pod_facts import MAX_BYTES, bounded
 from jobs.failures import Failure
 from tests.support.http_server import Answer, Request, ScriptedServer, scripted, status_object
@@ -59,7 +59,7 @@ def test_what_becomes_of_it_is_a_line_in_the_log(
 def test_a_server_that_hangs_is_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lab_event, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(evidence, "EVENT_PATIENCE_S", 0.1)
     released = threading.Event()
 
     def hang(_request: Request) -> Answer:
