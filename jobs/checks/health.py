@@ -20,8 +20,7 @@ from dispatcher.message.envelope import new_task_id
 from jobs.checks.refused import hour_of, tell_refused
 from jobs.checks.relay import relay
 from jobs.checks.running_labs import RunningLabs, Suspect, look_at_running_labs, refusal
-from jobs.cluster.api_failures import api_failure
-from jobs.cluster.client import ApiError, ApiUnavailable, Manifest
+from jobs.cluster.client import ApiError, ApiUnavailable, Manifest, api_failure
 from jobs.cluster.pod_facts import Seen, bounded, pod_facts
 from jobs.cluster.pod_fields import State
 from jobs.cluster.pod_status import running_status

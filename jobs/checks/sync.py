@@ -17,8 +17,7 @@ from dispatcher import tasks
 from dispatcher.failure_contract import Audience, EventType
 from jobs.checks.refused import tell_refused
 from jobs.checks.relay import relay
-from jobs.cluster.api_failures import api_failure
-from jobs.cluster.client import ApiError, ApiUnavailable
+from jobs.cluster.client import ApiError, ApiUnavailable, api_failure
 from jobs.database.connection import session_lock
 from jobs.database.notifications import News, add_news
 from jobs.errors import JobError

@@ -1,4 +1,4 @@
-"""The Kubernetes API as JSON over one kept connection pool.
+"""Call the Kubernetes API as JSON over one kept connection pool, and name the failure of an answer.
 
 The kubernetes package needs 270 ms and 66 MiB for the same five verbs; a container that serves one
 lab would spend more on its models than on the lab. The tests compare with the package.
@@ -7,16 +7,18 @@ lab would spend more on its models than on the lab. The tests compare with the p
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 from urllib.parse import urlencode
 
 import urllib3
 
 from jobs.cluster.access import ClusterAccess
+from jobs.config.naming import Manifest as Manifest  # callers take it from here
+from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.waiting import through_blips
 
@@ -29,15 +31,17 @@ _NO_SUCH_FIELD = "failed to create typed patch object"
 #: How RBAC refuses. An API server that begins refuses everybody until it has read the roles, a second or two,
 #: and may know no token until it has read the accounts.
 _RBAC_REFUSES = 'is forbidden: User "'
+#: Beginning of a 403 of RBAC, and of a quota. Admission (Pod Security, policies, limits) answers 403 too, and
+#: repeats what it objects to.
+_RBAC_SAYS_NO = r'[^"]*("[^"]*" )?is forbidden: User "[^"]*" cannot \w+ (resource|path)'
+_QUOTA_SAYS_NO = r'[^"]*("[^"]*" )?is forbidden: exceeded quota'
 #: How a quota refuses while others count against it, which a class that starts does: nothing was created
 #: (https://github.com/kubernetes/kubernetes/issues/67761).
 _QUOTA_CONFLICT = "Operation cannot be fulfilled on resourcequotas "
-#: Times that a list in pages may begin anew.
-_LISTS_ANEW = 3
-#: Bytes of an error that are read.
+#: Most times that a list in pages begins again.
+_MAX_RESTARTS = 3
+#: Longest part of an error that is read, in bytes.
 _STATUS_LIMIT = 20_000
-
-Manifest = dict[str, Any]
 
 
 def api_time(text: str | None) -> datetime | None:
@@ -68,7 +72,10 @@ class ApiUnavailable(Exception):
 
 
 class Cluster:
-    """Calls to the API server; paths are those of the API reference."""
+    """Calls to the API server; paths are those of the API reference.
+
+    Each may be repeated: create and apply name their object, delete its uid, patch its version.
+    """
 
     def __init__(self, access: ClusterAccess) -> None:
         try:
@@ -79,16 +86,10 @@ class Cluster:
             raise Failure.CERTIFICATES_INVALID.error(evidence=str(exc)) from exc
         self._access = access
         self._date = ""
-        self._pool = urllib3.PoolManager(
-            ssl_context=context,
-            maxsize=4,
-            retries=False,
-            timeout=urllib3.Timeout(connect=3, read=15),
-        )
+        self._pool = urllib3.PoolManager(ssl_context=context, maxsize=4, retries=False)
 
     @property
     def server(self) -> str:
-        """The URL of the API server."""
         return self._access.server
 
     @property
@@ -104,7 +105,6 @@ class Cluster:
         self._request("GET", "/version")
 
     def get(self, path: str) -> Manifest | None:
-        """Return an object, or None when there is none."""
         try:
             return self._request("GET", path)
         except ApiError as exc:
@@ -123,15 +123,15 @@ class Cluster:
         A list that takes longer than the server keeps its version (410, five minutes with etcd's defaults)
         begins anew: items may come twice, none is left out that was there all the time.
         """
-        token, begun_anew = "", 0
+        token, restarts = "", 0
         while True:
             page = {"limit": str(limit), **({"continue": token} if token else {}), **query}
             try:
                 answer = self._request("GET", f"{path}?{urlencode(page)}")
             except ApiError as exc:
-                if exc.status != 410 or begun_anew == _LISTS_ANEW:
+                if exc.status != 410 or restarts == _MAX_RESTARTS:
                     raise
-                token, begun_anew = "", begun_anew + 1
+                token, restarts = "", restarts + 1
                 continue
             yield answer.get("items", [])
             token = answer["metadata"].get("continue", "")
@@ -165,9 +165,7 @@ class Cluster:
             query["force"] = "true"
         if dry_run:
             query["dryRun"] = "All"
-        return self._request(
-            "PATCH", f"{path}?{urlencode(query)}", manifest, content_type="application/apply-patch+yaml"
-        )
+        return self._request("PATCH", f"{path}?{urlencode(query)}", manifest, "application/apply-patch+yaml")
 
     def patch(self, path: str, change: Manifest, *, strategic: bool = False) -> Manifest:
         """Merge a change into an object, lists by key if `strategic`.
@@ -176,7 +174,7 @@ class Cluster:
         by 409; so is a uid, by 422.
         """
         kind = "strategic-merge-patch" if strategic else "merge-patch"
-        return self._request("PATCH", f"{path}?{_STRICT}", change, content_type=f"application/{kind}+json")
+        return self._request("PATCH", f"{path}?{_STRICT}", change, f"application/{kind}+json")
 
     def delete(self, path: str, *, uid: str, grace_s: int | None) -> None:
         """Delete exactly the object with this uid; one that is gone or replaced counts as deleted."""
@@ -243,30 +241,23 @@ class Cluster:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(max(1, round(timeout_s))),
         }
-        response = self._open("GET", f"{path}?{urlencode(query)}", read_timeout_s=timeout_s + 5)
         try:
-            pending = b""
-            for chunk in response.stream(None):
-                *lines, pending = (pending + chunk).split(b"\n")
-                for line in lines:
-                    event = json.loads(line)
-                    yield event["type"], event["object"]
-        except (urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as exc:
+            for line in self.follow(path, timeout_s=timeout_s + 5, **query):
+                event = json.loads(line)
+                yield event["type"], event["object"]
+        except (ApiUnavailable, json.JSONDecodeError) as exc:
             raise ApiUnavailable(f"watch of {path} broke: {exc}") from exc
-        finally:
-            response.close()
 
     def _request(
         self,
         method: str,
         path: str,
         body: Manifest | None = None,
-        *,
         content_type: str = "application/json",
     ) -> Manifest:
         def once() -> Manifest:
             try:
-                response = self._open(method, path, body, content_type=content_type)
+                response = self._open(method, path, body, content_type)
             except ApiError as exc:
                 if exc.status == 401 or (exc.status == 403 and _RBAC_REFUSES in exc.message):
                     raise _AccessRefused(exc.status, exc.reason, exc.message) from exc
@@ -280,7 +271,6 @@ class Cluster:
             finally:
                 response.release_conn()
 
-        # Every call may be repeated: create and apply name their object, delete its uid, patch its version.
         blips = (ApiUnavailable, _AccessRefused, _QuotaConflict)
         return through_blips(once, on=blips, within_s=BLIP_S, what=f"{method} {path}")
 
@@ -289,7 +279,6 @@ class Cluster:
         method: str,
         path: str,
         body: Manifest | None = None,
-        *,
         content_type: str = "application/json",
         read_timeout_s: float = 15,
     ) -> urllib3.BaseHTTPResponse:
@@ -334,3 +323,21 @@ def _status(response: urllib3.BaseHTTPResponse) -> Manifest:
     if isinstance(status, dict):
         return status
     return {"reason": "", "message": text.decode(errors="replace")[:300]}
+
+
+def api_failure(error: ApiError | ApiUnavailable) -> JobError:
+    """Return the job's error for one of the API server.
+
+    Statuses are those of https://kubernetes.io/docs/reference/using-api/api-concepts/.
+    """
+    if isinstance(error, ApiUnavailable):
+        failure = Failure.CLUSTER_AWAY
+    elif error.status == 403 and re.match(_QUOTA_SAYS_NO, error.message):
+        failure = Failure.QUOTA_EXCEEDED
+    elif error.status == 409:
+        failure = Failure.CHANGED_MEANWHILE
+    elif error.status == 401 or (error.status == 403 and re.match(_RBAC_SAYS_NO, error.message)):
+        failure = Failure.CLUSTER_REFUSES_ACCESS
+    else:
+        failure = Failure.CLUSTER_REFUSES_LAB
+    return failure.error(evidence=str(error))

@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from jobs import steps
-from jobs.cluster.api_failures import api_failure
-from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest, api_failure
 from jobs.cluster.pod_fields import State, all_run, state_of
 from jobs.cluster.pod_status import late_status, starting_status
 from jobs.config import naming

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.tasks import CreateLabPod
-from jobs.cluster.client import Manifest
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
+from jobs.config.naming import Manifest
 from jobs.config.templates import fill, parse_documents, template_error
 
 POD_TEMPLATE = "manifests/lab-pod-template.yaml"

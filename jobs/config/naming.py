@@ -10,6 +10,8 @@ import re
 from typing import Any, NamedTuple
 
 MANAGED_BY = "autolabs-jobs"
+#: An object of the API, as JSON.
+Manifest = dict[str, Any]
 SPEC_HASH = "autolabs.io/spec-hash"
 _MAX_NAME = 63  # https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
 
@@ -59,7 +61,7 @@ def lab_selector(*lab_instance_ids: int) -> str:
     return f"{which},app.kubernetes.io/managed-by={MANAGED_BY}"
 
 
-def lab_of(manifest: dict[str, object]) -> str | None:
+def lab_of(manifest: Manifest) -> str | None:
     """Return the label of an object that names its lab; None for an object that we did not make."""
     metadata = manifest.get("metadata")
     labels = metadata.get("labels") if isinstance(metadata, dict) else None
@@ -68,12 +70,12 @@ def lab_of(manifest: dict[str, object]) -> str | None:
     return labels.get("lab_instance_id")
 
 
-def belongs_to_lab(manifest: dict[str, object], lab_instance_id: int) -> bool:
+def belongs_to_lab(manifest: Manifest, lab_instance_id: int) -> bool:
     """Tell whether an object carries our labels of this lab."""
     return lab_of(manifest) == str(lab_instance_id)
 
 
-def belongs_to(manifest: dict[str, Any], whose: Whose) -> bool:
+def belongs_to(manifest: Manifest, whose: Whose) -> bool:
     """Tell whether an object carries our labels of this lab instance, lab and student."""
     if lab_of(manifest) is None:
         return False

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cluster.api_failures import api_failure
-from jobs.cluster.client import ApiError
+from jobs.cluster.client import ApiError, api_failure
 from jobs.cluster.pod_status import late_status, starting_status
 from jobs.failures import Failure
 

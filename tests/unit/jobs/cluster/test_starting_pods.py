@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cluster.api_failures import api_failure
-from jobs.cluster.client import ApiError, ApiUnavailable
+from jobs.cluster.client import ApiError, ApiUnavailable, api_failure
 from jobs.cluster.pod_fields import State
 from jobs.cluster.pod_status import FATAL_WAITING, late_status, starting_status
 from jobs.errors import JobError
