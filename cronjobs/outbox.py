@@ -99,8 +99,8 @@ def _life_settings() -> LifeSettings:
 
 def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
     from jobs.database.notifications import waiting
+    from jobs.notify.notifications import Notifier
     from jobs.notify.notifications import sweep as deliver
-    from jobs.notify.webhook import Courier
 
     webhook = read_settings(os.environ, WebhookSettings.from_environment)
     labs = LabStore(settings.database_url, application_name="autolabs-notifications")
@@ -111,8 +111,8 @@ def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
                 named = {"action": "would_notify", "notification": found.id, "told": found.told}
                 logger.info("%s is not told yet, for %.0f s", found.told, found.age_s, extra=named)
             return
-        courier = Courier(publisher, webhook)
-        delivered, failed = deliver(labs, courier, timeout_s=NOTIFY_TIMEOUT_S)
+        notifier = Notifier(publisher, webhook)
+        delivered, failed = deliver(labs, notifier, timeout_s=NOTIFY_TIMEOUT_S)
         extra = {"action": "notifications_done", "delivered": delivered, "failed": failed}
         logger.info("notifications swept", extra=extra)
     except JobError as exc:

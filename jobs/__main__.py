@@ -251,15 +251,14 @@ class Container:
         if not connections.notifications:
             return
         try:
-            from jobs.notify.notifications import deliver_one
-            from jobs.notify.webhook import Courier
+            from jobs.notify.notifications import Notifier, deliver_one
 
-            courier = Courier(connections.publisher, connections.settings.webhook)
+            notifier = Notifier(connections.publisher, connections.settings.webhook)
             deadline = time.monotonic() + NOTIFY_S
             for notification_id in connections.notifications:
                 if self._stop.is_set() or time.monotonic() > deadline:
                     break
-                deliver_one(connections.labs, courier, notification_id)
+                deliver_one(connections.labs, notifier, notification_id)
         except Exception:
             logger.exception("notification is left to the sweep", extra={"action": "notification_left"})
 

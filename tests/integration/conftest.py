@@ -25,7 +25,7 @@ from jobs.config.environment import JobSettings
 from jobs.config.stored import upload_defaults
 from jobs.database.lab_store import LabStore
 from jobs.handlers.context import Connections
-from jobs.notify.webhook import Courier
+from jobs.notify.notifications import Notifier
 from tests.support.broker.celery_versions import VERSIONS, CeleryVersion, close_app
 from tests.support.broker.outbox import Arrivals
 from tests.support.broker.rabbitmq import Broker
@@ -39,7 +39,7 @@ from tests.support.http_server import ScriptedServer
 from tests.support.labs.cleaning import Cleaning
 from tests.support.labs.creates import LAST_TRY
 from tests.support.labs.health import Checking
-from tests.support.labs.notifying import Platform, make_courier, webhook_environ
+from tests.support.labs.notifying import Platform, make_notifier, webhook_environ
 from tests.support.labs.syncing import Sync
 from tests.support.labs.verifying import (  # noqa: F401
     Actions,
@@ -257,8 +257,8 @@ def platform(broker: Broker, database: Database, webhook: Receiver) -> Platform:
 
 
 @pytest.fixture
-def courier(publisher: Publisher, webhook: Receiver) -> Courier:
-    return make_courier(publisher, webhook)
+def notifier(publisher: Publisher, webhook: Receiver) -> Notifier:
+    return make_notifier(publisher, webhook)
 
 
 @pytest.fixture

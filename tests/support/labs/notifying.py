@@ -8,7 +8,7 @@ from typing import Any
 from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
 from jobs.config.environment import WebhookSettings
-from jobs.notify.webhook import Courier
+from jobs.notify.notifications import Notifier
 from tests.support.broker.rabbitmq import Broker
 from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs
@@ -56,8 +56,8 @@ class Platform:
         self.database.rows(statement, lab)
 
 
-def make_courier(publisher: Publisher, webhook: Receiver) -> Courier:
-    return Courier(publisher, WebhookSettings(webhook.url, (b"secret of the tests, 32 bytes ok",)))
+def make_notifier(publisher: Publisher, webhook: Receiver) -> Notifier:
+    return Notifier(publisher, WebhookSettings(webhook.url, (b"secret of the tests, 32 bytes ok",)))
 
 
 def webhook_environ(webhook: Receiver) -> dict[str, str]:

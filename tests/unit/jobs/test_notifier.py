@@ -1,4 +1,4 @@
-"""What goes wrong on the way to a webhook stays with the courier."""
+"""What goes wrong on the way to a webhook stays with the notifier."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from dispatcher.broker.publisher import Publisher
 from dispatcher.settings import BrokerSettings
 from jobs.config.environment import WebhookSettings
-from jobs.notify.webhook import Courier, post
+from jobs.notify.notifications import Notifier, post
 from tests.support.http_server import Answer, ScriptedServer
 
 KEYS = (b"secret of the tests, 32 bytes ok",)
@@ -35,7 +35,7 @@ def publisher() -> Publisher:
     ],
 )
 def test_no_url_is_worth_a_crash(publisher: Publisher, url: str) -> None:
-    problem = Courier(publisher, WebhookSettings(url, KEYS)).call("event-1", b"{}")
+    problem = Notifier(publisher, WebhookSettings(url, KEYS)).call("event-1", b"{}")
     assert problem is not None
     assert problem.said.startswith("webhook: ")
     assert problem.tried
@@ -43,35 +43,35 @@ def test_no_url_is_worth_a_crash(publisher: Publisher, url: str) -> None:
 
 
 def test_what_nobody_thought_of_is_no_crash_either(publisher: Publisher) -> None:
-    problem = Courier(publisher, WebhookSettings("http://127.0.0.1:9/", KEYS)).call("id\n\u4e16", b"{}")
+    problem = Notifier(publisher, WebhookSettings("http://127.0.0.1:9/", KEYS)).call("id\n\u4e16", b"{}")
     assert problem is not None
     assert problem.said == "webhook: it failed with UnicodeEncodeError"
 
 
 def test_a_webhook_that_fails_three_times_in_a_row_is_called_no_more(publisher: Publisher) -> None:
     with ScriptedServer(lambda _request: Answer(500 if len(server.requests) != 3 else 204, {})) as server:
-        courier = Courier(publisher, WebhookSettings(server.url, KEYS))
-        problems = [courier.call("event-1", b"{}") for _ in range(8)]
+        notifier = Notifier(publisher, WebhookSettings(server.url, KEYS))
+        problems = [notifier.call("event-1", b"{}") for _ in range(8)]
     tried = [None if problem is None else problem.tried for problem in problems]
     assert tried == [True, True, None, True, True, True, False, False]
     assert len(server.requests) == 6
-    assert not courier.is_shut, "the broker's events go on"
+    assert not notifier.is_shut, "the broker's events go on"
 
 
 def test_wrong_settings_are_an_error_in_the_log_and_call_nobody(
     publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
     webhook = WebhookSettings("http://host/", (), ("NOTIFY_WEBHOOK_SECRET: must be base64",))
-    courier = Courier(publisher, webhook)
+    notifier = Notifier(publisher, webhook)
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert "NOTIFY_WEBHOOK_SECRET: must be base64" in record.getMessage()
     for _ in range(4):
-        assert courier.call("event-1", b"{}") == (
+        assert notifier.call("event-1", b"{}") == (
             "webhook: NOTIFY_WEBHOOK_SECRET: must be base64",
             False,
         )
-    assert not courier.is_shut
+    assert not notifier.is_shut
 
 
 def test_user_and_password_of_the_url_are_sent_decoded() -> None:

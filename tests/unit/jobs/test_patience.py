@@ -11,8 +11,8 @@ import jobs.cluster.client
 import jobs.cluster.evidence
 import jobs.container.consumer
 import jobs.database.connection
+import jobs.notify.notifications
 import jobs.notify.redis_results
-import jobs.notify.webhook
 from console.explain import queue as explain_queue
 from dispatcher.outbox import relay_turns
 from jobs.cluster.lab_objects import GONE_TIMEOUT_S, LabObjects
@@ -24,7 +24,7 @@ SECONDS = {
     "a task waits for the API server": (jobs.cluster.client.BLIP_S, 8),
     "a spare too many looks around": (jobs.container.consumer._SURPLUS_LOOK_S, (5, 15)),
     "the broker takes note of a settlement": (jobs.container.consumer.SETTLE_TIMEOUT_S, 5),
-    "a webhook answers": (jobs.notify.webhook.WEBHOOK_TIMEOUT_S, 3),
+    "a webhook answers": (jobs.notify.notifications.WEBHOOK_TIMEOUT_S, 3),
     "a failed lab is looked at": (jobs.cluster.evidence.PATIENCE_S, 2),
     "a task waits for Redis": (jobs.notify.redis_results.PATIENCE_S, 2),
     "a backend leaves a broker that is away alone": (relay_turns.PAUSE_S, 5),

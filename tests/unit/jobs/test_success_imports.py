@@ -8,10 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 ONLY_OF_FAILURES = {
-    "jobs.notify.webhook",
+    "jobs.notify.notifications",
     "jobs.cluster.evidence",
     "jobs.handlers.give_up",
-    "jobs.notify.notifications",
     "jobs.cluster.pod_facts",
 }
 

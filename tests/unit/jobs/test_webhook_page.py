@@ -13,7 +13,7 @@ import pytest
 
 from jobs.config.environment import WebhookSettings
 from jobs.database.notifications import Notification
-from jobs.notify.webhook import post
+from jobs.notify.notifications import post
 from tests.support.http_server import Answer, Request, ScriptedServer
 from tests.support.webhook import SECRET
 

@@ -11,8 +11,7 @@ from dispatcher.tasks import DELETE_LAB_POD
 from jobs.container.consumer import Delivery, Settlement
 from jobs.container.run_task import run_task
 from jobs.handlers.context import Connections
-from jobs.notify.notifications import sweep
-from jobs.notify.webhook import Courier
+from jobs.notify.notifications import Notifier, sweep
 from tests.support.broker.rabbitmq import Broker
 from tests.support.cluster.fake_cluster import FakeCluster
 from tests.support.database.postgres import Database
@@ -47,7 +46,7 @@ def test_the_administrator_is_told_of_a_stop_that_failed_for_good(
     for _ in range(2):
         settle(connections, delete)
     assert list(cluster.objects) == [foreign]
-    sweep(connections.labs, Courier(connections.publisher, None), timeout_s=HANG_S)
+    sweep(connections.labs, Notifier(connections.publisher, None), timeout_s=HANG_S)
     event = broker.take(EVENTS)
     body = json.loads(event.body)
     assert event.routing_key == "lab.stop_failed.admin"

@@ -16,8 +16,7 @@ from jobs.container.run_task import run_task
 from jobs.database.lab_store import LabStore
 from jobs.database.notifications import waiting
 from jobs.handlers.context import Connections
-from jobs.notify.notifications import deliver_one, sweep
-from jobs.notify.webhook import Courier
+from jobs.notify.notifications import Notifier, deliver_one, sweep
 from tests.support.cluster.fake_cluster import FakeCluster
 from tests.support.containers.container import Containers
 from tests.support.database.postgres import Database
@@ -29,7 +28,7 @@ from tests.support.labs.notifying import (
     NOT_ALLOWED,
     PROBLEMS,
     Platform,
-    make_courier,
+    make_notifier,
     publish_failing,
     webhook_environ,
 )
@@ -168,20 +167,20 @@ def test_a_lab_without_a_pod_has_its_event_by_the_name_the_pod_would_have(
 
 @pytest.mark.parametrize("problem", ["500", "redirect"])
 def test_what_the_webhook_refuses_waits_and_the_event_is_not_published_again(
-    platform: Platform, courier: Courier, labs: LabStore, lab: int, problem: str
+    platform: Platform, notifier: Notifier, labs: LabStore, lab: int, problem: str
 ) -> None:
     platform.bind_events()
     platform.add_notification(lab)
     platform.webhook.answer = PROBLEMS[problem]
-    assert deliver_one(labs, courier) is False
+    assert deliver_one(labs, notifier) is False
     row = platform.row()
     assert (row["published_at"] is not None, row["webhook_at"], row["failures"]) == (True, None, 1)
     assert row["last_error"].startswith("webhook: 127.0.0.1 answered ")
     assert "hunter2" not in row["last_error"]
-    assert deliver_one(labs, courier) is None, "it is not due yet"
+    assert deliver_one(labs, notifier) is None, "it is not due yet"
     platform.webhook.answer = lambda _request: Answer(200, {})
     platform.make_due()
-    assert deliver_one(labs, courier) is True
+    assert deliver_one(labs, notifier) is True
     assert platform.broker.depth(EVENTS) == 1
     first, second = platform.webhook.bodies()
     assert first == second
@@ -193,7 +192,7 @@ def test_nobody_at_the_webhook_is_said_without_its_url(
 ) -> None:
     platform.add_notification(lab)
     webhook = WebhookSettings("http://user:hunter2@127.0.0.1:9/hunter2?x=hunter2", (b"x" * 24,))
-    assert deliver_one(labs, Courier(publisher, webhook)) is False
+    assert deliver_one(labs, Notifier(publisher, webhook)) is False
     error = platform.row()["last_error"]
     assert error.startswith("webhook: 127.0.0.1 cannot be reached")
     assert "hunter2" not in error
@@ -204,7 +203,7 @@ def test_a_password_in_the_url_is_sent_as_such(
 ) -> None:
     platform.add_notification(lab)
     url = platform.webhook.url.replace("http://", "http://user:pass@")
-    assert deliver_one(labs, Courier(publisher, WebhookSettings(url, (b"x" * 24,)))) is True
+    assert deliver_one(labs, Notifier(publisher, WebhookSettings(url, (b"x" * 24,)))) is True
     (call,) = platform.webhook.calls
     assert call.headers["authorization"] == "Basic dXNlcjpwYXNz"
 
@@ -214,7 +213,7 @@ def test_a_receiver_may_change_its_secret(
 ) -> None:
     platform.add_notification(lab)
     secrets = (b"another secret of 24 byte", b"secret of the tests, 32 bytes ok")
-    assert deliver_one(labs, Courier(publisher, WebhookSettings(platform.webhook.url, secrets))) is True
+    assert deliver_one(labs, Notifier(publisher, WebhookSettings(platform.webhook.url, secrets))) is True
     assert len(platform.webhook.bodies()) == 1
 
 
@@ -224,13 +223,13 @@ def test_a_broker_that_is_away_leaves_the_event_and_not_the_webhook(
     platform.add_notification(lab)
     platform.broker.channel().exchange_delete(topology.EVENTS_EXCHANGE)
     webhook = WebhookSettings(platform.webhook.url, (b"secret of the tests, 32 bytes ok",))
-    assert deliver_one(labs, Courier(publisher, webhook)) is False
+    assert deliver_one(labs, Notifier(publisher, webhook)) is False
     row = platform.row()
     assert (row["published_at"], row["webhook_at"] is not None) == (None, True)
     assert row["last_error"].startswith("broker: ")
     platform.broker.declare()
     platform.make_due()
-    assert deliver_one(labs, Courier(publisher, webhook)) is True
+    assert deliver_one(labs, Notifier(publisher, webhook)) is True
     assert len(platform.webhook.calls) == 1
 
 
@@ -238,7 +237,7 @@ def test_it_is_tried_ever_less_often_and_for_a_day(
     platform: Platform, publisher: Publisher, labs: LabStore, lab: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def sweep_once() -> tuple[int, int]:
-        return sweep(labs, make_courier(publisher, platform.webhook), timeout_s=HANG_S)
+        return sweep(labs, make_notifier(publisher, platform.webhook), timeout_s=HANG_S)
 
     platform.add_notification(lab)
     platform.webhook.answer = PROBLEMS["500"]
@@ -285,10 +284,10 @@ def test_a_dry_run_says_who_waits_and_tells_nobody(
 
 
 def test_a_lost_row_of_the_lab_leaves_its_ids_out(
-    platform: Platform, courier: Courier, labs: LabStore, lab: int
+    platform: Platform, notifier: Notifier, labs: LabStore, lab: int
 ) -> None:
     platform.add_notification(lab)
     platform.database.rows("DELETE FROM lab_instances")
-    assert deliver_one(labs, courier) is True
+    assert deliver_one(labs, notifier) is True
     (body,) = platform.webhook.bodies()
     assert (body["lab_instance_id"], body["lab_id"], body["student_id"]) == (lab, None, None)

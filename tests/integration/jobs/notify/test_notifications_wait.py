@@ -8,12 +8,11 @@ import time
 
 import pytest
 
-import jobs.notify.webhook
+import jobs.notify.notifications
 from cronjobs.__main__ import main as cron
 from dispatcher.broker import topology
 from jobs.database.lab_store import LabStore
-from jobs.notify.notifications import deliver_one, sweep
-from jobs.notify.webhook import Courier
+from jobs.notify.notifications import Notifier, deliver_one, sweep
 from tests.support.containers.container import Containers
 from tests.support.database.postgres import Database
 from tests.support.factories import IMAGE, create_kwargs
@@ -30,12 +29,12 @@ from tests.support.webhook import SECRET
 
 def test_a_webhook_that_hangs_costs_its_seconds_and_then_no_more(
     platform: Platform,
-    courier: Courier,
+    notifier: Notifier,
     labs: LabStore,
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jobs.notify.webhook, "WEBHOOK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(jobs.notify.notifications, "WEBHOOK_TIMEOUT_S", 0.5)
     for _ in range(6):
         platform.add_notification(database.add_lab())
     released = threading.Event()
@@ -47,7 +46,7 @@ def test_a_webhook_that_hangs_costs_its_seconds_and_then_no_more(
     platform.webhook.answer = hang
     started = time.monotonic()
     with ends_within():
-        assert sweep(labs, courier, timeout_s=60) == (0, 6)
+        assert sweep(labs, notifier, timeout_s=60) == (0, 6)
     assert time.monotonic() - started >= 3 * 0.5
     released.set()
     assert len(platform.webhook.calls) == 3
@@ -60,7 +59,7 @@ def test_a_webhook_that_hangs_costs_its_seconds_and_then_no_more(
 
 
 def test_a_slow_deliverer_that_fails_takes_nothing_back(
-    platform: Platform, courier: Courier, labs: LabStore, lab: int
+    platform: Platform, notifier: Notifier, labs: LabStore, lab: int
 ) -> None:
     platform.add_notification(lab)
     platform.broker.channel().exchange_delete(topology.EVENTS_EXCHANGE)
@@ -71,7 +70,7 @@ def test_a_slow_deliverer_that_fails_takes_nothing_back(
         return Answer(500, {})
 
     platform.webhook.answer = answer_late
-    assert deliver_one(labs, courier) is False
+    assert deliver_one(labs, notifier) is False
     assert platform.is_done()
 
 
