@@ -25,8 +25,8 @@ from jobs.checks.unread_requests import without_unread
 from jobs.config.lifetimes import LifeSettings
 from jobs.database.connection import Cursor
 from jobs.database.due_rows import DueLab, Reason, count_live, fail_labs, find_due, lock_due, stop_labs
+from jobs.database.ledger import forget_old_rows
 from jobs.database.notifications import add_failure
-from jobs.database.retention import forget_old_rows
 from jobs.failures import Failure
 from jobs.handlers.context import TaskContext
 from jobs.steps import reached

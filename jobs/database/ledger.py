@@ -1,23 +1,37 @@
-"""Rows of the task ledger: one for each run, from its beginning on."""
+"""Write and read the task ledger, a row for each run from its beginning on, and forget what is old."""
 
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dispatcher.broker.delay_ladder import MAX_DELAY_S
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.task_lock import lock_task
-from dispatcher.tasks import CREATE_LAB_POD, SCALE_LAB_RESOURCES
+from dispatcher.tasks import (
+    CLEANUP_TIMEOUT_LABS,
+    CREATE_LAB_POD,
+    HEALTH_CHECK_PODS,
+    SCALE_LAB_RESOURCES,
+    SYNC_LAB_STATUS,
+)
 from jobs.database.connection import Cursor, Database
 from jobs.errors import JobError
 
 #: Task name in the ledger of a repair of `autolabs verify`.
 VERIFY_TASK = "autolabs.verify"
+#: Days after which nobody needs the cancellation of a task that is over.
+KEEP_CANCELLATIONS_DAYS = 30
+#: Rows that one cleanup deletes of each kind, the oldest first; what is left, the next one deletes.
+FORGET_ROWS = 1000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +44,12 @@ class Ending:
     error_message: str | None = None
     #: As jobs.failures.Failure.cause.
     cause: str | None = None
-    #: For operators.
     evidence: str = ""
     #: What a success gives to whoever waits for the task.
     result: dict[str, Any] | None = None
 
     @classmethod
     def of_error(cls, outcome: str, error: JobError) -> Ending:
-        """Return the ending of a run that an error ended."""
         return cls(
             outcome, error.category.value, error.sentence, cause=error.failure.cause, evidence=error.evidence
         )
@@ -59,7 +71,7 @@ class TaskRunRecord:
     lab_instance_id: int | None = None
     claimed_monotonic: float = field(default_factory=time.monotonic)
     details: dict[str, Any] = field(default_factory=dict)
-    #: Ours, so that a statement repeated after a lost answer writes no second row.
+    #: Chosen here, so that a statement repeated after a lost answer writes no second row.
     run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     #: As it was committed last, or as it would be if the database had taken it.
     ending: Ending | None = None
@@ -122,6 +134,24 @@ SELECT (SELECT details -> 'request' FROM task_ledger WHERE lab_instance_id = %(l
    AND task_name = %(scale)s AND (outcome = 'succeeded'
    OR outcome = 'noop' AND details -> 'result' -> 'after' IS NOT NULL) ORDER BY id DESC LIMIT 1)
 """
+# Delete old cancellations. A task that never came may still wait for its time, as long as the ladder lets it.
+_FORGET_CANCELLATIONS = """
+DELETE FROM task_cancellations WHERE task_id IN (
+    SELECT task_id FROM task_cancellations AS cancelled
+    WHERE requested_at < now() - make_interval(days => %s) AND (
+        requested_at < now() - make_interval(secs => %s)
+        OR EXISTS (SELECT FROM task_ledger WHERE task_ledger.task_id = cancelled.task_id
+                   AND outcome NOT IN ('started', 'retried')))
+    LIMIT %s)
+"""
+# Delete old runs of a periodic task. By the index that history is read by, from its old end: no look at what
+# is to stay. A run about one lab, as a repair of sync, is part of that lab's story.
+_FORGET_RUNS = """
+DELETE FROM task_ledger WHERE id IN (
+    SELECT id FROM (SELECT id, claimed_at FROM task_ledger
+                    WHERE task_name = %s AND lab_instance_id IS NULL ORDER BY id LIMIT %s) AS oldest
+    WHERE claimed_at < now() - make_interval(days => %s))
+"""
 
 
 def find_dead_letter(database: Database, task_id: str, attempt: int) -> tuple[str, str, str] | None:
@@ -160,12 +190,24 @@ def write_ending(cursor: Cursor, record: TaskRunRecord, ending: Ending) -> None:
         details["evidence"] = ending.evidence
     if ending.result is not None:
         details["result"] = ending.result
-    values = {
-        "outcome": ending.outcome,
-        "error_category": ending.error_category,
-        "error_message": ending.error_message,
-    }
-    cursor.execute(_END, _run_values(record, details) | values)
+    cursor.execute(_END, asdict(ending) | _run_values(record, details))
+
+
+def forget_old_rows(database: Database, keep_periodic_runs_days: int) -> None:
+    """Delete what is older than it is kept. Raises JobError."""
+
+    def forget(cursor: Cursor) -> tuple[int, int]:
+        cursor.execute(_FORGET_CANCELLATIONS, (KEEP_CANCELLATIONS_DAYS, MAX_DELAY_S, FORGET_ROWS))
+        cancellations, runs = cursor.rowcount, 0
+        for name in (CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS):
+            cursor.execute(_FORGET_RUNS, (name, FORGET_ROWS, keep_periodic_runs_days))
+            runs += cursor.rowcount
+        return cancellations, runs
+
+    cancellations, runs = database.transaction(forget)
+    if cancellations or runs:
+        extra = {"action": "old_rows_forgotten", "cancellations": cancellations, "runs": runs}
+        logger.info("old rows are forgotten", extra=extra)
 
 
 def _run_values(record: TaskRunRecord, details: dict[str, Any]) -> dict[str, Any]:

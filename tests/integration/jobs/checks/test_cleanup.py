@@ -14,7 +14,7 @@ from dispatcher.message.envelope import decode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.container.consumer import Settlement
 from jobs.container.run_task import run_task
-from jobs.database import retention
+from jobs.database import ledger
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
 from tests.support.broker.rabbitmq import Broker
@@ -186,7 +186,7 @@ def test_old_rows_are_forgotten_some_at_a_time(
     cancelled("comes again", 31, "retried")
     cancelled("waits for its time", 3000)
     cancelled("came never", 3200)
-    monkeypatch.setattr(retention, "ROWS", 2)
+    monkeypatch.setattr(ledger, "FORGET_ROWS", 2)
     left = []
     for _ in range(3):
         cleaning.run()
@@ -204,7 +204,7 @@ def test_runs_of_periodic_tasks_are_kept_for_some_days(
             record = make_record(about, task_name=name, task_id=f"{days} days old")
             cleaning.connections.labs.record(record, Ending("succeeded"))
     database.rows("UPDATE task_ledger SET claimed_at = now() - CAST(left(task_id, 7) AS interval)")
-    monkeypatch.setattr(retention, "ROWS", 2)
+    monkeypatch.setattr(ledger, "FORGET_ROWS", 2)
     kept = []
     for _ in range(3):
         cleaning.run()
