@@ -1,4 +1,4 @@
-"""A lab's objects in the cluster: ensure them, wait for Ready, take them down.
+"""Ensure a lab's objects in the cluster, wait for Ready, and take them down.
 
 An object that exists is adopted only if it carries our labels of this lab and the hash of the very
 manifest we would apply. Service and NetworkPolicy are owned by the Pod, so they go when it goes.
@@ -69,14 +69,13 @@ class LabObjects:
             return self._ensure_one(lab_instance_id, manifest, deadline, before_replacing)
 
         pod = ensure_one(manifests.pod)
-        owner = _owner(pod)
-        service = ensure_one(_owned(manifests.service, owner))
-        ensure_one(_owned(manifests.network_policy, owner))
+        service = ensure_one(_owned(manifests.service, pod))
+        ensure_one(_owned(manifests.network_policy, pod))
         return pod, service
 
     def create_beside(self, pod: Manifest, manifest: Manifest) -> Manifest | None:
         """Create a Service or NetworkPolicy that goes when the Pod goes; None: one of its name is there."""
-        return self._create(manifest["kind"], _owned(manifest, _owner(pod)))
+        return self._create(manifest["kind"], _owned(manifest, pod))
 
     def wait_ready(
         self, pod: Manifest, image: str, *, timeout_s: float, meanwhile: Callable[[], None]
@@ -90,7 +89,7 @@ class LabObjects:
         began = time.monotonic()
         newest, deadline, runs_since = pod, began + timeout_s, None
         while time.monotonic() < deadline:
-            for seen in self._states(newest, min(deadline, time.monotonic() + _MEANWHILE_S)):
+            for seen in self.states(newest, min(deadline, time.monotonic() + _MEANWHILE_S)):
                 # A Pod that somebody takes down is GOING however its program ends, and is gone soon.
                 status = starting_status(seen, image)
                 if status.state is State.READY:
@@ -123,7 +122,6 @@ class LabObjects:
         return found
 
     def find_pod(self, name: str) -> Manifest | None:
-        """Return a Pod by name, as `find_named` does."""
         return self.find_named("Pod", name)
 
     def find_named(self, kind: str, name: str) -> Manifest | None:
@@ -141,21 +139,16 @@ class LabObjects:
         metadata = {key: pod["metadata"][key] for key in ("uid", "resourceVersion")}
         body = {**change, "metadata": {**change.get("metadata", {}), **metadata}}
         path = f"{self._collections['Pod']}/{pod['metadata']['name']}"
-        try:
-            changed = self._cluster.patch(f"{path}/{subresource}".rstrip("/"), body, strategic=True)
-        except ApiError as exc:
-            if exc.status == 404:
-                raise LabGone from exc
-            if exc.status == 409 or (exc.status == 422 and "metadata.uid:" in exc.message):
-                raise PodChanged from exc
-            raise api_failure(exc) from exc
-        except ApiUnavailable as exc:
-            raise api_failure(exc) from exc
+        with _job_errors():
+            try:
+                changed = self._cluster.patch(f"{path}/{subresource}".rstrip("/"), body, strategic=True)
+            except ApiError as exc:
+                if exc.status == 404:
+                    raise LabGone from exc
+                if exc.status == 409 or (exc.status == 422 and "metadata.uid:" in exc.message):
+                    raise PodChanged from exc
+                raise
         return {**changed, "kind": "Pod"}
-
-    def pod_states(self, pod: Manifest, deadline: float) -> Iterator[Manifest]:
-        """Yield a Pod as it is and each time it changes, until the monotonic deadline. Raises LabGone."""
-        return self._states(pod, deadline)
 
     def delete_lab(
         self, lab_instance_id: int, *, grace_s: int | None = None, keep: str | None = None
@@ -181,18 +174,14 @@ class LabObjects:
         deadline = time.monotonic() + timeout_s
         for item in objects:
             try:
-                for _ in self._states(item, deadline):
+                for _ in self.states(item, deadline):
                     pass
             except LabGone:
                 continue
             raise Failure.SLOW_STOP.error(evidence=f"still there: {item['kind']} {item['metadata']['name']}")
 
     def _ensure_one(
-        self,
-        lab_instance_id: int,
-        manifest: Manifest,
-        deadline: float,
-        before_replacing: Callable[[], None],
+        self, lab_instance_id: int, manifest: Manifest, deadline: float, before_replacing: Callable[[], None]
     ) -> Manifest:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         while True:
@@ -247,10 +236,10 @@ class LabObjects:
         logger.info("%s deleted", kind, extra={"action": "object_deleted", "object": name})
         steps.reached(f"{kind} deleted")
 
-    def _states(self, item: Manifest, deadline: float) -> Iterator[Manifest]:
-        """Yield an object as it is and each time it changes, until the deadline; LabGone ends it too.
+    def states(self, item: Manifest, deadline: float) -> Iterator[Manifest]:
+        """Yield an object as it is and each time it changes, until the monotonic deadline. Raises LabGone.
 
-        A watch that breaks or expires is replaced by reading the object anew.
+        A watch that breaks or expires is replaced by reading the object again.
         """
         kind, name, uid = item["kind"], item["metadata"]["name"], item["metadata"]["uid"]
         current: Manifest | None = item
@@ -292,12 +281,10 @@ def _job_errors() -> Iterator[None]:
         raise api_failure(exc) from exc
 
 
-def _owner(pod: Manifest) -> Manifest:
+def _owned(manifest: Manifest, pod: Manifest) -> Manifest:
+    """Return a manifest whose object goes when the Pod goes."""
     metadata = pod["metadata"]
-    return {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
-
-
-def _owned(manifest: Manifest, owner: Manifest) -> Manifest:
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
     return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
 
 

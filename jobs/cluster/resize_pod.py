@@ -37,7 +37,7 @@ NOTE = "autolabs.io/resize"
 _MEANWHILE_S = 3.0
 #: Writes that may meet a newer version of the Pod, one after the other; its kubelet writes few in a row.
 _TRIES = 20
-#: No more is to be waited for.
+#: States of a change that no wait will change.
 _SETTLED = {Progress.DONE, Progress.INFEASIBLE, Progress.BELOW_USE}
 
 
@@ -54,7 +54,7 @@ class Note:
 
     @classmethod
     def of(cls, pod: Manifest) -> Note | None:
-        """Return a Pod's; one that cannot be read counts as none."""
+        """Return the note of a Pod; one that cannot be read counts as none."""
         try:
             found = json.loads((pod["metadata"].get("annotations") or {})[NOTE])
             return cls(str(found["task"]), Resources.read(found["before"]))
@@ -74,7 +74,6 @@ class PodResize:
 
     @property
     def restarts(self) -> int:
-        """How often the container was started again since this began."""
         return restarts(self._pod, self._container) - self._restarts_before
 
     @property
@@ -111,8 +110,10 @@ class PodResize:
             done = look(self._pod, self._container).progress is Progress.DONE
             if done and not note and wanted.equals(asked_for(self._pod, self._container)):
                 return wanted, wanted
+            text = json.dumps({"task": self._task_id, "before": before.as_dict(), "to": wanted.as_dict()})
+            self._check_there()
             try:
-                self._write_note({"task": self._task_id, "before": before.as_dict(), "to": wanted.as_dict()})
+                self._pod = self._objects.change_pod(self._pod, {"metadata": {"annotations": {NOTE: text}}})
             except PodChanged:
                 self._read()
                 continue
@@ -140,7 +141,8 @@ class PodResize:
             return True
         self.ask(note.before)
         reached("resize undone")
-        seen = self._wait(self._look_again, {Progress.DONE}, timeout_s, lambda: None)
+        # Its program may have run out of memory before: only what is in force now counts.
+        seen = self._wait(lambda pod: look(pod, self._container), {Progress.DONE}, timeout_s, lambda: None)
         confirmed = seen.progress is Progress.DONE
         if not confirmed:
             extra = {"action": "resize_unconfirmed", "evidence": seen.evidence}
@@ -162,7 +164,7 @@ class PodResize:
         deadline = time.monotonic() + timeout_s
         while True:
             seen = look_at(self._pod)
-            for pod in self._objects.pod_states(self._pod, min(deadline, time.monotonic() + _MEANWHILE_S)):
+            for pod in self._objects.states(self._pod, min(deadline, time.monotonic() + _MEANWHILE_S)):
                 self._pod = pod
                 self._check_ours()
                 seen = look_at(pod)
@@ -177,15 +179,6 @@ class PodResize:
         if self.restarts > 0 and was_out_of_memory(pod, self._container):
             return Seen(Progress.BELOW_USE, f"OOMKilled; {seen.evidence}")
         return seen
-
-    def _look_again(self, pod: Manifest) -> Seen:
-        # Its program may have run out of memory before: what counts is what is in force now.
-        return look(pod, self._container)
-
-    def _write_note(self, note: dict[str, object]) -> None:
-        change = {"metadata": {"annotations": {NOTE: json.dumps(note)}}}
-        self._check_there()
-        self._pod = self._objects.change_pod(self._pod, change)
 
     def _as_newest(self, change: Manifest, *, subresource: str = "") -> None:
         """Change the Pod as it is now, as long as this task is the one to change it."""
@@ -202,7 +195,7 @@ class PodResize:
         extra = {"action": "resize_waits", "pod": self._name}
         logger.info("another task changes the pod's resources", extra=extra)
         began_with = Note.of(self._pod)
-        for pod in self._objects.pod_states(self._pod, deadline):
+        for pod in self._objects.states(self._pod, deadline):
             self._pod = pod
             if Note.of(pod) != began_with:
                 return

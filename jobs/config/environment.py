@@ -1,4 +1,4 @@
-"""Settings of a job container, read once in main."""
+"""Read the settings of a job container from its environment, once, in main."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dispatcher.broker.topology import BINDINGS, QUEUE_NORMAL
 from dispatcher.message.celery_results import DEFAULT_EXPIRES_S
 from dispatcher.settings import BrokerSettings, Environment, database_url
 
-#: What an HTTP client takes: labels of at most 63 characters, and no space anywhere.
+#: A URL that an HTTP client takes: labels of at most 63 characters, and no space anywhere.
 _POSTABLE_URL = (
     r"[a-z]+://(?:[^\s\x00-\x1f\x7f/?#@]*@)?"
     r"(?:(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
@@ -29,7 +29,6 @@ class StoreSettings:
 
     @classmethod
     def from_environment(cls, env: Environment) -> StoreSettings:
-        """Read S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY and S3_BUCKET."""
         endpoint = env.url("S3_ENDPOINT", ("http", "https"))
         keys = {name: env.find(name) for name in ("S3_ACCESS_KEY", "S3_SECRET_KEY")}
         env.problems += [f"{name}: not set" for name, value in keys.items() if not value]
@@ -56,7 +55,6 @@ class RetrySettings:
 
     @classmethod
     def from_environment(cls, env: Environment) -> RetrySettings:
-        """Read the four CELERY_TASK_* settings of the specification."""
         return cls(
             max_retries=env.count("CELERY_TASK_MAX_RETRIES", 3, minimum=0, maximum=20),
             delay_s=env.number("CELERY_TASK_RETRY_DELAY", 5, minimum=0.1, maximum=600),
@@ -165,7 +163,6 @@ class JobSettings:
 
     @classmethod
     def from_environment(cls, env: Environment) -> JobSettings:
-        """Read all settings; problems are collected in `env`."""
         queue = env.text("AUTOLABS_QUEUE", QUEUE_NORMAL)
         if queue not in BINDINGS:
             env.problems.append(f"AUTOLABS_QUEUE: {queue!r} is not one of {', '.join(BINDINGS)}")

@@ -1,4 +1,4 @@
-"""The platform's settings for labs, an object in the store that operators edit."""
+"""Say what labs may use and where they are reached: settings in the store that operators edit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from jobs.config.settings_document import (
     Rule,
     list_of,
     mapping_of,
-    parse_document,
     parsed,
     record,
     whole,
@@ -111,23 +110,22 @@ class LabSettings:
         """Return the template values for a lab's limits and requests. Raises JobError as `check_most`."""
         most = self._most(payload.lab_id)
         limits = {
-            name: payload.resources.get(name) or _least(self.default_resources[name], most[name][0])
+            name: payload.resources.get(name)
+            or min(self.default_resources[name], most[name][0], key=parse_quantity)
             for name in RESOURCES
         }
-        self.check_most(payload.lab_id, payload.resources, most)
+        self.check_most(payload.lab_id, payload.resources)
         requests = self.requests_for(limits)
         return {
-            **{f"{name}_limit": limits[name] for name in RESOURCES},
+            **{f"{name}_limit": limit for name, limit in limits.items()},
             **{f"{name}_request": request for name, request in requests.items()},
         }
 
-    def check_most(
-        self, lab_id: int, asked: Mapping[str, str], most: Mapping[str, tuple[str, str]] | None = None
-    ) -> None:
+    def check_most(self, lab_id: int, asked: Mapping[str, str]) -> None:
         """Raise JobError if a lab is to have more than it may."""
-        allowed = most or self._most(lab_id)
+        most = self._most(lab_id)
         for name, quantity in asked.items():
-            value, key = allowed[name]
+            value, key = most[name]
             if parse_quantity(quantity) > parse_quantity(value):
                 raise Failure.RESOURCES_TOO_LARGE.error(
                     name=name, asked=quantity, most=value, evidence=f"{key}.{name}"
@@ -162,12 +160,3 @@ def share_of_memory(limit: str, ratio: float) -> str:
     """Return a share of a memory limit in bytes, at least 1 MiB or the limit."""
     total = int(parse_quantity(limit))
     return str(min(total, max(2**20, int(total * ratio))))
-
-
-def _least(one: str, other: str) -> str:
-    return one if parse_quantity(one) <= parse_quantity(other) else other
-
-
-def parse_settings(name: str, content: bytes) -> LabSettings:
-    """Return the settings. Raises JobError, which names all problems."""
-    return parse_document(LabSettings, name, content)

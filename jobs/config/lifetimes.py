@@ -1,4 +1,4 @@
-"""The platform's settings for what happens to labs that run; an object in the store that operators edit."""
+"""Say when labs end and what is done about broken ones: settings in the store that operators edit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any
 
-from jobs.config.settings_document import Problem, Rule, list_of, one_of, parse_document, whole
+from jobs.config.settings_document import Problem, Rule, list_of, one_of, whole
 
 #: Causes of jobs.failures for which a lab can be started again: what took its Pod away was not the lab.
 RESTARTABLE = ("pod_gone", "pod_evicted", "node_away")
@@ -72,8 +72,3 @@ class LifeSettings:
         if values.get("warn_minutes") == [] and values.get("cleanup_max_share", 1) < 1:
             text = "without warnings no end is known before, so cleanup_max_share must be 1"
             yield ("warn_minutes",), text
-
-
-def parse_life_settings(name: str, content: bytes) -> LifeSettings:
-    """Return the settings. Raises JobError, which names all problems."""
-    return parse_document(LifeSettings, name, content)

@@ -20,22 +20,8 @@ POD_TEMPLATE = "manifests/lab-pod-template.yaml"
 NETWORK_POLICY_TEMPLATE = "manifests/network-policy-template.yaml"
 
 #: Egress of a lab with network_isolated=false: public addresses only, so never the platform itself.
-PUBLIC_EGRESS: Manifest = {
-    "to": [
-        {
-            "ipBlock": {
-                "cidr": "0.0.0.0/0",
-                "except": [
-                    "10.0.0.0/8",
-                    "100.64.0.0/10",
-                    "169.254.0.0/16",
-                    "172.16.0.0/12",
-                    "192.168.0.0/16",
-                ],
-            }
-        }
-    ]
-}
+_NOT_PUBLIC = ["10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"]
+PUBLIC_EGRESS: Manifest = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": _NOT_PUBLIC}}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +52,11 @@ def make_lab_manifests(
         "namespace": namespace,
         **settings.resource_values(payload),
     }
-    documents = [
-        *fill(POD_TEMPLATE, parse_documents(POD_TEMPLATE, pod_template), values),
-        *fill(
-            NETWORK_POLICY_TEMPLATE,
-            parse_documents(NETWORK_POLICY_TEMPLATE, network_policy_template),
-            values,
-        ),
+    templates = {POD_TEMPLATE: pod_template, NETWORK_POLICY_TEMPLATE: network_policy_template}
+    documents: list[Manifest] = [
+        document
+        for key, content in templates.items()
+        for document in fill(key, parse_documents(key, content), values)
     ]
     by_kind = {str(document.get("kind")): document for document in documents}
     if len(documents) != 3 or set(by_kind) != {"Pod", "Service", "NetworkPolicy"}:

@@ -1,4 +1,4 @@
-"""Names and labels of a lab's objects.
+"""Name and label a lab's objects, and tell whose an object is.
 
 A name is a DNS-1035 label of at most 63 characters, starts with `lab-instance-<id>-`, and is the
 same for every attempt; ids are never reused, so neither are names.
@@ -41,7 +41,6 @@ def is_object_name(text: str) -> bool:
 
 
 def lab_labels(lab_instance_id: int, lab_id: int, student_id: int) -> dict[str, str]:
-    """Return the labels of every object of a lab."""
     return {
         "lab_instance_id": str(lab_instance_id),
         "lab_id": str(lab_id),

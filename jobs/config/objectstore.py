@@ -19,9 +19,9 @@ from jobs.errors import JobError
 from jobs.failures import Failure
 
 _REGION = "us-east-1"  # MinIO's default; AWS needs the bucket's own
-#: In a 404 that is about the bucket, and not about the object.
+#: A 404 that is about the bucket, and not about the object, says this.
 _NO_BUCKET = b"<Code>NoSuchBucket</Code>"
-#: In the answer to a request whose time is more than 15 minutes from the store's own.
+#: The answer to a request whose time is more than 15 minutes from the store's own says this.
 _SKEWED = b"<Code>RequestTimeTooSkewed</Code>"
 
 
@@ -35,7 +35,7 @@ class StoredObject:
 
     content: bytes
     version: str
-    #: Of the content; `write` compares it.
+    #: ETag of the content; `write` compares it.
     etag: str = ""
 
 
@@ -48,7 +48,7 @@ class ObjectStore:
             retries=urllib3.Retry(total=3, backoff_factor=0.1, status_forcelist=(500, 502, 503, 504)),
             timeout=urllib3.Timeout(connect=3, read=10),
         )
-        #: What this node's clock lacks, as far as it matters.
+        #: How far this node's clock is behind the store's, once the store has refused it.
         self._behind = timedelta()
 
     def warm(self) -> None:

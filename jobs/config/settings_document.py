@@ -34,7 +34,6 @@ class Rule(NamedTuple):
     parts: Callable[[Any], Iterable[tuple[Any, Any, Rule]]] = lambda _value: ()
 
     def problems(self, value: Any) -> list[Problem]:
-        """Return all that is wrong with a value."""
         try:
             if not self.fits(value):
                 return [((), f"{_short(repr(value), 80)} is not allowed; it must be {self.allowed}")]
@@ -56,7 +55,6 @@ D = TypeVar("D", bound=Document)
 
 
 def whole(least: int, most: int) -> Rule:
-    """Return the rule of an integer."""
     schema = {"type": "integer", "minimum": least, "maximum": most}
     return Rule(
         f"an integer from {least} to {most}",
@@ -66,7 +64,6 @@ def whole(least: int, most: int) -> Rule:
 
 
 def one_of(*words: str) -> Rule:
-    """Return the rule of one of several words."""
     return Rule(f"one of {', '.join(words)}", {"enum": [*words]}, lambda value: value in words)
 
 
@@ -82,7 +79,6 @@ def parsed(allowed: str, parse: Callable[[str], object]) -> Rule:
 
 
 def list_of(item: Rule, allowed: str, *, least: int = 0) -> Rule:
-    """Return the rule of a list."""
     return Rule(
         allowed,
         {"type": "array", "items": item.schema, "minItems": least},
@@ -131,7 +127,6 @@ QUANTITY = parsed('a quantity as text, such as "2" or 512Mi', _check_quantity)
 
 @cache
 def rules_of(kind: type[Document]) -> dict[str, Rule]:
-    """Return key -> rule."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
@@ -146,7 +141,6 @@ def defaults_of(kind: type[Document]) -> dict[str, Any]:
 
 
 def problems_of(kind: type[Document], document: Mapping[Any, Any]) -> list[Problem]:
-    """Return all that is wrong with a document."""
     rules, values, problems = rules_of(kind), {**defaults_of(kind), **document}, list[Problem]()
     for key, value in {**values}.items():
         if key not in rules:

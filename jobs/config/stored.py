@@ -1,4 +1,4 @@
-"""Templates and settings in the object store: read at each task, uploaded by the setup step.
+"""Read templates and settings from the object store at each task, and upload the defaults at the setup.
 
 `python -m jobs.config.stored upload` puts the defaults of this release where nothing is yet, and in place of
 those of an earlier release that nobody changed.
@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import read_settings
 from jobs.config.environment import StoreSettings
-from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
 from jobs.config.objectstore import ObjectStore
+from jobs.config.settings_document import parse_document
 from jobs.errors import JobError
 from jobs.failures import Failure
 
@@ -43,15 +44,14 @@ class Configs:
     versions: dict[str, str] = field(default_factory=dict)
 
     def lab_settings(self) -> LabSettings:
-        """Return the platform's settings for labs."""
-        return parse_settings(SETTINGS, self._read(SETTINGS))
+        return parse_document(LabSettings, SETTINGS, self._read(SETTINGS))
 
     def life_settings(self) -> LifeSettings:
         """Return the settings for labs that run; the defaults in a bucket of an older release."""
-        from jobs.config.lifetimes import LifeSettings, parse_life_settings
+        from jobs.config.lifetimes import LifeSettings
 
         try:
-            return parse_life_settings(LIFE_SETTINGS, self._read(LIFE_SETTINGS))
+            return parse_document(LifeSettings, LIFE_SETTINGS, self._read(LIFE_SETTINGS))
         except JobError as exc:
             # Labs end on time on a platform that is not set up; its creates say what is missing.
             if exc.failure not in (Failure.CONFIGURATION_MISSING, Failure.BUCKET_MISSING):
@@ -59,11 +59,9 @@ class Configs:
             return LifeSettings()
 
     def pod_template(self) -> bytes:
-        """Return the template of Pod and Service."""
         return self._read(POD_TEMPLATE)
 
     def network_policy_template(self) -> bytes:
-        """Return the template of the NetworkPolicy."""
         return self._read(NETWORK_POLICY_TEMPLATE)
 
     def _read(self, key: str) -> bytes:
@@ -93,7 +91,7 @@ def upload_defaults(settings: StoreSettings, *, overwrite: bool = False) -> list
         client.make_bucket(bucket_name=settings.bucket)
     client.set_bucket_versioning(bucket_name=settings.bucket, config=VersioningConfig(ENABLED))
     written = []
-    for path in sorted(p for p in DEFAULTS.rglob("*.yaml")):
+    for path in sorted(DEFAULTS.rglob("*.yaml")):
         key, content = path.relative_to(DEFAULTS).as_posix(), path.read_bytes()
         # The ETag of an object that came in one part, unless the store encrypts it with a key of its own.
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -17,7 +17,7 @@ from jobs.failures import Failure
 
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-#: Levels; libyaml ends the process at some ten thousand.
+#: Deepest nesting that is read, in levels; libyaml ends the process at some ten thousand.
 MAX_DEPTH = 50
 
 
@@ -44,7 +44,7 @@ def _load(name: str, content: bytes) -> list[Any]:
         if nests_deeper(content, MAX_DEPTH):
             raise template_error(name, f"is nested deeper than {MAX_DEPTH} levels")
         return [document for document in yaml.load_all(content, Loader=_Loader) if document]
-    # What PyYAML lets through of a date without such a day, an unknown bool, a number of 5,000 digits.
+    # PyYAML lets these through for a date without such a day, an unknown bool, a number of 5,000 digits.
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as exc:
         raise template_error(name, f"is not YAML: {type(exc).__name__}: {exc}") from exc
 

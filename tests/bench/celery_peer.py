@@ -16,8 +16,9 @@ from celery import Celery
 from kubernetes import client, config, watch
 
 from dispatcher.tasks import CreateLabPod
-from jobs.config.lab_settings import parse_settings
+from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, make_lab_manifests
+from jobs.config.settings_document import parse_document
 from jobs.config.stored import DEFAULTS, SETTINGS
 
 QUEUE = "bench.celery_peer"
@@ -55,7 +56,7 @@ def create_lab_pod(**kwargs: Any) -> None:
     payload = CreateLabPod(**kwargs)
     lab = make_lab_manifests(
         payload,
-        parse_settings(SETTINGS, settings),
+        parse_document(LabSettings, SETTINGS, settings),
         namespace="labs",
         pod_template=pod_template,
         network_policy_template=policy_template,

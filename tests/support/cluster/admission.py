@@ -18,8 +18,9 @@ from dispatcher.tasks import CreateLabPod
 from jobs.cluster.access import ClusterAccess, kubeconfig_access
 from jobs.cluster.client import ApiError, Cluster
 from jobs.cluster.lab_objects import collections
-from jobs.config.lab_settings import parse_settings
+from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import LabManifests, make_lab_manifests
+from jobs.config.settings_document import parse_document
 from tests.support.cluster.own_namespace import service_account_access
 
 Manifest = dict[str, Any]
@@ -116,7 +117,7 @@ def make_manifests() -> LabManifests:
             student_id=3,
             docker_image=os.environ["LAB_IMAGE"],
         ),
-        parse_settings(settings, (CONFIGS / settings).read_bytes()),
+        parse_document(LabSettings, settings, (CONFIGS / settings).read_bytes()),
         namespace="labs",
         pod_template=(CONFIGS / "manifests" / "lab-pod-template.yaml").read_bytes(),
         network_policy_template=(CONFIGS / "manifests" / "network-policy-template.yaml").read_bytes(),

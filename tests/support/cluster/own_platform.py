@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.lab_settings import LabSettings
+from jobs.config.settings_document import parse_document
 from jobs.config.stored import DEFAULTS, SETTINGS, upload_defaults
 from tests.support.broker.rabbitmq import Broker
 from tests.support.broker.vhost_pool import VhostPool
@@ -47,7 +48,7 @@ class OwnPlatform:
         """Store the settings of labs, changed as told."""
         content = default_settings(**changes)
         self.bucket.put(SETTINGS, content)
-        return parse_settings(SETTINGS, content)
+        return parse_document(LabSettings, SETTINGS, content)
 
     def evidence(self) -> str:
         parts = (self.broker, self.database, self.namespace, self.containers)

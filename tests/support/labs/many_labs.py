@@ -8,8 +8,9 @@ from functools import cache
 
 from dispatcher.tasks import CREATE_LAB_POD, CreateLabPod
 from jobs.cluster.client import Manifest
-from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE, LabManifests, make_lab_manifests
+from jobs.config.settings_document import parse_document
 from jobs.config.stored import DEFAULTS, SETTINGS
 from tests.support.cluster.bulk_api import BulkApi
 from tests.support.cluster.fake_nodes import FakeNodes
@@ -44,7 +45,7 @@ def _shipped() -> tuple[LabSettings, bytes, bytes]:
     settings, *templates = (
         (DEFAULTS / name).read_bytes() for name in (SETTINGS, POD_TEMPLATE, NETWORK_POLICY_TEMPLATE)
     )
-    return parse_settings(SETTINGS, settings), templates[0], templates[1]
+    return parse_document(LabSettings, SETTINGS, settings), templates[0], templates[1]
 
 
 def add_rows(database: Database, count: int) -> range:

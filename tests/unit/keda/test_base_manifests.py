@@ -15,8 +15,9 @@ import yaml
 from cronjobs.manifests import make_labels as make_schedule_labels
 from cronjobs.timetable import TASKS, Schedule
 from dispatcher.quantities import parse_quantity
-from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.lab_settings import LabSettings
 from jobs.config.naming import MANAGED_BY, lab_labels, lab_object_name
+from jobs.config.settings_document import parse_document
 from keda.podspec import SERVICE_ACCOUNT, make_labels
 from keda.profiles import PROFILES
 
@@ -69,7 +70,7 @@ def container(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def settings() -> LabSettings:
-    return parse_settings(SETTINGS.name, SETTINGS.read_bytes())
+    return parse_document(LabSettings, SETTINGS.name, SETTINGS.read_bytes())
 
 
 def test_every_file_is_part_of_the_base() -> None:

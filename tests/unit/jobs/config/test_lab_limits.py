@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.lab_settings import LabSettings
+from jobs.config.settings_document import parse_document
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from tests.support.factories import make_payload
@@ -17,7 +18,9 @@ PYTHON = {"lab_ids": [7, 18], "max_resources": {"cpu": "1", "memory": "1Gi"}}
 
 
 def parse(**document: object) -> LabSettings:
-    return parse_settings("settings/x.yaml", yaml.safe_dump({"allowed_images": ["*"], **document}).encode())
+    return parse_document(
+        LabSettings, "settings/x.yaml", yaml.safe_dump({"allowed_images": ["*"], **document}).encode()
+    )
 
 
 def refusal_of(settings: LabSettings, lab_id: int, **asked: str) -> tuple[str, str]:

@@ -4,14 +4,17 @@ import pytest
 import yaml
 
 from dispatcher.failure_contract import Category
-from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.lab_settings import LabSettings
+from jobs.config.settings_document import parse_document
 from jobs.errors import PermanentError
 from jobs.handlers.create import MAX_READY_TIMEOUT_S
 from tests.support.factories import make_payload
 
 
 def parse(**document: object) -> LabSettings:
-    return parse_settings("settings/x.yaml", yaml.safe_dump({"allowed_images": ["*"], **document}).encode())
+    return parse_document(
+        LabSettings, "settings/x.yaml", yaml.safe_dump({"allowed_images": ["*"], **document}).encode()
+    )
 
 
 def test_only_the_allowed_images_are_required() -> None:
@@ -56,7 +59,7 @@ def test_a_wrong_value_names_its_key(key: str, value: object, problem: str) -> N
 
 def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(PermanentError) as caught:
-        parse_settings("s", b"connection_url: 5\nready_timeout_s: y\n")
+        parse_document(LabSettings, "s", b"connection_url: 5\nready_timeout_s: y\n")
     for problem in ("connection_url:", "ready_timeout_s:", "allowed_images: is missing"):
         assert problem in caught.value.evidence
 
@@ -64,7 +67,7 @@ def test_all_problems_are_listed_at_once() -> None:
 @pytest.mark.parametrize("content", [b"prot: 80", b"1: 2\nx: 3", b"port: 80", b"delete_timeout_s: 30"])
 def test_an_unknown_key_is_an_error(content: bytes) -> None:
     with pytest.raises(PermanentError) as caught:
-        parse_settings("s", b"allowed_images: ['*']\n" + content)
+        parse_document(LabSettings, "s", b"allowed_images: ['*']\n" + content)
     assert "unknown key; allowed are allowed_images" in caught.value.evidence
 
 

@@ -4,14 +4,15 @@ from dataclasses import fields
 
 import pytest
 
-from jobs.config.lifetimes import RESTARTABLE, LifeSettings, parse_life_settings
+from jobs.config.lifetimes import RESTARTABLE, LifeSettings
+from jobs.config.settings_document import parse_document
 from jobs.config.stored import DEFAULTS, LIFE_SETTINGS
 from jobs.errors import JobError
 
 
 def test_what_is_shipped_names_every_setting_with_its_default() -> None:
     shipped = (DEFAULTS / LIFE_SETTINGS).read_bytes()
-    assert parse_life_settings(LIFE_SETTINGS, shipped) == LifeSettings()
+    assert parse_document(LifeSettings, LIFE_SETTINGS, shipped) == LifeSettings()
     written = [line.partition(":")[0] for line in shipped.decode().splitlines() if line[:1].isalpha()]
     assert written == [setting.name for setting in fields(LifeSettings)]
 
@@ -54,26 +55,26 @@ def test_what_is_shipped_names_every_setting_with_its_default() -> None:
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(line: str, problem: str) -> None:
     with pytest.raises(JobError) as caught:
-        parse_life_settings(LIFE_SETTINGS, line.encode())
+        parse_document(LifeSettings, LIFE_SETTINGS, line.encode())
     assert LIFE_SETTINGS in caught.value.evidence
     assert problem in caught.value.evidence
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:
     with pytest.raises(JobError) as caught:
-        parse_life_settings(LIFE_SETTINGS, b"crash_limit: 0\nmax_restarts: 11\n")
+        parse_document(LifeSettings, LIFE_SETTINGS, b"crash_limit: 0\nmax_restarts: 11\n")
     assert "crash_limit" in caught.value.evidence
     assert "max_restarts" in caught.value.evidence
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    settings = parse_life_settings(LIFE_SETTINGS, b"warn_minutes: []\ncleanup_max_share: 1\n")
+    settings = parse_document(LifeSettings, LIFE_SETTINGS, b"warn_minutes: []\ncleanup_max_share: 1\n")
     assert settings == LifeSettings(warn_minutes=[], cleanup_max_share=1)
     for nothing in (b"", b"{}", b"# all of it\n"):
-        assert parse_life_settings(LIFE_SETTINGS, nothing) == LifeSettings()
+        assert parse_document(LifeSettings, LIFE_SETTINGS, nothing) == LifeSettings()
 
 
 @pytest.mark.parametrize("content", [b"- 1\n", b"a: 1\n---\nb: 2\n", b"text", b"a: [\n", b"\xff\xfe\x00"])
 def test_what_is_no_mapping_is_refused(content: bytes) -> None:
     with pytest.raises(JobError):
-        parse_life_settings(LIFE_SETTINGS, content)
+        parse_document(LifeSettings, LIFE_SETTINGS, content)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.config.lab_settings import LabSettings, parse_settings
+from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import (
     NETWORK_POLICY_TEMPLATE,
     POD_TEMPLATE,
@@ -14,6 +14,7 @@ from jobs.config.manifests import (
     make_lab_manifests,
 )
 from jobs.config.naming import SPEC_HASH, belongs_to_lab
+from jobs.config.settings_document import parse_document
 from jobs.config.stored import DEFAULTS, SETTINGS
 from jobs.errors import PermanentError
 from tests.support.cluster import templates
@@ -128,7 +129,7 @@ def default(key: str) -> bytes:
 
 
 def test_the_default_templates_and_settings_fit_together() -> None:
-    settings = parse_settings(SETTINGS, default(SETTINGS))
+    settings = parse_document(LabSettings, SETTINGS, default(SETTINGS))
     settings.check_image(IMAGE)
     made = make(default(POD_TEMPLATE), default(NETWORK_POLICY_TEMPLATE), settings)
     assert [item["kind"] for item in objects(made)] == ["Pod", "Service", "NetworkPolicy"]

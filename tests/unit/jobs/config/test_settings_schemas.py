@@ -13,15 +13,16 @@ import pytest
 import yaml
 
 from cronjobs.timetable import InvalidSchedules, parse_schedules
-from jobs.config.lab_settings import parse_settings
-from jobs.config.lifetimes import parse_life_settings
+from jobs.config.lab_settings import LabSettings
+from jobs.config.lifetimes import LifeSettings
+from jobs.config.settings_document import parse_document
 from jobs.config.stored import DEFAULTS
 from jobs.errors import JobError
 from tests.support.settings_schemas import MODELS, PAGE, make_list, make_schema, schema_file
 
 PARSERS: dict[str, Callable[[bytes], object]] = {
-    "celery-workers-config": partial(parse_settings, "x"),
-    "lab-life": partial(parse_life_settings, "x"),
+    "celery-workers-config": partial(parse_document, LabSettings, "x"),
+    "lab-life": partial(parse_document, LifeSettings, "x"),
     "schedules": parse_schedules,
 }
 
