@@ -270,20 +270,15 @@ def _is_task(delivery: Delivery) -> bool:
 
 
 def main() -> int:
-    """Read settings, serve one message, return the exit code."""
     started_at = process_started_at()
+    logs.configure("INFO")
     try:
         settings = read_settings(os.environ, JobSettings.from_environment)
-    except InvalidSettings as exc:
-        logs.configure("INFO")
-        logger.error("%s", exc, extra={"action": "settings"})
-        return EXIT_CONFIG
-    logs.configure(settings.log_level)
-    try:
+        logs.configure(settings.log_level)
         # pika gives its connection up over a header that it cannot read, and so would each container.
         with tolerant_tables():
             return serve(settings, started_at)
-    except InvalidSettings as exc:  # what only pika finds in the URL of the broker
+    except InvalidSettings as exc:  # also what only pika finds in the URL of the broker
         logger.error("%s", exc, extra={"action": "settings"})
         return EXIT_CONFIG
 

@@ -83,7 +83,6 @@ class JobError(Exception):
         return self.failure.category
 
     def log_fields(self, action: str) -> dict[str, str]:
-        """Return the fields of a line in the log that speaks of the error."""
         return {
             "action": action,
             "error_category": self.category.value,

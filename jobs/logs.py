@@ -25,7 +25,6 @@ class JsonFormatter(logging.Formatter):
         self.task_fields: dict[str, Any] = {"task_id": None}
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line without line breaks."""
         line: dict[str, Any] = {
             "ts": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname,

@@ -28,7 +28,6 @@ def reached(step: str) -> None:
 
 
 def mark(record: Run, step: str) -> None:
-    """Note that a step is done."""
     elapsed_s = round(time.monotonic() - record.claimed_monotonic, 3)
     record.details.setdefault("steps", {})[step] = elapsed_s
     logger.info("step %s done", step, extra={"action": "step", "step": step, "elapsed_s": elapsed_s})

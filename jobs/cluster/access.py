@@ -1,4 +1,4 @@
-"""Where the API server is and how to prove who we are: the ServiceAccount, or a stored kubeconfig.
+"""Find the API server and prove who we are: by the ServiceAccount, or by a stored kubeconfig.
 
 A kubeconfig can name programs to run and files to read; both are refused, because whoever can
 write the bucket would otherwise run code here.
@@ -32,13 +32,11 @@ class ClusterAccess:
     client_pem_file: str | None = None
 
     def authorization(self) -> dict[str, str]:
-        """Return the headers that identify us."""
         token = self.token_file.read_text().strip() if self.token_file else self.token
         return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def service_account_access() -> ClusterAccess:
-    """Return access by the ServiceAccount token that Kubernetes mounts."""
     host = os.environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
     port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     try:
@@ -80,15 +78,9 @@ def _named(config: dict[str, Any], section: str, name: str) -> dict[str, Any]:
 
 
 def _access(cluster: dict[str, Any], user: dict[str, Any]) -> ClusterAccess:
-    allowed = (
-        {"server", "certificate-authority-data"},
-        {
-            "token",
-            "client-certificate-data",
-            "client-key-data",
-        },
-    )
-    for part, names in zip((cluster, user), allowed, strict=True):
+    of_cluster = {"server", "certificate-authority-data"}
+    of_user = {"token", "client-certificate-data", "client-key-data"}
+    for part, names in ((cluster, of_cluster), (user, of_user)):
         if refused := sorted(set(part) - names):
             raise ValueError(f"{', '.join(refused)} refused; allowed are {', '.join(sorted(names))}")
     if not str(cluster["server"]).startswith("https://"):

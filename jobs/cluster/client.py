@@ -249,11 +249,7 @@ class Cluster:
             raise ApiUnavailable(f"watch of {path} broke: {exc}") from exc
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        body: Manifest | None = None,
-        content_type: str = "application/json",
+        self, method: str, path: str, body: Manifest | None = None, content_type: str = "application/json"
     ) -> Manifest:
         def once() -> Manifest:
             try:

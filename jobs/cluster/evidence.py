@@ -150,7 +150,6 @@ def event_reason(cause: str) -> str:
 
 
 def make_event(error: JobError, *, namespace: str, pod_name: str, pod_uid: str | None) -> Manifest:
-    """Return the Event of a failed lab."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     pod = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": pod_name}
     cause = error.failure.cause

@@ -1,4 +1,4 @@
-"""What a Pod, its events and its log say, as evidence: short, printable, without what looks like a secret.
+"""Quote a Pod, its events and its log as evidence: short, printable, without what looks like a secret.
 
 Pure functions on what the API server answered; the shape is that of `details["seen"]` of the ledger.
 """
@@ -13,20 +13,19 @@ from dispatcher.texts import cut
 from jobs.cluster.client import Manifest
 from jobs.cluster.pod_fields import container_statuses
 
-#: Of all evidence as JSON.
+#: Longest evidence in all, as JSON.
 MAX_BYTES = 8192
 LOG_LINES = 20
 EVENTS = 10
 _CONTAINERS = 6
 _CONDITIONS = 8
-#: Characters of a message, and of a line of the log.
+#: Longest message, and longest line of the log, in characters.
 _MESSAGE = 400
 
 Seen = dict[str, Any]
 
 
 def pod_facts(pod: Manifest) -> Seen:
-    """Return what the Pod says of itself."""
     status, spec = pod.get("status", {}), pod.get("spec", {})
     told = {
         "name": pod["metadata"]["name"],
@@ -66,7 +65,7 @@ def container_facts(container: Manifest) -> dict[str, Any]:
 
 
 def newest_events(events: list[Manifest]) -> list[dict[str, Any]]:
-    """Return the last EVENTS of them, the newest at the end."""
+    """Return the last EVENTS events, the newest at the end."""
     return [
         {
             "at": _event_time(event),
@@ -80,7 +79,7 @@ def newest_events(events: list[Manifest]) -> list[dict[str, Any]]:
 
 
 def log_lines(text: str) -> list[str]:
-    """Return the last LOG_LINES; of a long one the end, where the error is."""
+    """Return the last LOG_LINES; a long one loses its beginning, as the error is at the end."""
     lines = [printable(line) for line in scrubbed(text).splitlines()[-LOG_LINES:]]
     return [line if len(line) <= _MESSAGE else "..." + line[3 - _MESSAGE :] for line in lines]
 
@@ -117,7 +116,7 @@ def bounded(seen: Seen) -> Seen:
 
 
 def summary(seen: Seen) -> str:
-    """Return the one line of it that an operator wants in the log."""
+    """Return the one line of evidence that an operator wants in the log."""
     parts = [_container_summary(container) for container in seen.get("containers", [])]
     lines = [line for line in seen.get("log", {}).get("lines", []) if line.strip()]
     warnings = [event for event in seen.get("events", []) if event["type"] == "Warning"]

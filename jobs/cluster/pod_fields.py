@@ -1,4 +1,4 @@
-"""What single fields of a Pod say; what they mean together for a lab, jobs.cluster.pod_status judges."""
+"""Read single fields of a Pod; jobs.cluster.pod_status judges what they mean together for a lab."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ def is_over(pod: Manifest) -> bool:
 
 
 def end_of(pod: Manifest) -> str:
-    """Return what a Pod that is over says of its end."""
     status = pod["status"]
     return " ".join(str(status[key]) for key in ("phase", "reason", "message") if status.get(key))
 
@@ -46,7 +45,6 @@ def container_statuses(pod: Manifest) -> list[Manifest]:
 
 
 def all_run(pod: Manifest) -> bool:
-    """Tell whether all containers of a Pod run."""
     found = pod.get("status", {}).get("containerStatuses", [])
     return bool(found) and all("running" in container.get("state", {}) for container in found)
 

@@ -1,4 +1,4 @@
-"""What a lab's container may use: asked for, in force, and how far a change of it has come.
+"""Read what a lab's container may use: asked for, in force, and how far a change of it has come.
 
 A Pod's `spec` is what is asked for. What is in force stands in its status, written by the kubelet, whose
 conditions count only for the generation that they have observed:
@@ -18,7 +18,7 @@ from jobs.config import naming
 
 #: What can be changed while a container runs.
 RESIZABLE = ("cpu", "memory")
-#: How the kubelet refuses a memory limit (pkg/kubelet/kuberuntime: validateMemoryResizeAction).
+#: The kubelet refuses a memory limit in these words (pkg/kubelet/kuberuntime: validateMemoryResizeAction).
 _BELOW_USE = "below current usage"
 
 
@@ -31,7 +31,7 @@ class Resources:
 
     @classmethod
     def read(cls, resources: Mapping[str, Any]) -> Resources:
-        """Return those of a container's `resources`."""
+        """Return what a container's `resources` say."""
         parts = (resources.get(part) or {} for part in ("limits", "requests"))
         return cls(*({name: str(part[name]) for name in RESIZABLE if name in part} for part in parts))
 
@@ -44,7 +44,6 @@ class Resources:
         return _values(self) == _values(other)
 
     def as_dict(self) -> dict[str, dict[str, str]]:
-        """Return them as a container's `resources`."""
         return asdict(self)
 
 
@@ -83,7 +82,6 @@ def lab_container(pod: Manifest, lab_instance_id: int) -> str:
 
 
 def asked_for(pod: Manifest, container: str) -> Resources:
-    """Return what a container is to have."""
     return Resources.read(_named(pod["spec"]["containers"], container).get("resources") or {})
 
 
@@ -105,7 +103,6 @@ def before_change(pod: Manifest, container: str) -> Resources:
 
 
 def restarts(pod: Manifest, container: str) -> int:
-    """Return how often a container was started again."""
     status = _named(pod.get("status", {}).get("containerStatuses", []), container)
     return int(status.get("restartCount", 0))
 

@@ -35,7 +35,7 @@ class PodStatus:
     """What one Pod is good for and, if it is LOST, why."""
 
     state: State
-    #: Of one that is LOST; None where only its state was asked for.
+    #: Why a Pod is LOST; None where only its state was asked for.
     failure: Failure | None = None
     #: The image that the failure is about.
     image: str = ""
@@ -44,13 +44,12 @@ class PodStatus:
     killed_at: datetime | None = None
 
     def error(self) -> JobError:
-        """Return why the lab of a LOST Pod fails."""
         if self.failure is None:
             raise ValueError(f"the Pod is {self.state.value}")
         return self.failure.error(evidence=self.evidence, image=self.image)
 
 
-#: The kubelet's reasons for a container that waits, of those that time does not heal.
+#: Reasons of the kubelet for a container that waits, of those that time does not heal.
 FATAL_WAITING: dict[str, Failure] = {
     "InvalidImageName": Failure.IMAGE_NAME_INVALID,
     "ErrImageNeverPull": Failure.IMAGE_NOT_ON_SERVER,
@@ -77,16 +76,16 @@ _PULL_IS_HOPELESS = (
     *("not found", "manifest unknown", "does not exist", "no such host"),
     *("denied", "unauthorized", "forbidden", "signature validation failed"),
 )
-#: What the scheduler writes about each node that lacks cpu, memory, storage or places for pods.
+#: The scheduler writes this about each node that lacks cpu, memory, storage or places for pods.
 _LACKS_ROOM = ("insufficient", "too many pods")
 # Patterns are compiled where they are used: a lab that starts needs none of them.
-#: What a message quotes; it may be of any length, so nothing here may take time quadratic in it.
+#: A part that a message quotes; it may be of any length, so nothing here may take time quadratic in it.
 _QUOTED = r'"[^"]*"|\[[^][]*\]'
-#: How the kubelet says that it ended a Pod for the Pod's own use of disk (pkg/kubelet/eviction/helpers.go).
+#: Words of the kubelet that it ended a Pod for the Pod's own use of disk (pkg/kubelet/eviction/helpers.go).
 _OWN_DISK = (
     r"Usage of EmptyDir volume|Pod ephemeral local storage usage exceeds|Container \S+ exceeded its local"
 )
-#: How the kubelet says that a template takes a variable from what is not there.
+#: Words of the kubelet that a template takes a variable from what is not there.
 _LACKS_OBJECT = r'(configmap|secret) "[^"]*" not found|couldn\'t find key'
 #: Exit code of a program that was ended by SIGKILL.
 _KILLED = 137
@@ -94,7 +93,7 @@ _KILLED = 137
 STUCK_S = 60.0
 #: The kubelet gives the times of one event up to this far apart.
 _ONE_EVENT = timedelta(seconds=2)
-#: What is said of most Pods; one for all of them, as there are thousands.
+#: Status of most Pods; one object for all of them, as there are thousands.
 _PLAIN = {state: PodStatus(state) for state in State}
 
 
@@ -181,7 +180,6 @@ def _ended_by(pod: Manifest) -> _Ending:
 
 
 def _how_it_ended(pod: Manifest, container: Manifest) -> Failure:
-    """Return why the last run of a container's program ended."""
     reasons = set()
     for key in ("state", "lastState"):
         ended = container.get(key, {}).get("terminated", {})

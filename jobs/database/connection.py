@@ -1,4 +1,4 @@
-"""One connection to PostgreSQL, reopened when it was lost, and the locks that it holds.
+"""Hold one connection to PostgreSQL, reopened when it was lost, and the locks of its session.
 
 Its errors come out as JobError. Plain SQL, because SQLAlchemy costs 110 ms and 13 MiB per lab.
 """
@@ -24,16 +24,12 @@ Values = Mapping[str, object] | Sequence[object] | None
 
 #: Seconds of patience with a database that restarts, before the task goes back to the broker.
 BLIP_S = 8.0
-#: A new connection may help: also after a failover that made the old server read-only.
-_LOST = (
-    psycopg2.OperationalError,
-    psycopg2.InterfaceError,
-    psycopg2.errors.ReadOnlySqlTransaction,
-)
+#: Errors after which a new connection may help: also after a failover that made the old server read-only.
+_LOST = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.ReadOnlySqlTransaction)
 #: Session settings; the times are in milliseconds.
 _OPTIONS = (
     "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
-    # What dispatcher.task_lock needs, whatever the server's default is.
+    # dispatcher.task_lock needs this, whatever the server's default is.
     " -c default_transaction_isolation=read\\ committed"
 )
 
@@ -75,11 +71,9 @@ class Database:
         self._connection: psycopg2.extensions.connection | None = None
 
     def warm(self) -> None:
-        """Open the connection."""
         self._open()
 
     def close(self) -> None:
-        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

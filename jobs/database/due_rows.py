@@ -1,4 +1,4 @@
-"""Labs that are to end now, or soon: by their time, their age, for want of a start, or once more.
+"""Find labs that are to end now or soon: by their time, their age, for want of a start, or once more.
 
 All times are compared by the database's clock. A cleanup judges what is found by its limits first, and looks
 at each lab again, under its lock, before it ends it. Its student is warned before: lab.ends_soon, once for
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENDS_SOON = EventType.ENDS_SOON
+_ENDS_SOON = EventType.ENDS_SOON
 #: Minutes that a student has after a warning, at least, for the end to count as announced.
 ANNOUNCED_MINUTES = 3
-#: The same, as a share of the longest warning, for labs whose end was known for longer: a bad UPDATE of all
-#: ends is warned of as well, but late.
+#: Share of the longest warning that a student has, at least, where an end was known for longer: a bad UPDATE
+#: of all ends is warned of as well, but late.
 ANNOUNCED_SHARE = 0.5
 #: Minutes after its start until which a lab is warned of an end that was near from the beginning.
 ANNOUNCED_AT_ONCE_MINUTES = 2
@@ -103,7 +103,7 @@ END
 _ANNOUNCED = f"""
 (reason <> 'max_age' OR expires_at = 'infinity') AND
 EXISTS (SELECT FROM notifications WHERE coalesce(lab_instance_id, 0) = lab.id
- AND event_type = '{ENDS_SOON}' AND occasion IN (expires_at, {_ENDS_AT})
+ AND event_type = '{_ENDS_SOON}' AND occasion IN (expires_at, {_ENDS_AT})
  AND created_at < now() - interval '{ANNOUNCED_MINUTES} minutes'
  AND (created_at <= occasion - {ANNOUNCED_SHARE} * make_interval(mins => %(longest_warning)s)
   OR occasion = extended_to
@@ -150,7 +150,7 @@ def _as_json(time: str) -> str:
 # minutes left are rounded up, as a person counts; what is left of the maximum is rounded down, because it is
 # an offer.
 _WARN = insert_notifications(f"""
-SELECT '{ENDS_SOON}', id, 'ends_in_' || warned || '_minutes', ends_at, '{Audience.STUDENT.value}', NULL,
+SELECT '{_ENDS_SOON}', id, 'ends_in_' || warned || '_minutes', ends_at, '{Audience.STUDENT.value}', NULL,
  'This lab ends in ' || minutes || CASE minutes WHEN 1 THEN ' minute' ELSE ' minutes' END
  || to_char(ends_at AT TIME ZONE 'UTC', ', at HH24:MI "UTC".')
  || CASE WHEN possible > 0 THEN ' It can be extended.' ELSE ' It cannot be extended any more.' END,
@@ -171,17 +171,15 @@ FROM (
 # Give up the warnings of ends that are over: whoever was not told until then need not be told after it.
 _DROP_WARNINGS = f"""
 UPDATE notifications SET next_attempt_at = '9999-01-01Z', last_error = 'its time was over'
-WHERE {UNDELIVERED} AND next_attempt_at < '9999-01-01Z' AND event_type = '{ENDS_SOON}' AND occasion < now()
+WHERE {UNDELIVERED} AND next_attempt_at < '9999-01-01Z' AND event_type = '{_ENDS_SOON}' AND occasion < now()
 """  # noqa: S608
 
 
 def find_due(database: Database, settings: LifeSettings) -> list[DueLab]:
-    """Return the labs that are to end now, by id."""
     return _due_labs(database.fetch(_FIND, _limits(settings)))
 
 
 def count_live(database: Database) -> int:
-    """Return how many labs there are that nobody stops."""
     return int(database.fetch(_COUNT_LIVE)[0][0])
 
 
@@ -207,7 +205,6 @@ def fail_labs(cursor: Cursor, ids: Sequence[int], error: JobError) -> list[tuple
 
 
 def count_waiting(database: Database, task_ids: Sequence[str]) -> int:
-    """Return how many of these tasks are still in the outbox."""
     return int(database.fetch(_COUNT_WAITING, ([*task_ids],))[0][0])
 
 

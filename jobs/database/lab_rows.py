@@ -1,4 +1,4 @@
-"""Rows of `lab_instances`: what a handler sees of one, and what the statements that change them share.
+"""Read a row of `lab_instances` for a handler, and hold what the statements that change rows share.
 
 Every change is a compare-and-set: the statement says in its condition where the lab has to be, and whoever
 executes it looks at the count of rows. Times are the database's; the tables are those of dispatcher.models.
@@ -52,17 +52,15 @@ class LabState:
     #: The run that replaced the objects of another create.
     starting_run: str | None
     lab_id: int
-    #: The task that is at the lab is not to be performed any more.
+    #: True: the task that is at the lab is not to be performed any more.
     cancelled: bool
 
     @property
     def wants_start(self) -> bool:
-        """True while the lab is asked for and not started."""
         return self.status == "PENDING" and not self.stop_requested
 
     @property
     def runs(self) -> bool:
-        """True while the lab is RUNNING and nobody has asked for its stop."""
         return self.status == "RUNNING" and not self.stop_requested
 
     @property
@@ -73,7 +71,6 @@ class LabState:
 
 
 def read_lab(cursor: Cursor, lab_instance_id: int, task_id: str | None = None) -> LabState | None:
-    """Return the lab as the task finds it, or None when there is no such row."""
     cursor.execute(_READ, {"lab": lab_instance_id, "task_id": task_id})
     row: tuple[Any, ...] | None = cursor.fetchone()
     return LabState(*row) if row else None

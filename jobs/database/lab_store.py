@@ -1,4 +1,4 @@
-"""Labs in PostgreSQL: each change with its ledger row in one transaction.
+"""Change labs in PostgreSQL, each change and its ledger row in one transaction.
 
 A run has its ledger row from its beginning on. Every change checks that the lab is still where the caller
 believes it to be, and completes that row.
@@ -86,10 +86,9 @@ WHERE id = %s AND status = 'RUNNING' AND k8s_pod_name = %s
 
 
 class LabStore(Database):
-    """The rows of labs."""
+    """The rows of labs, as handlers and checks change them."""
 
     def find(self, lab_instance_id: int, *, task_id: str | None = None) -> LabState | None:
-        """Return the lab as this task finds it, or None when there is no such row. One round trip."""
         return self.at_once(lambda cursor: read_lab(cursor, lab_instance_id, task_id))
 
     def begin(self, record: TaskRunRecord) -> bool:
@@ -274,7 +273,6 @@ def _ids(record: TaskRunRecord) -> dict[str, Any]:
 
 
 def lab_result(lab_instance_id: int, lab: LabState) -> dict[str, Any]:
-    """Return the result of a create: where its lab is now."""
     return {
         "lab_instance_id": lab_instance_id,
         "status": lab.status,

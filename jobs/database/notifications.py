@@ -1,4 +1,4 @@
-"""Rows of `notifications`: whom to tell of what happened to a lab, committed with what happened.
+"""Insert and take rows of `notifications`: whom to tell of what happened to a lab, committed with it.
 
 A row is inserted once for each lab, cause and occasion, and delivered by jobs.notify.notifications.
 """
@@ -18,6 +18,7 @@ from jobs.failures import Failure
 
 #: Seconds for which nobody else delivers a notification that somebody has taken; longer than it takes.
 LEASE_S = 60
+#: Longest error of a delivery that is kept, in characters.
 _MAX_ERROR = 500
 
 
@@ -113,7 +114,6 @@ class Notification:
         return "-".join((event, *lab, self.cause, *((occasion,) if occasion else ())))
 
     def body(self) -> bytes:
-        """Return the JSON that is published, and posted."""
         occurred_at = self.occurred_at.astimezone(timezone.utc).isoformat(timespec="milliseconds")
         event = {
             "id": self.id,

@@ -1,4 +1,4 @@
-"""Another lab in place of one that was lost: a new row for the rest of the old one's time, and its create.
+"""Start another lab in place of a lost one: a new row for the rest of the old one's time, and its create.
 
 Both are written in the transaction that makes the old lab FAILED. States only move forward and ids are never
 reused, so it is a lab of its own; `restart_of` is unique, so there is one at most.
@@ -23,7 +23,6 @@ from jobs.errors import JobError
 
 logger = logging.getLogger(__name__)
 
-EVENT_TYPE = EventType.RESTARTED
 #: A lab with less time left is not worth another start.
 _LEAST = "1 minute"
 # Count the labs of which this one is the latest restart.
@@ -67,7 +66,7 @@ def start_again(cursor: Cursor, record: TaskRunRecord, error: JobError, max_rest
     lab = record.lab_instance_id
     try:
         return None if lab is None else _start_again(cursor, lab, record, error, max_restarts)
-    except _Not as why:
+    except _NotRestarted as why:
         extra = {"action": "not_started_again", "lab_instance_id": lab}
         logger.info("lab %d is not started again: %s", lab, why, extra=extra)
         return None
@@ -85,7 +84,7 @@ def stop_in_its_place(cursor: Cursor, lab_instance_id: int, asked_at: datetime) 
         logger.info("lab %d, in place of lab %d, is stopped as well", later, lab_instance_id, extra=extra)
 
 
-class _Not(Exception):
+class _NotRestarted(Exception):
     """Raised with the reason why a lab is not started again."""
 
 
@@ -93,25 +92,25 @@ def _start_again(cursor: Cursor, lab: int, record: TaskRunRecord, error: JobErro
     cursor.execute(_CHAIN, (lab, max_restarts))
     ((length,),) = cursor.fetchall()
     if length >= max_restarts:
-        raise _Not(f"{length} in a row were already")
+        raise _NotRestarted(f"{length} in a row were already")
     request = last_request(cursor, lab)
     if request is None:
-        raise _Not("the ledger does not say what was asked for")
+        raise _NotRestarted("the ledger does not say what was asked for")
     try:
         payload = tasks.CreateLabPod(**{**request, "lab_instance_id": lab})
     except (InvalidTask, TypeError) as exc:
-        raise _Not(f"what was asked for is not valid: {exc}") from exc
+        raise _NotRestarted(f"what was asked for is not valid: {exc}") from exc
     task_id = new_task_id()
     cursor.execute(_INSERT, (task_id, lab))
     row = cursor.fetchone()
     if row is None:
-        raise _Not("its time is over")
+        raise _NotRestarted("its time is over")
     new = int(row[0])
     outbox.add_with_cursor(cursor, TaskRequest(replace(payload, lab_instance_id=new), task_id=task_id))
     sentence = f"It was started again as lab {new}."
     cursor.execute(_SAY, (f" {sentence}", lab))
     news = News(
-        event_type=EVENT_TYPE,
+        event_type=EventType.RESTARTED,
         cause="restarted",
         told=Audience.STUDENT,
         message=f"This lab was lost through no fault of yours. {sentence}",

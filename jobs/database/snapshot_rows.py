@@ -1,4 +1,4 @@
-"""Rows of all labs at one moment: live labs page by page, and what is known of the tasks of some of them.
+"""Read all labs at one moment: live labs page by page, and what is known of the tasks of some of them.
 
 Read by verify, sync and the health check. Each page is a statement of its own, so that none takes long.
 """
@@ -20,7 +20,7 @@ from jobs.database.ledger import may_go_on
 PAGE = 1000
 #: Seconds of the longest delay between attempts.
 LONGEST_DELAY_S = 3600
-#: Labs among which the newest that was begun is looked for.
+#: Most labs among which the newest that was begun is looked for.
 NEWEST_LABS = 20_000
 #: Seconds for which a task surely still waits on the ladder, after the database may have been slow.
 SURE_S = 10
@@ -50,7 +50,7 @@ def _delay(come_back_s: float) -> str:
     return f"make_interval(secs => coalesce(CAST(details ->> 'retry_delay_s' AS float), {come_back_s}))"
 
 
-#: One that comes back without a delay of its own waits between half and all of COME_BACK_S.
+#: A task that comes back without a delay of its own waits between half and all of COME_BACK_S.
 _LEAST_DELAY, _DELAY = _delay(COME_BACK_S / 2), _delay(COME_BACK_S)
 # List the runs of some labs that go on, or are tried again.
 _RUNS = f"""
@@ -136,7 +136,6 @@ class LabRow:
 
 
 def database_now(database: Database) -> datetime:
-    """Return the clock by which all ages are taken."""
     ((moment,),) = database.fetch(_NOW)
     return moment  # type: ignore[no-any-return]  # a timestamptz
 
