@@ -28,7 +28,7 @@ class Row(NamedTuple):
     #: True: another attempt may succeed.
     retry: bool
     #: Who is told once the lab is FAILED.
-    told: Audience
+    audience: Audience
     #: For the student; {names} are filled in by `error`. What is tried again has no full stop: `error` and
     #: `given_up` say how it goes on.
     sentence: str
@@ -53,8 +53,8 @@ class FailureRow(enum.Enum):
         return self._value_.retry
 
     @property
-    def told(self) -> Audience:
-        return self._value_.told
+    def audience(self) -> Audience:
+        return self._value_.audience
 
     def error(self, *, evidence: str = "", **values: Any) -> JobError:
         """Return the error to raise; `values` fill the sentence."""

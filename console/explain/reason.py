@@ -24,7 +24,9 @@ _ACTOR_OF_AUDIENCE = {
 }
 #: Cause -> who can mend it.
 _ACTOR_OF_CAUSE = {
-    failure.cause: Actor.BACKEND if failure in BACKEND_FAILURES else _ACTOR_OF_AUDIENCE[failure.told.value]
+    failure.cause: Actor.BACKEND
+    if failure in BACKEND_FAILURES
+    else _ACTOR_OF_AUDIENCE[failure.audience.value]
     for failure in Failure
 }
 

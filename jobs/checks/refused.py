@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from jobs.database.notifications import News, add_news
+from jobs.database.notifications import NewNotification, add_notification
 from jobs.failures import Failure
 from jobs.handlers.context import TaskContext
 from jobs.verify.safety_limits import Refusal
@@ -28,16 +28,16 @@ def tell_refused(
 
     `failure`: of an event that names it; another says only that the task refused.
     """
-    news = News(
+    news = NewNotification(
         event_type=event,
         cause=failure.cause if failure else event.removeprefix("platform."),
-        told=refusal.failure.told,
+        audience=refusal.failure.audience,
         message=message,
         task_id=context.record.task_id,
         category=failure.category.value if failure else None,
         occasion=hour_of(at),
         facts=refusal.facts,
     )
-    notification_id = context.labs.transaction(lambda cursor: add_news(cursor, news))
+    notification_id = context.labs.transaction(lambda cursor: add_notification(cursor, news))
     if notification_id is not None:
         context.notify(notification_id)

@@ -18,7 +18,7 @@ from jobs.cluster.lab_objects import collections
 from jobs.cluster.pod_fields import State
 from jobs.cluster.pod_status import PodStatus, running_status
 from jobs.config.lifetimes import LifeSettings
-from jobs.config.naming import Whose
+from jobs.config.naming import LabIdentity
 from jobs.database.lab_store import LabStore
 from jobs.database.snapshot_rows import LabRow, live_rows
 from jobs.failures import Failure
@@ -100,7 +100,7 @@ def look_at_running_labs(
         for pod in page:
             whose = _whose(pod)
             # All objects of any platform have all three: what lacks one was made by hand.
-            if pod["metadata"]["labels"].keys() >= {*Whose._fields}:
+            if pod["metadata"]["labels"].keys() >= {*LabIdentity._fields}:
                 whose_by_id[whose.partition(" ")[0]].add(whose)
             node = pod.get("spec", {}).get("nodeName", "")
             pods[pod["metadata"]["name"]] = _Found(whose, node, running_status(pod, now, settings))
@@ -178,4 +178,4 @@ def _labelled(row: LabRow) -> str:
 
 def _whose(pod: Manifest) -> str:
     labels = pod["metadata"]["labels"]
-    return " ".join(str(labels.get(name)) for name in Whose._fields)
+    return " ".join(str(labels.get(name)) for name in LabIdentity._fields)

@@ -19,7 +19,7 @@ from jobs.checks.refused import tell_refused
 from jobs.checks.relay import relay
 from jobs.cluster.client import ApiError, ApiUnavailable, api_failure
 from jobs.database.connection import session_lock
-from jobs.database.notifications import News, add_news
+from jobs.database.notifications import NewNotification, add_notification
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.handlers.context import TaskContext
@@ -237,10 +237,10 @@ class _Sync:
             return
         # No cause of a failure: that of a lab which becomes FAILED later is to be told as well.
         news = [
-            News(
+            NewNotification(
                 event_type=EventType.UNREACHABLE,
                 cause="service_gone",
-                told=Audience.ADMIN,
+                audience=Audience.ADMIN,
                 message="This lab runs without its Service, so nobody can reach it.",
                 task_id=self._context.record.task_id,
                 lab_instance_id=one.lab,
@@ -248,7 +248,7 @@ class _Sync:
             )
             for one in unreachable
         ]
-        added = self._context.labs.transaction(lambda cursor: [add_news(cursor, one) for one in news])
+        added = self._context.labs.transaction(lambda cursor: [add_notification(cursor, one) for one in news])
         for notification_id in filter(None, added):
             self._context.notify(notification_id)
 

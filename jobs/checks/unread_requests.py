@@ -29,12 +29,12 @@ def _without_early_requests(context: TaskContext, due: Sequence[DueLab]) -> list
     ledger knows. While there are others, a lab that no container has met yet may be one of them. It is spared
     until its own expires_at, after which it would be stopped as soon as it was started.
     """
-    doubtful = sum(not lab.surely_not_ahead for lab in due)
+    doubtful = sum(not lab.certainly_started for lab in due)
     if not doubtful or not _creates_wait(context):
         return [*due]
     extra = {"action": "overdue_spared", "labs": doubtful}
     logger.info("%d PENDING labs may be asked for ahead, and are left alone", doubtful, extra=extra)
-    return [lab for lab in due if lab.surely_not_ahead]
+    return [lab for lab in due if lab.certainly_started]
 
 
 def _without_waiting_stops(context: TaskContext, due: Sequence[DueLab]) -> list[DueLab]:

@@ -17,7 +17,7 @@ from jobs.cluster.pod_fields import State, all_run, state_of
 from jobs.cluster.pod_status import late_status, starting_status
 from jobs.config import naming
 from jobs.config.manifests import LabManifests
-from jobs.config.naming import Whose
+from jobs.config.naming import LabIdentity
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 
@@ -158,7 +158,7 @@ class LabObjects:
         self._delete_all(found, grace_s)
         return found
 
-    def delete_labs(self, labs: Collection[Whose]) -> int:
+    def delete_labs(self, labs: Collection[LabIdentity]) -> int:
         """Start the deletion of all objects of these labs, Pods at once; return how many they are.
 
         What has the id of a lab, and is labelled as another lab's or student's, may be another platform's.

@@ -65,7 +65,7 @@ class Progress(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ResizeStatus:
     """What a Pod's status says of a change."""
 
     progress: Progress
@@ -114,7 +114,7 @@ def was_out_of_memory(pod: Manifest, container: str) -> bool:
     return any(ended.get("reason") == "OOMKilled" for ended in states)
 
 
-def look(pod: Manifest, container: str) -> Seen:
+def look(pod: Manifest, container: str) -> ResizeStatus:
     """Return how far the change that the Pod's spec asks for has come."""
     status = pod.get("status", {})
     generation = pod["metadata"].get("generation", 0)
@@ -124,22 +124,22 @@ def look(pod: Manifest, container: str) -> Seen:
             return seen
     observed = status.get("observedGeneration", generation) >= generation
     if observed and in_force(pod, container).equals(asked_for(pod, container)):
-        return Seen(Progress.DONE)
-    return Seen(Progress.UNDER_WAY, "" if observed else "the node has not seen it")
+        return ResizeStatus(Progress.DONE)
+    return ResizeStatus(Progress.UNDER_WAY, "" if observed else "the node has not seen it")
 
 
-def _read_condition(condition: Mapping[str, Any]) -> Seen | None:
+def _read_condition(condition: Mapping[str, Any]) -> ResizeStatus | None:
     kind, reason = condition["type"], condition.get("reason", "")
     evidence = f"{kind} {reason}: {condition.get('message', '')}"
     if kind == "PodResizePending":
         infeasible = reason == "Infeasible"
-        return Seen(Progress.INFEASIBLE if infeasible else Progress.DEFERRED, evidence)
+        return ResizeStatus(Progress.INFEASIBLE if infeasible else Progress.DEFERRED, evidence)
     if kind != "PodResizeInProgress":
         return None
     if reason != "Error":
-        return Seen(Progress.UNDER_WAY, evidence)
+        return ResizeStatus(Progress.UNDER_WAY, evidence)
     below = _BELOW_USE in condition.get("message", "")
-    return Seen(Progress.BELOW_USE if below else Progress.FAILING, evidence)
+    return ResizeStatus(Progress.BELOW_USE if below else Progress.FAILING, evidence)
 
 
 def _named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabGone, LabObjects, PodChanged
 from jobs.cluster.pod_resources import (
     Progress,
+    ResizeStatus,
     Resources,
-    Seen,
     asked_for,
     before_change,
     lab_container,
@@ -124,7 +124,7 @@ class PodResize:
         patch = {"name": self._container, "resources": wanted.as_dict()}
         self._as_newest({"spec": {"containers": [patch]}}, subresource="resize")
 
-    def wait(self, *, timeout_s: float, meanwhile: Callable[[], None]) -> Seen:
+    def wait(self, *, timeout_s: float, meanwhile: Callable[[], None]) -> ResizeStatus:
         """Return what is seen when the change is in force, when it never will be, or after the timeout.
 
         Raises as `ask`.
@@ -156,11 +156,11 @@ class PodResize:
 
     def _wait(
         self,
-        look_at: Callable[[Manifest], Seen],
+        look_at: Callable[[Manifest], ResizeStatus],
         ends: set[Progress],
         timeout_s: float,
         meanwhile: Callable[[], None],
-    ) -> Seen:
+    ) -> ResizeStatus:
         deadline = time.monotonic() + timeout_s
         while True:
             seen = look_at(self._pod)
@@ -174,10 +174,10 @@ class PodResize:
                 return seen
             meanwhile()
 
-    def _look(self, pod: Manifest) -> Seen:
+    def _look(self, pod: Manifest) -> ResizeStatus:
         seen = look(pod, self._container)
         if self.restarts > 0 and was_out_of_memory(pod, self._container):
-            return Seen(Progress.BELOW_USE, f"OOMKilled; {seen.evidence}")
+            return ResizeStatus(Progress.BELOW_USE, f"OOMKilled; {seen.evidence}")
         return seen
 
     def _as_newest(self, change: Manifest, *, subresource: str = "") -> None:

@@ -16,7 +16,7 @@ SPEC_HASH = "autolabs.io/spec-hash"
 _MAX_NAME = 63  # https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
 
 
-class Whose(NamedTuple):
+class LabIdentity(NamedTuple):
     """Whose an object is, by three labels: as ids begin at 1 everywhere, one of them proves nothing."""
 
     lab_instance_id: int
@@ -74,7 +74,7 @@ def belongs_to_lab(manifest: Manifest, lab_instance_id: int) -> bool:
     return lab_of(manifest) == str(lab_instance_id)
 
 
-def belongs_to(manifest: Manifest, whose: Whose) -> bool:
+def belongs_to(manifest: Manifest, whose: LabIdentity) -> bool:
     """Tell whether an object carries our labels of this lab instance, lab and student."""
     if lab_of(manifest) is None:
         return False

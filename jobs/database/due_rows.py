@@ -63,7 +63,7 @@ class DueLab:
     #: This end was known in time, so that its student could be told of it.
     announced: bool = False
     #: A container has been at it; or its own end has come, after which nobody may start it.
-    surely_not_ahead: bool = False
+    certainly_started: bool = False
 
     @property
     def unannounced(self) -> bool:

@@ -56,7 +56,7 @@ class LabState:
     cancelled: bool
 
     @property
-    def wants_start(self) -> bool:
+    def should_start(self) -> bool:
         return self.status == "PENDING" and not self.stop_requested
 
     @property
@@ -64,9 +64,9 @@ class LabState:
         return self.status == "RUNNING" and not self.stop_requested
 
     @property
-    def keeps(self) -> str | None:
+    def objects_to_keep(self) -> str | None:
         """The name of the objects that are to stay, whoever finds nothing to start any more."""
-        taken_over = self.wants_start and self.starting_run is not None
+        taken_over = self.should_start and self.starting_run is not None
         return self.k8s_pod_name if taken_over or self.status == "RUNNING" else None
 
 

@@ -132,12 +132,12 @@ class Notification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class NewNotification:
     """What somebody is to be told of; once for each lab, cause and occasion."""
 
     event_type: str
     cause: str
-    told: Audience
+    audience: Audience
     message: str
     task_id: str
     lab_instance_id: int | None = None
@@ -148,11 +148,11 @@ class News:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def add_news(cursor: Cursor, news: News) -> int | None:
+def add_notification(cursor: Cursor, news: NewNotification) -> int | None:
     """Insert what somebody is to be told of, in the caller's transaction; None: nobody is, or already was."""
-    if news.told is Audience.NOBODY:
+    if news.audience is Audience.NOBODY:
         return None
-    about = (news.event_type, news.lab_instance_id, news.cause, news.occasion, news.told.value)
+    about = (news.event_type, news.lab_instance_id, news.cause, news.occasion, news.audience.value)
     cursor.execute(_ADD, (*about, news.category, news.message, json.dumps(news.facts), news.task_id))
     row = cursor.fetchone()
     return row[0] if row else None
@@ -166,17 +166,17 @@ def add_failure(
     lab_instance_id: int | None,
     event_type: str = EventType.LAB_FAILED,
 ) -> int | None:
-    """Insert whom to tell of a failure, as `add_news` does."""
-    news = News(
+    """Insert whom to tell of a failure, as `add_notification` does."""
+    news = NewNotification(
         event_type=event_type,
         cause=error.failure.cause,
-        told=error.failure.told,
+        audience=error.failure.audience,
         message=error.sentence,
         task_id=task_id,
         lab_instance_id=lab_instance_id,
         category=error.category.value,
     )
-    return add_news(cursor, news)
+    return add_notification(cursor, news)
 
 
 def add_out_of_memory(
@@ -190,7 +190,7 @@ def add_out_of_memory(
         "labs": [lab for lab, _ in killed],
         "hours": [hour for _, hour in killed],
         "cause": failure.cause,
-        "told": failure.told.value,
+        "told": failure.audience.value,
         "category": failure.category.value,
         "message": message,
         "task_id": task_id,

@@ -18,7 +18,7 @@ from dispatcher.message.request import TaskRequest
 from jobs.database.connection import Cursor
 from jobs.database.lab_rows import SET_TOMBSTONE
 from jobs.database.ledger import TaskRunRecord, last_request
-from jobs.database.notifications import News, add_news
+from jobs.database.notifications import NewNotification, add_notification
 from jobs.errors import JobError
 
 logger = logging.getLogger(__name__)
@@ -109,14 +109,14 @@ def _start_again(cursor: Cursor, lab: int, record: TaskRunRecord, error: JobErro
     outbox.add_with_cursor(cursor, TaskRequest(replace(payload, lab_instance_id=new), task_id=task_id))
     sentence = f"It was started again as lab {new}."
     cursor.execute(_SAY, (f" {sentence}", lab))
-    news = News(
+    news = NewNotification(
         event_type=EventType.RESTARTED,
         cause="restarted",
-        told=Audience.STUDENT,
+        audience=Audience.STUDENT,
         message=f"This lab was lost through no fault of yours. {sentence}",
         task_id=record.task_id,
         lab_instance_id=lab,
         facts={"because": error.failure.cause, "started_again_as": new},
     )
-    add_news(cursor, news)
+    add_notification(cursor, news)
     return new

@@ -12,7 +12,7 @@ from datetime import datetime
 from dispatcher.broker.topology import QUEUE_NORMAL
 from dispatcher.failure_contract import COME_BACK_S
 from dispatcher.tasks import CREATE_LAB_POD
-from jobs.config.naming import Whose
+from jobs.config.naming import LabIdentity
 from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
 
@@ -121,8 +121,8 @@ class LabRow:
     ended_at: datetime
 
     @property
-    def whose(self) -> Whose:
-        return Whose(self.id, self.lab_id, self.student_id)
+    def whose(self) -> LabIdentity:
+        return LabIdentity(self.id, self.lab_id, self.student_id)
 
     @property
     def over(self) -> bool:

@@ -38,13 +38,13 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
             evidence="the message may be ahead of the backend's commit",
         )
     own_name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
-    if lab.wants_start and (
+    if lab.should_start and (
         lab.starting_run is None
         or context.labs.take_over(context.record, payload.lab_instance_id, pod_name=own_name)
     ):
         _start(context, payload)
         return
-    if lab.keeps == own_name:
+    if lab.objects_to_keep == own_name:
         _end_without(context, payload, lab)
     else:
         # An attempt of ours may have died between making objects and finding this out.
@@ -129,20 +129,20 @@ def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
     lab = context.labs.find(lab_instance_id, task_id=context.record.task_id)
     if lab is not None and lab.cancelled:
         raise Failure.CANCELLED.error(evidence="cancelled while it started")
-    if lab is None or not lab.wants_start:
+    if lab is None or not lab.should_start:
         raise _NotWanted
 
 
 def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifests, why: str) -> None:
     """Take down what was made for a lab that is no longer wanted, or try again if it still is."""
     lab = context.labs.find(payload.lab_instance_id, task_id=context.record.task_id)
-    if lab is not None and lab.wants_start:
+    if lab is not None and lab.should_start:
         if lab.cancelled:
             raise Failure.CANCELLED.error(evidence="cancelled while it started")
         if lab.starting_run in (None, context.record.run_id):
             raise Failure.REMOVED_MEANWHILE.error(evidence=why)
         why = "another create took it over"
-    if lab is None or lab.keeps != _name(manifests):
+    if lab is None or lab.objects_to_keep != _name(manifests):
         _take_down(context, payload, lab)
     _end_without(context, payload, lab)
     logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})

@@ -19,7 +19,7 @@ from dispatcher.message.envelope import TaskMessage
 from jobs.cluster import evidence
 from jobs.cluster.lab_objects import LabObjects
 from jobs.cluster.pod_facts import summary
-from jobs.config.naming import Whose, lab_object_name
+from jobs.config.naming import LabIdentity, lab_object_name
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import TaskRunRecord, find_dead_letter
@@ -139,8 +139,8 @@ def take_down(context: TaskContext, lab_instance_id: int, lab: LabState | None) 
 
     `lab` is the row as it is, None for one that nobody starts any more. Raises JobError.
     """
-    if lab is None or lab.status != "RUNNING" or lab.keeps is not None:
-        context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.keeps if lab else None)
+    if lab is None or lab.status != "RUNNING" or lab.objects_to_keep is not None:
+        context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.objects_to_keep if lab else None)
 
 
 class LostLabs:
@@ -158,7 +158,7 @@ class LostLabs:
         self._objects = objects
         self._as_of = as_of
         self._restarts = restarts
-        self._failed: list[Whose] = []
+        self._failed: list[LabIdentity] = []
         #: How many objects' deletion has begun.
         self.deleted = 0
         #: Why there may be others, or None.

@@ -16,7 +16,7 @@ from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabObjects
 from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import LabManifests, make_lab_manifests
-from jobs.config.naming import Whose, belongs_to
+from jobs.config.naming import LabIdentity, belongs_to
 from jobs.config.stored import Configs
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
@@ -41,7 +41,7 @@ class Remake:
         self._configs = configs
         self._namespace = namespace
 
-    def __call__(self, whose: Whose, kind: str) -> str | None:
+    def __call__(self, whose: LabIdentity, kind: str) -> str | None:
         """Make a Service or NetworkPolicy again, and return what was done; None: the lab has changed since.
 
         Raises:
@@ -64,7 +64,7 @@ class Remake:
         self._labs.change_url(whose.lab_instance_id, pod_name=lab.k8s_pod_name, connection_url=url)
         return f"made it again, the lab is at {url} now"
 
-    def _manifests(self, whose: Whose, pod_name: str | None) -> tuple[LabManifests, LabSettings]:
+    def _manifests(self, whose: LabIdentity, pod_name: str | None) -> tuple[LabManifests, LabSettings]:
         request = self._labs.at_once(lambda cursor: last_request(cursor, whose.lab_instance_id))
         if request is None:
             raise CannotRemake("the ledger does not say what was asked for")
@@ -81,7 +81,7 @@ class Remake:
             pod_template=configs.pod_template(),
             network_policy_template=configs.network_policy_template(),
         )
-        asked_for = Whose(payload.lab_instance_id, payload.lab_id, payload.student_id)
+        asked_for = LabIdentity(payload.lab_instance_id, payload.lab_id, payload.student_id)
         if asked_for != whose or manifests.pod["metadata"]["name"] != pod_name:
             raise CannotRemake("the ledger knows another request than that of its Pod")
         return manifests, settings

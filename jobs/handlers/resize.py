@@ -13,7 +13,7 @@ from dispatcher.failure_contract import Audience
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs.cluster.lab_objects import LabGone
-from jobs.cluster.pod_resources import Progress, Resources, Seen
+from jobs.cluster.pod_resources import Progress, ResizeStatus, Resources
 from jobs.cluster.resize_pod import PodResize, Superseded
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
@@ -51,7 +51,7 @@ def scale_lab(context: TaskContext, payload: ScaleLabResources) -> None:
             lab_instance_id=payload.lab_instance_id,
             evidence="the message may be ahead of the backend's commit",
         )
-    if lab.wants_start:
+    if lab.should_start:
         raise Failure.LAB_NOT_STARTED.error(lab_instance_id=payload.lab_instance_id)
     if has_succeeded(context.labs, context.record.task_id):
         _end_without(context, payload, lab, "it was done before")
@@ -82,7 +82,7 @@ class FailedResize(FailedTask):
 
     def leaves_dead_letter(self, failure: FailureRow) -> bool:
         # Nothing is wrong but what was asked for; whoever waits for the task reads that.
-        return failure.told is not Audience.TEACHER
+        return failure.audience is not Audience.TEACHER
 
     def record(self, outcome: FailureOutcome) -> int:
         if outcome.error.failure not in NO_REQUEST:
@@ -174,7 +174,7 @@ def _ask(resize: PodResize, wanted: Resources, values: dict[str, Resources]) -> 
         raise failure.error(evidence=exc.evidence, **values) from exc
 
 
-def _settled(seen: Seen, values: dict[str, Resources]) -> None:
+def _settled(seen: ResizeStatus, values: dict[str, Resources]) -> None:
     if failure := _ENDS.get(seen.progress):
         raise failure.error(evidence=seen.evidence, **values)
 

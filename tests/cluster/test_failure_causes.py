@@ -100,8 +100,8 @@ def _check_lab(case: Case, seen: Seen) -> None:
     assert seen.lab["status"] == (case.status or ("PENDING" if case.failure.retry else "FAILED"))
     failed = seen.lab["status"] == "FAILED"
     assert [(row["cause"], row["told"], row["message"]) for row in seen.told] == [
-        (case.failure.cause, case.failure.told, case.sentence(seen.scene))
-    ] * ((failed or case.stop_failed) and case.failure.told is not Audience.NOBODY)
+        (case.failure.cause, case.failure.audience, case.sentence(seen.scene))
+    ] * ((failed or case.stop_failed) and case.failure.audience is not Audience.NOBODY)
     if failed:
         assert seen.lab["error_category"] == case.failure.category
         assert seen.lab["error_message"] == case.sentence(seen.scene)

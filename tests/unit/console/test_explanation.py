@@ -205,11 +205,11 @@ def test_every_state_has_who_acts_what_comes_next_and_what_to_run(case: Case) ->
 @pytest.mark.parametrize("notified", [True, False], ids=["notified", "no notification"])
 def test_who_acts_is_whom_the_classification_tells(failure: Failure, notified: bool) -> None:
     run = failed_run(failure.cause, failure.category.value)
-    rows = (make_notification(told=failure.told.value, cause=failure.cause),) if notified else ()
+    rows = (make_notification(told=failure.audience.value, cause=failure.cause),) if notified else ()
     expected = {Audience.TEACHER: "teacher", Audience.ADMIN: "administrator", Audience.NOBODY: "nobody"}
     by_backend = failure in BACKEND_FAILURES
     found = explain(make_facts(FAILED, run, notifications=rows))
-    assert found.who.value == ("backend" if by_backend else expected[failure.told])
+    assert found.who.value == ("backend" if by_backend else expected[failure.audience])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ SENTENCES = "## What the student reads\n"
 
 def _row(failure: Failure) -> str:
     again = "yes" if failure.retry else "no"
-    return f"| `{failure.cause}` | `{failure.category.value}` | {again} | {failure.told.value} |\n"
+    return f"| `{failure.cause}` | `{failure.category.value}` | {again} | {failure.audience.value} |\n"
 
 
 def _sentence(failure: Failure) -> str:

@@ -63,9 +63,9 @@ def test_temporary_failures_are_tried_again_and_permanent_ones_are_not(failure: 
 @pytest.mark.parametrize("failure", Failure, ids=lambda failure: failure.cause)
 def test_the_specifications_people_are_told(failure: Failure) -> None:
     if failure.category is Category.PERMANENT_IMAGE_ERROR:
-        assert failure.told is Audience.TEACHER
+        assert failure.audience is Audience.TEACHER
     if failure.category is Category.PERMANENT_PERMISSION_ERROR:
-        assert failure.told is Audience.ADMIN
+        assert failure.audience is Audience.ADMIN
 
 
 def test_what_is_given_up_no_longer_promises_another_attempt() -> None:
