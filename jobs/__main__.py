@@ -131,7 +131,7 @@ class Container:
         self._started_at = started_at
         self._warm_up = WarmUp(settings)
         self._waiting_since = time.monotonic()
-        #: How many messages were no tasks, and the moment from which another container is to go on.
+        #: Count of messages that were no tasks, and the moment from which another container is to go on.
         self._put_aside, self._until = 0, math.inf
         #: Messages that were taken at once, behind one that was no task.
         self._pile: deque[Delivery] = deque()

@@ -27,7 +27,7 @@ class Row(NamedTuple):
     category: Category
     #: True: another attempt may succeed.
     retry: bool
-    #: Who is told once the lab is FAILED.
+    #: People who are told once the lab is FAILED.
     audience: Audience
     #: For the student; {names} are filled in by `error`. What is tried again has no full stop: `error` and
     #: `given_up` say how it goes on.

@@ -28,14 +28,14 @@ _STRICT = urlencode({"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
 BLIP_S = 8.0
 #: A manifest with an unknown field, or one of a wrong type, gets a 500 from a server-side apply.
 _NO_SUCH_FIELD = "failed to create typed patch object"
-#: How RBAC refuses. An API server that begins refuses everybody until it has read the roles, a second or two,
-#: and may know no token until it has read the accounts.
+#: Words with which RBAC refuses. A new API server refuses everybody until it has read the roles, a second or
+#: two, and may know no token until it has read the accounts.
 _RBAC_REFUSES = 'is forbidden: User "'
 #: Beginning of a 403 of RBAC, and of a quota. Admission (Pod Security, policies, limits) answers 403 too, and
 #: repeats what it objects to.
 _RBAC_SAYS_NO = r'[^"]*("[^"]*" )?is forbidden: User "[^"]*" cannot \w+ (resource|path)'
 _QUOTA_SAYS_NO = r'[^"]*("[^"]*" )?is forbidden: exceeded quota'
-#: How a quota refuses while others count against it, which a class that starts does: nothing was created
+#: Words with which a quota refuses while others count against it, as a class that starts does: none was made
 #: (https://github.com/kubernetes/kubernetes/issues/67761).
 _QUOTA_CONFLICT = "Operation cannot be fulfilled on resourcequotas "
 #: Most times that a list in pages begins again.
@@ -139,10 +139,7 @@ class Cluster:
                 return
 
     def create(self, path: str, manifest: Manifest) -> Manifest | None:
-        """Create an object in a collection and return it; None when one of its name is there already.
-
-        That may be this very object: the answer to an earlier try can be lost.
-        """
+        """Create an object and return it; None when one of its name, perhaps of a lost answer, is there."""
         try:
             return self._request("POST", f"{path}?{_STRICT}", manifest)
         except ApiError as exc:
@@ -322,10 +319,7 @@ def _status(response: urllib3.BaseHTTPResponse) -> Manifest:
 
 
 def api_failure(error: ApiError | ApiUnavailable) -> JobError:
-    """Return the job's error for one of the API server.
-
-    Statuses are those of https://kubernetes.io/docs/reference/using-api/api-concepts/.
-    """
+    """Return the job's error for a status of https://kubernetes.io/docs/reference/using-api/api-concepts/."""
     if isinstance(error, ApiUnavailable):
         failure = Failure.CLUSTER_AWAY
     elif error.status == 403 and re.match(_QUOTA_SAYS_NO, error.message):

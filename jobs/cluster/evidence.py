@@ -46,7 +46,7 @@ _MESSAGE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was seen of a lab."""
+    """All that was seen of a lab that failed."""
 
     #: For the ledger.
     seen: Seen

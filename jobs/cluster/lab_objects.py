@@ -82,9 +82,7 @@ class LabObjects:
     ) -> None:
         """Return as soon as the Pod is Ready; `meanwhile` is called every few seconds and may raise.
 
-        Raises:
-            LabGone: the Pod was deleted.
-            JobError: it can never be Ready, or was not in time.
+        Raises LabGone if the Pod was deleted, JobError if it can never be Ready, or was not in time.
         """
         began = time.monotonic()
         newest, deadline, runs_since = pod, began + timeout_s, None
@@ -131,10 +129,8 @@ class LabObjects:
     def change_pod(self, pod: Manifest, change: Manifest, *, subresource: str = "") -> Manifest:
         """Merge a change into exactly this version of a Pod, and return the new one.
 
-        Raises:
-            LabGone: there is no such Pod any more.
-            PodChanged: it has another version, or is another Pod of this name.
-            JobError: the API server refuses.
+        Raises LabGone for a Pod that is gone, PodChanged for one that has another version, or is another Pod
+        of this name, JobError when the API server refuses.
         """
         metadata = {key: pod["metadata"][key] for key in ("uid", "resourceVersion")}
         body = {**change, "metadata": {**change.get("metadata", {}), **metadata}}

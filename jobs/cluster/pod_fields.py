@@ -8,7 +8,7 @@ from jobs.cluster.client import Manifest
 
 
 class State(enum.Enum):
-    """What a Pod is good for."""
+    """The use that a Pod is of to its lab."""
 
     READY = "ready"
     #: Not yet, or not at the moment.

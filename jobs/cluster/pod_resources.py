@@ -16,7 +16,7 @@ from dispatcher.quantities import parse_quantity
 from jobs.cluster.client import Manifest
 from jobs.config import naming
 
-#: What can be changed while a container runs.
+#: Resources that can be changed while a container runs.
 RESIZABLE = ("cpu", "memory")
 #: The kubelet refuses a memory limit in these words (pkg/kubelet/kuberuntime: validateMemoryResizeAction).
 _BELOW_USE = "below current usage"
@@ -48,7 +48,7 @@ class Resources:
 
 
 class Progress(enum.Enum):
-    """How far a change has come."""
+    """The state of a change."""
 
     #: What is asked for is in force.
     DONE = enum.auto()
@@ -66,7 +66,7 @@ class Progress(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ResizeStatus:
-    """What a Pod's status says of a change."""
+    """The state of a change, as a Pod's status has it."""
 
     progress: Progress
     #: The kubelet's words.

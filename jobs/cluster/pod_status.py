@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PodStatus:
-    """What one Pod is good for and, if it is LOST, why."""
+    """The state of one Pod and, if it is LOST, why."""
 
     state: State
-    #: Why a Pod is LOST; None where only its state was asked for.
+    #: Failure of a Pod that is LOST; None where only its state was asked for.
     failure: Failure | None = None
     #: The image that the failure is about.
     image: str = ""
     evidence: str = ""
-    #: When a program of a Pod that is Ready again was last ended for want of memory.
+    #: Time at which a program of a Pod that is Ready again was last ended for want of memory.
     killed_at: datetime | None = None
 
     def error(self) -> JobError:

@@ -47,7 +47,7 @@ class Superseded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Who changes the Pod, and what was in force before."""
+    """The task that changes the Pod, and what was in force before."""
 
     task_id: str
     before: Resources
@@ -92,11 +92,8 @@ class PodResize:
         """Note the change at the Pod; return what was in force and what is wanted, equal if all is well.
 
         `make_wanted` is given what was in force before and the Pod's QoS class, which no change may change.
-        For a change of another task this waits `patience_s` seconds.
-
-        Raises:
-            LabGone: the Pod is deleted.
-            JobError: the API server refuses, or `meanwhile` raised it.
+        For a change of another task this waits `patience_s` seconds. Raises LabGone if the Pod is deleted,
+        JobError if the API server refuses, and what `meanwhile` raises.
         """
         deadline = time.monotonic() + patience_s
         while True:
@@ -125,10 +122,7 @@ class PodResize:
         self._as_newest({"spec": {"containers": [patch]}}, subresource="resize")
 
     def wait(self, *, timeout_s: float, meanwhile: Callable[[], None]) -> ResizeStatus:
-        """Return what is seen when the change is in force, when it never will be, or after the timeout.
-
-        Raises as `ask`.
-        """
+        """Return the state once the change is in force, or never will be, or time is up. Raises as `ask`."""
         return self._wait(self._look, _SETTLED, timeout_s, meanwhile)
 
     def undo(self, *, timeout_s: float) -> bool:

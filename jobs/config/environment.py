@@ -42,7 +42,7 @@ class StoreSettings:
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
-    """How a transient failure is tried again, by other containers."""
+    """The retries of a transient failure, which other containers make."""
 
     #: Retries after the first attempt.
     max_retries: int = 3
@@ -83,13 +83,13 @@ class ResultSettings:
 
 @dataclass(frozen=True, slots=True)
 class WebhookSettings:
-    """Who is called when a lab failed, beside the event on the broker."""
+    """The webhook that is called when a lab failed, beside the event on the broker."""
 
     #: http(s)://user:password@host:port/path?query, all of it perhaps secret.
     url: str = field(repr=False)
     #: Each signs, so that a receiver may change to another at its leisure.
     secrets: tuple[bytes, ...] = field(repr=False)
-    #: What is wrong with these settings. Labs do not need them: nobody is called until they are corrected.
+    #: Problems of these settings. Labs do not need them: nobody is called until they are corrected.
     problems: tuple[str, ...] = ()
 
     @classmethod

@@ -54,7 +54,7 @@ _URL = parsed(f"text; allowed placeholders are {', '.join(_PLACEHOLDERS)}", _che
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabSettings:
-    """What labs may use and how they are reached."""
+    """The limits of labs, and where they are reached."""
 
     #: Shell patterns of image references; no other image is started.
     allowed_images: Annotated[list[str], list_of(_TEXT, "a list of patterns, one or more", least=1)]

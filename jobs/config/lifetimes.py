@@ -33,7 +33,7 @@ _CAUSES = list_of(one_of(*RESTARTABLE), f"a list; allowed are {', '.join(RESTART
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifeSettings:
-    """When labs end, and what is done about those that break."""
+    """The ends of labs, and what is done about those that break."""
 
     #: Minutes after its start at which a lab ends, whatever its expires_at is, but not before an end that an
     #: extension confirmed; 0: never for that alone.

@@ -17,7 +17,7 @@ _MAX_NAME = 63  # https://kubernetes.io/docs/concepts/overview/working-with-obje
 
 
 class LabIdentity(NamedTuple):
-    """Whose an object is, by three labels: as ids begin at 1 everywhere, one of them proves nothing."""
+    """Three labels that tell whose an object is: as ids begin at 1 everywhere, one alone proves nothing."""
 
     lab_instance_id: int
     lab_id: int

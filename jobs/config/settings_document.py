@@ -24,7 +24,7 @@ Problem = tuple[tuple[Any, ...], str]
 
 
 class Rule(NamedTuple):
-    """What a value may be, in words, as JSON Schema and as a check, and the rules of its parts."""
+    """A rule for a value, in words, as JSON Schema and as a check, with the rules of its parts."""
 
     allowed: str
     schema: Mapping[str, Any]

@@ -44,10 +44,7 @@ _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 
 
 def optional(cursor: Cursor, work: Callable[[], T]) -> T | None:
-    """Run a part of a transaction that the rest can do without; None when the database refuses it.
-
-    A connection that is lost is lost for all of it.
-    """
+    """Run a part of a transaction that the rest can do without; None when the database refuses it."""
     cursor.execute("SAVEPOINT optional")
     try:
         found = work()
@@ -82,11 +79,8 @@ class Database:
         """Run `work` in one transaction, again on a new connection if the old one was lost.
 
         Three round trips and those of `work`, which must be safe to repeat: the answer to a commit can
-        be lost after it took effect.
-
-        Raises:
-            TransientError: the database did not come back within a few seconds.
-            PermanentError: it refuses the statement, for lack of a table or a right.
+        be lost after it took effect. Raises TransientError when the database did not come back within a few
+        seconds, PermanentError when it refuses the statement, for lack of a table or a right.
         """
 
         def in_transaction(connection: psycopg2.extensions.connection) -> T:

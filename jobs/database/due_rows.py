@@ -40,7 +40,7 @@ ANNOUNCED_AT_ONCE_MINUTES = 2
 
 
 class Reason(str, enum.Enum):
-    """Why a lab is to end."""
+    """A reason for which a lab is to end."""
 
     #: RUNNING past its expires_at.
     EXPIRED = "expired"
@@ -215,10 +215,7 @@ def clock(database: Database) -> tuple[float, str]:
 
 
 def announce_ends(database: Database, settings: LifeSettings) -> int:
-    """Insert what students are to be told, for the sweep to deliver, and return how many. Raises JobError.
-
-    Without any warn_minutes nobody is warned.
-    """
+    """Insert what students are to be told, for the sweep to deliver, and return how many. Raises JobError."""
     if not settings.warn_minutes:
         return 0
     values = {

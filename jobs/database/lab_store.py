@@ -94,8 +94,7 @@ class LabStore(Database):
     def begin(self, record: TaskRunRecord) -> bool:
         """Write the run's ledger row, as started; False when its task was cancelled before that.
 
-        One round trip. Either this run sees the cancellation, or who cancels sees this run
-        (dispatcher.task_lock).
+        Either this run sees the cancellation, or who cancels sees this run (dispatcher.task_lock).
         """
         return self.at_once(lambda cursor: insert_started(cursor, record))
 
@@ -134,8 +133,7 @@ class LabStore(Database):
         return self._end(record, change)
 
     def mark_failed(self, record: TaskRunRecord, error: JobError, *, outcome: str) -> bool:
-        """Make a PENDING lab FAILED with its reason; False when it was not PENDING, or another create took it
-        over, which it is left to.
+        """Make a PENDING lab FAILED with its reason; False when it was not PENDING, or is another create's.
 
         The ledger row is written in either case; whom to tell is committed with the lab's row.
         """
@@ -184,10 +182,8 @@ class LabStore(Database):
         return self._end(record, change)
 
     def mark_cancelled(self, record: TaskRunRecord, sentence: str) -> bool:
-        """Make a PENDING lab STOPPED because its start was cancelled; False when it was not PENDING, or is
-        another create's.
-
-        The ledger row is written in either case.
+        """Make a PENDING lab STOPPED because its start was cancelled; False as `mark_failed`, whose ledger
+        row is written in either case too.
         """
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:

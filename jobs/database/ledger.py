@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a run ended, as the ledger and the result of the task say it."""
+    """The end of a run, as the ledger and the result of the task say it."""
 
     #: As dispatcher.models.Outcome.
     outcome: str
@@ -45,7 +45,7 @@ class Ending:
     #: As jobs.failures.Failure.cause.
     cause: str | None = None
     evidence: str = ""
-    #: What a success gives to whoever waits for the task.
+    #: Result of a success, for whoever waits for the task.
     result: dict[str, Any] | None = None
 
     @classmethod
@@ -57,7 +57,7 @@ class Ending:
 
 @dataclass(slots=True)
 class TaskRunRecord:
-    """What this container writes to the ledger about its task, and what it wrote last."""
+    """The row of this container in the ledger, as it is to be and as it was written last."""
 
     task_id: str
     task_name: str
@@ -183,13 +183,9 @@ def insert_started(cursor: Cursor, record: TaskRunRecord) -> bool:
 
 
 def write_ending(cursor: Cursor, record: TaskRunRecord, ending: Ending) -> None:
+    said = {"cause": ending.cause or None, "evidence": ending.evidence or None, "result": ending.result}
     details = record.details | {"usage": _usage()}
-    if ending.cause:
-        details["cause"] = ending.cause
-    if ending.evidence:
-        details["evidence"] = ending.evidence
-    if ending.result is not None:
-        details["result"] = ending.result
+    details |= {name: value for name, value in said.items() if value is not None}
     cursor.execute(_END, asdict(ending) | _run_values(record, details))
 
 

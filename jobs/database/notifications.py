@@ -133,7 +133,7 @@ class Notification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewNotification:
-    """What somebody is to be told of; once for each lab, cause and occasion."""
+    """A notification to insert; there is one for each lab, cause and occasion."""
 
     event_type: str
     cause: str
@@ -144,7 +144,7 @@ class NewNotification:
     #: None: it happens once.
     occasion: datetime | None = None
     category: str | None = None
-    #: What else the event says: names and JSON values.
+    #: Further fields of the event: names and JSON values.
     facts: dict[str, Any] = field(default_factory=dict)
 
 

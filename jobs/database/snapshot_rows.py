@@ -117,7 +117,7 @@ class LabRow:
     created_at: datetime
     updated_at: datetime
     stop_requested_at: datetime | None
-    #: When it became STOPPED or FAILED; of a live lab the same as updated_at.
+    #: Time at which it became STOPPED or FAILED; of a live lab the same as updated_at.
     ended_at: datetime
 
     @property

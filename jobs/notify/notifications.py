@@ -51,7 +51,7 @@ class Refused(Exception):
 
 
 class Problem(NamedTuple):
-    """Why a notification did not leave one way."""
+    """The reason why a notification did not leave one way."""
 
     #: Without passwords.
     said: str
@@ -121,9 +121,7 @@ class Notifier:
 def deliver_one(database: Database, notifier: Notifier, row_id: int | None = None) -> bool | None:
     """Deliver the notification, or whichever is due; True: delivered, None: there was none to deliver.
 
-    None is taken by a notifier whose way to the broker is shut.
-
-    Raises JobError when the database does not answer.
+    A notifier whose way to the broker is shut takes none. Raises JobError for the database.
     """
     found = None if notifier.is_shut else take(database, row_id)
     if found is None:
@@ -141,9 +139,7 @@ def sweep(database: Database, notifier: Notifier, *, timeout_s: float) -> tuple[
     """Deliver what is due for `timeout_s` seconds; return how many were delivered, and how many not.
 
     It ends early, and leaves the others as they are, when the broker fails again and again; a webhook that
-    does is not called again.
-
-    Raises JobError when the database does not answer.
+    does is not called again. Raises JobError for the database.
     """
     deadline = time.monotonic() + timeout_s
     delivered = failed = 0
