@@ -6,11 +6,11 @@ from console.dlq import commands as dlq
 from console.explain import commands as explain
 from console.schedules import commands as schedules
 from console.verify import command as verify
-from dispatcher.cli import commands
+from dispatcher.cli import program
 from dispatcher.cli.program import Command, Commands, Group
 
 COMMANDS: Commands = {
-    **commands.COMMANDS,
+    **program.COMMANDS,
     "dlq": Group(
         "Look at, requeue and discard what is in the dead-letter queue.",
         {

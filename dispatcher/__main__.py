@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import entry_points
 
-from dispatcher.cli.commands import COMMANDS
-from dispatcher.cli.program import EXIT_USAGE, Commands, complain, make_parser, run
+from dispatcher.cli.program import COMMANDS, EXIT_USAGE, Commands, complain, make_parser, run
 
 #: Each entry point of this group is a mapping of names to commands.
 ENTRY_POINTS = "autolabs.commands"

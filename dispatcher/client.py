@@ -11,12 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dispatcher import lab_time, tasks
-from dispatcher.errors import InvalidTask, PublishError
-from dispatcher.extras import needs_extra
+from dispatcher.errors import InvalidTask, PublishError, needs_extra
 from dispatcher.forks import call_in_forked_children
 from dispatcher.handle import TaskHandle, wait_seconds
-from dispatcher.message.interfaces import Results, TaskPublisher
-from dispatcher.message.request import TaskRequest
+from dispatcher.message.request import Results, TaskPublisher, TaskRequest
 from dispatcher.settings import BrokerSettings, database_url, read_settings
 from dispatcher.task_status import TaskStatus
 

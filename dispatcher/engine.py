@@ -10,8 +10,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from dispatcher.errors import DispatcherError, MissingExtra
-from dispatcher.extras import needs_extra
+from dispatcher.errors import DispatcherError, MissingExtra, needs_extra
 from dispatcher.forks import run_in_forked_children
 
 T = TypeVar("T")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dispatcher.lab_time import LabTime
-    from dispatcher.task_status import TaskStatus
+    from dispatcher.task_status import LabTime, TaskStatus
+
+#: Extra -> the modules that it brings.
+_EXTRAS = {"db": {"sqlalchemy", "alembic", "psycopg2"}}
 
 
 class DispatcherError(Exception):
@@ -150,3 +154,16 @@ class TaskFailed(DispatcherError):
 
     def __str__(self) -> str:
         return f"{self.message} [{self.category}]"
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Raise MissingExtra if the block imports what the extra brings and is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in _EXTRAS[name]:
+            raise
+        raise MissingExtra(
+            f"{exc.name} is not installed; it comes with: pip install 'autolabs-jobs[{name}]'"
+        ) from exc

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from dispatcher.errors import TaskFailed, TaskRevoked
-from dispatcher.message.interfaces import Results
+from dispatcher.message.request import Results
 from dispatcher.task_status import TaskState, TaskStatus
 
 #: Seconds; longer than a lab takes to start.

@@ -1,4 +1,4 @@
-"""When a lab ends, and its extension: in a transaction of the caller's, under the lock of the lab's row.
+"""Read and move the end of a lab, in a transaction of the caller's and under the lock of the lab's row.
 
 Whoever ends labs (jobs.checks.cleanup) meets an extension at that row: one that is committed wins, and one
 that comes later is told that the lab is over. Nothing in the cluster changes, because no Pod knows its end.
@@ -6,7 +6,7 @@ that comes later is told that the lab is over. Nothing in the cluster changes, b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,20 @@ from dispatcher.errors import (
     LabIsOver,
     LabUnknown,
 )
+from dispatcher.task_status import LabTime
 from dispatcher.tasks import MAX_ID
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
     from sqlalchemy.orm import Session, scoped_session
+
+__all__ = ["LabTime", "cleanup_task_id", "extend", "overdue_task_id", "read"]
+
+#: Between two cleanups, as settings/schedules.yaml is shipped.
+CLEANUP_EVERY_MINUTES = 5
+#: A stop that did nothing for so long is asked for again: its task ended in the dead-letter queue.
+STOP_PATIENCE_MINUTES = 15
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "cleanup.autolabs")
 
 #: The most that one call may ask for: a year. What is possible the lab's row says.
 MAX_MINUTES = 525_600
@@ -44,26 +53,6 @@ UPDATE lab_instances AS lab SET expires_at = expires_at + make_interval(mins => 
  extended_to = expires_at + make_interval(mins => :minutes), updated_at = now()
 WHERE id = :id RETURNING {_COLUMNS}
 """  # noqa: S608
-
-
-@dataclass(frozen=True, slots=True)
-class LabTime:
-    """How long a lab goes on; times are aware, and by the database's clock."""
-
-    lab_instance_id: int
-    #: As lab_instances.status.
-    status: str
-    #: True: its stop was asked for.
-    stopping: bool
-    ends_at: datetime
-    #: No extension goes further.
-    latest_end_at: datetime
-    #: Until `ends_at`, rounded down; 0 once it has passed.
-    minutes_left: int
-    #: That an extension may still add; 0 for a lab that is over.
-    minutes_possible: int
-    #: How many of the warnings before this end were given.
-    warnings: int
 
 
 def read(session: Session | scoped_session[Session] | Connection, lab_instance_id: int) -> LabTime:
@@ -112,6 +101,22 @@ def extend(
     if past_minutes >= minutes:
         raise ExtensionTooShort(lab_instance_id, found, int(past_minutes) + 1)
     return _time(_row(session, _EXTEND, {"id": lab_instance_id, "minutes": minutes}))
+
+
+def cleanup_task_id(lab_instance_id: int, stop_requested_at: datetime | None) -> str:
+    """Return the task id of a lab's cleanup, the same for two cleanups that mean the same stop.
+
+    `stop_requested_at` is that of the stop which is repeated, None for a lab that is past its time.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{lab_instance_id} {stop_requested_at}"))
+
+
+def overdue_task_id(lab_instance_id: int) -> str:
+    """Return the id of the task that takes away what is left of a lab which never became usable.
+
+    The lab is FAILED, with the reason in its row, and stays so.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{lab_instance_id} overdue"))
 
 
 def _row(

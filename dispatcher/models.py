@@ -195,7 +195,7 @@ class OutboxTask(Base):
         # What a container takes (dispatcher.message.envelope.MAX_BODY_BYTES); the broker closes on 16 MiB.
         CheckConstraint("octet_length(kwargs::text) <= 1048576", name="task_outbox_kwargs_size_check"),
         # Not infinity, nor what Python's datetime cannot hold. RabbitMQ closes the channel on an expiration
-        # of more than ten years, under all that is on its way; requests.MAX_DELAY_S is 3107 days.
+        # of more than ten years, under all that is on its way; tasks.MAX_DELAY_S is 3107 days.
         CheckConstraint("eta BETWEEN '1970-01-01Z' AND '9999-01-01Z'", name="task_outbox_eta_check"),
         CheckConstraint(
             "expires BETWEEN '1970-01-01Z' AND created_at + interval '3107 days'",

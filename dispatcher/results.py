@@ -18,8 +18,7 @@ from dispatcher.engine import make_engine, reason
 from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
 from dispatcher.message.envelope import is_short_text
 from dispatcher.models import Outcome, TaskCancellation, TaskRun
-from dispatcher.task_lock import LOCK_TIMEOUT_S, lock_task
-from dispatcher.task_status import TaskState, TaskStatus, state_of
+from dispatcher.task_status import LOCK_TIMEOUT_S, TaskState, TaskStatus, lock_task, state_of
 
 __all__ = ["ResultStore", "TaskState", "TaskStatus"]
 
@@ -117,7 +116,7 @@ class ResultStore:
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         try:
-            # Another level would look with a snapshot from before the lock (dispatcher.task_lock).
+            # Another level would look with a snapshot from before the lock (dispatcher.task_status).
             with (
                 self._engine.connect().execution_options(isolation_level="READ COMMITTED") as connection,
                 connection.begin(),

@@ -1,4 +1,4 @@
-"""What is known of a task, by Celery's names.
+"""States of tasks by Celery's names, times of labs, and the lock under which a task is begun or cancelled.
 
 Of a task's runs in the ledger the first success decides; without one the first end of another kind,
 which a later run does not undo (a duplicate finds nothing to do, for a lab that FAILED as well);
@@ -85,3 +85,38 @@ class TaskStatus:
     def ready(self) -> bool:
         """True for SUCCESS, FAILURE and REVOKED."""
         return self.state.ready
+
+
+@dataclass(frozen=True, slots=True)
+class LabTime:
+    """How long a lab goes on; times are aware, and by the database's clock."""
+
+    lab_instance_id: int
+    #: As lab_instances.status.
+    status: str
+    #: True: its stop was asked for.
+    stopping: bool
+    ends_at: datetime
+    #: No extension goes further.
+    latest_end_at: datetime
+    #: Until `ends_at`, rounded down; 0 once it has passed.
+    minutes_left: int
+    #: That an extension may still add; 0 for a lab that is over.
+    minutes_possible: int
+    #: How many of the warnings before this end were given.
+    warnings: int
+
+
+#: Seconds that a begin or a cancel waits for the other, which holds the lock for a few milliseconds.
+LOCK_TIMEOUT_S = 5
+
+
+def lock_task(placeholder: str) -> str:
+    """Return the statement that locks a task until the end of the transaction.
+
+    A task is begun or cancelled, never both: whoever decides takes the lock by a statement of its own, before
+    the one that looks. PostgreSQL takes a statement's snapshot before it waits, so READ COMMITTED and two
+    statements are both needed. `placeholder` stands for the task id in the driver's style; two ids of one
+    hash wait for each other, no more.
+    """
+    return f"SELECT pg_advisory_xact_lock(hashtextextended({placeholder}, 0))"

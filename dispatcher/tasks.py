@@ -13,8 +13,7 @@ from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 from dispatcher.errors import InvalidTask
 from dispatcher.quantities import parse_quantity
-from dispatcher.text import MAX_CHARACTERS, scrubbed
-from dispatcher.texts import cut
+from dispatcher.text import MAX_CHARACTERS, cut, scrubbed
 
 CREATE_LAB_POD = "celery_workers.create_lab_pod"
 DELETE_LAB_POD = "celery_workers.delete_lab_pod"
@@ -40,6 +39,8 @@ def routing_key(name: str) -> str:
 
 
 MAX_ID = 2**63 - 1  # PostgreSQL bigint
+#: Longest delay of a task in seconds, about 8.5 years: what the 28 levels of the delay ladder hold.
+MAX_DELAY_S = 2**28 - 1
 # docker.io/library/reference grammar, lower-case repository, optional tag and digest
 _IMAGE = re.compile(
     r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]{1,5})?/)?"

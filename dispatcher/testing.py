@@ -27,8 +27,8 @@ from dispatcher.errors import (
     TaskTimeout,
     Unencodable,
     Unroutable,
+    needs_extra,
 )
-from dispatcher.extras import needs_extra
 from dispatcher.message import envelope
 from dispatcher.settings import BrokerSettings
 from dispatcher.task_status import TaskState, TaskStatus

@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dispatcher.texts import cut
-
 #: Characters; Celery's own limit of argsrepr and kwargsrepr.
 MAX_CHARACTERS = 1024
 HIDDEN = "***"
@@ -60,6 +58,11 @@ _AWS_SECRET = re.compile(
     r"(?<![\w+/=])(?=[A-Za-z0-9+/]{40}(?![\w+/=]))"
     r"(?=[^\s]{0,39}[A-Z])(?=[^\s]{0,39}[a-z])(?=[^\s]{0,39}[0-9])[A-Za-z0-9+/]{40}"
 )
+
+
+def cut(text: str, limit: int) -> str:
+    """Return a text of at most `limit` characters; one that was longer ends with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def safe_repr(value: Any, limit: int = MAX_CHARACTERS) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher import text
-from dispatcher.texts import cut
+from dispatcher.text import cut
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 

@@ -24,8 +24,7 @@ from typing import Any
 
 from pika.exceptions import AMQPError
 
-from dispatcher.broker.connection import connect
-from dispatcher.broker.pika_tables import tolerant_tables
+from dispatcher.broker.connection import connect, tolerant_tables
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import read_settings
 from jobs import logs

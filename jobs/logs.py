@@ -9,7 +9,7 @@ import sys
 from datetime import datetime, timezone
 from typing import Any
 
-from dispatcher.texts import cut
+from dispatcher.text import cut
 
 #: Attributes of every LogRecord; whatever else it has came in through `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 
-from keda.authentication import make_trigger_authentication
 from keda.podspec import OVERRIDABLE, pinned_image
 from keda.profiles import EVERY, PROFILES, InvalidProfile, Profile, fitted_to, with_overrides
-from keda.scaledjob import make_scaled_job
+from keda.scaledjob import make_scaled_job, make_trigger_authentication
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""One ScaledJob per queue: one Kubernetes Job, with one container, for each message.
+"""Make the ScaledJob of a queue, one Kubernetes Job with one container for each message, and KEDA's login.
 
 KEDA 2.20.2 or newer. The amqp scaler counts messages that are ready. `accurate` with the condition
 Ready subtracts from them the Jobs whose container holds no message yet, so that each message gets
@@ -10,9 +10,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from keda import authentication
 from keda.podspec import NAMESPACE, make_labels, make_pod_template
 from keda.profiles import Profile
+
+AUTHENTICATION = "autolabs-rabbitmq"
+#: Login of a user that may do nothing but look at queues.
+SECRET = "autolabs-keda"  # noqa: S105  # the name of a Secret, not its content
+
+
+def make_trigger_authentication() -> dict[str, Any]:
+    """Return the TriggerAuthentication that the ScaledJobs refer to."""
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "TriggerAuthentication",
+        "metadata": {
+            "name": AUTHENTICATION,
+            "namespace": NAMESPACE,
+            "labels": {
+                "app.kubernetes.io/name": AUTHENTICATION,
+                "app.kubernetes.io/instance": AUTHENTICATION,
+                "app.kubernetes.io/component": "keda",
+                "app.kubernetes.io/part-of": "autolabs",
+                "app.kubernetes.io/managed-by": "autolabs-keda",
+            },
+        },
+        "spec": {"secretTargetRef": [{"parameter": "host", "name": SECRET, "key": "host"}]},
+    }
 
 
 def make_scaled_job(profile: Profile, *, image: str, env: Mapping[str, str]) -> dict[str, Any]:
@@ -44,7 +67,7 @@ def make_scaled_job(profile: Profile, *, image: str, env: Mapping[str, str]) -> 
                         # The default is 20 messages for one Job.
                         "value": "1",
                     },
-                    "authenticationRef": {"name": authentication.NAME},
+                    "authenticationRef": {"name": AUTHENTICATION},
                 }
             ],
         },

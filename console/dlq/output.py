@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.dlq.letters import SHOWN_KEY, DeadLetter, read_task
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
-from dispatcher.text import scrubbed, scrubbed_values
-from dispatcher.texts import cut
+from dispatcher.text import cut, scrubbed, scrubbed_values
 from dispatcher.wording import age, many, printable
 from dispatcher.wording import table as make_table
 

@@ -22,8 +22,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from console.dlq.letters import DeadLetter, read_letter
-from dispatcher.broker.connection import connect
-from dispatcher.broker.pika_tables import tolerant_tables
+from dispatcher.broker.connection import connect, tolerant_tables
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.errors import DispatcherError
 from dispatcher.interrupts import Stop, in_a_hurry, stop_on_signals

@@ -16,7 +16,7 @@ from console.dlq.letters import MIN_PREFIX, SHOWN_KEY, DeadLetter, Selector
 from console.dlq.queue import Found, look_through
 from dispatcher.broker.publisher import Publisher
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
-from dispatcher.extras import needs_extra
+from dispatcher.errors import needs_extra
 from dispatcher.settings import ServerSettings
 from dispatcher.text import scrubbed
 from dispatcher.wording import many, printable

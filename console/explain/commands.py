@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from dispatcher.extras import needs_extra
+from dispatcher.errors import needs_extra
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from console.explain.outlook import awaited, lab_outlook
 from console.explain.progress import Actor
 from console.explain.reason import Why, failed_run, find_why, last_stop, told_lines, was_cancelled
 from console.explain.timeline import Entry, make_timeline, seen_lines
-from dispatcher.expiry import cleanup_task_id
+from dispatcher.lab_time import cleanup_task_id
 from dispatcher.wording import ago, duration, one_line
 
 __all__ = ["Actor", "Explanation", "awaited", "explain"]

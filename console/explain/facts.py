@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher import tasks
-from dispatcher.broker.delay_ladder import MAX_DELAY_S
 from dispatcher.failure_contract import EventType
+from dispatcher.tasks import MAX_DELAY_S
 
 #: Events that tell of a failure; all others are news.
 FAILURE_EVENTS = (EventType.LAB_FAILED, EventType.STOP_FAILED)

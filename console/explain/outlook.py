@@ -21,8 +21,8 @@ from console.explain.progress import (
     sight,
 )
 from console.explain.reason import failed_run, was_cancelled, who_acts
-from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
 from dispatcher.failure_contract import EventType
+from dispatcher.lab_time import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
 from dispatcher.wording import ago, clock, duration, one_line
 from jobs.failures import Failure
 

@@ -1,18 +1,23 @@
-"""Open AMQP connections with the timeouts of BrokerSettings."""
+"""Open connections of pika that end every wait, and that survive header tables which pika gives up on."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pika
+import pika.data
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, StreamLostError
 
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings
 from dispatcher.text import without_passwords
+
+_LENGTH = struct.Struct(">I")
 
 
 class BrokerUnreachable(AMQPConnectionError):  # type: ignore[misc]  # pika has no types
@@ -91,3 +96,40 @@ def answers_within(connection: pika.BlockingConnection, timeout_s: float) -> Ite
         yield
     finally:
         impl._adapter_remove_timeout(timer)
+
+
+class Unreadable(str):
+    """What stands for a value that cannot be read, and so not be written again."""
+
+    __slots__ = ()
+
+
+@contextmanager
+def tolerant_tables() -> Iterator[None]:
+    """Read what pika cannot as a text that says so, for every connection of this process meanwhile.
+
+    RabbitMQ keeps whatever has the form of a table: a time in the year 10^11, or tables nested a thousand deep
+    (one of 128 KiB can be nested 18,000 deep). A container that met such a message would lose its connection,
+    and so would the next, until the delivery limit moves it to the dead-letter queue, where people must see it.
+    """
+    original = pika.data.decode_value
+
+    def decode_value(encoded: bytes, offset: int) -> tuple[Any, int]:
+        try:
+            value, end = original(encoded, offset)
+            return value, int(end)
+        except (OverflowError, ValueError, OSError):
+            if encoded[offset : offset + 1] != b"T":
+                raise
+            return Unreadable("a time that cannot be read"), offset + 9
+        except RecursionError:
+            if encoded[offset : offset + 1] not in (b"F", b"A"):
+                raise
+            (length,) = _LENGTH.unpack_from(encoded, offset + 1)
+            return Unreadable("nested too deep to be read"), offset + 1 + _LENGTH.size + length
+
+    pika.data.decode_value = decode_value
+    try:
+        yield
+    finally:
+        pika.data.decode_value = original

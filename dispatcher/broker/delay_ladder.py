@@ -13,12 +13,12 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from dispatcher.tasks import MAX_DELAY_S
+
 if TYPE_CHECKING:
     from pika.adapters.blocking_connection import BlockingChannel
 
-LEVELS = 28
-#: Seconds, about 8.5 years.
-MAX_DELAY_S = 2**LEVELS - 1
+LEVELS = MAX_DELAY_S.bit_length()
 #: Where a message that has to wait is published; Celery 5.5 and later does so too.
 ENTRY_EXCHANGE = f"celery_delayed_{LEVELS - 1}"
 #: Where it arrives after the wait, the delay still in front of its routing key.

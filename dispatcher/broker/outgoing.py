@@ -10,7 +10,7 @@ from dispatcher import tasks
 from dispatcher.broker import delay_ladder, topology
 from dispatcher.errors import Unencodable
 from dispatcher.message import envelope
-from dispatcher.message.compression import MAX_BODY_BYTES
+from dispatcher.message.body import MAX_BODY_BYTES
 
 #: Headers with further routing keys (https://www.rabbitmq.com/docs/sender-selected): published again with
 #: them, a message would be doubled.

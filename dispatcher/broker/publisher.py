@@ -10,13 +10,13 @@ import logging
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dispatcher.broker.amqp import ClosedByBroker, PublishLink
 from dispatcher.broker.batch import Batch
 from dispatcher.broker.connection import url_parameters
-from dispatcher.broker.keepalive import KeepAlive
 from dispatcher.broker.outgoing import Outgoing, make_outgoing
 from dispatcher.broker.transport import LinkError
 from dispatcher.errors import PublishError
@@ -49,7 +49,7 @@ class Publisher:
         self._lock = threading.RLock()
         self._busy = False
         self._link: PublishLink | None = None
-        self._keep_alive: KeepAlive | None = None
+        self._keep_alive: _KeepAlive | None = None
         call_in_forked_children(self._forget_after_fork)
 
     def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None:
@@ -210,7 +210,7 @@ class Publisher:
         if self._link is None:
             self._link = PublishLink(self._settings, name=self._name, deadline=deadline)
             if self._keep_alive is None and self._link.heartbeat_s:
-                self._keep_alive = KeepAlive(self, interval_s=self._link.heartbeat_s / 3)
+                self._keep_alive = _KeepAlive(self, interval_s=self._link.heartbeat_s / 3)
         return self._link
 
     def _discard(self) -> None:
@@ -224,3 +224,29 @@ class Publisher:
         self._busy = False
         self._keep_alive = None
         self._discard()
+
+
+class _KeepAlive:
+    """Call `owner.keep_alive()` every `interval_s` seconds until stopped or the owner is gone.
+
+    An idle connection lives so, as in a web worker that publishes once an hour.
+    """
+
+    def __init__(self, owner: Publisher, *, interval_s: float) -> None:
+        # A strong reference would keep a forgotten publisher, and its connection, for ever.
+        self._owner = weakref.ref(owner)
+        self._interval_s = interval_s
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="autolabs-keepalive", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread before its next round."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_s):
+            owner = self._owner()
+            if owner is None:
+                return
+            owner.keep_alive()
+            del owner

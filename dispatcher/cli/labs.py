@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from dispatcher import lab_time
 from dispatcher.cli.arguments import moment, positive, row_id, seconds
-from dispatcher.errors import DispatcherError, TaskTimeout
-from dispatcher.extras import needs_extra
+from dispatcher.errors import DispatcherError, TaskTimeout, needs_extra
 from dispatcher.lab_time import LabTime
 from dispatcher.message.envelope import new_task_id
 from dispatcher.settings import database_url, read_settings

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from dispatcher.cli.arguments import natural, row_id
-from dispatcher.extras import needs_extra
+from dispatcher.errors import needs_extra
 from dispatcher.settings import ServerSettings, database_url, read_settings
 from dispatcher.wording import age, fields, table
 

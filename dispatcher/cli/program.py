@@ -1,4 +1,6 @@
-"""What all commands of `autolabs` have in common: their help, exit codes, one sentence for what went wrong.
+"""Run the command that a command line names, with its help, its exit code and one sentence for what went wrong.
+
+COMMANDS are those of a backend's administrator; the console adds its own, as Command and Group.
 
 Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line or a setting is wrong, 130
 and 143 interrupted by SIGINT and SIGTERM, 141 nobody reads the output any more; what else a command has is in
@@ -16,8 +18,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dispatcher.errors import DispatcherError, InvalidSettings
+from dispatcher.cli import labs, outbox, tasks
+from dispatcher.errors import DispatcherError, InvalidSettings, needs_extra
 from dispatcher.interrupts import Interrupted
+from dispatcher.settings import BrokerSettings, database_url, read_settings
 
 EXIT_USAGE = 2
 _Parsers = argparse._SubParsersAction  # the only name of what add_subparsers returns
@@ -115,3 +119,64 @@ def _nobody_reads() -> bool:
         # Or the interpreter tries once more at its end, and tells of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return gone
+
+
+def upgrade_database(_arguments: argparse.Namespace) -> int:
+    """Apply the missing migrations. Idempotent."""
+    url = read_settings(os.environ, database_url)
+    with needs_extra("db"):
+        from dispatcher.migrations import migrate
+
+        revision = migrate.upgrade(url)  # which imports the driver and the migrations
+    print(f"database is at revision {revision}")
+    return 0
+
+
+def declare_topology(_arguments: argparse.Namespace) -> int:
+    """Declare exchanges, queues and bindings. Idempotent."""
+    from pika.exceptions import AMQPError
+
+    from dispatcher.broker import topology
+    from dispatcher.broker.connection import connect
+
+    settings = read_settings(os.environ, BrokerSettings.from_environment)
+    try:
+        connection = connect(settings, name="autolabs-topology")
+        try:
+            topology.declare_topology(connection.channel())
+        finally:
+            if connection.is_open:
+                connection.close()
+    except AMQPError as exc:
+        raise DispatcherError(f"topology was not declared: {exc!r}") from exc
+    print(f"queues are declared: {', '.join(topology.BINDINGS)}, {topology.DEAD_LETTER_QUEUE}")
+    return 0
+
+
+COMMANDS: Commands = {
+    "db": Group("Prepare the database.", {"upgrade": Command(upgrade_database)}),
+    "topology": Group("Prepare the broker.", {"declare": Command(declare_topology)}),
+    "outbox": Group(
+        "Publish and show the tasks that backends added in their own transactions.",
+        {
+            "relay": Command(outbox.relay, outbox.relay_options),
+            "list": Command(outbox.show, outbox.show_options),
+            "discard": Command(outbox.discard, outbox.discard_options),
+        },
+    ),
+    "lab": Group(
+        "Show when a lab ends, extend it, and change what it may use.",
+        {
+            "time": Command(labs.show_time, labs.time_options),
+            "extend": Command(labs.extend, labs.extend_options),
+            "resize": Command(labs.resize, labs.resize_options),
+        },
+    ),
+    "task": Group(
+        "Look a task up, or keep it from being begun.",
+        {
+            "status": Command(tasks.status, tasks.options),
+            "cancel": Command(tasks.cancel, tasks.options),
+        },
+    ),
+}

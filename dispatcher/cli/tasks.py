@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.extras import needs_extra
+from dispatcher.errors import needs_extra
 from dispatcher.settings import database_url, read_settings
 from dispatcher.task_status import TaskState, TaskStatus
 from dispatcher.wording import fields

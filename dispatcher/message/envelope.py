@@ -17,8 +17,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from dispatcher.errors import MalformedMessage
-from dispatcher.message.compression import MAX_BODY_BYTES, decompress
-from dispatcher.message.kombu_json import unwrap
+from dispatcher.message.body import MAX_BODY_BYTES, decompress, unwrap
 from dispatcher.text import safe_repr
 
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.

@@ -1,15 +1,20 @@
-"""What a backend asks for: a payload, under which id, when, and until when."""
+"""Make the message of what a backend asks for, and say what a Dispatcher needs to send it.
+
+The client makes requests, the outbox takes them; dispatcher.testing has both interfaces in memory.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from typing import Protocol
 
 from dispatcher import tasks
-from dispatcher.broker.delay_ladder import MAX_DELAY_S
-from dispatcher.errors import InvalidTask
+from dispatcher.errors import InvalidTask, PublishError
 from dispatcher.message import envelope
+from dispatcher.task_status import TaskStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,39 @@ def _moment(field: str, value: float | datetime | None) -> datetime | None:
             raise InvalidTask(field, f"{value!r:.80} is not allowed; it must be 0 seconds or more")
     else:
         raise InvalidTask(field, f"{value!r:.80} is not allowed; it must be seconds or an aware datetime")
-    if not math.isfinite(delay_s) or delay_s > MAX_DELAY_S:
-        raise InvalidTask(field, f"{value!r:.80} is too far away; at most {MAX_DELAY_S} seconds are allowed")
+    if not math.isfinite(delay_s) or delay_s > tasks.MAX_DELAY_S:
+        raise InvalidTask(
+            field, f"{value!r:.80} is too far away; at most {tasks.MAX_DELAY_S} seconds are allowed"
+        )
     return value if isinstance(value, datetime) else now + timedelta(seconds=delay_s)
+
+
+class TaskPublisher(Protocol):
+    """What takes the messages; dispatcher.broker.publisher.Publisher is one."""
+
+    def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None:
+        """Publish one task. Raises PublishError."""
+
+    def publish_tasks(
+        self, messages: Sequence[envelope.TaskMessage], *, timeout_s: float | None = None
+    ) -> list[PublishError | None]:
+        """Publish many; one entry per task, None for a confirmed one."""
+
+    def close(self) -> None:
+        """Close what was opened."""
+
+
+class Results(Protocol):
+    """Where the states of tasks are read; dispatcher.results.ResultStore is one."""
+
+    def status(self, task_id: str) -> TaskStatus:
+        """Return what is known now."""
+
+    def wait(self, task_id: str, timeout_s: float) -> TaskStatus:
+        """Return the status once the task is over. Raises TaskTimeout."""
+
+    def cancel(self, task_id: str) -> TaskStatus:
+        """Ask that the task is not begun."""
+
+    def close(self) -> None:
+        """Close what was opened."""

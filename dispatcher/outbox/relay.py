@@ -23,7 +23,7 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.engine import open_engine, reason
 from dispatcher.errors import DispatcherError, NotConfirmed, NotSent, PublishError, Unencodable
 from dispatcher.message.envelope import TaskMessage
-from dispatcher.message.interfaces import TaskPublisher
+from dispatcher.message.request import TaskPublisher
 from dispatcher.settings import ServerSettings
 
 logger = logging.getLogger(__name__)

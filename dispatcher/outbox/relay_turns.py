@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from dispatcher.errors import DispatcherError
 from dispatcher.forks import run_in_forked_children
-from dispatcher.message.interfaces import TaskPublisher
+from dispatcher.message.request import TaskPublisher
 from dispatcher.outbox.relay import BATCH, PUBLISH_TIMEOUT_S, BatchReport, RelayReport, Tally, relay_batch
 
 logger = logging.getLogger(__name__)

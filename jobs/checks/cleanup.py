@@ -16,8 +16,8 @@ from typing import Any
 
 from dispatcher import outbox, tasks
 from dispatcher.errors import InvalidTask
-from dispatcher.expiry import cleanup_task_id, overdue_task_id
 from dispatcher.failure_contract import EventType
+from dispatcher.lab_time import cleanup_task_id, overdue_task_id
 from dispatcher.message.request import TaskRequest
 from jobs.checks.refused import tell_refused
 from jobs.checks.relay import relay_deletes

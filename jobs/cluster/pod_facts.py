@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dispatcher.text import printable, scrubbed
-from dispatcher.texts import cut
+from dispatcher.text import cut, printable, scrubbed
 from jobs.cluster.client import Manifest
 from jobs.cluster.pod_fields import container_statuses
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
 import yaml
 
 from dispatcher.quantities import parse_quantity
-from dispatcher.text import printable
-from dispatcher.texts import cut
+from dispatcher.text import cut, printable
 from jobs.config.templates import parse_mapping, template_error
 
 #: The keys that lead to a value, and what is wrong with it.

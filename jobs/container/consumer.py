@@ -17,7 +17,7 @@ import pika
 from pika.exceptions import AMQPError
 
 from dispatcher.broker.connection import answers_within
-from dispatcher.broker.deliveries import reason_of_copy, worn_out
+from dispatcher.broker.topology import reason_of_copy, worn_out
 
 #: Seconds between looks at the stop signal while waiting; deliveries wake the loop at once.
 _TICK_S = 0.5

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher import tasks
-from dispatcher.broker.deliveries import unsettled_deliveries
+from dispatcher.broker.topology import unsettled_deliveries
 from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
 from dispatcher.message.envelope import TaskMessage, decode, is_short_text
 from jobs import logs

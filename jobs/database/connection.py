@@ -29,7 +29,6 @@ _LOST = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.Rea
 #: Session settings; the times are in milliseconds.
 _OPTIONS = (
     "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
-    # dispatcher.task_lock needs this, whatever the server's default is.
     " -c default_transaction_isolation=read\\ committed"
 )
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.expiry import STOP_PATIENCE_MINUTES
 from dispatcher.failure_contract import Audience, EventType
+from dispatcher.lab_time import STOP_PATIENCE_MINUTES
 from dispatcher.tasks import CREATE_LAB_POD
 from jobs.database.connection import Cursor, Database
 from jobs.database.lab_rows import MAKE_FAILED, SET_TOMBSTONE, failed_because

@@ -94,7 +94,7 @@ class LabStore(Database):
     def begin(self, record: TaskRunRecord) -> bool:
         """Write the run's ledger row, as started; False when its task was cancelled before that.
 
-        Either this run sees the cancellation, or who cancels sees this run (dispatcher.task_lock).
+        Either this run sees the cancellation, or who cancels sees this run (dispatcher.task_status).
         """
         return self.at_once(lambda cursor: insert_started(cursor, record))
 

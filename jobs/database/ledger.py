@@ -13,7 +13,7 @@ from typing import Any
 
 from dispatcher.broker.delay_ladder import MAX_DELAY_S
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
-from dispatcher.task_lock import lock_task
+from dispatcher.task_status import lock_task
 from dispatcher.tasks import (
     CLEANUP_TIMEOUT_LABS,
     CREATE_LAB_POD,

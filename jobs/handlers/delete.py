@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from dispatcher.expiry import overdue_task_id
+from dispatcher.lab_time import overdue_task_id
 from dispatcher.tasks import DeleteLabPod
 from jobs.config import naming
 from jobs.database.ledger import Ending

@@ -10,9 +10,9 @@ from typing import Any
 import pika
 
 from dispatcher.broker import delay_ladder, topology
-from dispatcher.broker.deliveries import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
+from dispatcher.broker.connection import Unreadable
 from dispatcher.broker.outgoing import FURTHER_KEYS, Outgoing
-from dispatcher.broker.pika_tables import Unreadable
+from dispatcher.broker.topology import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
 from dispatcher.message.envelope import PUBLISHED_AT, header_time
 
 #: Headers of a copy: the walk that made it, which knows by it where it began, and when.

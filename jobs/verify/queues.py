@@ -22,9 +22,8 @@ import pika
 from pika.exceptions import AMQPError
 
 from dispatcher.broker import topology
-from dispatcher.broker.connection import answers_within, connect
+from dispatcher.broker.connection import answers_within, connect, tolerant_tables
 from dispatcher.broker.outgoing import Outgoing
-from dispatcher.broker.pika_tables import tolerant_tables
 from dispatcher.broker.publisher import Publisher
 from dispatcher.errors import MalformedMessage, NotConfirmed, PublishError
 from dispatcher.interrupts import Stop

@@ -23,8 +23,8 @@ from kombu.utils import json as kombu_json
 
 from dispatcher import celery_config, tasks
 from dispatcher.broker import topology
+from dispatcher.message.body import unwrap
 from dispatcher.message.envelope import TaskMessage, decode, encode, next_attempt
-from dispatcher.message.kombu_json import unwrap
 from tests.support.factories import create_kwargs, make_task
 
 STORED = Path(__file__).parents[1] / "data" / "messages"

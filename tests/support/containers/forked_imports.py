@@ -12,8 +12,8 @@ import sqlalchemy.dialects.postgresql.psycopg2
 import tenacity
 
 import console.dlq.run
+import cronjobs.__main__
 import cronjobs.outbox
-import cronjobs.tasks
 import dispatcher.cli.outbox
 import dispatcher.outbox.listener
 import jobs.checks.cleanup

@@ -9,8 +9,8 @@ import pytest
 from console.explain.explanation import explain
 from console.explain.facts import LabFacts, Refused
 from console.explain.reason import BACKEND_FAILURES
-from dispatcher.expiry import cleanup_task_id
 from dispatcher.failure_contract import Audience
+from dispatcher.lab_time import cleanup_task_id
 from jobs.failures import Failure
 from tests.support.labs.explained import (
     DEAD_DELETE,

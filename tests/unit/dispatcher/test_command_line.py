@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from console.commands import COMMANDS
-from dispatcher.cli import commands
+from dispatcher.cli import program
 
 ROOT = Path(__file__).parents[3]
 OPERATORS = ("dlq", "explain", "schedule", "verify")
@@ -109,5 +109,5 @@ def test_a_checkout_with_the_metadata_has_all_commands_by_either_module(
 
 
 def test_the_commands_of_backends_and_operators_are_told_apart() -> None:
-    assert {*COMMANDS} == {*commands.COMMANDS, *OPERATORS}
-    assert not {*commands.COMMANDS} & {*OPERATORS}
+    assert {*COMMANDS} == {*program.COMMANDS, *OPERATORS}
+    assert not {*program.COMMANDS} & {*OPERATORS}

@@ -18,7 +18,7 @@ from pika.compat import long
 
 from dispatcher.broker.amqp_properties import encode_properties
 from dispatcher.errors import MalformedMessage
-from dispatcher.message.compression import MAX_BODY_BYTES
+from dispatcher.message.body import MAX_BODY_BYTES
 from dispatcher.message.envelope import (
     PUBLISHED_AT,
     TaskMessage,

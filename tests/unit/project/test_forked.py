@@ -10,7 +10,7 @@ def imported() -> int:
     """Called in the fork: 0 if a container's modules were there before it began."""
     return (
         0
-        if {"jobs.container.run_task", "jobs.handlers.create", "cronjobs.tasks"} <= sys.modules.keys()
+        if {"jobs.container.run_task", "jobs.handlers.create", "cronjobs.__main__"} <= sys.modules.keys()
         else 1
     )
 

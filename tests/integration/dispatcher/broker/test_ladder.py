@@ -13,6 +13,7 @@ from kombu.transport.native_delayed_delivery import (
     declare_native_delayed_delivery_exchanges_and_queues,
 )
 
+from dispatcher import tasks
 from dispatcher.broker import delay_ladder, topology
 from tests.support.broker.rabbitmq import LADDER, Broker
 from tests.support.factories import make_wire
@@ -92,9 +93,9 @@ def test_a_message_arrives_once_after_its_delay_as_it_was(
 
 
 def test_the_longest_delay_is_held_on_the_highest_level(broker: Broker) -> None:
-    routing_key = delay_ladder.delayed_routing_key(delay_ladder.MAX_DELAY_S, "lab.create")
+    routing_key = delay_ladder.delayed_routing_key(tasks.MAX_DELAY_S, "lab.create")
     broker.channel().basic_publish(delay_ladder.ENTRY_EXCHANGE, routing_key, b"x")
-    assert broker.take(delay_ladder.ENTRY_EXCHANGE).delay_s == delay_ladder.MAX_DELAY_S
+    assert broker.take(delay_ladder.ENTRY_EXCHANGE).delay_s == tasks.MAX_DELAY_S
 
 
 def test_two_delays_do_not_wait_for_each_other(broker: Broker) -> None:

@@ -16,7 +16,7 @@ from dispatcher import NotConfirmed, Unencodable, Unroutable
 from dispatcher.broker import topology
 from dispatcher.broker.batch import WINDOW
 from dispatcher.broker.publisher import Publisher
-from dispatcher.message.compression import MAX_BODY_BYTES
+from dispatcher.message.body import MAX_BODY_BYTES
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import DELETE_LAB_POD

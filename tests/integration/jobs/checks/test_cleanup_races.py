@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 
 from dispatcher import DeleteLabPod, outbox
 from dispatcher.broker import topology
-from dispatcher.expiry import cleanup_task_id
+from dispatcher.lab_time import cleanup_task_id
 from dispatcher.message.request import TaskRequest
 from jobs.checks import cleanup
 from jobs.database.due_rows import DueLab

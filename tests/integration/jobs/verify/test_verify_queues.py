@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from dispatcher.broker import topology
-from dispatcher.broker.deliveries import EARLIER_DELIVERIES
 from dispatcher.broker.publisher import Publisher
+from dispatcher.broker.topology import EARLIER_DELIVERIES
 from dispatcher.message.envelope import encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD

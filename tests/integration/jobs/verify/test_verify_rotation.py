@@ -15,8 +15,8 @@ import pika.data
 import pytest
 
 from dispatcher.broker import topology
-from dispatcher.broker.deliveries import EARLIER_DELIVERIES
 from dispatcher.broker.publisher import Publisher
+from dispatcher.broker.topology import EARLIER_DELIVERIES
 from dispatcher.interrupts import Interrupted, stop_on_signals
 from dispatcher.message.envelope import encode
 from dispatcher.settings import BrokerSettings

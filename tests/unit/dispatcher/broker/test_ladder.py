@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from dispatcher.broker import delay_ladder
+from dispatcher.tasks import MAX_DELAY_S
 
 KEY = "lab.create"
 
 
-@given(st.integers(1, delay_ladder.MAX_DELAY_S))
+@given(st.integers(1, MAX_DELAY_S))
 def test_a_delay_is_written_as_kombu_writes_it(delay_s: int) -> None:
     routing_key = delay_ladder.delayed_routing_key(delay_s, KEY)
     assert routing_key == calculate_routing_key(delay_s, KEY)

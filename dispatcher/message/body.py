@@ -1,10 +1,16 @@
-"""Undo the compressions that Celery's `compression=` option offers; names as in kombu/compression.py."""
+"""Read bodies that Celery wrote: undo its compressions, and kombu's wrappers for what JSON cannot say.
+
+Names and forms are those of kombu/compression.py and kombu/utils/json.py; envelope.decode asks here.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import bz2
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 from dispatcher.errors import MalformedMessage
 
@@ -37,3 +43,20 @@ _OPENERS: dict[str, Callable[[bytes], bytes]] = {
     "application/x-gzip": lambda data: zlib.decompressobj().decompress(data, MAX_BODY_BYTES + 1),
     "application/x-bz2": lambda data: bz2.BZ2Decompressor().decompress(data, MAX_BODY_BYTES + 1),
 }
+
+
+def unwrap(value: dict[str, Any]) -> Any:
+    """Return a plain JSON value for a wrapped one; a hook for json.loads. Raises ValueError."""
+    if value.keys() != {"__type__", "__value__"}:
+        return value
+    kind, inner = value["__type__"], value["__value__"]
+    if kind in ("datetime", "date", "time", "decimal", "bytes") and isinstance(inner, str):
+        return inner
+    if kind == "uuid" and isinstance(inner, dict) and isinstance(inner.get("hex"), str):
+        return inner["hex"]
+    if kind == "base64" and isinstance(inner, str):
+        try:
+            return base64.b64decode(inner, validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError) as exc:
+            raise ValueError("a base64 value does not hold text") from exc
+    raise ValueError(f"unknown wrapped type {str(kind)[:40]!r}")
