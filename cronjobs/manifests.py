@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cronjobs.timetable import Schedule
-from keda.podspec import NAMESPACE, SECRET, make_pod_spec
+from keda.podspec import NAMESPACE, SECRET, make_common_labels, make_pod_spec
 
 MANAGED_BY = "autolabs-schedules"
 #: Label of a CronJob, of its Jobs and of their pods: the name of the entry.
@@ -20,12 +20,9 @@ _WEBHOOK = ("NOTIFY_WEBHOOK_URL", "NOTIFY_WEBHOOK_SECRET")
 
 def make_labels(schedule: Schedule) -> dict[str, str]:
     """Return the labels of a CronJob, its Jobs and their pods; NetworkPolicies select by the name."""
+    name, component = f"autolabs-{schedule.task}", schedule.task
     return {
-        "app.kubernetes.io/name": f"autolabs-{schedule.task}",
-        "app.kubernetes.io/instance": schedule.name,
-        "app.kubernetes.io/component": schedule.task,
-        "app.kubernetes.io/part-of": "autolabs",
-        "app.kubernetes.io/managed-by": MANAGED_BY,
+        **make_common_labels(name, instance=schedule.name, component=component, managed_by=MANAGED_BY),
         SCHEDULE_LABEL: schedule.name,
     }
 

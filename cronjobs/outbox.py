@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from dispatcher.broker.publisher import Publisher
@@ -69,13 +70,11 @@ def _tell_what_waits(settings: ServerSettings) -> None:
 def _announce_ends(settings: ServerSettings) -> None:
     from jobs.database.due_rows import announce_ends
 
-    labs = LabStore(settings.database_url, application_name="autolabs-warnings")
-    try:
-        announce_ends(labs, _life_settings())
-    except JobError as exc:
-        logger.warning("students are not warned: %s", exc, extra={"action": "warnings_failed"})
-    finally:
-        labs.close()
+    with closing(LabStore(settings.database_url, application_name="autolabs-warnings")) as labs:
+        try:
+            announce_ends(labs, _life_settings())
+        except JobError as exc:
+            logger.warning("students are not warned: %s", exc, extra={"action": "warnings_failed"})
 
 
 def _life_settings() -> LifeSettings:
@@ -103,20 +102,18 @@ def _sweep_notifications(settings: ServerSettings, *, dry_run: bool) -> None:
     from jobs.notify.notifications import sweep as deliver
 
     webhook = read_settings(os.environ, WebhookSettings.from_environment)
-    labs = LabStore(settings.database_url, application_name="autolabs-notifications")
-    publisher = Publisher(settings.broker, name="autolabs-notifications")
-    try:
-        if dry_run:
-            for found in waiting(labs):
-                named = {"action": "would_notify", "notification": found.id, "told": found.told}
-                logger.info("%s is not told yet, for %.0f s", found.told, found.age_s, extra=named)
-            return
-        notifier = Notifier(publisher, webhook)
-        delivered, failed = deliver(labs, notifier, timeout_s=NOTIFY_TIMEOUT_S)
-        extra = {"action": "notifications_done", "delivered": delivered, "failed": failed}
-        logger.info("notifications swept", extra=extra)
-    except JobError as exc:
-        logger.warning("notifications wait: %s", exc, extra={"action": "notifications_failed"})
-    finally:
-        publisher.close()
-        labs.close()
+    with (
+        closing(LabStore(settings.database_url, application_name="autolabs-notifications")) as labs,
+        closing(Publisher(settings.broker, name="autolabs-notifications")) as publisher,
+    ):
+        try:
+            if dry_run:
+                for found in waiting(labs):
+                    named = {"action": "would_notify", "notification": found.id, "told": found.told}
+                    logger.info("%s is not told yet, for %.0f s", found.told, found.age_s, extra=named)
+                return
+            delivered, failed = deliver(labs, Notifier(publisher, webhook), timeout_s=NOTIFY_TIMEOUT_S)
+            extra = {"action": "notifications_done", "delivered": delivered, "failed": failed}
+            logger.info("notifications swept", extra=extra)
+        except JobError as exc:
+            logger.warning("notifications wait: %s", exc, extra={"action": "notifications_failed"})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dispatcher import lab_time, tasks
@@ -73,7 +73,7 @@ class Dispatcher:
         self._database = database
         self._engine: Engine | None = None
         self._results: Results | None = None
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
         call_in_forked_children(self._renew_lock)
 
     def create_lab(
@@ -99,7 +99,7 @@ class Dispatcher:
             lab_id=lab_id,
             student_id=student_id,
             docker_image=docker_image,
-            # What is no mapping goes on as it is, to be refused by name.
+            # A value that is not a mapping is passed on: the check of the task names it.
             resources=dict(resources or {}) if isinstance(resources, Mapping | None) else resources,
             network_isolated=network_isolated,
         )
@@ -135,7 +135,7 @@ class Dispatcher:
         `get()` of the answer gives {"before", "after", "seconds"}, or raises TaskFailed with the reason: the
         lab then has what it had.
         """
-        # What is no mapping goes on as it is, to be refused by name.
+        # A value that is not a mapping is passed on: the check of the task names it.
         given = dict(new_resources) if isinstance(new_resources, Mapping) else new_resources
         payload = tasks.ScaleLabResources(lab_instance_id=lab_instance_id, new_resources=given)
         return self._send(TaskRequest(payload, task_id, countdown, eta, expires))
@@ -198,32 +198,22 @@ class Dispatcher:
         with needs_extra("db"):
             from dispatcher.outbox.relay_turns import relay_after_commit
 
-        with self._opening:
-            engine = self._open_engine()
-        return relay_after_commit(engine, self._publisher, timeout_s=timeout)
+        return relay_after_commit(self._open_engine(), self._publisher, timeout_s=timeout)
 
     def extend_lab(self, lab_instance_id: int, minutes: int, *, ends_at: datetime | None = None) -> LabTime:
         """Move the end of a lab by `minutes`, and return when it ends then: what a student may be shown.
 
         Needs the database alone, in a transaction of its own; `dispatcher.lab_time.extend` is for one of the
-        backend's. `ends_at` is the end as the student saw it, which makes a repetition safe.
-
-        Raises:
-            InvalidTask: `minutes` is not a whole number from 1, or `ends_at` is not an aware time.
-            LabUnknown: there is no such lab.
-            LabIsOver: it is over, or about to be stopped.
-            ExtensionTooShort: it would still be past its end; `.minutes_needed` says how many help.
-            ExtensionTooLong: `.minutes_possible` says how many are left until the lab's latest end.
-            EndHasMoved: it ends at another time than `ends_at`.
-            DispatcherError: the database did not answer; whether the end was moved is not known then.
+        backend's, and says what `ends_at` is for and what is raised. Besides, DispatcherError: the database
+        did not answer; whether the end was moved is not known then.
         """
-        return self._in_transaction(
-            lambda connection: lab_time.extend(connection, lab_instance_id, minutes, ends_at=ends_at)
-        )
+        with self._transaction() as connection:
+            return lab_time.extend(connection, lab_instance_id, minutes, ends_at=ends_at)
 
     def lab_time(self, lab_instance_id: int) -> LabTime:
         """Return when a lab ends, and by how much that may be moved. Raises LabUnknown, DispatcherError."""
-        return self._in_transaction(lambda connection: lab_time.read(connection, lab_instance_id))
+        with self._transaction() as connection:
+            return lab_time.read(connection, lab_instance_id)
 
     def status(self, task_id: str) -> TaskStatus:
         """Return what the ledger knows of a task; PENDING for an id that nobody knows.
@@ -266,12 +256,7 @@ class Dispatcher:
     def __enter__(self) -> Dispatcher:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     @property
@@ -286,32 +271,30 @@ class Dispatcher:
             return self._results
 
     def _renew_lock(self) -> None:
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
 
     def _open_engine(self) -> Engine:
-        if self._engine is None:
-            given = self._database or read_settings(os.environ, database_url)
-            self._engine = _make_engine(given) if isinstance(given, str) else given
-        return self._engine
-
-    def _in_transaction(self, work: Callable[[Connection], LabTime]) -> LabTime:
-        with needs_extra("db"):
-            from dispatcher.engine import in_transaction
-
         with self._opening:
-            engine = self._open_engine()
-        return in_transaction(engine, work, what="the lab's row was not read or written")
+            if self._engine is None:
+                given = self._database or read_settings(os.environ, database_url)
+                if isinstance(given, str):
+                    with needs_extra("db"):
+                        from dispatcher.engine import make_engine
+
+                    name = "autolabs-dispatcher"
+                    given = make_engine(
+                        given, application_name=name, statement_timeout_s=10, pool_size=5, pool_pre_ping=True
+                    )
+                self._engine = given
+            return self._engine
+
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        with needs_extra("db"):
+            from dispatcher.engine import transaction
+
+        return transaction(self._open_engine(), what="the lab's row was not read or written", locks=True)
 
     def _send(self, request: TaskRequest, timeout: float | None = None) -> TaskHandle:
         task = request.to_message()
         self._publisher.publish_task(task, timeout_s=timeout)
         return TaskHandle(task.id, self)
-
-
-def _make_engine(url: str) -> Engine:
-    with needs_extra("db"):
-        from dispatcher.engine import make_engine
-
-    return make_engine(
-        url, application_name="autolabs-dispatcher", statement_timeout_s=10, pool_size=5, pool_pre_ping=True
-    )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 
 from dispatcher.errors import DispatcherError, MissingExtra, needs_extra
-from dispatcher.forks import run_in_forked_children
+from dispatcher.forks import call_in_forked_children
 
-T = TypeVar("T")
-
-#: Seconds that a row may be held by somebody else.
+#: Seconds that a statement waits for a row or a task that somebody else holds.
 LOCK_TIMEOUT_S = 5
-#: libpq's; a server that went away without a word is noticed within about 20 s.
+#: Parameters of libpq by which a server that went away without a word is noticed within about 20 s.
 _LIVELINESS = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -25,7 +23,7 @@ _LIVELINESS = {
     "keepalives_count": 2,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
-#: Of a text for logs and reports.
+#: Longest text kept for logs and reports, in characters.
 MAX_REASON_CHARS = 500
 
 
@@ -66,17 +64,29 @@ def open_engine(
         engine.dispose()
 
 
-def in_transaction(engine: Engine, work: Callable[[Connection], T], *, what: str) -> T:
-    """Run `work` in one transaction; its database's errors become a DispatcherError that begins with `what`.
+@contextmanager
+def transaction(engine: Engine, *, what: str, locks: bool = False) -> Iterator[Connection]:
+    """Yield a connection in a transaction, of which each statement sees what is committed by then.
 
-    Each statement sees what is committed by then, and waits a few seconds at most for a row.
+    The database's errors become a DispatcherError that begins with `what`. With `locks`, a statement waits
+    LOCK_TIMEOUT_S for what another transaction holds, and no longer.
     """
     try:
         with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
-            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
-            return work(connection)
+            if locks:
+                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+            yield connection
     except SQLAlchemyError as exc:
         raise DispatcherError(f"{what}: {reason(exc)}") from exc
+
+
+def connection_of(
+    session: Session | scoped_session[Session] | Connection, table: type[DeclarativeBase]
+) -> Connection:
+    """Return the connection of a caller's transaction; `Session.execute` would flush unfinished objects."""
+    if isinstance(session, Connection):
+        return session
+    return session.connection(bind_arguments={"mapper": table})
 
 
 def reason(error: Exception) -> str:
@@ -109,5 +119,5 @@ def _make_engine(
         if (engine := known()) is not None:
             engine.dispose(close=False)
 
-    run_in_forked_children(forget_connections)
+    call_in_forked_children(forget_connections)
     return engine

@@ -1,6 +1,6 @@
-"""What the platform's parts agree on about failures: categories, audiences, event types, dead letters.
+"""Words about failures that all parts agree on: categories, audiences, event types, dead-letter headers.
 
-Containers write these words into rows and headers (jobs.failures has the causes, jobs.container.settle the dead
+Containers write them into rows and headers (jobs.failures has the causes, jobs.container.settle the dead
 letters); commands and backends read them there.
 """
 

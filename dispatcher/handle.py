@@ -1,4 +1,4 @@
-"""What a send returns: the task's id, with the habits of celery.result.AsyncResult."""
+"""A task id as a send returns it, with the habits of celery.result.AsyncResult."""
 
 from __future__ import annotations
 

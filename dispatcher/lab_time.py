@@ -122,17 +122,12 @@ def overdue_task_id(lab_instance_id: int) -> str:
 def _row(
     session: Session | scoped_session[Session] | Connection, statement: str, values: dict[str, int]
 ) -> RowMapping:
-    from sqlalchemy import Connection, text
+    from sqlalchemy import text
 
+    from dispatcher.engine import connection_of
     from dispatcher.models import LabInstance
 
-    # Session.execute would flush what the caller has not finished.
-    connection = (
-        session
-        if isinstance(session, Connection)
-        else session.connection(bind_arguments={"mapper": LabInstance})
-    )
-    row = connection.execute(text(statement), values).mappings().one_or_none()
+    row = connection_of(session, LabInstance).execute(text(statement), values).mappings().one_or_none()
     if row is None:
         raise LabUnknown(values["id"])
     return row

@@ -1,4 +1,4 @@
-"""What became of a task: read the ledger, wait for the end, cancel what was not begun.
+"""Read what became of a task from the ledger, wait for its end, and cancel what was not begun.
 
 The ledger is written by the job containers; a task that was only published has no run in it yet.
 """
@@ -6,19 +6,17 @@ The ledger is written by the job containers; a task that was only published has 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, case, literal, select, text, true
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import SQLAlchemyError
 
-from dispatcher.engine import make_engine, reason
-from dispatcher.errors import DispatcherError, InvalidTask, TaskTimeout
+from dispatcher.engine import make_engine, transaction
+from dispatcher.errors import InvalidTask, TaskTimeout
 from dispatcher.message.envelope import is_short_text
 from dispatcher.models import Outcome, TaskCancellation, TaskRun
-from dispatcher.task_status import LOCK_TIMEOUT_S, TaskState, TaskStatus, lock_task, state_of
+from dispatcher.task_status import TaskState, TaskStatus, lock_task, state_of
 
 __all__ = ["ResultStore", "TaskState", "TaskStatus"]
 
@@ -99,8 +97,7 @@ class ResultStore:
         """
         if not (task_id and is_short_text(task_id)):
             raise InvalidTask("task_id", "must be a printable text of 1 to 255 bytes")
-        with self._transaction() as connection:
-            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+        with self._transaction(locks=True) as connection:
             connection.execute(text(lock_task(":task_id")), {"task_id": task_id})
             status = _read(connection, task_id)
             if status.ready:
@@ -113,17 +110,8 @@ class ResultStore:
         if self._owns_engine:
             self._engine.dispose()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            # Another level would look with a snapshot from before the lock (dispatcher.task_status).
-            with (
-                self._engine.connect().execution_options(isolation_level="READ COMMITTED") as connection,
-                connection.begin(),
-            ):
-                yield connection
-        except SQLAlchemyError as exc:
-            raise DispatcherError(f"the task could not be looked up in the database: {reason(exc)}") from exc
+    def _transaction(self, *, locks: bool = False) -> AbstractContextManager[Connection]:
+        return transaction(self._engine, what="the task could not be looked up in the database", locks=locks)
 
 
 def _read(connection: Connection, task_id: str) -> TaskStatus:
@@ -133,7 +121,7 @@ def _read(connection: Connection, task_id: str) -> TaskStatus:
         .exists()
         .label("cancelled")
     )
-    # What ended stays ended, as jobs.notify.redis_results has it in Redis: only a success replaces an earlier end.
+    # What ended stays ended, as jobs.notify.redis_results has it: only a success replaces an earlier end.
     success = TaskRun.outcome == Outcome.SUCCEEDED.value
     over = TaskRun.outcome.not_in([Outcome.STARTED.value, Outcome.RETRIED.value])
     run = (

@@ -107,10 +107,6 @@ class LabTime:
     warnings: int
 
 
-#: Seconds that a begin or a cancel waits for the other, which holds the lock for a few milliseconds.
-LOCK_TIMEOUT_S = 5
-
-
 def lock_task(placeholder: str) -> str:
     """Return the statement that locks a task until the end of the transaction.
 

@@ -153,9 +153,7 @@ class InMemoryDispatcher(Dispatcher):
 
         if self._database is None:
             return RelayReport()
-        with self._opening:
-            engine = self._open_engine()
-        return relay_after_commit(engine, self._publisher, timeout_s=timeout, pause_s=0.0)
+        return relay_after_commit(self._open_engine(), self._publisher, timeout_s=timeout, pause_s=0.0)
 
     def _open_engine(self) -> Engine:
         if self._database is None:
@@ -166,30 +164,17 @@ class InMemoryDispatcher(Dispatcher):
 
     def start(self, task_id: str) -> None:
         """Let a container have begun the task: STARTED."""
-        now = datetime.now(timezone.utc)
-        self.results.set(
-            TaskStatus(task_id=str(task_id), state=TaskState.STARTED, outcome="started", started_at=now)
-        )
+        self._put(task_id, TaskState.STARTED, "started", started_at=datetime.now(timezone.utc))
 
     def finish(self, task_id: str, *, result: Mapping[str, Any] | None = None) -> None:
         """Let the task have ended well: SUCCESS with this result."""
-        done = TaskStatus(
-            task_id=str(task_id),
-            state=TaskState.SUCCESS,
-            outcome="succeeded",
-            finished_at=datetime.now(timezone.utc),
-            result=dict(result or {}),
-        )
-        self.results.set(done)
+        now = datetime.now(timezone.utc)
+        self._put(task_id, TaskState.SUCCESS, "succeeded", finished_at=now, result=dict(result or {}))
 
     def fail(self, task_id: str, *, category: str, message: str) -> None:
         """Let the task have failed for good: FAILURE, with a category and a sentence."""
-        failed = TaskStatus(
-            task_id=str(task_id),
-            state=TaskState.FAILURE,
-            outcome="failed",
-            error_category=category,
-            error_message=message,
-            finished_at=datetime.now(timezone.utc),
-        )
-        self.results.set(failed)
+        said = {"error_category": category, "error_message": message}
+        self._put(task_id, TaskState.FAILURE, "failed", finished_at=datetime.now(timezone.utc), **said)
+
+    def _put(self, task_id: str, state: TaskState, outcome: str, **known: Any) -> None:
+        self.results.set(TaskStatus(task_id=str(task_id), state=state, outcome=outcome, **known))

@@ -1,4 +1,4 @@
-"""What commands show at a terminal: tables, fields, ages, plurals, and anybody's texts made harmless."""
+"""Write tables, fields, ages, plurals and anybody's texts, made harmless, as commands show them."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ def fields(values: Mapping[str, Any]) -> str:
         if value is not None
     }
     return "\n".join(f"{name + ':':18}{printable(text)}" for name, text in texts.items())
+
+
+def shown(values: Mapping[str, Any], *, as_json: bool) -> str:
+    """Return the values of one thing as a JSON object or as lines; times have milliseconds."""
+    plain = {
+        name: value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
+        for name, value in values.items()
+    }
+    return json.dumps(plain, indent=2) if as_json else fields(plain)
 
 
 def many(number: int, thing: str) -> str:

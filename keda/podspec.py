@@ -33,14 +33,21 @@ OVERRIDABLE = (
 )
 
 
+def make_common_labels(name: str, *, instance: str, component: str, managed_by: str) -> dict[str, str]:
+    """Return the labels that Kubernetes recommends, for an object of ours."""
+    return {
+        "app.kubernetes.io/name": name,
+        "app.kubernetes.io/instance": instance,
+        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/part-of": "autolabs",
+        "app.kubernetes.io/managed-by": managed_by,
+    }
+
+
 def make_labels(profile: Profile) -> dict[str, str]:
     """Return the labels of a ScaledJob, its Jobs and their pods."""
     return {
-        "app.kubernetes.io/name": "autolabs-job",
-        "app.kubernetes.io/instance": profile.name,
-        "app.kubernetes.io/component": "job",
-        "app.kubernetes.io/part-of": "autolabs",
-        "app.kubernetes.io/managed-by": "keda",
+        **make_common_labels("autolabs-job", instance=profile.name, component="job", managed_by="keda"),
         "autolabs.io/queue": profile.queue,
         "autolabs.io/priority": profile.priority,
         "autolabs.io/task": profile.task,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from keda.podspec import NAMESPACE, make_labels, make_pod_template
+from keda.podspec import NAMESPACE, make_common_labels, make_labels, make_pod_template
 from keda.profiles import Profile
 
 AUTHENTICATION = "autolabs-rabbitmq"
@@ -26,13 +26,9 @@ def make_trigger_authentication() -> dict[str, Any]:
         "metadata": {
             "name": AUTHENTICATION,
             "namespace": NAMESPACE,
-            "labels": {
-                "app.kubernetes.io/name": AUTHENTICATION,
-                "app.kubernetes.io/instance": AUTHENTICATION,
-                "app.kubernetes.io/component": "keda",
-                "app.kubernetes.io/part-of": "autolabs",
-                "app.kubernetes.io/managed-by": "autolabs-keda",
-            },
+            "labels": make_common_labels(
+                AUTHENTICATION, instance=AUTHENTICATION, component="keda", managed_by="autolabs-keda"
+            ),
         },
         "spec": {"secretTargetRef": [{"parameter": "host", "name": SECRET, "key": "host"}]},
     }

@@ -108,9 +108,9 @@ class Unreadable(str):
 def tolerant_tables() -> Iterator[None]:
     """Read what pika cannot as a text that says so, for every connection of this process meanwhile.
 
-    RabbitMQ keeps whatever has the form of a table: a time in the year 10^11, or tables nested a thousand deep
-    (one of 128 KiB can be nested 18,000 deep). A container that met such a message would lose its connection,
-    and so would the next, until the delivery limit moves it to the dead-letter queue, where people must see it.
+    RabbitMQ keeps whatever has the form of a table: a time in the year 10^11, or tables nested 18,000 deep.
+    Containers that met such a message would lose their connection, until the queue's delivery limit moves it
+    to the dead-letter queue, where people must see it.
     """
     original = pika.data.decode_value
 

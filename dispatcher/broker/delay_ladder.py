@@ -47,12 +47,6 @@ def plain_routing_key(routing_key: str) -> str:
     return _PREFIX.sub("", routing_key, count=1) if _PREFIX.match(routing_key) else routing_key
 
 
-def delay_of(routing_key: str) -> int:
-    """Return the whole seconds that a routing key asks for, 0 for a plain one."""
-    prefix = _PREFIX.match(routing_key)
-    return int(prefix.group().replace(".", ""), 2) if prefix else 0
-
-
 def declare_ladder(channel: BlockingChannel) -> None:
     """Declare the levels and what connects them; a second call changes nothing."""
     channel.exchange_declare(DELIVERY_EXCHANGE, "topic", durable=True)

@@ -46,11 +46,6 @@ def binding_key(routing_key: str) -> str:
     return f"#.{routing_key}"
 
 
-def queue_for(routing_key: str) -> str:
-    """Return the queue to which a routing key of the tasks exchange leads."""
-    return next(queue for queue, keys in BINDINGS.items() if routing_key in keys)
-
-
 def _quorum(dead_letter_exchange: str, **extra: object) -> dict[str, Any]:
     # At-least-once dead lettering needs reject-publish: drop-head silently downgrades it
     # (https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering).

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dispatcher import lab_time
 from dispatcher.cli.arguments import moment, positive, row_id, seconds
 from dispatcher.errors import DispatcherError, TaskTimeout, needs_extra
-from dispatcher.lab_time import LabTime
 from dispatcher.message.envelope import new_task_id
 from dispatcher.settings import database_url, read_settings
 from dispatcher.task_status import TaskState, TaskStatus
-from dispatcher.wording import duration, fields, one_line
+from dispatcher.wording import duration, one_line, shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -42,7 +40,9 @@ def show_time(arguments: argparse.Namespace) -> int:
 
     Settings: DATABASE_URL.
     """
-    _show(_in_transaction(lambda connection: lab_time.read(connection, arguments.lab)), arguments.json)
+    with _transaction() as connection:
+        found = lab_time.read(connection, arguments.lab)
+    print(shown(asdict(found), as_json=arguments.json))
     return 0
 
 
@@ -51,11 +51,9 @@ def extend(arguments: argparse.Namespace) -> int:
 
     1: it was not moved, and standard error says why. Settings: DATABASE_URL.
     """
-    given = {"ends_at": arguments.ends_at}
-    found = _in_transaction(
-        lambda connection: lab_time.extend(connection, arguments.lab, arguments.minutes, **given)
-    )
-    _show(found, arguments.json)
+    with _transaction() as connection:
+        found = lab_time.extend(connection, arguments.lab, arguments.minutes, ends_at=arguments.ends_at)
+    print(shown(asdict(found), as_json=arguments.json))
     return 0
 
 
@@ -118,20 +116,16 @@ def resize_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _in_transaction(work: Callable[[Connection], LabTime]) -> LabTime:
+@contextmanager
+def _transaction() -> Iterator[Connection]:
     url = read_settings(os.environ, database_url)
     with needs_extra("db"):
-        from dispatcher.engine import in_transaction, open_engine
-    with open_engine(url, application_name="autolabs-lab", statement_timeout_s=10) as engine:
-        return in_transaction(engine, work, what="the lab's row was not read or written")
-
-
-def _show(found: LabTime, as_json: bool) -> None:
-    values = {
-        name: value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
-        for name, value in asdict(found).items()
-    }
-    print(json.dumps(values, indent=2) if as_json else fields(values))
+        from dispatcher.engine import open_engine, transaction
+    with (
+        open_engine(url, application_name="autolabs-lab", statement_timeout_s=10) as engine,
+        transaction(engine, what="the lab's row was not read or written", locks=True) as connection,
+    ):
+        yield connection
 
 
 def _wait(dispatcher: Dispatcher, task_id: str, timeout_s: float) -> TaskStatus:

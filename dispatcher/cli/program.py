@@ -1,4 +1,4 @@
-"""Run the command that a command line names, with its help, its exit code and one sentence for what went wrong.
+"""Run the command that a command line names: its help, its exit code, one sentence for what went wrong.
 
 COMMANDS are those of a backend's administrator; the console adds its own, as Command and Group.
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from contextlib import closing
 from dataclasses import asdict
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dispatcher.errors import needs_extra
 from dispatcher.settings import database_url, read_settings
-from dispatcher.task_status import TaskState, TaskStatus
-from dispatcher.wording import fields
+from dispatcher.task_status import TaskState
+from dispatcher.wording import shown
 
 if TYPE_CHECKING:
     from dispatcher.results import ResultStore
@@ -32,7 +30,7 @@ def status(arguments: argparse.Namespace) -> int:
     """
     with closing(_store()) as results:
         found = results.status(arguments.task_id)
-    _show(found, as_json=arguments.json)
+    print(shown(asdict(found), as_json=arguments.json))
     if found.state is TaskState.PENDING and not arguments.json:
         print("no container has run this task; the id may be wrong")
     return 0
@@ -46,7 +44,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     """
     with closing(_store()) as results:
         found = results.cancel(arguments.task_id)
-    _show(found, as_json=arguments.json)
+    print(shown(asdict(found), as_json=arguments.json))
     if found.state is TaskState.REVOKED:
         if found.outcome is None and not arguments.json:
             print("no container has run this task, and none will begin it")
@@ -67,14 +65,3 @@ def _store() -> ResultStore:
         from dispatcher.results import ResultStore
 
     return ResultStore(read_settings(os.environ, database_url))
-
-
-def _show(found: TaskStatus, *, as_json: bool) -> None:
-    values = {name: _plain(value) for name, value in asdict(found).items()}
-    print(json.dumps(values, indent=2) if as_json else fields(values))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds")
-    return value.value if isinstance(value, TaskState) else value

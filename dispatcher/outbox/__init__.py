@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dispatcher.message.envelope import TaskMessage
 from dispatcher.message.request import TaskRequest
 from dispatcher.tasks import Payload
 
@@ -41,19 +40,14 @@ def add(session: Session | scoped_session[Session] | Connection, task: Payload |
         InvalidTask: an argument is not acceptable; nothing was sent to the database.
         sqlalchemy.exc.IntegrityError: the outbox holds a task of this id already.
     """
-    message = _message(task)
-    from sqlalchemy import Connection, insert
+    columns = _columns(task)
+    from sqlalchemy import insert
 
+    from dispatcher.engine import connection_of
     from dispatcher.models import OutboxTask
 
-    # Session.execute would flush what the caller has not finished.
-    connection = (
-        session
-        if isinstance(session, Connection)
-        else session.connection(bind_arguments={"mapper": OutboxTask})
-    )
-    connection.execute(insert(OutboxTask).values(**_columns(message)))
-    return message.id
+    connection_of(session, OutboxTask).execute(insert(OutboxTask).values(**columns))
+    return str(columns["task_id"])
 
 
 def add_with_cursor(cursor: Cursor, task: Payload | TaskRequest) -> str:
@@ -75,16 +69,13 @@ def add_missing_with_cursor(cursor: Cursor, tasks: Sequence[TaskRequest]) -> Non
 
 
 def _values(task: Payload | TaskRequest) -> list[Any]:
-    columns = _columns(_message(task))
+    columns = _columns(task)
     return [*{**columns, "kwargs": json.dumps(columns["kwargs"])}.values()]
 
 
-def _message(task: Payload | TaskRequest) -> TaskMessage:
+def _columns(task: Payload | TaskRequest) -> dict[str, Any]:
     # A countdown counts from the call, not from the commit.
-    return (task if isinstance(task, TaskRequest) else TaskRequest(task)).to_message()
-
-
-def _columns(message: TaskMessage) -> dict[str, Any]:
+    message = (task if isinstance(task, TaskRequest) else TaskRequest(task)).to_message()
     return {
         "task_id": message.id,
         "task_name": message.name,

@@ -7,7 +7,6 @@ import random
 import select
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 from sqlalchemy import Engine
@@ -54,12 +53,7 @@ class Wakeups:
             raise DispatcherError(f"the database does not report commits: {reason(exc)}") from exc
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._driver.close()
 
     def wait(self, timeout_s: float, stop: threading.Event) -> None:

@@ -17,10 +17,9 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, bindparam, text
-from sqlalchemy.exc import SQLAlchemyError
 
 from dispatcher.broker.publisher import Publisher
-from dispatcher.engine import open_engine, reason
+from dispatcher.engine import open_engine, transaction
 from dispatcher.errors import DispatcherError, NotConfirmed, NotSent, PublishError, Unencodable
 from dispatcher.message.envelope import TaskMessage
 from dispatcher.message.request import TaskPublisher
@@ -232,16 +231,13 @@ def relay_batch(
 ) -> BatchReport:
     """Publish at most `batch` rows that are due, in one transaction. Raises DispatcherError."""
     started = time.monotonic()
-    try:
-        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
-            rows = connection.execute(_DUE, {"batch": batch}).all()
-            if not rows:
-                return BatchReport()
-            connection.execute(_END_IF_LOST, {"milliseconds": str(round(1000 * (timeout_s + 30)))})
-            errors = _publish(publisher, rows, timeout_s)
-            _settle(connection, rows, errors)
-    except SQLAlchemyError as exc:
-        raise DispatcherError(f"the outbox was not read or written: {reason(exc)}") from exc
+    with transaction(engine, what="the outbox was not read or written") as connection:
+        rows = connection.execute(_DUE, {"batch": batch}).all()
+        if not rows:
+            return BatchReport()
+        connection.execute(_END_IF_LOST, {"milliseconds": str(round(1000 * (timeout_s + 30)))})
+        errors = _publish(publisher, rows, timeout_s)
+        _settle(connection, rows, errors)
     published = tuple(row.task_id for row in rows if row.id not in errors)
     failed = {row.task_id: str(errors[row.id]) for row in rows if row.id in errors}
     _log(published, failed, time.monotonic() - started)
@@ -252,20 +248,14 @@ def relay_batch(
 
 def next_due_s(engine: Engine, *, limit_s: float) -> float:
     """Return the seconds, 0 to `limit_s`, until a row may be published; those held by a relay count."""
-    try:
-        with engine.connect() as connection:
-            return float(connection.execute(_NEXT_DUE_S, {"limit": limit_s}).scalar_one())
-    except SQLAlchemyError as exc:
-        raise DispatcherError(f"the outbox was not read: {reason(exc)}") from exc
+    with transaction(engine, what="the outbox was not read") as connection:
+        return float(connection.execute(_NEXT_DUE_S, {"limit": limit_s}).scalar_one())
 
 
 def waiting(engine: Engine, *, limit: int = 1000) -> list[WaitingTask]:
     """Return what is in the outbox, the oldest first. Raises DispatcherError."""
-    try:
-        with engine.connect() as connection:
-            return [WaitingTask(**row) for row in connection.execute(_WAITING, {"limit": limit}).mappings()]
-    except SQLAlchemyError as exc:
-        raise DispatcherError(f"the outbox was not read: {reason(exc)}") from exc
+    with transaction(engine, what="the outbox was not read") as connection:
+        return [WaitingTask(**row) for row in connection.execute(_WAITING, {"limit": limit}).mappings()]
 
 
 def discard(engine: Engine, row_id: int) -> DiscardedTask | None:
@@ -273,11 +263,8 @@ def discard(engine: Engine, row_id: int) -> DiscardedTask | None:
 
     A row that a relay is just publishing is waited for: if that succeeds, it is not there.
     """
-    try:
-        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
-            row = connection.execute(_DISCARD, {"id": row_id}).mappings().one_or_none()
-    except SQLAlchemyError as exc:
-        raise DispatcherError(f"the outbox was not written: {reason(exc)}") from exc
+    with transaction(engine, what="the outbox was not written") as connection:
+        row = connection.execute(_DISCARD, {"id": row_id}).mappings().one_or_none()
     return None if row is None else DiscardedTask(**row)
 
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Engine
 
 from dispatcher.errors import DispatcherError
-from dispatcher.forks import run_in_forked_children
+from dispatcher.forks import call_in_forked_children
 from dispatcher.message.request import TaskPublisher
 from dispatcher.outbox.relay import BATCH, PUBLISH_TIMEOUT_S, BatchReport, RelayReport, Tally, relay_batch
 
@@ -153,4 +153,4 @@ def _forget_after_fork() -> None:
     _registry, _registry_lock = WeakKeyDictionary(), threading.Lock()
 
 
-run_in_forked_children(_forget_after_fork)
+call_in_forked_children(_forget_after_fork)

@@ -1,4 +1,4 @@
-"""Whom to tell of a failed lab, and what people did with dead letters."""
+"""Add notifications of failed labs, and what people did with dead letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a lab may be extended, what takes its place, who starts it, and whom to tell of its end."""
+"""Add how long a lab may be extended, what takes its place, who starts it, and whom to tell of its end."""
 
 from __future__ import annotations
 

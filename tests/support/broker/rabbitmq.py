@@ -20,6 +20,7 @@ from dispatcher.broker import delay_ladder, topology
 from dispatcher.message.envelope import decode, encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import ROUTING_KEYS, parse_payload
+from tests.support.broker.routing import delay_of, queue_for
 from tests.support.factories import make_task
 from tests.support.waiting import HANG_S, eventually
 
@@ -63,7 +64,7 @@ class Message:
     @property
     def delay_s(self) -> int:
         """The whole seconds for which the ladder holds it."""
-        return delay_ladder.delay_of(self.routing_key)
+        return delay_of(self.routing_key)
 
 
 def payload_of(message: Message) -> Any:
@@ -184,7 +185,7 @@ class Broker:
         """Publish a valid task, changed as told, to the queue of its kind; return its id."""
         task = make_task(**changes)
         body, how = encode(task)
-        queue = topology.queue_for(ROUTING_KEYS.get(task.name, "lab.create"))
+        queue = queue_for(ROUTING_KEYS.get(task.name, "lab.create"))
         how.pop("delivery_mode")
         self.publish(queue, body, **how)
         return task.id

@@ -12,6 +12,7 @@ from dispatcher.broker import delay_ladder, topology
 from dispatcher.errors import NotConfirmed, PublishError
 from dispatcher.message.envelope import TaskMessage, decode, encode
 from dispatcher.tasks import routing_key
+from tests.support.broker.routing import queue_for
 
 
 @dataclass(eq=False)
@@ -76,7 +77,7 @@ class SimulatedBroker:
         if fault == "lost":
             raise NotConfirmed("", "the broker did not confirm it")
         plain = delay_ladder.plain_routing_key(key)
-        message = Message(body, pika.BasicProperties(**properties), key, topology.queue_for(plain))
+        message = Message(body, pika.BasicProperties(**properties), key, queue_for(plain))
         kept = {topology.DEAD_LETTER_EXCHANGE: self.dead, delay_ladder.ENTRY_EXCHANGE: self.delayed}
         kept.get(exchange, self.ready).append(message)
         if fault == "confirm lost":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import dispatcher
 from dispatcher import InvalidTask
-from dispatcher.broker.topology import BINDINGS, queue_for
+from dispatcher.broker.topology import BINDINGS
 from dispatcher.tasks import (
     CLEANUP_TIMEOUT_LABS,
     CREATE_LAB_POD,
@@ -24,6 +24,7 @@ from dispatcher.tasks import (
     parse_payload,
     payload_kwargs,
 )
+from tests.support.broker.routing import queue_for
 from tests.support.factories import IMAGE, create_kwargs, make_payload
 
 DIGEST = "sha256:" + "a" * 64

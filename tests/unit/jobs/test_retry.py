@@ -15,6 +15,7 @@ from dispatcher.settings import BrokerSettings
 from jobs.config.environment import RetrySettings
 from jobs.container.settle import MAX_RETRY_DELAY_S, publish_delayed, retry_delay_s
 from jobs.waiting import through_blips
+from tests.support.broker.routing import delay_of
 from tests.support.factories import make_task
 from tests.support.waiting import ends_within
 
@@ -89,7 +90,7 @@ def test_a_delayed_task_waits_on_the_ladder_for_whole_seconds(delay_s: float, he
     ((exchange, routing_key, properties),) = publisher.published
     assert exchange == delay_ladder.ENTRY_EXCHANGE
     assert delay_ladder.plain_routing_key(routing_key) == tasks.ROUTING_KEYS[tasks.CREATE_LAB_POD]
-    assert delay_ladder.delay_of(routing_key) == held_s
+    assert delay_of(routing_key) == held_s
     # It would end the wait on the first level that is longer.
     assert "expiration" not in properties
 

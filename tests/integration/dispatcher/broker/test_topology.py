@@ -5,6 +5,7 @@ import pytest
 from dispatcher.__main__ import main
 from dispatcher.broker import delay_ladder, topology
 from tests.support.broker.rabbitmq import LADDER, Broker
+from tests.support.broker.routing import queue_for
 from tests.support.factories import create_kwargs
 from tests.support.waiting import eventually
 
@@ -47,7 +48,7 @@ def test_a_queue_with_other_arguments_is_reported_by_name(
 @pytest.mark.parametrize("routing_key", sorted(k for keys in topology.BINDINGS.values() for k in keys))
 def test_a_routing_key_leads_to_one_queue(broker: Broker, routing_key: str) -> None:
     broker.channel().basic_publish(topology.TASKS_EXCHANGE, routing_key, b"x")
-    assert broker.take(topology.queue_for(routing_key)).routing_key == routing_key
+    assert broker.take(queue_for(routing_key)).routing_key == routing_key
     assert broker.is_empty()
 
 
