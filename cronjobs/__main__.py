@@ -94,7 +94,6 @@ PERIODIC = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one periodic task."""
     parser = argparse.ArgumentParser(prog="python -m cronjobs", description="Run a periodic task once, now.")
     commands = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name, periodic in PERIODIC.items():

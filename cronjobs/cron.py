@@ -52,7 +52,6 @@ class Cron:
     both_days: bool
 
     def on_day(self, moment: datetime) -> bool:
-        """Tell whether it comes on this day."""
         in_month, in_week = moment.day in self.days, moment.isoweekday() % 7 in self.weekdays
         day = in_month and in_week if self.both_days else in_month or in_week
         return moment.month in self.months and day

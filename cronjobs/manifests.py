@@ -57,7 +57,6 @@ def make_cron_job(schedule: Schedule, *, image: str, namespace: str = NAMESPACE)
 
 
 def render(schedules: Iterable[Schedule], *, image: str) -> str:
-    """Return the CronJobs as a YAML stream."""
     import yaml
 
     manifests = [make_cron_job(schedule, image=image) for schedule in schedules]

@@ -127,7 +127,6 @@ class Schedule:
 
     @property
     def arguments(self) -> list[str]:
-        """Return the options as words of a command line."""
         return [option_word(name) for name, wanted in self.options.items() if wanted]
 
     @staticmethod
@@ -146,7 +145,6 @@ class Schedule:
 
 
 def option_word(name: str) -> str:
-    """Return an option of a task as a word of a command line."""
     return f"--{name.replace('_', '-')}"
 
 

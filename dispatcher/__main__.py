@@ -19,7 +19,6 @@ _INSTALL = "autolabs-console: use the console image, or in a checkout pipx insta
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     named = words[0] if words else ""
     if named in COMMANDS:

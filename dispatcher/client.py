@@ -34,7 +34,6 @@ class SendResult:
 
     @property
     def ok(self) -> bool:
-        """True when the broker has confirmed the task."""
         return self.error is None
 
 

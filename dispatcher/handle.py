@@ -16,8 +16,7 @@ class ResultSource(Protocol):
     """What a handle asks; a Dispatcher."""
 
     @property
-    def results(self) -> Results:
-        """The results; opened when first used."""
+    def results(self) -> Results: ...
 
 
 class TaskHandle(str):
@@ -40,17 +39,14 @@ class TaskHandle(str):
         return str, (str(self),)
 
     def __str__(self) -> str:
-        """Return the id as a plain text."""
         return "".join(self)
 
     @property
     def id(self) -> str:
-        """The id as a plain text."""
         return str(self)
 
     @property
     def task_id(self) -> str:
-        """The same as `id`."""
         return str(self)
 
     @property
@@ -60,7 +56,6 @@ class TaskHandle(str):
 
     @property
     def status(self) -> str:
-        """The same as `state`."""
         return self.state
 
     @property
@@ -74,15 +69,12 @@ class TaskHandle(str):
         return self.result
 
     def ready(self) -> bool:
-        """Tell whether the task is over."""
         return self._look().ready
 
     def successful(self) -> bool:
-        """Tell whether it is over and did what it was for."""
         return self._look().state is TaskState.SUCCESS
 
     def failed(self) -> bool:
-        """Tell whether it failed for good."""
         return self._look().state is TaskState.FAILURE
 
     def get(self, timeout: float | None = None, *, propagate: bool = True) -> Any:
@@ -108,7 +100,6 @@ class TaskHandle(str):
 
 
 def wait_seconds(timeout: float | None) -> float:
-    """Return the seconds to wait; None is the default."""
     return DEFAULT_WAIT_S if timeout is None else timeout
 
 

@@ -39,7 +39,6 @@ class Stop:
         self._asked_at = 0.0
 
     def ask(self, number: int) -> None:
-        """Note a signal."""
         self.number, self._asked_at = number, monotonic()
 
     def check(self, message: str = "interrupted") -> None:
@@ -53,7 +52,6 @@ class Stop:
             self.check()
 
     def pause(self, seconds: float) -> None:
-        """Sleep. Raises Interrupted."""
         deadline = monotonic() + seconds
         while (left_s := deadline - monotonic()) > 0:
             self.check()

@@ -44,7 +44,6 @@ class Environment:
             return None
 
     def text(self, name: str, default: str) -> str:
-        """Return an optional setting."""
         return self.find(name) or default
 
     def url(self, name: str, schemes: tuple[str, ...], default: str | None = None) -> str:
@@ -58,7 +57,6 @@ class Environment:
         return value
 
     def number(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
-        """Return a number within [minimum, maximum]."""
         raw = self.find(name)
         if raw is None:
             return default
@@ -72,14 +70,12 @@ class Environment:
         return value
 
     def count(self, name: str, default: int, *, minimum: int, maximum: int) -> int:
-        """Return an integer within [minimum, maximum]."""
         value = self.number(name, default, minimum=minimum, maximum=maximum)
         if value != int(value):
             self.problems.append(f"{name}: {value:g} is not an integer")
         return int(value)
 
     def flag(self, name: str, *, default: bool) -> bool:
-        """Return true or false."""
         raw = self.find(name)
         if raw is None:
             return default

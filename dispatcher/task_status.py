@@ -30,7 +30,6 @@ class TaskState(str, enum.Enum):
     REVOKED = "REVOKED"
 
     def __str__(self) -> str:
-        """Return the name, as Celery's states are texts."""
         return self.value
 
     @property
@@ -83,7 +82,6 @@ class TaskStatus:
 
     @property
     def ready(self) -> bool:
-        """True for SUCCESS, FAILURE and REVOKED."""
         return self.state.ready
 
 

@@ -70,7 +70,6 @@ def _named(key: object) -> str:
 
 
 def is_id(value: object) -> TypeGuard[int]:
-    """Tell whether a value may be the id of a row."""
     return type(value) is int and 1 <= value <= MAX_ID
 
 
@@ -262,5 +261,4 @@ def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
 
 
 def payload_kwargs(payload: Payload) -> dict[str, Any]:
-    """Return the payload as the kwargs that go on the wire."""
     return {name: getattr(payload, name) for name in FIELD_NAMES[type(payload)]}

@@ -54,7 +54,6 @@ class InMemoryPublisher:
         self._lock = threading.Lock()
 
     def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None:
-        """Keep one task. Raises what `fail_with` says."""
         error = self._publish(task)
         if error is not None:
             raise error
@@ -62,7 +61,6 @@ class InMemoryPublisher:
     def publish_tasks(
         self, messages: Sequence[envelope.TaskMessage], *, timeout_s: float | None = None
     ) -> list[PublishError | None]:
-        """Keep many tasks; one entry per task, None for a kept one."""
         return [self._publish(task) for task in messages]
 
     def close(self) -> None:
@@ -96,17 +94,14 @@ class InMemoryResults:
         self._changed = threading.Condition()
 
     def set(self, status: TaskStatus) -> None:
-        """Let a task be in this state."""
         with self._changed:
             self._states[status.task_id] = status
             self._changed.notify_all()
 
     def status(self, task_id: str) -> TaskStatus:
-        """Return the state; PENDING for an id that nobody has set."""
         return self._states.get(task_id, TaskStatus(task_id=task_id, state=TaskState.PENDING))
 
     def wait(self, task_id: str, timeout_s: float) -> TaskStatus:
-        """Return the state once it is final. Raises TaskTimeout."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.status(task_id).ready, timeout_s):
                 raise TaskTimeout(self.status(task_id), timeout_s)
@@ -134,12 +129,10 @@ class InMemoryDispatcher(Dispatcher):
 
     @property
     def sent(self) -> list[envelope.TaskMessage]:
-        """Everything published so far, the oldest first."""
         return self.publisher.sent
 
     @property
     def results(self) -> InMemoryResults:
-        """The states of tasks."""
         return self._in_memory_results
 
     def relay_outbox(self, *, timeout: float = 10.0) -> RelayReport:

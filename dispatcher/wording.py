@@ -58,7 +58,6 @@ def shown(values: Mapping[str, Any], *, as_json: bool) -> str:
 
 
 def many(number: int, thing: str) -> str:
-    """Return how many things there are."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 

@@ -40,7 +40,6 @@ def _cores(text: str) -> float:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     names = ", ".join(profile.name for profile in PROFILES)
     parser = argparse.ArgumentParser(
         prog="python -m keda", description=__doc__, epilog=f"A ScaledJob is one of {names}."
@@ -71,7 +70,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def render(profiles: Sequence[Profile], *, image: str, env: Mapping[str, str] | None = None) -> str:
-    """Return the TriggerAuthentication and the ScaledJobs as a YAML stream."""
     manifests: list[dict[str, Any]] = [
         make_trigger_authentication(),
         *(make_scaled_job(profile, image=image, env=env or {}) for profile in profiles),

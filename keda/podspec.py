@@ -45,7 +45,6 @@ def make_common_labels(name: str, *, instance: str, component: str, managed_by: 
 
 
 def make_labels(profile: Profile) -> dict[str, str]:
-    """Return the labels of a ScaledJob, its Jobs and their pods."""
     return {
         **make_common_labels("autolabs-job", instance=profile.name, component="job", managed_by="keda"),
         "autolabs.io/queue": profile.queue,

@@ -19,7 +19,6 @@ SECRET = "autolabs-keda"  # noqa: S105  # the name of a Secret, not its content
 
 
 def make_trigger_authentication() -> dict[str, Any]:
-    """Return the TriggerAuthentication that the ScaledJobs refer to."""
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "TriggerAuthentication",
@@ -35,7 +34,6 @@ def make_trigger_authentication() -> dict[str, Any]:
 
 
 def make_scaled_job(profile: Profile, *, image: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """Return the ScaledJob of one queue."""
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledJob",

@@ -101,12 +101,10 @@ class Batch:
         return Unroutable(task_id, f"task {task_id} was refused by the broker: {closed.text}")
 
     def leave(self, why: str) -> None:
-        """Make everything NotSent."""
         for index in list(self.waiting):
             self._settle(index, NotSent(self._ids[index], f"task {self._ids[index]} {why}"), None)
 
     def give_up(self, why: str, cause: Exception | None) -> None:
-        """Make everything that still waits NotConfirmed."""
         for index in list(self.waiting):
             self._settle(index, NotConfirmed(self._ids[index], f"task {self._ids[index]} {why}"), cause)
 

@@ -28,7 +28,6 @@ _PREFIX = re.compile(rf"(?:[01]\.){{{LEVELS}}}")
 
 
 def level_name(level: int) -> str:
-    """Return the name that a level's exchange and queue share."""
     return f"celery_delayed_{level}"
 
 

@@ -240,7 +240,6 @@ class _KeepAlive:
         threading.Thread(target=self._run, name="autolabs-keepalive", daemon=True).start()
 
     def stop(self) -> None:
-        """End the thread before its next round."""
         self._stopped.set()
 
     def _run(self) -> None:

@@ -73,7 +73,6 @@ class Wire:
         return b""
 
     def close(self) -> None:
-        """Close the socket; what is not sent is lost."""
         self._socket.close()
 
     def _unpacked(self) -> bool:
@@ -115,7 +114,6 @@ def _connected(parameters: pika.URLParameters, deadline: float) -> socket.socket
 
 
 def _secured(opened: socket.socket, parameters: pika.URLParameters) -> socket.socket:
-    """Return the socket, within TLS if the URL says amqps."""
     if parameters.ssl_options is None:
         return opened
     try:

@@ -16,12 +16,10 @@ def natural(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """Return an integer from 1."""
     return _integer(text, 1)
 
 
 def row_id(text: str) -> int:
-    """Return an id of a row, such as a lab's."""
     return _integer(text, 1, MAX_ID)
 
 
@@ -37,7 +35,6 @@ def seconds(text: str) -> float:
 
 
 def moment(text: str) -> datetime:
-    """Return an aware time."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

@@ -83,13 +83,11 @@ def resize(arguments: argparse.Namespace) -> int:
 
 
 def time_options(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `lab time`."""
     parser.add_argument("lab", metavar="ID", type=row_id, help="the lab's id, lab_instances.id")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 
 
 def extend_options(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `lab extend`."""
     time_options(parser)
     parser.add_argument("minutes", metavar="MINUTES", type=positive, help="by how much, from 1")
     parser.add_argument(
@@ -102,7 +100,6 @@ def extend_options(parser: argparse.ArgumentParser) -> None:
 
 
 def resize_options(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `lab resize`."""
     parser.add_argument("lab", metavar="ID", type=row_id, help="the lab's id, lab_instances.id")
     parser.add_argument("--cpu", metavar="CORES", help="such as 1 or 500m; left out: as it is")
     parser.add_argument("--memory", metavar="BYTES", help="such as 1Gi or 512Mi; left out: as it is")

@@ -45,7 +45,6 @@ def relay(arguments: argparse.Namespace) -> int:
 
 
 def relay_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `relay`."""
     parser.add_argument("--once", action="store_true", help="publish what is due, then exit")
 
 
@@ -68,7 +67,6 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def show_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `list`."""
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(
         "--limit", type=natural, default=1000, metavar="N", help="show at most N tasks (default: 1000)"
@@ -98,7 +96,6 @@ def discard(arguments: argparse.Namespace) -> int:
 
 
 def discard_options(parser: argparse.ArgumentParser) -> None:
-    """Add the argument of `discard`."""
     parser.add_argument(
         "id", type=row_id, metavar="ID", help="the number in the first column of `outbox list`"
     )

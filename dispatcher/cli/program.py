@@ -53,7 +53,6 @@ Commands = Mapping[str, Command | Group]
 
 
 def make_parser(commands: Commands, *, epilog: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of these commands."""
     parser = argparse.ArgumentParser(
         prog="autolabs",
         description="Prepare and look after the database and the broker of AutoLabs jobs.",

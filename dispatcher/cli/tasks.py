@@ -55,7 +55,6 @@ def cancel(arguments: argparse.Namespace) -> int:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of both."""
     parser.add_argument("task_id", metavar="ID", help="the task's id, as in lab_instances.celery_task_id")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 

@@ -46,7 +46,6 @@ def make_meta(
 
 
 def make_started(hostname: str | None, pid: int) -> dict[str, Any]:
-    """Return the result of a STARTED task."""
     return {"pid": pid, "hostname": hostname}
 
 

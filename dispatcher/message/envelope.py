@@ -92,7 +92,6 @@ class TaskMessage:
 
 
 def new_task_id() -> str:
-    """Return a random id of the form Celery uses."""
     return str(uuid.uuid4())
 
 
@@ -135,7 +134,6 @@ def encode(message: TaskMessage) -> tuple[bytes, dict[str, Any]]:
 
 
 def is_due_later(message: TaskMessage, now: datetime) -> bool:
-    """Tell whether a task must wait for its eta."""
     return message.eta is not None and message.eta > now
 
 

@@ -84,29 +84,23 @@ def _moment(field: str, value: float | datetime | None) -> datetime | None:
 class TaskPublisher(Protocol):
     """What takes the messages; dispatcher.broker.publisher.Publisher is one."""
 
-    def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None:
-        """Publish one task. Raises PublishError."""
+    def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None: ...
 
     def publish_tasks(
         self, messages: Sequence[envelope.TaskMessage], *, timeout_s: float | None = None
     ) -> list[PublishError | None]:
         """Publish many; one entry per task, None for a confirmed one."""
 
-    def close(self) -> None:
-        """Close what was opened."""
+    def close(self) -> None: ...
 
 
 class Results(Protocol):
     """Where the states of tasks are read; dispatcher.results.ResultStore is one."""
 
-    def status(self, task_id: str) -> TaskStatus:
-        """Return what is known now."""
+    def status(self, task_id: str) -> TaskStatus: ...
 
-    def wait(self, task_id: str, timeout_s: float) -> TaskStatus:
-        """Return the status once the task is over. Raises TaskTimeout."""
+    def wait(self, task_id: str, timeout_s: float) -> TaskStatus: ...
 
-    def cancel(self, task_id: str) -> TaskStatus:
-        """Ask that the task is not begun."""
+    def cancel(self, task_id: str) -> TaskStatus: ...
 
-    def close(self) -> None:
-        """Close what was opened."""
+    def close(self) -> None: ...

@@ -25,8 +25,7 @@ _ROW = "(%s, %s, CAST(%s AS jsonb), %s, %s)"
 class Cursor(Protocol):
     """What `add_with_cursor` needs of a DB-API cursor; the parameters are written as %s."""
 
-    def execute(self, query: Any, params: Any = ..., /) -> Any:
-        """Run one statement."""
+    def execute(self, query: Any, params: Any = ..., /) -> Any: ...
 
 
 def add(session: Session | scoped_session[Session] | Connection, task: Payload | TaskRequest) -> str:

@@ -163,7 +163,6 @@ class Tally:
         self._broker_away = False
 
     def add(self, done: BatchReport) -> None:
-        """Count a batch."""
         self._published += done.published
         self._failed.update(done.failed)
         self._broker_away = done.broker_away

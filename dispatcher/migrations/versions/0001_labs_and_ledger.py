@@ -11,7 +11,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the two tables and their indexes."""
     op.execute(
         """
         CREATE TABLE lab_instances (
