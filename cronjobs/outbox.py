@@ -78,9 +78,7 @@ def _announce_ends(settings: ServerSettings) -> None:
 
 
 def _life_settings() -> LifeSettings:
-    """Return the platform's settings; the defaults where the object store cannot be asked: one more warning
-    does less harm than none.
-    """
+    """Return the platform's settings, or the defaults: one more warning does less harm than none."""
     from jobs.config.lifetimes import LifeSettings
     from jobs.config.objectstore import ObjectStore
     from jobs.config.stored import Configs

@@ -32,7 +32,7 @@ from jobs.config.settings_document import (
 from jobs.config.stored import DEFAULTS
 from jobs.config.templates import MAX_DEPTH, nests_deeper
 
-#: Key in the bucket.
+#: Key of the schedules in the bucket.
 SCHEDULES = "settings/schedules.yaml"
 #: The schedules of this release.
 SHIPPED = DEFAULTS / SCHEDULES
@@ -93,9 +93,7 @@ class Schedule:
     """
 
     name: str
-    #: What runs.
     task: Annotated[str, one_of(*TASKS)]
-    #: When it comes.
     schedule: Annotated[str, _CRON]
     #: Whose clocks have the hours and days of the schedule.
     time_zone: Annotated[str, _ZONE] = "Etc/UTC"

@@ -7,7 +7,7 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.broker import topology
 
-#: For one answer of a result backend on Redis.
+#: Seconds for one answer of a result backend on Redis.
 REDIS_TIMEOUT_S = 5.0
 
 

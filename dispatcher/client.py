@@ -63,7 +63,7 @@ class Dispatcher:
         if settings is None:
             environ = os.environ if amqp_url is None else {**os.environ, "AMQP_URL": amqp_url}
             settings = read_settings(environ, BrokerSettings.from_environment)
-        # Here, so that a process that only imports the package does not pay for pika.
+        # A process that only imports the package does not pay for pika.
         from dispatcher.broker.publisher import Publisher
 
         self._publisher: TaskPublisher = Publisher(settings)
@@ -236,7 +236,7 @@ class Dispatcher:
         """
         return self.results.cancel(str(task_id))
 
-    # Celery's name for it.
+    # The name that Celery has for it.
     def AsyncResult(self, task_id: str) -> TaskHandle:
         """Return the handle of a task sent earlier, perhaps by another process."""
         return TaskHandle(str(task_id), self)

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 
@@ -42,12 +42,36 @@ def make_engine(
     DispatcherError for a URL that names no database, MissingExtra without psycopg2.
     """
     try:
+        url = psycopg2_url(database_url)
+        arguments = {
+            **_LIVELINESS,
+            "application_name": application_name,
+            # connect_args replace what the URL says; of a setting that is given twice the last stands.
+            "options": " ".join(
+                (f"-c statement_timeout={statement_timeout_s}s", *url.normalized_query.get("options", ()))
+            ),
+        }
         with needs_extra("db"):  # create_engine imports the driver
-            return _make_engine(database_url, application_name, statement_timeout_s, pool_size, pool_pre_ping)
+            engine = create_engine(
+                url,
+                pool_size=pool_size,
+                pool_pre_ping=pool_pre_ping,
+                connect_args=arguments,
+                hide_parameters=True,
+            )
     except MissingExtra:
         raise
     except (ArgumentError, ImportError) as exc:
         raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc
+    known = weakref.ref(engine)
+
+    def forget_connections() -> None:
+        # They are the parent's: dropped without closing their sockets, as SQLAlchemy asks.
+        if (engine := known()) is not None:
+            engine.dispose(close=False)
+
+    call_in_forked_children(forget_connections)
+    return engine
 
 
 @contextmanager
@@ -96,28 +120,6 @@ def reason(error: Exception) -> str:
     return (lines[0] if lines else repr(original))[:MAX_REASON_CHARS]
 
 
-def _make_engine(
-    database_url: str, application_name: str, statement_timeout_s: int, pool_size: int, pool_pre_ping: bool
-) -> Engine:
-    # Named, because the default driver of a plain postgresql:// differs between SQLAlchemy 2.0 and 2.1.
-    url = make_url(database_url).set(drivername="postgresql+psycopg2")
-    arguments = {
-        **_LIVELINESS,
-        "application_name": application_name,
-        # connect_args replace what the URL says; of a setting that is given twice the last stands.
-        "options": " ".join(
-            (f"-c statement_timeout={statement_timeout_s}s", *url.normalized_query.get("options", ()))
-        ),
-    }
-    engine = create_engine(
-        url, pool_size=pool_size, pool_pre_ping=pool_pre_ping, connect_args=arguments, hide_parameters=True
-    )
-    known = weakref.ref(engine)
-
-    def forget_connections() -> None:
-        # They are the parent's: dropped without closing their sockets, as SQLAlchemy asks.
-        if (engine := known()) is not None:
-            engine.dispose(close=False)
-
-    call_in_forked_children(forget_connections)
-    return engine
+def psycopg2_url(database_url: str) -> URL:
+    """Return the URL with its driver: SQLAlchemy 2.0 and 2.1 take different ones for a plain postgresql://."""
+    return make_url(database_url).set(drivername="postgresql+psycopg2")

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import enum
 
-#: Seconds that a container lives at most: the longest active_deadline_s of keda.profiles. A run that began
-#: earlier and has no end was killed.
+#: Longest life of a container in seconds (keda.profiles). A run that began earlier without an end was killed.
 CONTAINER_DEADLINE_S = 1200
-#: Seconds within which a failure is tried again that cannot be settled, because the database or the cluster
-#: is away.
+#: Seconds until a failure comes back that cannot be settled while the database or the cluster is away.
 COME_BACK_S = 80
 
 
 class Category(str, enum.Enum):
-    """Why a task failed, as `error_category` says it."""
+    """The kind of a failure, as `error_category` says it."""
 
     #: The image of the lab cannot be loaded, or does not run.
     PERMANENT_IMAGE_ERROR = "PERMANENT_IMAGE_ERROR"
@@ -32,20 +30,17 @@ class Category(str, enum.Enum):
 
 
 class Audience(str, enum.Enum):
-    """Who is told, because nobody else can act."""
+    """The person who is told of a failure, because nobody else can act."""
 
-    #: The student whose lab it is.
     STUDENT = "student"
-    #: The teacher of the lab's course.
     TEACHER = "teacher"
-    #: The administrator of the platform.
     ADMIN = "admin"
     #: Nobody has to act.
     NOBODY = "nobody"
 
 
 class EventType:
-    """What notifications are about; docs/reference.md has what each one says."""
+    """The subjects of notifications; docs/reference/notifications.md has what each one says."""
 
     LAB_FAILED = "lab.failed"
     STOP_FAILED = "lab.stop_failed"
@@ -59,7 +54,7 @@ class EventType:
 
 
 class DeadLetterHeader:
-    """The headers by which a container tells a dead letter's story; console.dlq.letters reads them."""
+    """Headers by which a container tells a dead letter's story; `autolabs dlq` reads them."""
 
     REASON = "x-autolabs-reason"
     CATEGORY = "x-autolabs-category"

@@ -8,12 +8,12 @@ from dispatcher.errors import TaskFailed, TaskRevoked
 from dispatcher.message.request import Results
 from dispatcher.task_status import TaskState, TaskStatus
 
-#: Seconds; longer than a lab takes to start.
+#: Seconds to wait for a task by default; longer than a lab takes to start.
 DEFAULT_WAIT_S = 60.0
 
 
 class ResultSource(Protocol):
-    """What a handle asks; a Dispatcher."""
+    """The part of a Dispatcher that a handle asks."""
 
     @property
     def results(self) -> Results: ...
@@ -78,9 +78,7 @@ class TaskHandle(str):
         return self._look().state is TaskState.FAILURE
 
     def get(self, timeout: float | None = None, *, propagate: bool = True) -> Any:
-        """Wait at most `timeout` seconds for the end and return the result.
-
-        Left out, it is DEFAULT_WAIT_S; Celery would wait for ever.
+        """Wait at most `timeout` seconds for the end and return the result; Celery would wait for ever.
 
         Raises:
             TaskTimeout: it is not over yet.

@@ -16,7 +16,7 @@ from types import FrameType
 
 from dispatcher.errors import DispatcherError
 
-#: Seconds for which what is half done may still be done.
+#: Seconds after a signal in which work that is half done may be finished.
 PATIENCE_S = 5.0
 _STEP_S = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,7 +34,7 @@ class Stop:
     """Whether somebody asked to stop; nobody does but within `stop_on_signals`."""
 
     def __init__(self) -> None:
-        #: Of the signal.
+        #: Number of the signal that came.
         self.number: int | None = None
         self._asked_at = 0.0
 

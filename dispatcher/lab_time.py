@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 __all__ = ["LabTime", "cleanup_task_id", "extend", "overdue_task_id", "read"]
 
-#: Between two cleanups, as settings/schedules.yaml is shipped.
+#: Minutes between two cleanups, as settings/schedules.yaml is shipped.
 CLEANUP_EVERY_MINUTES = 5
 #: A stop that did nothing for so long is asked for again: its task ended in the dead-letter queue.
 STOP_PATIENCE_MINUTES = 15
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "cleanup.autolabs")
 
-#: The most that one call may ask for: a year. What is possible the lab's row says.
+#: Longest extension that one call may ask for, a year; the lab's row says how much is possible.
 MAX_MINUTES = 525_600
 #: Seconds by which an end that went through somebody's JSON may differ from that of the row.
 _SAME_S = 1.0
 
-# infinity is a way of a backend to say never, and more than Python's datetime can hold.
+# A backend may write infinity for never, which is more than Python's datetime can hold.
 _FOREVER = "timestamptz '9999-01-01Z'"
 _COLUMNS = f"""
 id, status, stop_requested_at IS NOT NULL AS stopping, least(expires_at, {_FOREVER}) AS ends_at,
@@ -106,16 +106,13 @@ def extend(
 def cleanup_task_id(lab_instance_id: int, stop_requested_at: datetime | None) -> str:
     """Return the task id of a lab's cleanup, the same for two cleanups that mean the same stop.
 
-    `stop_requested_at` is that of the stop which is repeated, None for a lab that is past its time.
+    `stop_requested_at` is that of a stop which is repeated, None for a lab that is past its end.
     """
     return str(uuid.uuid5(_NAMESPACE, f"{lab_instance_id} {stop_requested_at}"))
 
 
 def overdue_task_id(lab_instance_id: int) -> str:
-    """Return the id of the task that takes away what is left of a lab which never became usable.
-
-    The lab is FAILED, with the reason in its row, and stays so.
-    """
+    """Return the id of the task that deletes the objects of a lab which is FAILED: it never got usable."""
     return str(uuid.uuid5(_NAMESPACE, f"{lab_instance_id} overdue"))
 
 

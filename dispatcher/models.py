@@ -32,7 +32,7 @@ from dispatcher.failure_contract import Audience
 
 
 class LabStatus(str, enum.Enum):
-    """Where a lab is in its life; it only moves down this list."""
+    """State of a lab; it only moves down this list."""
 
     #: Asked for, not started yet.
     PENDING = "PENDING"
@@ -45,9 +45,9 @@ class LabStatus(str, enum.Enum):
 
 
 class Outcome(str, enum.Enum):
-    """How one run of a task ended, or that it has not."""
+    """End of one run of a task, or that it has none."""
 
-    #: A container is at it, or died over it: the row of a killed run stays like this.
+    #: A container works on it, or died over it: the row of a killed run stays like this.
     STARTED = "started"
     #: The operation was performed.
     SUCCEEDED = "succeeded"
@@ -64,7 +64,7 @@ class Outcome(str, enum.Enum):
 
 
 class DeadLetterVerb(str, enum.Enum):
-    """What somebody did with a message in the dead-letter queue."""
+    """An action of a person on a message of the dead-letter queue."""
 
     #: Published again, as a first attempt.
     REQUEUED = "requeued"
@@ -92,9 +92,7 @@ class LabInstance(Base):
     __table_args__ = (
         CheckConstraint(_one_of("status", LabStatus), name="lab_instances_status_check"),
         Index(
-            "lab_instances_running_expires_at_idx",
-            "expires_at",
-            postgresql_where=text("status = 'RUNNING'"),
+            "lab_instances_running_expires_at_idx", "expires_at", postgresql_where=text("status = 'RUNNING'")
         ),
         Index("lab_instances_live_id_idx", "id", postgresql_where=text("status IN ('PENDING', 'RUNNING')")),
         UniqueConstraint("restart_of", name="lab_instances_restart_of_key"),
@@ -231,7 +229,7 @@ class TaskCancellation(Base):
 
 
 class Notification(Base):
-    """What somebody is told of, once: a failure of a lab, its end that comes; a row stays as evidence."""
+    """News for somebody, told once: a failure of a lab, its end that comes; the row stays as evidence."""
 
     __tablename__ = "notifications"
     __table_args__ = (
@@ -279,7 +277,7 @@ class Notification(Base):
 
 
 class DeadLetterAction(Base):
-    """What somebody did with one message of the dead-letter queue."""
+    """One action of a person on one message of the dead-letter queue."""
 
     __tablename__ = "dead_letter_actions"
     __table_args__ = (

@@ -20,7 +20,7 @@ from dispatcher.task_status import TaskState, TaskStatus, lock_task, state_of
 
 __all__ = ["ResultStore", "TaskState", "TaskStatus"]
 
-#: Each wait between two looks is longer than the one before by this.
+#: Factor by which each wait between two looks is longer than the one before.
 _GROWTH = 1.5
 _COLUMNS = (
     TaskRun.task_name,

@@ -18,7 +18,7 @@ class TaskState(str, enum.Enum):
 
     #: Nobody has begun it: it waits, or no such task was ever sent.
     PENDING = "PENDING"
-    #: A container is at it.
+    #: A container works on it.
     STARTED = "STARTED"
     #: An attempt failed; another one comes after a delay.
     RETRY = "RETRY"

@@ -49,7 +49,7 @@ _IMAGE = re.compile(
 )
 _CPU = re.compile(r"[1-9][0-9]{0,8}m|(?=[0-9.]*[1-9])[0-9]{1,6}(?:\.[0-9]{1,3})?")
 _BYTES = re.compile(r"[1-9][0-9]{0,14}(?:k|M|G|T|Ki|Mi|Gi|Ti)?")
-#: Below it a container may not even be made: runc itself runs in the lab's cgroup at first.
+#: With less a container may not even be made: runc itself runs in the lab's cgroup at first.
 LEAST_MEMORY = "16Mi"
 _POD_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _QUANTITIES = {
@@ -60,7 +60,7 @@ _QUANTITIES = {
 
 
 def _shown(value: object) -> str:
-    # It is told to whoever reads of a lab; an image may be named with the password of its registry.
+    # Whoever reads of a lab sees it, and an image may be named with the password of its registry.
     return cut(scrubbed(repr(value)[:MAX_CHARACTERS]), 80)
 
 
@@ -208,7 +208,7 @@ class SyncLabStatus(_ForAllLabs):
     task_name: ClassVar[str] = SYNC_LAB_STATUS
 
 
-#: What is done for all labs, at its times or when asked.
+#: Tasks for all labs, done at their times or when asked.
 PeriodicPayload: TypeAlias = CleanupTimeoutLabs | HealthCheckPods | SyncLabStatus
 Payload: TypeAlias = CreateLabPod | DeleteLabPod | ScaleLabResources | PeriodicPayload
 

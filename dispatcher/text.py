@@ -11,24 +11,24 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: Characters; Celery's own limit of argsrepr and kwargsrepr.
+#: Longest argsrepr and kwargsrepr in characters, as in Celery.
 MAX_CHARACTERS = 1024
 HIDDEN = "***"
 
-#: Compared with names in lower case without _ and -.
+#: Parts of names whose values are hidden; a name is compared in lower case, without _ and -.
 _SECRET_NAMES = (
     "passw", "pwd", "secret", "token", "apikey", "privatekey", "credential", "authorization", "cookie", "dsn",
 )  # fmt: skip
-# Each pattern looks at a character a fixed number of times, whatever the text: it may be of a lab, and while
-# `re` searches, all threads of the process wait. Hence each begins where a word does, and repeats without a
-# limit only what cannot be followed by more of the same.
+# Each pattern looks at a character a fixed number of times: the text may be a lab's, and while `re` searches,
+# all threads of the process wait. So each begins where a word does, and repeats without a limit only what
+# cannot be followed by more of the same.
 #: The password of scheme://user:password@host
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
 #: The user of https://user@host, most often a token; of amqp://user@host it is a name.
 _URL_TOKEN = re.compile(r"(?i)(?:(?<=http://)|(?<=https://))[^/?#:\s\"'<>\\]+:?@")
-#: The same without a scheme; not the digest of name:tag@sha256:...
+#: user:password@host without a scheme; not the digest of name:tag@sha256:...
 _USER_PASSWORD = re.compile(r"(?<![\w./:@+-])([\w.+-]{1,64}):[^\s/@\"']{1,128}@(?!sha256:)(?=\w)")
-#: Also when the text begins or ends in the middle of the block.
+#: A private key, also when the text begins or ends in the middle of its block.
 _KEY_BLOCK = re.compile(
     r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY.*?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)"
     r"|\A(?:(?!-----BEGIN).)*?-----END [A-Z ]{0,20}PRIVATE KEY-----",

@@ -1,4 +1,4 @@
-"""The pod of every container of ours: of a job here, of a CronJob by cronjobs.manifests."""
+"""Make the pod of every container of ours: of a job here, of a CronJob by cronjobs.manifests."""
 
 from __future__ import annotations
 
@@ -120,21 +120,11 @@ def make_pod_spec(
 ) -> dict[str, Any]:
     """Return the spec of a pod with one container of ours, which ends by itself.
 
-    Args:
-        name: of the container.
-        image: with tag or digest.
-        command: no shell in between, because SIGTERM has to reach the process itself.
-        env: settings that are no secrets.
-        resources: requests and limits.
-        secrets: the source of the volume with the secrets.
-        with_cluster: it talks to the API server, with the rights of the ServiceAccount.
-        of_pod: more keys of the pod.
-        of_container: more keys of the container.
+    `command` has no shell in it, because SIGTERM has to reach the process itself. `secrets` is the source of
+    the volume with the secrets. `with_cluster`: it talks to the API server, with the rights of the
+    ServiceAccount. `of_pod` and `of_container` are further keys of the two.
     """
-    fields = {
-        "POD_NAME": "metadata.name",
-        "JOB_NAME": "metadata.labels['batch.kubernetes.io/job-name']",
-    }
+    fields = {"POD_NAME": "metadata.name", "JOB_NAME": "metadata.labels['batch.kubernetes.io/job-name']"}
     # For the key of a kubeconfig in the bucket, which urllib3 takes from a file alone.
     tmp = {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}
     tmp_mount = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108  # the container's own

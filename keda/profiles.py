@@ -24,7 +24,7 @@ class InvalidProfile(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What differs between the ScaledJobs."""
+    """The differences between the ScaledJobs."""
 
     name: str
     queue: str
@@ -34,8 +34,8 @@ class Profile:
     task: str
     #: Containers at once, spares included: what API server, database and nodes see at most.
     max_replicas: int
-    #: The same for each core of the nodes, when these are known: the start of a container costs the node
-    #: about a CPU second, and KEDA starts as many at once as there are messages, whatever they are. With
+    #: Containers at once for each core of the nodes, when these are known: the start of a container costs the
+    #: node about a CPU second, and KEDA starts as many at once as there are messages, whatever they are. With
     #: fewer than a class of 30 on two cores its last labs would wait for a Job of the first to be Complete.
     per_core: int
     #: Containers kept started and connected, waiting for a message (minReplicaCount). KEDA 2.20.2

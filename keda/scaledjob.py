@@ -80,10 +80,7 @@ def _make_job_spec(profile: Profile, image: str, env: Mapping[str, str]) -> dict
         # A drained node is no failure; the replacement takes the message that came back.
         "podFailurePolicy": {
             "rules": [
-                {
-                    "action": "Ignore",
-                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-                }
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
             ]
         },
         "podReplacementPolicy": "Failed",

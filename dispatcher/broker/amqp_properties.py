@@ -19,6 +19,8 @@ _INT64 = struct.Struct(">cq").pack
 _DOUBLE = struct.Struct(">cd").pack
 _TIMESTAMP = struct.Struct(">cQ").pack
 _DECIMAL = struct.Struct(">cBi").pack
+#: Errors of the writers below for a value that AMQP does not have.
+_UNWRITABLE = (struct.error, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError)
 
 
 def encode_properties(properties: Mapping[str, Any]) -> bytes:
@@ -33,14 +35,7 @@ def encode_properties(properties: Mapping[str, Any]) -> bytes:
             flags |= bit
             try:
                 parts.append(write(value))
-            except (
-                struct.error,
-                ValueError,
-                TypeError,
-                ArithmeticError,
-                AttributeError,
-                RecursionError,
-            ) as exc:
+            except _UNWRITABLE as exc:
                 raise ValueError(f"property {name} cannot be written as AMQP: {exc}"[:300]) from exc
     if unknown := properties.keys() - _NAMES:
         raise ValueError(f"properties {', '.join(sorted(unknown))} are unknown")
@@ -62,7 +57,7 @@ def _short_text(value: str | bytes) -> bytes:
     return bytes((len(data),)) + data
 
 
-#: The same twenty names in every message.
+#: Header names as they are written; every message has the same twenty.
 _key = lru_cache(maxsize=256)(_short_text)
 
 

@@ -99,7 +99,7 @@ def answers_within(connection: pika.BlockingConnection, timeout_s: float) -> Ite
 
 
 class Unreadable(str):
-    """What stands for a value that cannot be read, and so not be written again."""
+    """Stands for a value that cannot be read, and so not be written again."""
 
     __slots__ = ()
 

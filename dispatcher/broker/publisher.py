@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_DELAY_S = 0.1
 MAX_RETRY_DELAY_S = 2.0
-#: Seconds that an attempt must have before it.
+#: A new attempt begins only if at least this much of the time is left, in seconds.
 LAST_ATTEMPT_S = 0.2
 NACKED = "the broker refuses it (basic.nack): its queue is full or not available"
-#: Seconds, a day: what a lock can wait for is bounded, and float("inf") is not.
+#: Longest timeout in seconds, a day: the wait for a lock is bounded, and float("inf") is not.
 MAX_TIMEOUT_S = 86_400.0
-#: Seconds for a polite goodbye.
+#: Seconds that the broker has to answer a goodbye.
 CLOSE_TIMEOUT_S = 2.0
 
 
@@ -53,10 +53,7 @@ class Publisher:
         call_in_forked_children(self._forget_after_fork)
 
     def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None:
-        """Publish a task to the queue of its kind, by way of the delay ladder if its eta is to come.
-
-        Errors as for `publish`.
-        """
+        """Publish a task to the queue of its kind, with the errors of `publish`."""
         self._publish_all([task.id], lambda _: make_outgoing(task), timeout_s, raise_first=True)
 
     def publish_tasks(
@@ -73,10 +70,7 @@ class Publisher:
     def publish_all(
         self, messages: Sequence[Outgoing], *, timeout_s: float | None = None
     ) -> list[PublishError | None]:
-        """Publish many messages that are made already; as `publish_tasks`, but ids may be there twice.
-
-        If the broker returns one for lack of a queue, all of its correlation_id count as returned.
-        """
+        """Publish many messages as `publish_tasks` does; a return by the broker is for all of that id."""
         ids = [str(out.properties.get("correlation_id")) for out in messages]
         return self._publish_all(ids, lambda index: messages[index], timeout_s)
 
@@ -92,13 +86,9 @@ class Publisher:
     ) -> None:
         """Publish one message and wait for the broker's confirm.
 
-        Args:
-            exchange: the exchange; an empty name publishes straight to the queue of the routing key.
-            routing_key: the routing key.
-            body: the encoded message.
-            properties: keyword arguments of pika.BasicProperties; correlation_id is the task id.
-            timeout_s: seconds for all attempts; by default the setting's publish_timeout_s.
-            mandatory: False for what nobody has to be there for; it is confirmed all the same.
+        An exchange without a name leads straight to the queue of the routing key. `properties` are keyword
+        arguments of pika.BasicProperties; correlation_id is the task id. `timeout_s` bounds all attempts.
+        Without `mandatory` no queue has to be bound; the message is confirmed all the same.
 
         Raises:
             Unroutable: no queue is bound for the routing key, the exchange is missing, writing to it is
@@ -219,7 +209,7 @@ class Publisher:
             link.abandon()
 
     def _forget_after_fork(self) -> None:
-        # Closes this process's copy of the socket only; the parent goes on with the connection.
+        # Only this process's copy of the socket is closed; the parent goes on with the connection.
         self._lock = threading.RLock()
         self._busy = False
         self._keep_alive = None

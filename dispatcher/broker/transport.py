@@ -98,7 +98,7 @@ def _connected(parameters: pika.URLParameters, deadline: float) -> socket.socket
             left_s = max(0.01, deadline - time.monotonic())
             opened.settimeout(left_s / (len(addresses) - tried))
             opened.connect(address)
-            # For the TLS handshake.
+            # The TLS handshake has what is left.
             opened.settimeout(max(0.01, deadline - time.monotonic()))
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

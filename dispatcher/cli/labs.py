@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dispatcher.client import Dispatcher
 
-#: Seconds for a resize; longer than a node is waited for, and than undoing what could not be changed takes.
+#: Seconds to wait for a resize: longer than the wait for a node, and than undoing what could not be changed.
 _RESIZE_S = 120.0
 #: Seconds between two looks at its task.
 _POLL_S = 0.3
@@ -71,7 +71,7 @@ def resize(arguments: argparse.Namespace) -> int:
     with Dispatcher() as dispatcher:
         task_id = new_task_id()
         if not arguments.no_wait:
-            # A database that is away, or has no such lab, is told of before anything is asked for.
+            # A database that is away, or has no such lab, is an error before anything is published.
             dispatcher.lab_time(arguments.lab)
         asked_at = time.monotonic()
         dispatcher.scale_lab(lab_instance_id=arguments.lab, new_resources=new_resources, task_id=task_id)

@@ -16,7 +16,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dispatcher.cli import labs, outbox, tasks
 from dispatcher.errors import DispatcherError, InvalidSettings, needs_extra
@@ -27,10 +27,6 @@ EXIT_USAGE = 2
 _Parsers = argparse._SubParsersAction  # the only name of what add_subparsers returns
 
 
-def _no_options(_parser: argparse.ArgumentParser) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class Command:
     """One `autolabs COMMAND`, or a verb of a group; the docstring of `run` is its help."""
@@ -38,7 +34,7 @@ class Command:
     #: Takes the parsed arguments and returns the exit code.
     run: Callable[[argparse.Namespace], int]
     #: Adds the command's own arguments to its parser.
-    options: Callable[[argparse.ArgumentParser], None] = _no_options
+    options: Callable[[argparse.ArgumentParser], None] = field(default=lambda _parser: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +111,7 @@ def _nobody_reads() -> bool:
     output.register(sys.stdout.fileno(), 0)
     gone = any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))
     if gone:
-        # Or the interpreter tries once more at its end, and tells of it.
+        # Otherwise the interpreter flushes once more at its end, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return gone
 
@@ -173,9 +169,6 @@ COMMANDS: Commands = {
     ),
     "task": Group(
         "Look a task up, or keep it from being begun.",
-        {
-            "status": Command(tasks.status, tasks.options),
-            "cancel": Command(tasks.cancel, tasks.options),
-        },
+        {"status": Command(tasks.status, tasks.options), "cancel": Command(tasks.cancel, tasks.options)},
     ),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 from dispatcher.errors import MalformedMessage
 
-#: Bytes. A task of ours has a few hundred; the limit keeps a hostile body out of a 256 MiB container.
+#: Longest body in bytes. A task has a few hundred; the limit keeps a hostile one out of a 256 MiB container.
 MAX_BODY_BYTES = 1024 * 1024
 
 

@@ -22,12 +22,7 @@ def key_of(task_id: str) -> str:
 
 
 def make_meta(
-    task_id: str,
-    state: TaskState,
-    result: Any,
-    *,
-    parent_id: str | None = None,
-    group_id: str | None = None,
+    task_id: str, state: TaskState, result: Any, *, parent_id: str | None = None, group_id: str | None = None
 ) -> str:
     """Return the JSON to store; `result` is the task's, or an exception's of `make_failure`."""
     meta: dict[str, Any] = {
@@ -55,17 +50,9 @@ def make_failure(category: str, message: str) -> dict[str, Any]:
     A reader that has imported dispatcher gets dispatcher.TaskFailed; any other an exception that Celery
     makes up, called TaskFailed, with category and sentence as its arguments.
     """
-    return {
-        "exc_type": "TaskFailed",
-        "exc_message": [category, message],
-        "exc_module": "dispatcher.errors",
-    }
+    return {"exc_type": "TaskFailed", "exc_message": [category, message], "exc_module": "dispatcher.errors"}
 
 
 def make_revoked(message: str) -> dict[str, Any]:
     """Return the exception of a REVOKED task, Celery's own."""
-    return {
-        "exc_type": "TaskRevokedError",
-        "exc_message": [message],
-        "exc_module": "celery.exceptions",
-    }
+    return {"exc_type": "TaskRevokedError", "exc_message": [message], "exc_module": "celery.exceptions"}

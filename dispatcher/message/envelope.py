@@ -24,19 +24,15 @@ from dispatcher.text import safe_repr
 PUBLISHED_AT = "autolabs_published_at"
 #: Header with what went wrong in the first attempt of a task that is tried again.
 FIRST_ERROR = "autolabs_first_error"
-#: Characters of it.
+#: Longest first error that a retry carries, in characters.
 _MAX_ERROR = 1000
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 #: Keys of the body's third element, the tasks to publish after this one.
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
-
-
-#: Seconds, about three years; also what keeps infinity and NaN out.
+#: Longest time limit in seconds, about three years; the bound keeps infinity and NaN out too.
 MAX_TIMELIMIT_S = 10**8
-
-
 #: About 8.5 years, as the longest delay.
 MAX_EXPIRATION_MS = 2**28 * 1000
 

@@ -82,7 +82,7 @@ def _moment(field: str, value: float | datetime | None) -> datetime | None:
 
 
 class TaskPublisher(Protocol):
-    """What takes the messages; dispatcher.broker.publisher.Publisher is one."""
+    """Takes the messages; dispatcher.broker.publisher.Publisher is one. What fails raises PublishError."""
 
     def publish_task(self, task: envelope.TaskMessage, *, timeout_s: float | None = None) -> None: ...
 
@@ -95,7 +95,7 @@ class TaskPublisher(Protocol):
 
 
 class Results(Protocol):
-    """Where the states of tasks are read; dispatcher.results.ResultStore is one."""
+    """Reads the states of tasks; dispatcher.results.ResultStore is one, and says what is raised."""
 
     def status(self, task_id: str) -> TaskStatus: ...
 

@@ -11,9 +11,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from dispatcher.engine import psycopg2_url
 from dispatcher.errors import DispatcherError
 
 #: Advisory lock key, so that two setup runs do not migrate at once ("autolabs" in ASCII, cut).
@@ -21,7 +22,7 @@ _LOCK_KEY = 0x6175746F6C6162
 
 VERSION_TABLE = "autolabs_alembic_version"
 
-#: Seconds for which a platform at work may stand still.
+#: Seconds for which a platform at work may stand still while a migration waits for a table.
 LOCK_TIMEOUT_S = 3
 LOCK_ATTEMPTS = 5
 _PAUSE_S = 1.0
@@ -46,8 +47,7 @@ def upgrade(database_url: str) -> str:
     Raises:
         DispatcherError: the database does not answer or refuses, or a table was in use all the time.
     """
-    # Named, because the default driver of a plain postgresql:// differs between SQLAlchemy 2.0 and 2.1.
-    engine = create_engine(make_url(database_url).set(drivername="postgresql+psycopg2"))
+    engine = create_engine(psycopg2_url(database_url))
     try:
         while (reached := _apply_next(engine)) != _head():
             logger.info("database is at revision %s", reached, extra={"action": "migrated"})

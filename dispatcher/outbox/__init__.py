@@ -23,7 +23,7 @@ _ROW = "(%s, %s, CAST(%s AS jsonb), %s, %s)"
 
 
 class Cursor(Protocol):
-    """What `add_with_cursor` needs of a DB-API cursor; the parameters are written as %s."""
+    """The part of a DB-API cursor that `add_with_cursor` needs; parameters are written as %s."""
 
     def execute(self, query: Any, params: Any = ..., /) -> Any: ...
 

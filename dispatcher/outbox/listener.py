@@ -91,15 +91,9 @@ def relay_forever(
 ) -> None:
     """Relay until `stop` is set; then the batch under way is finished, and the call returns.
 
-    A database or a broker that is away is waited for. Several may run at once.
-
-    Args:
-        database_url: a URL of PostgreSQL; psycopg2 is used.
-        publisher: its connection is left open.
-        stop: set it from a signal handler or another thread.
-        batch: rows per transaction.
-        publish_timeout_s: seconds that one transaction may spend on publishing, so also what a stop may take.
-        poll_s: seconds between looks that no notification asked for.
+    A database or a broker that is away is waited for, and the publisher is left open. Several may run at
+    once. A stop may take `publish_timeout_s` seconds, as one transaction may. `poll_s` is the time between
+    looks that no notification asked for.
     """
     engine = make_engine(database_url, application_name="autolabs-outbox")
     delay_s = FIRST_RECONNECT_S

@@ -95,7 +95,7 @@ _WAITING = text(
 
 @dataclass(frozen=True, slots=True)
 class RelayReport:
-    """What a relay did. What it did not publish is still in the outbox, for the next one."""
+    """The work of one relay; what it did not publish is still in the outbox, for the next one."""
 
     #: Ids of the tasks that the broker confirmed.
     published: tuple[str, ...] = ()
@@ -155,7 +155,7 @@ class BatchReport:
 
 
 class Tally:
-    """What several batches did."""
+    """The sum of several batches."""
 
     def __init__(self) -> None:
         self._published: list[str] = []
@@ -191,15 +191,9 @@ def relay_once(
 ) -> RelayReport:
     """Publish until nothing is due, the broker does not answer, or `timeout_s` seconds are over.
 
-    For a backend, after its commit: it raises nothing of the broker or the database, because the task
-    is safe already; it logs a warning, and the report says what the next relay or the sweep has to do.
-
-    Args:
-        engine: of any driver of PostgreSQL.
-        publisher: shared with whoever else publishes.
-        batch: rows per transaction.
-        timeout_s: seconds for the whole call; the database's answers come on top.
-        publish_timeout_s: seconds that one transaction may spend on publishing.
+    It raises nothing of the broker or the database, because the tasks are safe: it logs a warning, and the
+    report says what the next relay or the sweep has to do. Each transaction has `batch` rows at most, and
+    `publish_timeout_s` seconds for publishing; the database's answers come on top. Any driver will do.
     """
     deadline = time.monotonic() + timeout_s
     tally = Tally()

@@ -67,7 +67,7 @@ def relay_after_commit(
 
 
 class _Turns:
-    """Who relays with an engine: one holder, and at most one next in line."""
+    """The queue of those who relay with an engine: one holder, and at most one next in line."""
 
     # Condition has an RLock: a signal handler that relays meets the turn of its thread, not a deadlock.
     def __init__(self) -> None:

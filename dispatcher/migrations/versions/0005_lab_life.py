@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add columns for a lab's life, and let a notification be about more than a failure.
+    """Let a notification be about more than a failure, too.
 
     A lab that is there already may be extended until eight hours from now: a default by row would rewrite
     the table. The index of the ledger keeps those waiting who write into it while it is built; where that is
