@@ -1,4 +1,4 @@
-"""Cron expressions as Kubernetes reads them (github.com/robfig/cron, ParseStandard), and when they come next.
+"""Read cron expressions as Kubernetes does (robfig/cron, ParseStandard), and say when they come next.
 
 Five fields or a macro. What Kubernetes would refuse is refused here; `@every` and a time zone inside the
 expression too, since both make a schedule that nobody can foresee.

@@ -1,4 +1,4 @@
-"""An entry of the schedules -> its CronJob. The container runs `python -m cronjobs TASK` once."""
+"""Make the CronJob of an entry of the schedules; its container runs `python -m cronjobs TASK` once."""
 
 from __future__ import annotations
 

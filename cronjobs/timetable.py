@@ -1,4 +1,4 @@
-"""The schedules as data: settings/schedules.yaml, read strictly."""
+"""Read the schedules strictly, from settings/schedules.yaml, for the CronJobs and `autolabs schedule`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`autolabs`, or `python -m dispatcher`: a backend administrator's commands, and those that are installed.
+"""Run `autolabs`, or `python -m dispatcher`: a backend administrator's commands, and those of the console.
 
-What looks after the platform as a whole needs its cluster, and is a distribution of its own: it names its
-commands by an entry point, and is imported only by who asks for one of them or for the list.
+The console is a distribution of its own, because it needs the platform's cluster. It names its commands by an
+entry point, and is imported only for one of them or for the list.
 """
 
 from __future__ import annotations

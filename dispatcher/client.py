@@ -231,8 +231,7 @@ class Dispatcher:
     def cancel(self, task_id: str) -> TaskStatus:
         """Ask that a task is not begun any more; REVOKED in the answer means that it will not be.
 
-        STARTED: a container is at it already; a create leaves off at its next step. SUCCESS, FAILURE: it
-        is over.
+        STARTED: a container works on it; a create leaves off at its next step. SUCCESS, FAILURE: it is over.
         """
         return self.results.cancel(str(task_id))
 

@@ -80,9 +80,8 @@ class TaskHandle(str):
     def get(self, timeout: float | None = None, *, propagate: bool = True) -> Any:
         """Wait at most `timeout` seconds for the end and return the result; Celery would wait for ever.
 
-        Raises:
-            TaskTimeout: it is not over yet.
-            TaskFailed, TaskRevoked: it ended so; with `propagate` False they are returned instead.
+        Raises TaskTimeout if it is not over yet, TaskFailed or TaskRevoked if it ended so; with `propagate`
+        False these two are returned instead.
         """
         outcome = _outcome(self._source.results.wait(str(self), wait_seconds(timeout)))
         if propagate and isinstance(outcome, Exception):

@@ -70,10 +70,8 @@ class ResultStore:
         """Return the status once it is SUCCESS, FAILURE or REVOKED.
 
         It looks at least once, then after `poll_s` seconds, then ever less often, at last every
-        `max_poll_s`; between two looks no connection is held.
-
-        Raises:
-            TaskTimeout: it was none of these within `timeout_s` seconds; `.status` has the last state.
+        `max_poll_s`; between two looks no connection is held. Raises TaskTimeout if it was none of these
+        within `timeout_s` seconds; `.status` has the last state.
         """
         deadline = time.monotonic() + timeout_s
         while not (status := self.status(task_id)).ready:
@@ -87,13 +85,10 @@ class ResultStore:
     def cancel(self, task_id: str) -> TaskStatus:
         """Ask that a task is not begun any more, and tell by its state whether that came in time.
 
-        REVOKED: it will not be begun. STARTED: a container is at it; a create leaves off at its next step
+        REVOKED: it will not be begun. STARTED: a container works on it; a create leaves off at its next step
         unless its lab is RUNNING by then, all else is finished. SUCCESS or FAILURE: it was over already.
         Cancelling twice is the same as once. The message stays in its queue until a container takes it and
-        records the REVOKED.
-
-        Raises:
-            InvalidTask: no task can have this id.
+        records the REVOKED. Raises InvalidTask for an id that no task can have.
         """
         if not (task_id and is_short_text(task_id)):
             raise InvalidTask("task_id", "must be a printable text of 1 to 255 bytes")

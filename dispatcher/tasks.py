@@ -233,8 +233,7 @@ _REQUIRED = {
 def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Payload:
     """Return the typed payload of a task; positional arguments follow the payload's field order.
 
-    Raises:
-        InvalidTask: the name is unknown, an argument is missing, unknown or not acceptable.
+    Raises InvalidTask if the name is unknown, or an argument is missing, unknown or not acceptable.
     """
     payload_type = PAYLOADS.get(name)
     if payload_type is None:

@@ -1,4 +1,4 @@
-"""For a backend's own unit tests: a Dispatcher that keeps everything in memory.
+"""Give a backend's own unit tests a Dispatcher that keeps everything in memory.
 
 It checks, encodes and reports as the real one does (both pass the same tests), and needs no server:
 

@@ -1,4 +1,4 @@
-"""One profile per queue: how many containers may serve it, and how many wait for it ahead of time."""
+"""Say for each queue how many containers may serve it, and how many wait for it ahead of time."""
 
 from __future__ import annotations
 
@@ -131,8 +131,7 @@ def with_overrides(
 ) -> tuple[Profile, ...]:
     """Return the profiles with other numbers by profile name; a name wins over EVERY.
 
-    Raises:
-        InvalidProfile: a name is unknown, or a profile would not work with its new numbers.
+    Raises InvalidProfile if a name is unknown, or a profile would not work with its new numbers.
     """
     spares, max_replicas = spares or {}, max_replicas or {}
     names = [profile.name for profile in profiles]

@@ -24,7 +24,7 @@ from pika.exceptions import AMQPError
 from dispatcher.broker.amqp_properties import encode_properties
 from dispatcher.broker.connection import url_parameters
 from dispatcher.broker.outgoing import Outgoing
-from dispatcher.broker.transport import LinkError, LinkTimeout, Wire
+from dispatcher.broker.transport import LinkError, LinkTimeout, Transport
 from dispatcher.settings import BrokerSettings
 
 _CHANNEL = 1
@@ -97,14 +97,14 @@ class PublishLink:
         self.heartbeat_s = 0
         self._frame_max = spec.FRAME_MIN_SIZE
         limit = min(deadline, time.monotonic() + settings.connect_timeout_s)
-        self._wire = Wire(self._parameters, limit)
+        self._transport = Transport(self._parameters, limit)
         try:
             self._log_in(settings.heartbeat_s, name, limit)
         except ClosedByBroker as exc:
-            self._wire.close()
+            self._transport.close()
             raise LoginRefused(exc.code, exc.text) from exc
         except BaseException:
-            self._wire.close()
+            self._transport.close()
             raise
 
     def marshal(self, out: Outgoing) -> bytes:
@@ -178,11 +178,11 @@ class PublishLink:
         except LinkError:
             return  # it was gone already
         finally:
-            self._wire.close()
+            self._transport.close()
 
     def abandon(self) -> None:
         """Close the socket without a word, as a forked child must: the parent goes on with it."""
-        self._wire.close()
+        self._transport.close()
 
     def _log_in(self, heartbeat_s: int, name: str, deadline: float) -> None:
         self._write(frame.ProtocolHeader().marshal(), deadline)
@@ -231,7 +231,7 @@ class PublishLink:
 
     def _write(self, data: bytes, deadline: float) -> None:
         try:
-            self._wire.send(data, deadline)
+            self._transport.send(data, deadline)
         except LinkTimeout:
             self._look_why_blocked()
             raise
@@ -246,7 +246,7 @@ class PublishLink:
 
     def _read(self, wait_s: float) -> bool:
         """Wait for bytes; False if none came in time."""
-        data = self._wire.receive(wait_s)
+        data = self._transport.receive(wait_s)
         if not data:
             return False
         self._last_read = time.monotonic()

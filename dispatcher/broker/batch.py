@@ -1,4 +1,4 @@
-"""Messages on their way to the broker, each until it is confirmed, refused or given up."""
+"""Send messages to the broker and follow each until it is confirmed, refused or given up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task as the broker gets it: where it goes, and whether a container would read it at all."""
+"""Make of a task what the broker gets: where it goes, and whether a container would read it at all."""
 
 from __future__ import annotations
 
@@ -43,10 +43,6 @@ def make_outgoing(task: envelope.TaskMessage) -> Outgoing:
     exchange, routing_key = topology.TASKS_EXCHANGE, tasks.routing_key(task.name)
     delay_s = (task.eta - datetime.now(timezone.utc)).total_seconds() if task.eta else 0.0
     if delay_s > 0:
-        return Outgoing(
-            delay_ladder.ENTRY_EXCHANGE,
-            delay_ladder.delayed_routing_key(delay_s, routing_key),
-            body,
-            properties,
-        )
+        exchange = delay_ladder.ENTRY_EXCHANGE
+        routing_key = delay_ladder.delayed_routing_key(delay_s, routing_key)
     return Outgoing(exchange, routing_key, body, properties)

@@ -1,4 +1,4 @@
-"""A socket to the broker, plain or TLS: every wait has an end, and no name of a secret is in an error."""
+"""Open a socket to the broker, plain or TLS: every wait has an end, and no secret is in an error."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class LinkTimeout(LinkError):
     """Raised when the broker did not take or answer something before the deadline."""
 
 
-class Wire:
-    """Bytes to and from the broker; deadlines are of time.monotonic()."""
+class Transport:
+    """Bytes to and from the broker over one socket; deadlines are of time.monotonic()."""
 
     def __init__(self, parameters: pika.URLParameters, deadline: float) -> None:
         """Connect to the first address that answers. Raises LinkError."""

@@ -20,7 +20,7 @@ from dispatcher.settings import ServerSettings, database_url, read_settings
 from dispatcher.wording import age, fields, table
 
 if TYPE_CHECKING:
-    from dispatcher.outbox.relay import RelayReport, WaitingTask
+    from dispatcher.outbox.relay import WaitingTask
 
 #: Seconds that `relay --once` goes on while rows are due.
 ONCE_TIMEOUT_S = 600.0
@@ -107,14 +107,11 @@ def _relay_once(settings: ServerSettings) -> int:
 
     report = relay_due(settings, name="autolabs-outbox", timeout_s=ONCE_TIMEOUT_S)
     print(f"published: {len(report.published)}")
-    for line in _complaints(report):
-        print(f"autolabs: {line}", file=sys.stderr)
+    for task_id, why in report.failed.items():
+        print(f"autolabs: task {task_id} was not published: {why}", file=sys.stderr)
+    if report.database_error is not None:
+        print(f"autolabs: {report.database_error}", file=sys.stderr)
     return 0 if report.complete else 1
-
-
-def _complaints(report: RelayReport) -> list[str]:
-    lines = [f"task {task_id} was not published: {why}" for task_id, why in report.failed.items()]
-    return lines if report.database_error is None else [*lines, report.database_error]
 
 
 def _relay_until_stopped(settings: ServerSettings) -> int:

@@ -165,12 +165,9 @@ def _origin(pid: int) -> str:
 
 
 def decode(body: bytes, properties: Properties) -> TaskMessage:
-    """Return the task in a delivery.
+    """Return the task in a delivery. Raises MalformedMessage if it is not a protocol v2 task message.
 
     Unknown headers are ignored and null ones count as absent, as a Celery worker does.
-
-    Raises:
-        MalformedMessage: it is not a protocol v2 task message.
     """
     headers = properties.headers or {}
     name = _text(headers, "task")

@@ -1,4 +1,4 @@
-"""Create and upgrade the tables."""
+"""Create and upgrade the tables, while the platform is at work; `autolabs db upgrade` calls it."""
 
 from __future__ import annotations
 
@@ -42,10 +42,7 @@ def upgrade(database_url: str) -> str:
 
     The platform may be at work: each migration is a transaction of its own, which waits for a table
     LOCK_TIMEOUT_S seconds at most, because whoever comes after it waits as well, and is tried again
-    LOCK_ATTEMPTS times.
-
-    Raises:
-        DispatcherError: the database does not answer or refuses, or a table was in use all the time.
+    LOCK_ATTEMPTS times. Raises DispatcherError.
     """
     engine = create_engine(psycopg2_url(database_url))
     try:
