@@ -1,4 +1,4 @@
-"""Command line of the CronJobs: `python -m cronjobs TASK`; `render` prints their manifests.
+"""Run a periodic task once, as CronJobs do (`python -m cronjobs TASK`), or `render` their manifests.
 
 Exit codes: 0 done, 1 the task refuses, or fails for good, 2 the command line is wrong, 69 a server is not
 reachable or a task could not be published, 78 the settings are wrong.

@@ -1,4 +1,4 @@
-"""Settings with which a plain Celery app, 5.4 or later, publishes into our topology."""
+"""Give a plain Celery app, 5.4 or later, the settings with which it publishes into our topology."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backend's entry point: build a task, validate it, publish it confirmed, ask what became of it."""
+"""Build a task, validate it, publish it confirmed, ask what became of it: the backend's entry point."""
 
 from __future__ import annotations
 

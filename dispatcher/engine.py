@@ -1,4 +1,4 @@
-"""A SQLAlchemy engine for the processes of this project; a backend brings its own."""
+"""Open engines and transactions of SQLAlchemy for our own processes; a backend may bring its engine."""
 
 from __future__ import annotations
 

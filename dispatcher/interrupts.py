@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as something to look at between two messages; asked twice, it ends at once.
+"""Note Ctrl-C and SIGTERM, to be looked at between two messages; asked twice, a command ends at once.
 
 An exception in the middle of a call of pika leaves its connection in pieces: closing it may fail or hang, and
 what it holds goes back in another order.

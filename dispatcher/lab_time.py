@@ -18,6 +18,7 @@ from dispatcher.errors import (
     LabIsOver,
     LabUnknown,
 )
+from dispatcher.failure_contract import EventType
 from dispatcher.task_status import LabTime
 from dispatcher.tasks import MAX_ID
 
@@ -44,7 +45,7 @@ _COLUMNS = f"""
 id, status, stop_requested_at IS NOT NULL AS stopping, least(expires_at, {_FOREVER}) AS ends_at,
 least(max_expires_at, {_FOREVER}) AS latest_end_at, clock_timestamp() AS now,
 (SELECT count(*) FROM notifications WHERE coalesce(lab_instance_id, 0) = lab.id
- AND event_type = 'lab.ends_soon' AND occasion = lab.expires_at) AS warnings
+ AND event_type = '{EventType.ENDS_SOON}' AND occasion = lab.expires_at) AS warnings
 """  # noqa: S608  # constants of this module
 _READ = f"SELECT {_COLUMNS} FROM lab_instances AS lab WHERE id = :id"  # noqa: S608
 _LOCK = f"{_READ} FOR UPDATE"

@@ -1,4 +1,4 @@
-"""Quantities of CPU, memory and storage as Kubernetes writes them, but for forms that labs have no use for.
+"""Read quantities of CPU, memory and storage as Kubernetes writes them, in the forms that labs use.
 
 Backend and containers read them alike, here alone. What is read here Kubernetes takes too, for the same
 amount (https://pkg.go.dev/k8s.io/apimachinery/pkg/api/resource#ParseQuantity).

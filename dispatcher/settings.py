@@ -1,4 +1,4 @@
-"""Settings of the dispatcher, read from a mapping by whoever starts the process."""
+"""Read settings from a mapping, and name every problem in one error; whoever starts the process calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts for logs, monitors and evidence: short, and without what looks like a secret.
+"""Cut texts for logs, monitors and evidence, and hide what looks like a secret in them.
 
 Celery puts argsrepr and kwargsrepr into the headers, where every monitor shows and every worker logs them.
 Free text, such as the log of a lab that failed, is searched for the usual forms of a secret: too much is

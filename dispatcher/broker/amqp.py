@@ -1,4 +1,4 @@
-"""A connection that only publishes, with one channel in confirm mode, over a blocking socket.
+"""Keep a connection that only publishes, with one channel in confirm mode, and bound every wait on it.
 
 pika knows the methods and reads the frames. Its connections are not used here, because their event loop
 costs more than all else in a confirmed publish (figures in docs/benchmark.md), and they have no public way

@@ -1,4 +1,4 @@
-"""Exchanges and queues on RabbitMQ, declared idempotently by one owner: the setup step.
+"""Declare the exchanges and queues on RabbitMQ, idempotently and by one owner, the setup step.
 
 KEDA's scaler opens a new channel for every poll of a missing queue, so the queues have to exist
 before the ScaledJobs do.

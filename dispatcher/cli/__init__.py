@@ -1,1 +1,1 @@
-"""`autolabs` for a backend's administrator: the tables, the queues, the outbox, one lab, one task."""
+"""Commands of `autolabs` for a backend's administrator: tables, queues, outbox, one lab, one task."""

@@ -1,4 +1,4 @@
-"""Types of the command line's arguments: what is not allowed is told with what is."""
+"""Check the arguments of a command line; an error says what is not allowed, and what is."""
 
 from __future__ import annotations
 

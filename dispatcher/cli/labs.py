@@ -1,4 +1,4 @@
-"""The commands `autolabs lab …`: when a lab ends, its extension, and its resources."""
+"""Show and move the end of a lab, and change its resources: the commands `autolabs lab …`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands `autolabs outbox …`."""
+"""Publish, list and discard the tasks in the outbox: the commands `autolabs outbox …`."""
 
 from __future__ import annotations
 

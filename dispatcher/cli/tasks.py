@@ -1,4 +1,4 @@
-"""The commands `autolabs task …`."""
+"""Show and cancel a task: the commands `autolabs task …`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task results as Celery's key-value backends store them, so that its AsyncResult reads them.
+"""Write task results as Celery's key-value backends store them, so that its AsyncResult reads them.
 
 Format: celery/backends/base.py (_get_result_meta, prepare_exception, BaseKeyValueStoreBackend), the
 same from Celery 5.4 to 5.7. JSON only: a reader never has to unpickle.

@@ -1,4 +1,4 @@
-"""Celery message protocol v2: encode what a Celery worker accepts, decode what `send_task` emits.
+"""Encode what a Celery worker accepts, and decode what `send_task` emits: message protocol v2.
 
 Format: https://docs.celeryq.dev/en/stable/internals/protocol.html; where that page and
 celery/app/amqp.py (as_task_v2) differ, such as timelimit being [hard, soft], the code is followed.

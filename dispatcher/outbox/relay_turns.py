@@ -1,4 +1,4 @@
-"""The relay that a backend's own threads do, each after its commit: one at a time per engine.
+"""Relay for a backend's own threads, each after its commit: one at a time per engine.
 
 A relay holds a connection of the backend's pool for as long as the broker takes to answer, and publishes
 everybody's rows. So a call that finds one under way leaves its task to it, or takes its place after the
