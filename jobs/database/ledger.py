@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from dispatcher.broker.delay_ladder import MAX_DELAY_S
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.task_status import lock_task
 from dispatcher.tasks import (
     CLEANUP_TIMEOUT_LABS,
     CREATE_LAB_POD,
     HEALTH_CHECK_PODS,
+    MAX_DELAY_S,
     SCALE_LAB_RESOURCES,
     SYNC_LAB_STATUS,
 )
