@@ -107,7 +107,7 @@ def _run_and_settle(
             return Settlement.RETRY
         # A copy that `autolabs verify` made of a message that came back says so in its headers alone.
         if delivery.redelivered or unsettled_deliveries(delivery.properties.headers):
-            settle_redelivered(_failed_task(context, delivery, task))
+            settle_redelivered(_failed_task(context, delivery, task), delivery)
         _run(connections, context, delivery, task, payload)
         logger.info("task done", extra={"action": "done"})
         return Settlement.ACK
@@ -118,7 +118,7 @@ def _run_and_settle(
     except Exception as exc:  # a bug must not be delivered again and again
         logger.exception("task failed with an internal error", extra={"action": "bug"})
         error = Failure.INTERNAL_ERROR.error(evidence=f"{type(exc).__name__}: {exc}")
-    return settle_failure(_failed_task(context, delivery, task), error)
+    return settle_failure(_failed_task(context, delivery, task), delivery, error)
 
 
 def _failed_task(context: TaskContext, delivery: Delivery, task: TaskMessage) -> FailedTask:
@@ -132,7 +132,9 @@ def _failed_task(context: TaskContext, delivery: Delivery, task: TaskMessage) ->
         tasks.SCALE_LAB_RESOURCES: FailedResize,
     }
     kind = FailedTask if context.record.lab_instance_id is None else of_a_lab.get(task.name, FailedTask)
-    return kind(context, delivery, task)
+    # The broker copies what it gives up; a message that only counts as worn out has no copy.
+    dead_lettered = "x-last-death-reason" in (delivery.properties.headers or {})
+    return kind(context, task, dead_lettered=dead_lettered)
 
 
 def _make_record(

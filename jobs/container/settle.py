@@ -36,16 +36,16 @@ MAX_RETRY_DELAY_S = 640.0
 _SHORT = 1000
 
 
-def settle_redelivered(failed: FailedTask) -> None:
+def settle_redelivered(failed: FailedTask, delivery: Delivery) -> None:
     """Publish the dead letter that an earlier container recorded, as it may have died before it did.
 
     A second one, if the first was published, does no harm. Raises JobError, PublishError.
     """
     if error := failed.recorded_dead_letter():
-        _dead_letter(failed, error)
+        _dead_letter(failed, delivery, error)
 
 
-def settle_failure(failed: FailedTask, error: JobError) -> Settlement:
+def settle_failure(failed: FailedTask, delivery: Delivery, error: JobError) -> Settlement:
     """Retry a task that failed, or record its failure and what follows from it. Raises PublishError."""
     if isinstance(error, ObjectsLeft):
         return _come_back(failed, error)
@@ -54,7 +54,7 @@ def settle_failure(failed: FailedTask, error: JobError) -> Settlement:
             failed.look(error, logging.WARNING)
             return _retry(failed, error)
         error = given_up(error, failed.task.retries + 1, failed.what_next)
-    return _settle_for_good(failed, failed.on_failure(error))
+    return _settle_for_good(failed, delivery, failed.on_failure(error))
 
 
 def settle_unreadable(
@@ -77,7 +77,7 @@ def _has_queue(task: TaskMessage) -> bool:
     return task.name in tasks.ROUTING_KEYS
 
 
-def _settle_for_good(failed: FailedTask, outcome: FailureOutcome) -> Settlement:
+def _settle_for_good(failed: FailedTask, delivery: Delivery, outcome: FailureOutcome) -> Settlement:
     record, error = failed.context.record, outcome.error
     try:
         if stay_s := failed.record(outcome):
@@ -88,7 +88,7 @@ def _settle_for_good(failed: FailedTask, outcome: FailureOutcome) -> Settlement:
         if isinstance(unsettled, TransientError) and _has_queue(failed.task):
             # Once the failure is recorded the next run takes down objects alone, and dead-letters nothing.
             if outcome.dead_letter and record.ending is not None:
-                _dead_letter(failed, error)
+                _dead_letter(failed, delivery, error)
             return _come_back(failed, unsettled)
         extra = unsettled.log_fields("ledger_missed")
         logger.error("failure is not recorded, or its objects are left: %s", unsettled, extra=extra)
@@ -97,7 +97,7 @@ def _settle_for_good(failed: FailedTask, outcome: FailureOutcome) -> Settlement:
     _log_end(error)
     if not outcome.dead_letter:
         return Settlement.ACK
-    _dead_letter(failed, error)
+    _dead_letter(failed, delivery, error)
     return Settlement.DEAD_LETTER
 
 
@@ -162,9 +162,8 @@ def publish_delayed(publisher: Publisher, task: TaskMessage, delay_s: float) -> 
     publisher.publish(delay_ladder.ENTRY_EXCHANGE, routing_key, body, properties)
 
 
-def _dead_letter(failed: FailedTask, error: JobError) -> None:
-    context = failed.context
-    publish_dead_letter(context.publisher, failed.delivery, context.record, failed.task, error)
+def _dead_letter(failed: FailedTask, delivery: Delivery, error: JobError) -> None:
+    publish_dead_letter(failed.context.publisher, delivery, failed.context.record, failed.task, error)
 
 
 def publish_dead_letter(

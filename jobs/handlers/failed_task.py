@@ -6,17 +6,12 @@ jobs.container.settle asks these questions, one after the other, and publishes w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dispatcher.message.envelope import TaskMessage
-from jobs.container.consumer import Delivery
 from jobs.database.ledger import Ending
 from jobs.errors import FailureRow, JobError
 from jobs.failures import REVOKED, Failure
 from jobs.handlers.context import TaskContext
-
-if TYPE_CHECKING:
-    from jobs.handlers.context import TaskContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +43,11 @@ class FailedTask:
     #: What people are told to expect, as a part of the sentence of a task that is given up.
     what_next = "Please start it again later"
 
-    def __init__(self, context: TaskContext, delivery: Delivery, task: TaskMessage) -> None:
+    def __init__(self, context: TaskContext, task: TaskMessage, *, dead_lettered: bool) -> None:
+        """`dead_lettered`: the broker has put a copy of the message into the dead-letter queue itself."""
         self.context = context
-        self.delivery = delivery
         self.task = task
+        self._dead_lettered = dead_lettered
         #: 0: the task is about no lab.
         self.lab_instance_id = context.record.lab_instance_id or 0
 
@@ -70,8 +66,7 @@ class FailedTask:
         if error.failure in REVOKED:
             dead_letter = False
         elif error.failure is Failure.CONTAINER_CRASHED:
-            # A copy that the broker made is there already; one that only counts as worn out is not.
-            dead_letter = "x-last-death-reason" not in (self.delivery.properties.headers or {})
+            dead_letter = not self._dead_lettered
         else:
             dead_letter = self.leaves_dead_letter(error.failure)
         return FailureOutcome(error=error, dead_letter=dead_letter)

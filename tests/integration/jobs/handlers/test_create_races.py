@@ -29,7 +29,6 @@ from tests.support.labs.creates import (
     PODS,
     add_pod,
     context_of,
-    delivery_of,
     name_of,
     set_lab,
     when_created,
@@ -38,7 +37,7 @@ from tests.support.labs.creates import (
 
 def end(context: TaskContext, lab: int, error: JobError, *, dead_letter: bool = False) -> None:
     task = make_task(kwargs=create_kwargs(lab_instance_id=lab))
-    failed = FailedCreate(context, delivery_of(task), task)
+    failed = FailedCreate(context, task, dead_lettered=False)
     outcome = FailureOutcome(error=error, dead_letter=dead_letter)
     assert failed.record(outcome) == 0
     failed.clean_up(outcome)
