@@ -29,8 +29,7 @@ from dispatcher.errors import InvalidSettings
 from dispatcher.settings import read_settings
 from jobs import logs
 from jobs.config.environment import JobSettings
-from jobs.container.consumer import ChannelLost, Consumer, Delivery, Settlement
-from jobs.container.readiness import announce_claim
+from jobs.container.consumer import ChannelLost, Consumer, Delivery, Settlement, announce_claim
 from jobs.steps import reached
 from jobs.waiting import through_blips
 

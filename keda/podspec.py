@@ -12,7 +12,7 @@ from keda.profiles import Profile
 #: RBAC and the admission policies of deploy/base name it too, so it is no option.
 NAMESPACE = "platform"
 
-#: Bound by the container only while it holds its message (jobs.container.readiness).
+#: Bound by the container only while it holds its message (jobs.container.consumer).
 READY_PORT = 8081
 SECRET = "autolabs-jobs"  # noqa: S105  # the name of a Secret, not its content
 SERVICE_ACCOUNT = "celery-workers-sa"

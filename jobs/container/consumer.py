@@ -1,5 +1,6 @@
-"""Take one message from the queue. The consumer is cancelled before any work starts, and the
-message is settled exactly once: acknowledged, or given back to the queue. Only after one that is no
+"""Take one message from the queue, and settle it exactly once: acknowledge it, or give it back to the queue.
+
+`python -m jobs` calls it. The consumer is cancelled before any work starts. Only after a message that is no
 task others may be taken, up to the first that may be one.
 """
 
@@ -7,11 +8,13 @@ from __future__ import annotations
 
 import enum
 import random
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pika
 from pika.exceptions import AMQPError
@@ -58,6 +61,14 @@ class Delivery:
     redelivered: bool
     tag: int
 
+    @classmethod
+    def of(cls, method: Any, properties: pika.BasicProperties, body: bytes) -> Delivery:
+        """Return a message as pika delivers it."""
+        key = method.routing_key
+        # pika gives what is not UTF-8 as bytes; without the odd ones it can be published again.
+        routing_key = key.decode(errors="ignore") if isinstance(key, bytes) else key
+        return cls(body, properties, routing_key, method.redelivered, method.delivery_tag)
+
     def given_up(self, queue: str) -> str | None:
         """Return why the broker gave this message up, or would have; `queue` is this container's."""
         if worn_out(self.properties.headers):
@@ -65,9 +76,17 @@ class Delivery:
         return reason_of_copy(queue, self.properties.headers)
 
 
-def _as_text(routing_key: str | bytes) -> str:
-    # pika gives what is not UTF-8 as bytes; without the odd ones it can be published again.
-    return routing_key.decode(errors="ignore") if isinstance(routing_key, bytes) else routing_key
+def announce_claim(port: int) -> socket.socket:
+    """Listen on the port until the socket is closed or the process ends: so the Pod is Ready.
+
+    KEDA counts a Job as pending until its Pod is Ready, so a container that starts up, or waits as a spare,
+    stands for one waiting message. A tcpSocket probe costs no process in the container.
+    """
+    # Nobody accepts: the kernel completes a probe's handshake. One probe a second fills this
+    # backlog only when activeDeadlineSeconds is nearly over.
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+    return socket.create_server(("", port), backlog=1024)
 
 
 class Consumer:
@@ -92,8 +111,7 @@ class Consumer:
             method, properties, body = self._channel.basic_get(self._queue)
             if method is None:
                 break
-            routing_key = _as_text(method.routing_key)
-            pile.append(Delivery(body, properties, routing_key, method.redelivered, method.delivery_tag))
+            pile.append(Delivery.of(method, properties, body))
             # One that came back may have killed its container: only it is to lose a delivery by that.
             if is_task(pile[-1]) or pile[-1].redelivered:
                 break
@@ -111,12 +129,7 @@ class Consumer:
         """
         claimed: list[Delivery] = []
         tag = self._channel.basic_consume(
-            self._queue,
-            lambda _channel, method, properties, body: claimed.append(
-                Delivery(
-                    body, properties, _as_text(method.routing_key), method.redelivered, method.delivery_tag
-                )
-            ),
+            self._queue, lambda _channel, *message: claimed.append(Delivery.of(*message))
         )
         deadline = time.monotonic() + wait_s
         self._connection.process_data_events(time_limit=_FIRST_LOOK_S)

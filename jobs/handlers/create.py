@@ -8,13 +8,13 @@ from dispatcher.tasks import CreateLabPod, payload_kwargs
 from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabGone
 from jobs.config import naming
+from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import LabManifests, make_lab_manifests
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import lab_result
 from jobs.database.ledger import Ending
 from jobs.errors import TransientError
 from jobs.failures import Failure, objects_left
-from jobs.handlers.connection_url import connection_url
 from jobs.handlers.context import TaskContext
 from jobs.steps import mark, reached
 from jobs.waiting import wait_answers
@@ -109,6 +109,19 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
         mark(context.record, "running")
         extra = {"action": "lab_running", "pod": _name(manifests), "connection_url": url}
         logger.info("lab is RUNNING", extra=extra)
+
+
+def connection_url(settings: LabSettings, service: Manifest, lab_instance_id: int) -> str:
+    """Return the URL of a lab by its Service, as the API server has it."""
+    spec, metadata = service["spec"], service["metadata"]
+    cluster_ip = spec["clusterIP"]
+    return settings.connection_url.format(
+        cluster_ip=f"[{cluster_ip}]" if ":" in cluster_ip else cluster_ip,
+        service=metadata["name"],
+        namespace=metadata["namespace"],
+        port=spec["ports"][0]["port"],
+        lab_instance_id=lab_instance_id,
+    )
 
 
 def _wait_answers(context: TaskContext, service: Manifest) -> None:

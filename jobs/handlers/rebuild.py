@@ -22,7 +22,7 @@ from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.handlers.connection_url import connection_url
+from jobs.handlers.create import connection_url
 
 
 class CannotRemake(Exception):

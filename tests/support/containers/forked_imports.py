@@ -21,7 +21,6 @@ import jobs.checks.health
 import jobs.checks.sync
 import jobs.cluster.evidence
 import jobs.container.consumer
-import jobs.container.readiness
 import jobs.container.run_task
 import jobs.handlers.create
 import jobs.handlers.delete

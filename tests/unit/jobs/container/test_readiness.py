@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from jobs.container.readiness import announce_claim
+from jobs.container.consumer import announce_claim
 from tests.support.containers.container import free_port
 
 
