@@ -19,12 +19,20 @@ from dispatcher.errors import InvalidTask
 from dispatcher.failure_contract import EventType
 from dispatcher.lab_time import cleanup_task_id, overdue_task_id
 from dispatcher.message.request import TaskRequest
-from jobs.checks.refused import tell_refused
-from jobs.checks.relay import relay_deletes
+from jobs.checks.run import relay, tell_refused
 from jobs.checks.unread_requests import without_unread
 from jobs.config.lifetimes import LifeSettings
 from jobs.database.connection import Cursor
-from jobs.database.due_rows import DueLab, Reason, count_live, fail_labs, find_due, lock_due, stop_labs
+from jobs.database.due_rows import (
+    DueLab,
+    Reason,
+    count_live,
+    count_waiting,
+    fail_labs,
+    find_due,
+    lock_due,
+    stop_labs,
+)
 from jobs.database.ledger import forget_old_rows
 from jobs.database.notifications import add_failure
 from jobs.failures import Failure
@@ -64,7 +72,7 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
         task_ids += done.values()
         ended.update(reason.value for _, reason in done)
     reached("relaying")
-    waiting = relay_deletes(context, task_ids) if task_ids else 0
+    waiting = _relay(context, task_ids) if task_ids else 0
     forget_old_rows(labs, settings.keep_periodic_runs_days)
     # What waits is told of only when there is any.
     return {
@@ -113,6 +121,22 @@ def _end_batch(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> dict[t
         extra = {"action": f"lab_{reason.value}", "lab_instance_id": lab, "delete_task_id": task_id}
         logger.info("lab %d is to end: %s", lab, reason.value, extra=extra)
     return ended
+
+
+def _relay(context: TaskContext, task_ids: list[str]) -> int:
+    """Relay the outbox, and return how many of these deletes still wait in it.
+
+    Raises JobError when the database does not answer.
+    """
+    report = relay(context)
+    # Another relay may have them in its hands, or have published them.
+    left = {*task_ids} - {*report.published}
+    waiting = count_waiting(context.labs, [*left]) if left else 0
+    if waiting:
+        why = report.database_error or next(iter(report.failed.values()), "another relay publishes it")
+        extra = {"action": "deletes_wait", "deletes": waiting}
+        logger.warning("%d deletes are left to the sweep of the outbox: %s", waiting, why, extra=extra)
+    return waiting
 
 
 def _fail_overdue(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> None:

@@ -17,8 +17,7 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.failure_contract import EventType
 from dispatcher.message.envelope import new_task_id
-from jobs.checks.refused import hour_of, tell_refused
-from jobs.checks.relay import relay
+from jobs.checks.run import hour_of, relay, tell_refused
 from jobs.checks.running_labs import RunningLabs, Suspect, look_at_running_labs, refusal
 from jobs.cluster.client import ApiError, ApiUnavailable, Manifest, api_failure
 from jobs.cluster.pod_facts import Seen, bounded, pod_facts
@@ -40,8 +39,7 @@ logger = logging.getLogger(__name__)
 FAIL_S = 30.0
 #: Labs whose objects are deleted together.
 TOGETHER = 25
-#: Labs of which events and log are read, and of which this container tells people: each may take seconds. Of
-#: the others the sweep of the outbox tells.
+#: Labs of which events and log are read, and of which this container tells people.
 CLOSER_LOOKS = 10
 #: Seconds after which a program that was ended for want of memory, and runs again, is no news.
 _KILLED_LATELY_S = 3600.0
@@ -149,7 +147,9 @@ class _HealthCheck:
         if not changed:
             return self._leave(row, "its row has changed or is held, or a container works on it")
         self._count(row, error, record.details.get("started_again_as"))
-        self._notify(record.notification_id)
+        # Each may take seconds: of the others the sweep of the outbox tells.
+        if self._closer_looks <= CLOSER_LOOKS:
+            self._context.notify(record.notification_id)
 
     def _error(self, one: Suspect) -> JobError:
         if one.status:
@@ -182,10 +182,6 @@ class _HealthCheck:
         self._left_alone += 1
         extra = {"action": "left_alone", "lab_instance_id": row.id}
         logger.info("lab %d is left alone: %s", row.id, why, extra=extra)
-
-    def _notify(self, notification_id: int | None) -> None:
-        if notification_id is not None and self._closer_looks <= CLOSER_LOOKS:
-            self._context.notify(notification_id)
 
     def _tell_of_killed(self, look: RunningLabs) -> None:
         """Tell of programs that were ended for want of memory in labs that are Ready again."""

@@ -16,7 +16,7 @@ from typing import Any
 from dispatcher import tasks
 from dispatcher.failure_contract import Audience, EventType
 from jobs.checks.refused import tell_refused
-from jobs.checks.relay import relay
+from jobs.checks.run import relay, tell_refused
 from jobs.cluster.client import ApiError, ApiUnavailable, api_failure
 from jobs.database.connection import session_lock
 from jobs.database.notifications import NewNotification, add_notification
@@ -249,7 +249,7 @@ class _Sync:
             for one in unreachable
         ]
         added = self._context.labs.transaction(lambda cursor: [add_notification(cursor, one) for one in news])
-        for notification_id in filter(None, added):
+        for notification_id in added:
             self._context.notify(notification_id)
 
 

@@ -83,9 +83,10 @@ class TaskContext:
         """The Kubernetes API."""
         return self._connections.cluster
 
-    def notify(self, notification_id: int) -> None:
-        """Have a notification delivered by this container, once the message is acknowledged."""
-        self._connections.notifications.append(notification_id)
+    def notify(self, notification_id: int | None) -> None:
+        """Have a notification, if there is one, delivered once the message is acknowledged."""
+        if notification_id is not None:
+            self._connections.notifications.append(notification_id)
 
     @property
     def lab_objects(self) -> LabObjects:

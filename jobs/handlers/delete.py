@@ -59,8 +59,7 @@ class FailedDelete(FailedTask):
             # Its containers may have died before they wrote that; the cleanup asks again.
             context.labs.request_stop(self.lab_instance_id)
         context.labs.record_failed_stop(context.record, outcome.error)
-        if context.record.notification_id is not None:
-            context.notify(context.record.notification_id)
+        context.notify(context.record.notification_id)
         return 0
 
 

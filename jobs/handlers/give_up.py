@@ -88,8 +88,8 @@ class FailedCreate(FailedTask):
         self._is_ours = context.labs.mark_failed(context.record, error, outcome=outcome.ending.outcome)
         if not self._is_ours:
             return 0
+        context.notify(context.record.notification_id)
         if context.record.notification_id is not None:
-            context.notify(context.record.notification_id)
             self._post_event(error)
         return outcome.keep_objects_s
 
