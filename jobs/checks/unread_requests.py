@@ -51,30 +51,23 @@ def _without_waiting_stops(context: TaskContext, due: Sequence[DueLab]) -> list[
 
 
 def _creates_wait(context: TaskContext) -> bool:
-    from jobs.database import snapshot_rows as rows
-    from jobs.verify.queue_depths import LADDER
     from jobs.verify.queues import BrokerAway, Queues
 
     try:
         with closing(Queues(context.settings.broker)) as queues:
-            if not queues.count(LADDER):
-                return False
-            # Before the count, because what the ledger knows is still there a moment later.
-            known = rows.known_delays(context.labs)
-            return queues.count(LADDER) > known
+            delayed, known = queues.count_delayed(context.labs)
+            return delayed > known
     except BrokerAway as exc:
         logger.warning("the delay ladder cannot be looked at: %s", exc, extra={"action": "ladder_unknown"})
         return True
 
 
 def _deletes_wait(context: TaskContext) -> bool:
-    from dispatcher.interrupts import Stop
-    from jobs.verify.queue_depths import least_waiting
     from jobs.verify.queues import BrokerAway, Queues
 
     try:
         with closing(Queues(context.settings.broker)) as queues:
-            return least_waiting(queues, Stop())[QUEUE_HIGH] > 0
+            return queues.least_waiting()[QUEUE_HIGH] > 0
     except BrokerAway as exc:
         logger.warning("the queue of deletes cannot be looked at: %s", exc, extra={"action": "queue_unknown"})
         return True

@@ -64,7 +64,7 @@ class QueueContents:
     unacked: dict[str, int] | None = None
     #: What could not be looked at, in plain words; nothing is proven lost then.
     gaps: list[str] = field(default_factory=list)
-    #: Queue -> messages that were counted and not looked into (jobs.verify.queue_depths).
+    #: Queue -> messages that were counted and not looked into (jobs.verify.queues).
     unread: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
+from dispatcher.errors import PublishError
 from dispatcher.message.envelope import TaskMessage, new_task_id
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.cluster.client import ApiError, ApiUnavailable
@@ -23,10 +24,10 @@ from jobs.verify import safety_limits
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, Message
 from jobs.verify.objects import make_object
+from jobs.verify.queue_walk import Busy, walk, walk_lock
 from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.safety_limits import FEW, Refusal
 from jobs.verify.snapshot import Sources
-from jobs.verify.walk_lock import Busy, walk_lock
 
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
@@ -240,9 +241,9 @@ class Repairs:
             # The name in the row may be odd, and labels find the Pod as well.
             kwargs = {"lab_instance_id": row.id, "force": True}
             task = TaskMessage(name=DELETE_LAB_POD, id=new_task_id(), kwargs=kwargs)
-            queues.publish_task(task)
+            queues.publisher.publish_task(task)
             return self._done(one, "published its delete", delete_task_id=task.id)
-        except (JobError, BrokerAway) as exc:
+        except (JobError, PublishError) as exc:
             return False, f"not repaired: {_told(exc)}"
 
     def _discard(
@@ -266,7 +267,7 @@ class Repairs:
 
         try:
             with walk_lock(self._sources.labs, self._sources.stop):
-                for _ in queues.walk(queue, gap=lambda _gap: None, discard=discard):
+                for _ in walk(queues, queue, gap=lambda _gap: None, discard=discard):
                     pass
         except (BrokerAway, Busy, JobError) as exc:
             yield from (

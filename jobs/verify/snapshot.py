@@ -24,9 +24,8 @@ from jobs.verify import objects
 from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare
 from jobs.verify.inventory import Inventory, QueueContents
 from jobs.verify.lost_requests import unattended, undecided
-from jobs.verify.queue_depths import LADDER, ManagementAway, least_waiting, unacked
-from jobs.verify.queues import BrokerAway, Queues
-from jobs.verify.walk_lock import Busy, walk_lock
+from jobs.verify.queue_walk import Busy, walk, walk_lock
+from jobs.verify.queues import BrokerAway, ManagementAway, Queues, unacked
 
 #: Seconds between the looks.
 SETTLE_S = 3.0
@@ -199,15 +198,12 @@ def _read_queues(sources: Sources, broker: BrokerSettings, progress: Progress) -
     contents = QueueContents()
     queues = Queues(broker, stop=sources.stop)
     try:
-        # Before the queues, because what leaves the ladder meanwhile is in them; and the ledger before the
-        # ladder, because what it knows is still there a moment later.
-        if queues.count(LADDER):
-            contents.known_delays = rows.known_delays(sources.labs)
-            contents.delayed = queues.count(LADDER)
+        # Before the queues, because what leaves the ladder meanwhile is in them.
+        contents.delayed, contents.known_delays = queues.count_delayed(sources.labs)
         if sources.reading is QueueReading.WALK:
             _walk(queues, contents, sources.stop, progress)
         else:
-            contents.unread = least_waiting(queues, sources.stop)
+            contents.unread = queues.least_waiting()
         contents.dead_letters = queues.count([topology.DEAD_LETTER_QUEUE])
     finally:
         queues.close()
@@ -216,7 +212,7 @@ def _read_queues(sources: Sources, broker: BrokerSettings, progress: Progress) -
 
 def _walk(queues: Queues, contents: QueueContents, stop: Stop, progress: Progress) -> None:
     for queue in topology.BINDINGS:
-        for message in queues.walk(queue, gap=contents.gaps.append):
+        for message in walk(queues, queue, gap=contents.gaps.append):
             contents.messages.append(message)
             progress(many(len(contents.messages), "message"))
         stop.check()

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 import jobs.cluster.client
 import jobs.database
 import jobs.database.connection
-import jobs.verify.queue_depths
+import jobs.verify.queues
 from dispatcher import celery_config
 from dispatcher.broker import topology
 from dispatcher.broker.publisher import Publisher
@@ -228,7 +228,7 @@ def synced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Sync:
     """Syncs in this process; of the pauses that `between_looks` replaces, the last is for lost requests."""
-    monkeypatch.setattr(jobs.verify.queue_depths, "LOOK_S", 0.0)
+    monkeypatch.setattr(jobs.verify.queues, "LOOK_S", 0.0)
     return Sync(connections)
 
 

@@ -9,7 +9,7 @@ import pytest
 from dispatcher.interrupts import Stop
 from jobs.database.lab_store import LabStore
 from jobs.database.snapshot_rows import known_delays
-from jobs.verify.walk_lock import walk_lock
+from jobs.verify.queue_walk import walk_lock
 from tests.support.cluster.fake_cluster import FakeCluster
 from tests.support.database.postgres import Database
 from tests.support.http_server import ScriptedServer
@@ -58,7 +58,7 @@ def test_somebody_else_who_looks_is_waited_for(
 ) -> None:
     other = LabStore(database.url, application_name="test-other")
     with walk_lock(other, Stop()):
-        monkeypatch.setattr("jobs.verify.walk_lock.PATIENCE_S", 0.6)
+        monkeypatch.setattr("jobs.verify.queue_walk.PATIENCE_S", 0.6)
         monkeypatch.setattr("console.verify.command.PROGRESS_S", 0.0)
         code, _, errors = verify.text(*quick())
         assert code == 3

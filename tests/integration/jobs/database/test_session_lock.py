@@ -9,7 +9,7 @@ import pytest
 from dispatcher.interrupts import Stop
 from jobs.database.connection import Cursor, session_lock
 from jobs.database.lab_store import LabStore
-from jobs.verify.walk_lock import walk_lock
+from jobs.verify.queue_walk import walk_lock
 from tests.support.database.postgres import Database
 
 

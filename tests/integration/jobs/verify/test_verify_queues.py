@@ -1,4 +1,4 @@
-"""jobs.verify.queues on a real broker: a look loses, doubles and ages nothing."""
+"""jobs.verify.queue_walk on a real broker: a look loses, doubles and ages nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dispatcher.message.envelope import encode
 from dispatcher.settings import BrokerSettings
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
 from jobs.container.settle import publish_delayed
-from jobs.verify import copies, queues
+from jobs.verify import queue_walk
 from jobs.verify.inventory import Message
 from jobs.verify.queues import BrokerAway, Queues
 from tests.support.broker.rabbitmq import Broker
@@ -43,7 +43,7 @@ def walk(broker: Broker, gaps: list[str]) -> Walk:
     def all_of(queue: str = NORMAL, *, url: str = broker.url, **options: Any) -> list[Message]:
         opened = Queues(BrokerSettings(url))
         try:
-            return list(opened.walk(queue, gap=gaps.append, **options))
+            return list(queue_walk.walk(opened, queue, gap=gaps.append, **options))
         finally:
             opened.close()
 
@@ -74,7 +74,7 @@ def test_a_walk_sees_every_message_and_leaves_them_in_order(broker: Broker, walk
 def test_more_messages_than_are_in_hand_at_a_time(
     broker: Broker, walk: Walk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "BATCH", 3)
+    monkeypatch.setattr(queue_walk, "BATCH", 3)
     ids = publish(broker, 8)
     assert [one.task_id for one in walk()] == ids
     assert drain(broker) == ids
@@ -83,7 +83,7 @@ def test_more_messages_than_are_in_hand_at_a_time(
 def test_large_messages_are_taken_one_by_one(
     broker: Broker, walk: Walk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "BATCH_BYTES", 10)
+    monkeypatch.setattr(queue_walk, "BATCH_BYTES", 10)
     left: list[int] = []
     ids = publish(broker, 4)
 
@@ -115,7 +115,7 @@ def test_a_copy_is_the_message(broker: Broker, walk: Walk) -> None:
     broker.publish(NORMAL, body, **{**others, **without(sent)})
     walk()
     after = broker.take(NORMAL)
-    added = {copies.COPIED_BY, copies.COPIED_AT}
+    added = {queue_walk.COPIED_BY, queue_walk.COPIED_AT}
     assert after.body == before.body
     assert {k: v for k, v in after.headers.items() if k not in added} == before.headers
     names = vars(before.properties).keys() - {"headers"}
@@ -242,7 +242,7 @@ def limit(broker: Broker) -> Iterator[Callable[[], None]]:
 def test_a_full_queue_is_told_and_loses_nothing(
     broker: Broker, limit: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "BATCH", 1)  # what is in our hands does not count for the length
+    monkeypatch.setattr(queue_walk, "BATCH", 1)  # what is in our hands does not count for the length
     ids = publish(broker, 3)
     limit()
     slow = BrokerSettings(broker.url, publish_timeout_s=1.0)
@@ -253,7 +253,7 @@ def test_a_full_queue_is_told_and_loses_nothing(
 def _refuses(settings: BrokerSettings) -> bool:
     opened = Queues(settings)
     try:
-        list(opened.walk(NORMAL, gap=lambda _gap: None))
+        list(queue_walk.walk(opened, NORMAL, gap=lambda _gap: None))
     except BrokerAway:
         return True
     finally:
@@ -315,10 +315,11 @@ def test_nothing_is_lost_or_doubled_beside_a_consumer_and_a_publisher(
 _VICTIM = """
 import sys
 from dispatcher.settings import BrokerSettings
+from jobs.verify.queue_walk import walk
 from jobs.verify.queues import Queues
 queues = Queues(BrokerSettings(sys.argv[1]))
 while True:
-    for _ in queues.walk(sys.argv[2], gap=print):
+    for _ in walk(queues, sys.argv[2], gap=print):
         pass
     print("round", flush=True)
 """
@@ -341,5 +342,5 @@ def test_killed_looks_lose_nothing_and_make_few_copies(
             assert broker.depth(NORMAL) > 0
             victim.kill()
     eventually(lambda: set(consumed) >= set(ids), 2 * HANG_S, what="everything consumed")
-    assert len(consumed) - len(ids) <= kills * queues.BATCH
+    assert len(consumed) - len(ids) <= kills * queue_walk.BATCH
     assert broker.is_empty(topology.DEAD_LETTER_QUEUE)

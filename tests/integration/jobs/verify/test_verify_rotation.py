@@ -20,6 +20,7 @@ from dispatcher.broker.topology import EARLIER_DELIVERIES
 from dispatcher.interrupts import Interrupted, stop_on_signals
 from dispatcher.message.envelope import encode
 from dispatcher.settings import BrokerSettings
+from jobs.verify.queue_walk import walk
 from jobs.verify.queues import BrokerAway, Queues
 from tests.support.broker.queues import take_all
 from tests.support.broker.rabbitmq import Broker
@@ -41,11 +42,11 @@ def opened(broker: Broker, url: str = "", **options: Any) -> Iterator[Queues]:
         queues.close()
 
 
-def walk(broker: Broker, queue: str = NORMAL, *, url: str = "") -> list[str]:
+def walk_all(broker: Broker, queue: str = NORMAL, *, url: str = "") -> list[str]:
     """Return what could not be looked at."""
     gaps: list[str] = []
     with opened(broker, url) as queues:
-        list(queues.walk(queue, gap=gaps.append))
+        list(walk(queues, queue, gap=gaps.append))
     return gaps
 
 
@@ -68,7 +69,7 @@ def test_who_may_not_write_takes_nothing(broker: Broker, publisher: Publisher) -
     url = broker.url_of_user(configure="^$", write="^$", read="^celery")
     for _ in range(10):
         with pytest.raises(BrokerAway, match="nothing was taken"):
-            walk(broker, url=url)
+            walk_all(broker, url=url)
     left = take_all(broker, NORMAL)
     assert [one.headers["id"] for one in left] == ids
     assert not any(one.redelivered for one in left)
@@ -78,7 +79,7 @@ def test_who_may_not_write_takes_nothing(broker: Broker, publisher: Publisher) -
 def test_what_was_sent_to_a_queue_by_its_name_survives_looks_of_the_jobs_user(broker: Broker) -> None:
     ids = [broker.publish_task(kwargs=create_kwargs(lab_instance_id=lab)) for lab in (1, 2)]
     url = broker.url_of_user(configure="^$", write=r"^autolabs\.", read="^celery")
-    assert [walk(broker, url=url) for _ in range(8)] == [[]] * 8
+    assert [walk_all(broker, url=url) for _ in range(8)] == [[]] * 8
     left = take_all(broker, NORMAL)
     assert [one.headers["id"] for one in left] == ids
     assert not any(one.redelivered for one in left)
@@ -87,7 +88,7 @@ def test_what_was_sent_to_a_queue_by_its_name_survives_looks_of_the_jobs_user(br
 def test_a_queue_without_its_bindings_is_left_as_it_is(broker: Broker, publisher: Publisher) -> None:
     ids = publish(publisher, 60)
     broker.channel().queue_unbind(NORMAL, topology.TASKS_EXCHANGE, topology.binding_key("lab.create"))
-    assert walk(broker) == []
+    assert walk_all(broker) == []
     assert [one.headers["id"] for one in take_all(broker, NORMAL)] == ids
 
 
@@ -96,7 +97,7 @@ def test_a_queue_keeps_its_order_while_containers_take_messages(broker: Broker, 
     channel = broker.channel()
     taken = []
     with opened(broker) as queues:
-        for at, _ in enumerate(queues.walk(NORMAL, gap=print)):
+        for at, _ in enumerate(walk(queues, NORMAL, gap=print)):
             if at in (60, 120, 180):
                 for _ in range(10):
                     _, properties, _ = channel.basic_get(NORMAL, auto_ack=True)
@@ -113,7 +114,7 @@ def test_poison_dies_beside_looks(broker: Broker, publisher: Publisher) -> None:
     for _ in range(topology.DELIVERY_LIMIT + 1):
         die_over_the_next(broker)
         eventually_equal(lambda: broker.depth(NORMAL), 1)
-        walk(broker)
+        walk_all(broker)
     # As after a death that the broker saw itself: one for people, one for a container.
     assert broker.is_empty(NORMAL)
     dead, copy = broker.take(topology.DEAD_LETTER_QUEUE), broker.take(topology.QUEUE_LOW)
@@ -144,7 +145,7 @@ def test_further_routing_keys_double_nothing(broker: Broker) -> None:
     broker.publish(NORMAL, body, **sent)
     for _ in range(3):
         for queue in topology.BINDINGS:
-            walk(broker, queue)
+            walk_all(broker, queue)
     assert [broker.depth(queue) for queue in topology.BINDINGS] == [1, 1, 1]
 
 
@@ -170,18 +171,18 @@ def test_headers_that_cannot_be_read_stop_no_look(
     ids = publish(publisher, 3)
     gaps: list[str] = []
     with opened(broker) as queues:
-        assert len(list(queues.walk(NORMAL, gap=gaps.append))) == 4
+        assert len(list(walk(queues, NORMAL, gap=gaps.append))) == 4
     assert gaps == [f"{NORMAL}: 1 message cannot be published again, and went back"]
     eventually_equal(lambda: broker.depth(NORMAL), 4)
     with opened(broker) as queues:
-        seen = [one.task_id for one in queues.walk(NORMAL, gap=gaps.append)]
+        seen = [one.task_id for one in walk(queues, NORMAL, gap=gaps.append)]
     assert seen[1:] == ids
 
 
 def test_an_interrupted_walk_goes_round_first(broker: Broker, publisher: Publisher) -> None:
     ids = publish(publisher, 120)
     with stop_on_signals() as stop, opened(broker, stop=stop) as queues:
-        messages = queues.walk(NORMAL, gap=print)
+        messages = walk(queues, NORMAL, gap=print)
         next(messages)
         os.kill(os.getpid(), signal.SIGINT)
         list(messages)
@@ -196,7 +197,7 @@ def test_a_long_walk_is_interrupted_between_two_batches(
     monkeypatch.setattr("dispatcher.interrupts.PATIENCE_S", 0.0)
     publish(publisher, 120)
     with stop_on_signals() as stop, opened(broker, stop=stop) as queues:
-        messages = queues.walk(NORMAL, gap=print)
+        messages = walk(queues, NORMAL, gap=print)
         next(messages)
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
@@ -209,17 +210,17 @@ def test_a_long_walk_is_interrupted_between_two_batches(
 #: Ctrl-C as soon as the first message is in hand; the cluster would be looked at after the queues.
 _INTERRUPTED = """
 import os, signal, sys
-import console.access, jobs.verify.queues
+import console.access, jobs.verify.queue_walk
 from console.__main__ import main
 class Cluster:
     server = "https://nowhere"
 console.access.open_cluster = lambda environ: Cluster()
-read = jobs.verify.queues.read
+read = jobs.verify.queue_walk.read
 def interrupted(*message):
-    jobs.verify.queues.read = read
+    jobs.verify.queue_walk.read = read
     os.kill(os.getpid(), signal.SIGINT)
     return read(*message)
-jobs.verify.queues.read = interrupted
+jobs.verify.queue_walk.read = interrupted
 sys.exit(main(["verify"]))
 """
 
