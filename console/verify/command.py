@@ -104,20 +104,14 @@ def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report
 
     sources = _sources(arguments, stop)
     try:
-        findings = find_differences(
-            sources,
-            grace_s=arguments.grace,
-            settle_s=arguments.settle,
-            progress=_Progress(),
-            only=arguments.labs,
-        )
+        findings = find_differences(sources, settle_s=arguments.settle, only=arguments.labs)
         report = Report(
             findings.differences,
             findings.inventory,
             time.monotonic() - started,
             undecided=findings.undecided,
             looked_at=sources.looked_at,
-            unneeded=unneeded(findings.inventory, grace_s=arguments.grace),
+            unneeded=unneeded(findings.inventory),
         )
         if arguments.labs:
             report.left_out.append(_only(arguments.labs, findings))
@@ -126,7 +120,7 @@ def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report
         elif sources.management_url is None:
             report.left_out.append("what consumers hold was not counted: RABBITMQ_API_URL is not set")
         if arguments.repair and not arguments.dry_run:
-            _repair(sources, findings, report, grace_s=arguments.grace, force=arguments.force)
+            _repair(sources, findings, report, force=arguments.force)
         report.seconds = time.monotonic() - started
     finally:
         sources.labs.close()
@@ -140,14 +134,14 @@ def _only(labs: list[int], findings: Comparison) -> str:
     return f"{told}; over, with nothing left, or unknown: {', '.join(map(str, other))}" if other else told
 
 
-def _repair(sources: Sources, findings: Comparison, report: Report, *, grace_s: float, force: bool) -> None:
+def _repair(sources: Sources, findings: Comparison, report: Report, *, force: bool) -> None:
     from console.access import open_configs
     from jobs.verify.repairs import Repairs, refusal
 
     report.repaired = {}
     report.refusal = _read_only(sources)
     if report.refusal is None and not force:
-        refused = refusal(findings.differences, findings.inventory, grace_s=grace_s)
+        refused = refusal(findings.differences, findings.inventory)
         report.refusal = refused.sentence if refused else None
     if report.refusal:
         return
@@ -203,6 +197,8 @@ def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
         management,
         stop,
         _looked_at(url, cluster.server, namespace, broker),
+        grace_s=arguments.grace,
+        progress=_Progress(),
     )
 
 

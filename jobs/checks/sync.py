@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -56,7 +55,10 @@ def run(context: TaskContext, payload: tasks.SyncLabStatus) -> dict[str, Any]:
         if not alone:
             logger.warning("another sync is under way, so this one does nothing", extra={"action": "busy"})
             return {"busy": True}
-        return _Sync(context, payload).run()
+        try:
+            return _Sync(context, payload).run()
+        except CouldNotLook as exc:
+            raise _error(exc) from exc
 
 
 @dataclass
@@ -97,6 +99,7 @@ class _Sync:
             context.settings.namespace,
             context.settings.broker,
             reading=QueueReading.COUNT,
+            grace_s=self._settings.orphan_grace_s,
         )
         self._said = _Said()
         self._found: Counter[str] = Counter()
@@ -120,7 +123,7 @@ class _Sync:
                 self._said(logging.WARNING, one, would, "would_repair" if one.repair else "difference")
             self._said.end()
         if self._payload.dry_run:
-            would_repair = _repairable(findings.differences)
+            would_repair = _counts(Counter(one.kind.value for one in findings.differences if one.repair))
             why = refused.sentence if refused else None
             return result | {"found": _counts(self._found), "would_repair": would_repair, "refused": why}
         if refused:
@@ -138,19 +141,13 @@ class _Sync:
 
     def _look(self) -> Comparison:
         try:
-            try:
-                return self._differences()
-            except BrokerUnseen as exc:
-                # Objects and rows tell most of it.
-                extra = {"action": "broker_unseen"}
-                logger.warning("labs that wait are left out, could not look at %s", exc, extra=extra)
-                self._sources = replace(self._sources, broker=None)
-                return self._differences()
-        except CouldNotLook as exc:
-            raise _error(exc) from exc
-
-    def _differences(self) -> Comparison:
-        return find_differences(self._sources, grace_s=self._settings.orphan_grace_s, progress=_silent)
+            return find_differences(self._sources)
+        except BrokerUnseen as exc:
+            # Objects and rows tell most of it.
+            extra = {"action": "broker_unseen"}
+            logger.warning("labs that wait are left out, could not look at %s", exc, extra=extra)
+            self._sources = replace(self._sources, broker=None)
+            return find_differences(self._sources)
 
     def _refusal(self, findings: Comparison) -> Refusal | None:
         if self._payload.force:
@@ -158,7 +155,6 @@ class _Sync:
         return refusal(
             findings.differences,
             findings.inventory,
-            grace_s=self._settings.orphan_grace_s,
             share=self._settings.fail_max_share,
             always=self._settings.fail_always,
         )
@@ -183,35 +179,33 @@ class _Sync:
         wait_s = quiet_s(self._sources.broker)
         extra = {"action": "waits", "seconds": wait_s, "labs": len(lost)}
         logger.info("requests seem to be lost: waiting for whoever may hold them", extra=extra)
-        try:
-            for_sure = find_lost_requests(
-                self._sources, lost, grace_s=self._settings.orphan_grace_s, progress=_silent
-            )
-        except CouldNotLook as exc:
-            raise _error(exc) from exc
+        for_sure = find_lost_requests(self._sources, lost)
         sure = {one.lab for one in for_sure.differences}
-        starts = lost_starts(for_sure.inventory, grace_s=self._settings.orphan_grace_s)
-        waits = {row.id for row in starts}
-        self._leave_open([one for one in lost if one.lab not in sure and one.lab in waits])
+        waits = {row.id for row in lost_starts(for_sure.inventory)}
+        unproven = [one for one in lost if one.lab not in sure and one.lab in waits]
+        self._leave_open(unproven, "messages wait that may be its own")
         came = {one.lab for one in lost} - sure - waits
         if came:
             logger.info("requests came after all", extra={"action": "came", "labs": len(came)})
             self._found["request_lost"] -= len(came)
         self._apply(for_sure, for_sure.differences)
 
-    def _leave_open(self, differences: list[Difference]) -> None:
-        """Count as undecided what a message that came meanwhile, of whichever lab, left unproven."""
+    def _leave_open(self, differences: list[Difference], why: str) -> None:
+        """Count as undecided what is not proven: a message came meanwhile, or the broker went away."""
         for one in differences:
-            self._said(logging.WARNING, one, "undecided: messages wait that may be its own", "undecided")
+            self._said(logging.WARNING, one, f"undecided: {why}", "undecided")
         self._found["request_lost"] -= len(differences)
         self._undecided += len(differences)
 
     def _apply(self, findings: Comparison, differences: list[Difference]) -> None:
+        ours: list[Difference] = []
         for one in differences:
             if one.repair is None:
                 self._said(logging.WARNING, one, "a person has to look", "difference")
             elif _is_for_health(findings, one):
                 self._said(logging.WARNING, one, "left to the health check", "difference")
+            else:
+                ours.append(one)
         repairs = Repairs(
             self._sources,
             as_of=findings.inventory.now,
@@ -220,13 +214,11 @@ class _Sync:
             task_name=tasks.SYNC_LAB_STATUS,
             restarts=dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts),
         )
-        ours = (one for one in differences if one.repair is not None and not _is_for_health(findings, one))
         try:
             for one, done, what in repairs.run(ours):
                 self._repaired[one.kind.value] += done
-                self._said(
-                    logging.INFO if done else logging.WARNING, one, what, "repaired" if done else "difference"
-                )
+                level, action = (logging.INFO, "repaired") if done else (logging.WARNING, "difference")
+                self._said(level, one, what, action)
         finally:
             self._restarted += repairs.restarted
         self._tell(repairs.unreachable)
@@ -262,14 +254,6 @@ def _is_for_health(findings: Comparison, one: Difference) -> bool:
 
 def _counts(counter: Counter[str]) -> dict[str, int]:
     return {kind: count for kind, count in counter.items() if count}
-
-
-def _repairable(differences: Iterable[Difference]) -> dict[str, int]:
-    return _counts(Counter(one.kind.value for one in differences if one.repair))
-
-
-def _silent(_where: str) -> None:
-    """Tell nobody where a look is: it is over in seconds."""
 
 
 def _error(exc: CouldNotLook) -> JobError:

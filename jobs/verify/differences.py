@@ -89,36 +89,33 @@ class Difference:
         return self.kind, self.lab, self.object
 
 
-#: Seconds for which an object or a request may be otherwise: what makes or takes it may be under way.
-GRACE_S = 60.0
 #: Seconds for which a message may wait for a lab that is over: so it goes when a lab is stopped at once.
 USELESS_S = 600.0
 
 
-def compare(inventory: Inventory, *, grace_s: float = GRACE_S) -> list[Difference]:
+def compare(inventory: Inventory) -> list[Difference]:
     """Return what differs, by lab."""
-    comparer = _Comparer(inventory, grace_s)
+    comparer = _Comparer(inventory)
     found = [*comparer.objects(), *comparer.running_labs(), *comparer.waiting_labs(), *comparer.messages()]
     return sorted(found, key=lambda one: (one.lab is None, one.lab or 0, one.kind.value, one.object))
 
 
-def unneeded(inventory: Inventory, *, grace_s: float = GRACE_S) -> int:
+def unneeded(inventory: Inventory) -> int:
     """Return how many messages wait for a lab that needs them no more, though not for long."""
-    useless = _Comparer(inventory, grace_s).useless_messages()
+    useless = _Comparer(inventory).useless_messages()
     return sum(1 for *_, since in useless if not _is_long_ago(inventory, since))
 
 
 class _Comparer:
-    def __init__(self, inventory: Inventory, grace_s: float) -> None:
+    def __init__(self, inventory: Inventory) -> None:
         self._all = inventory
-        self._grace_s = grace_s
         self._by_lab: dict[int, list[LabObject]] = defaultdict(list)
         for item in inventory.objects:
             if item.lab is not None:
                 self._by_lab[item.lab].append(item)
 
     def _old(self, moment: datetime | None) -> bool:
-        return moment is None or moment < self._all.now - timedelta(seconds=self._grace_s)
+        return moment is None or moment < self._all.now - timedelta(seconds=self._all.grace_s)
 
     def objects(self) -> Iterator[Difference]:
         """Yield objects that should not be there, or that say whose they are in another way than the row."""
@@ -185,11 +182,11 @@ class _Comparer:
         """Yield labs that wait for what will not come."""
         if self._all.queues is None or self._all.queues.gaps:
             return
-        for row in lost_requests.lost_stops(self._all, grace_s=self._grace_s):
+        for row in lost_requests.lost_stops(self._all):
             seen = "its stop was asked for, and no message or run is there to do it"
             lost = _of_row(Kind.STOP_LOST, row, seen, "a delete on its way", Repair.PUBLISH_DELETE)
             yield replace(lost, since=lost_requests.quiet_since(self._all, row))
-        starts = lost_requests.prove_starts(self._all, grace_s=self._grace_s)
+        starts = lost_requests.prove_starts(self._all)
         for row, proof in starts:
             seen, repair = "the lab is PENDING, and no message or run is there to start it", None
             if proof is Proof.UNDECIDED:

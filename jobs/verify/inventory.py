@@ -1,4 +1,4 @@
-"""What one look found, in a form that stays small: a few hundred bytes per lab, object and message."""
+"""Hold what one look found, in a form that stays small: a few hundred bytes per lab, object and message."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from datetime import datetime
 
 from jobs.cluster.pod_status import PodStatus
 from jobs.database.snapshot_rows import LabRow
+
+#: Seconds for which an object or a request may be otherwise: what makes or takes it may be under way.
+GRACE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Inventory:
 
     now: datetime
     _: KW_ONLY
+    grace_s: float = GRACE_S
     #: The live labs, and those that are over but have an object or a message.
     rows: dict[int, LabRow] = field(default_factory=dict)
     objects: list[LabObject] = field(default_factory=list)

@@ -43,24 +43,24 @@ def unattended(inventory: Inventory) -> list[LabRow]:
     return [row for row in inventory.live if _needs(row) and not _comes(row, waiting)]
 
 
-def lost_starts(inventory: Inventory, *, grace_s: float) -> list[LabRow]:
+def lost_starts(inventory: Inventory) -> list[LabRow]:
     """Return the PENDING labs that nothing known will start; what has just happened to them has its time."""
-    return [row for row in _quiet(inventory, grace_s) if not row.stopping]
+    return [row for row in _quiet(inventory) if not row.stopping]
 
 
-def lost_stops(inventory: Inventory, *, grace_s: float) -> list[LabRow]:
+def lost_stops(inventory: Inventory) -> list[LabRow]:
     """Return the labs whose stop nothing will do; none while deletes wait in their queue, not looked into.
 
     Another delete for each lab would only lengthen that queue.
     """
     if inventory.queues and inventory.queues.unread.get(QUEUE_HIGH):
         return []
-    return [row for row in _quiet(inventory, grace_s) if row.stopping]
+    return [row for row in _quiet(inventory) if row.stopping]
 
 
-def prove_starts(inventory: Inventory, *, grace_s: float) -> list[tuple[LabRow, Proof]]:
+def prove_starts(inventory: Inventory) -> list[tuple[LabRow, Proof]]:
     """Return what is known of each of the lost starts."""
-    rows, messages = lost_starts(inventory, grace_s=grace_s), anybodys_messages(inventory)
+    rows, messages = lost_starts(inventory), anybodys_messages(inventory)
     if not messages:
         return [(row, Proof.LOST) for row in rows]
     if len(rows) > messages:
@@ -68,11 +68,11 @@ def prove_starts(inventory: Inventory, *, grace_s: float) -> list[tuple[LabRow, 
     return [(row, Proof.OVERTAKEN if _is_overtaken(inventory, row) else Proof.UNDECIDED) for row in rows]
 
 
-def undecided(inventory: Inventory, *, grace_s: float) -> int:
+def undecided(inventory: Inventory) -> int:
     """Return how many PENDING labs nothing known will start, while a message waits that may be theirs."""
     if inventory.queues is None:
         return 0
-    proofs = prove_starts(inventory, grace_s=grace_s)
+    proofs = prove_starts(inventory)
     return sum(1 for _, proof in proofs if proof is Proof.UNDECIDED)
 
 
@@ -91,8 +91,8 @@ def quiet_since(inventory: Inventory, row: LabRow) -> datetime:
     return max(begun, inventory.last_run_at.get(row.id, begun))
 
 
-def _quiet(inventory: Inventory, grace_s: float) -> list[LabRow]:
-    before = inventory.now - timedelta(seconds=grace_s)
+def _quiet(inventory: Inventory) -> list[LabRow]:
+    before = inventory.now - timedelta(seconds=inventory.grace_s)
     return [
         row
         for row in unattended(inventory)

@@ -21,7 +21,7 @@ from jobs.failures import Failure
 from jobs.handlers.give_up import LostLabs
 from jobs.handlers.rebuild import CannotRemake, Remake
 from jobs.verify import safety_limits
-from jobs.verify.differences import GRACE_S, Difference, Kind, Repair
+from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, Message
 from jobs.verify.objects import make_object
 from jobs.verify.queue_walk import Busy, walk, walk_lock
@@ -42,7 +42,6 @@ def refusal(
     differences: Sequence[Difference],
     inventory: Inventory,
     *,
-    grace_s: float = GRACE_S,
     share: float = SHARE,
     always: int = ALWAYS,
 ) -> Refusal | None:
@@ -59,7 +58,7 @@ def refusal(
     # The clocks matter only where something would be repaired by its age.
     ahead_s = inventory.cluster_ahead_s if any(one.repair for one in differences) else 0
     return (
-        safety_limits.cluster_clock_differs(ahead_s=ahead_s, grace_s=grace_s)
+        safety_limits.cluster_clock_differs(ahead_s=ahead_s, grace_s=inventory.grace_s)
         or safety_limits.another_database(strange=len(strange), matched=len(with_row - strange))
         or safety_limits.too_many_at_once(affected, live, share=share, always=always, says=says)
         or safety_limits.no_pods_at_all(len(running), len(running & gone), believed=believed)

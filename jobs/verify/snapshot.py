@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 
 from dispatcher.broker import topology
@@ -21,8 +21,8 @@ from jobs.database import snapshot_rows as rows
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
 from jobs.verify import objects
-from jobs.verify.differences import GRACE_S, Difference, Kind, Repair, compare
-from jobs.verify.inventory import Inventory, QueueContents
+from jobs.verify.differences import Difference, Kind, Repair, compare
+from jobs.verify.inventory import GRACE_S, Inventory, QueueContents
 from jobs.verify.lost_requests import unattended, undecided
 from jobs.verify.queue_walk import Busy, walk, walk_lock
 from jobs.verify.queues import BrokerAway, ManagementAway, Queues, unacked
@@ -56,7 +56,7 @@ class QueueReading(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What is looked at; without a broker the queues are left out."""
+    """What is looked at, and how; without a broker the queues are left out."""
 
     labs: LabStore
     cluster: Cluster
@@ -68,6 +68,10 @@ class Sources:
     #: For people: what it is -> where it is.
     looked_at: dict[str, str] = field(default_factory=dict)
     reading: QueueReading = QueueReading.WALK
+    #: Seconds: younger objects and requests are no difference.
+    grace_s: float = GRACE_S
+    #: Called with where a look is, again and again.
+    progress: Callable[[str], None] = lambda _where: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,45 +84,34 @@ class Comparison:
     undecided: int
 
 
-Progress = Callable[[str], None]
-
-
 def find_differences(
-    sources: Sources,
-    *,
-    grace_s: float = GRACE_S,
-    settle_s: float = SETTLE_S,
-    progress: Progress,
-    only: Collection[int] = (),
+    sources: Sources, *, settle_s: float = SETTLE_S, only: Collection[int] = ()
 ) -> Comparison:
     """Return what differs in two looks, as the second one saw it; `only`: of these labs, if there are any.
 
-    Raises:
-        CouldNotLook: nothing is known then.
+    Raises CouldNotLook: nothing is known then.
     """
-    first = take_inventory(sources, grace_s=grace_s, progress=progress)
-    suspected = compare(_without_figures(first), grace_s=grace_s)
+    first = take_inventory(sources)
+    suspected = compare(_without_figures(first))
     found = [one for one in suspected if not only or one.lab in only]
-    waiting = undecided(first, grace_s=grace_s)
+    waiting = undecided(first)
     if not found:
         return Comparison([], first, waiting)
     before = {difference.identity for difference in found}
     kinds, queues_before = {difference.kind for difference in found}, first.queues
     held = sources.management_url is not None and Kind.REQUEST_LOST in kinds
-    progress("something differs at first sight, looking again")
+    sources.progress("something differs at first sight, looking again")
     del first, suspected, found  # the next look needs the room
     sources.stop.pause(max(settle_s, HELD_SETTLE_S) if held else settle_s)
     by_messages = bool(kinds & _BY_MESSAGES)
-    second = take_inventory(
-        sources if by_messages else replace(sources, broker=None), grace_s=grace_s, progress=progress
-    )
-    stays = [one for one in compare(second, grace_s=grace_s) if one.identity in before]
+    second = take_inventory(sources if by_messages else replace(sources, broker=None))
+    stays = [one for one in compare(second) if one.identity in before]
     # Without figures of what consumers hold, a container may have claimed a message, and not be in the ledger
     # yet. Who only counts takes the time for it later, by `find_lost_requests`.
     if sources.reading is QueueReading.WALK and sources.broker and not held:
         stays = [_left_to_a_person(one, quiet_s(sources.broker), settle_s) for one in stays]
     if by_messages:
-        waiting = undecided(second, grace_s=grace_s)
+        waiting = undecided(second)
     else:
         second.queues = queues_before
     return Comparison(stays, second, waiting)
@@ -140,18 +133,17 @@ def quiet_s(broker: BrokerSettings) -> float:
     return float(QUIET_HEARTBEATS * broker.heartbeat_s)
 
 
-def find_lost_requests(
-    sources: Sources, suspects: list[Difference], *, grace_s: float, progress: Progress
-) -> Comparison:
-    """Return which of these lost requests are lost for sure: no container holds the message, unknown to the
-    ledger. It takes QUIET_HEARTBEATS heartbeats. Raises CouldNotLook.
+def find_lost_requests(sources: Sources, suspects: list[Difference]) -> Comparison:
+    """Return which of these lost requests are lost for sure: no container holds their messages.
+
+    It takes QUIET_HEARTBEATS heartbeats: whoever holds one is in the ledger then. Raises CouldNotLook.
     """
     if sources.broker:
         sources.stop.pause(quiet_s(sources.broker))
-    inventory = take_inventory(sources, grace_s=grace_s, progress=progress)
+    inventory = take_inventory(sources)
     before = {one.identity for one in suspects}
-    stays = [one for one in compare(inventory, grace_s=grace_s) if one.identity in before]
-    return Comparison(stays, inventory, undecided(inventory, grace_s=grace_s))
+    stays = [one for one in compare(inventory) if one.identity in before]
+    return Comparison(stays, inventory, undecided(inventory))
 
 
 def _left_to_a_person(one: Difference, quiet: float, settle_s: float) -> Difference:
@@ -162,24 +154,25 @@ def _left_to_a_person(one: Difference, quiet: float, settle_s: float) -> Differe
     return replace(one, seen=one.seen + says, repair=None)
 
 
-def take_inventory(sources: Sources, *, grace_s: float = GRACE_S, progress: Progress) -> Inventory:
+def take_inventory(sources: Sources) -> Inventory:
     """Look at everything once. Raises CouldNotLook."""
     try:
-        inventory, began = Inventory(rows.database_now(sources.labs)), time.monotonic()
+        inventory = Inventory(rows.database_now(sources.labs), grace_s=sources.grace_s)
+        began = time.monotonic()
         if sources.broker is not None:
             inventory.outbox = rows.outbox_tasks(sources.labs)
             walks = sources.reading is QueueReading.WALK
-            with walk_lock(sources.labs, sources.stop, progress) if walks else nullcontext():
-                inventory.queues = _read_queues(sources, sources.broker, progress)
+            with walk_lock(sources.labs, sources.stop, sources.progress) if walks else nullcontext():
+                inventory.queues = _read_queues(sources, sources.broker)
             if sources.management_url is not None:
                 inventory.queues.unacked = unacked(sources.management_url, sources.broker)
         sources.stop.check()
-        _look_at_objects(sources, inventory, progress)
+        _look_at_objects(sources, inventory)
         since = sources.cluster.answered_at - inventory.now
         inventory.cluster_ahead_s = since.total_seconds() - (time.monotonic() - began)
-        _read_rows(sources.labs, inventory, progress)
+        _read_rows(sources, inventory)
         if inventory.queues is not None:
-            _read_ledger(sources.labs, inventory, grace_s)
+            _read_ledger(sources.labs, inventory)
     except JobError as exc:
         # Its sentence is for students.
         raise CouldNotLook(f"the database: {exc.evidence or exc}") from exc
@@ -194,37 +187,34 @@ def take_inventory(sources: Sources, *, grace_s: float = GRACE_S, progress: Prog
     return inventory
 
 
-def _read_queues(sources: Sources, broker: BrokerSettings, progress: Progress) -> QueueContents:
+def _read_queues(sources: Sources, broker: BrokerSettings) -> QueueContents:
     contents = QueueContents()
-    queues = Queues(broker, stop=sources.stop)
-    try:
+    with closing(Queues(broker, stop=sources.stop)) as queues:
         # Before the queues, because what leaves the ladder meanwhile is in them.
         contents.delayed, contents.known_delays = queues.count_delayed(sources.labs)
         if sources.reading is QueueReading.WALK:
-            _walk(queues, contents, sources.stop, progress)
+            _walk(sources, queues, contents)
         else:
             contents.unread = queues.least_waiting()
         contents.dead_letters = queues.count([topology.DEAD_LETTER_QUEUE])
-    finally:
-        queues.close()
     return contents
 
 
-def _walk(queues: Queues, contents: QueueContents, stop: Stop, progress: Progress) -> None:
+def _walk(sources: Sources, queues: Queues, contents: QueueContents) -> None:
     for queue in topology.BINDINGS:
         for message in walk(queues, queue, gap=contents.gaps.append):
             contents.messages.append(message)
-            progress(many(len(contents.messages), "message"))
-        stop.check()
+            sources.progress(many(len(contents.messages), "message"))
+        sources.stop.check()
 
 
-def _look_at_objects(sources: Sources, inventory: Inventory, progress: Progress) -> None:
+def _look_at_objects(sources: Sources, inventory: Inventory) -> None:
     seen: set[str] = set()
     for item in objects.lab_objects(sources.cluster, sources.namespace):
         if item.uid not in seen:
             seen.add(item.uid)
             inventory.objects.append(item)
-            progress(many(len(inventory.objects), "object"))
+            sources.progress(many(len(inventory.objects), "object"))
     sources.stop.check()
     if not inventory.objects:
         inventory.empty_but_governed = objects.is_governed(sources.cluster, sources.namespace)
@@ -233,10 +223,11 @@ def _look_at_objects(sources: Sources, inventory: Inventory, progress: Progress)
             raise CouldNotLook(f"the cluster: there is no namespace {sources.namespace} (LAB_NAMESPACE)")
 
 
-def _read_rows(labs: LabStore, inventory: Inventory, progress: Progress) -> None:
+def _read_rows(sources: Sources, inventory: Inventory) -> None:
+    labs = sources.labs
     for page in rows.live_rows(labs):
         inventory.rows.update((row.id, row) for row in page)
-        progress(many(len(inventory.rows), "row"))
+        sources.progress(many(len(inventory.rows), "row"))
     messages = inventory.queues.messages if inventory.queues else ()
     named = {item.lab for item in inventory.objects} | {message.lab for message in messages}
     missing = {lab for lab in named if lab is not None} - inventory.rows.keys()
@@ -247,9 +238,9 @@ def _read_rows(labs: LabStore, inventory: Inventory, progress: Progress) -> None
     inventory.last_lab = rows.last_lab(labs)
 
 
-def _read_ledger(labs: LabStore, inventory: Inventory, grace_s: float) -> None:
+def _read_ledger(labs: LabStore, inventory: Inventory) -> None:
     waiting = [row.id for row in unattended(inventory)]
-    inventory.going_on = rows.going_on(labs, waiting, grace_s=grace_s)
+    inventory.going_on = rows.going_on(labs, waiting, grace_s=inventory.grace_s)
     inventory.last_run_at = rows.last_runs(labs, waiting)
     if inventory.queues and inventory.queues.unacked is not None:
         inventory.under_way = rows.under_way(labs)

@@ -46,8 +46,10 @@ def verified(platform: OwnPlatform) -> list[str]:
     labs = LabStore(platform.database.url, application_name="test-verify")
     namespace = platform.namespace
     try:
-        sources = Sources(labs, Cluster(namespace.access), namespace.name, platform.broker.settings)
-        found = find_differences(sources, grace_s=0, settle_s=0.5, progress=lambda _where: None)
+        sources = Sources(
+            labs, Cluster(namespace.access), namespace.name, platform.broker.settings, grace_s=0
+        )
+        found = find_differences(sources, settle_s=0.5)
     finally:
         labs.close()
     return [f"{one.kind.value}: {one.object} {one.seen}" for one in found.differences]

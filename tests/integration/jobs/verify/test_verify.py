@@ -312,7 +312,7 @@ def test_two_looks_at_once_miss_no_message(
     def look(number: int) -> int:
         labs = LabStore(database.url, application_name=f"test-verify-{number}")
         cluster = Cluster(ClusterAccess(api_server.url, ca_pem=""))
-        seen = take_inventory(Sources(labs, cluster, "labs", broker.settings), progress=print)
+        seen = take_inventory(Sources(labs, cluster, "labs", broker.settings, progress=print))
         labs.close()
         return len(seen.queues.messages) if seen.queues else 0
 

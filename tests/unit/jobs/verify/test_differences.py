@@ -345,4 +345,4 @@ def test_differences_are_sorted_by_lab_and_know_what_a_repair_compares() -> None
 def test_the_grace_age_is_the_callers() -> None:
     inventory = Inventory(NOW, rows={5: row("PENDING", created_at=ago(30))}, queues=QueueContents())
     assert compare(inventory) == []
-    assert [one.kind for one in compare(inventory, grace_s=10)] == [Kind.REQUEST_LOST]
+    assert [one.kind for one in compare(replace(inventory, grace_s=10))] == [Kind.REQUEST_LOST]

@@ -23,11 +23,11 @@ def looks(monkeypatch: pytest.MonkeyPatch, *unacked: dict[str, int] | None) -> t
     inventories = iter(
         Inventory(NOW, rows={5: row("PENDING")}, queues=QueueContents(unacked=figures)) for figures in unacked
     )
-    monkeypatch.setattr(jobs.verify.snapshot, "take_inventory", lambda *_args, **_options: next(inventories))
+    monkeypatch.setattr(jobs.verify.snapshot, "take_inventory", lambda _sources: next(inventories))
     monkeypatch.setattr("dispatcher.interrupts.Stop.pause", lambda _self, seconds: pauses.append(seconds))
     url = None if unacked[0] is None else "http://management"
     sources = Sources(NOBODY, NOBODY, "labs", BrokerSettings("amqp://nowhere"), url)
-    return find_differences(sources, progress=lambda _where: None), pauses
+    return find_differences(sources), pauses
 
 
 def test_a_message_that_only_old_figures_see_held_does_not_hide_a_lost_request(
