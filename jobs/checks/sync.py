@@ -179,7 +179,10 @@ class _Sync:
         wait_s = quiet_s(self._sources.broker)
         extra = {"action": "waits", "seconds": wait_s, "labs": len(lost)}
         logger.info("requests seem to be lost: waiting for whoever may hold them", extra=extra)
-        for_sure = find_lost_requests(self._sources, lost)
+        try:
+            for_sure = find_lost_requests(self._sources, lost)
+        except BrokerUnseen as exc:
+            return self._leave_open(lost, f"could not look at {exc}")
         sure = {one.lab for one in for_sure.differences}
         waits = {row.id for row in lost_starts(for_sure.inventory)}
         unproven = [one for one in lost if one.lab not in sure and one.lab in waits]

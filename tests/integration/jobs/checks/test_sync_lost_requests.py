@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -219,6 +220,28 @@ def test_what_waits_for_others_meanwhile_does_not_mean_that_a_request_came(
     assert "came after all" not in caplog.text
     warned = [record for record in caplog.records if getattr(record, "action", None) == "undecided"]
     assert [(record.levelname, record.__dict__["lab_instance_id"]) for record in warned] == [("WARNING", lab)]
+    assert status(database, lab) == "PENDING"
+
+
+def test_a_broker_that_goes_away_meanwhile_leaves_the_labs_undecided(
+    connections: Connections,
+    synced: Sync,
+    database: Database,
+    broker: Broker,
+    between_looks: Actions,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = database.add_lab()
+    age(database)
+    url = broker.url_of_user(configure="^$", write=r"^(autolabs\..*|celery_delayed_27)$", read=r"^celery\..*")
+    connections.settings = replace(connections.settings, broker=replace(broker.settings, url=url))
+    user = f"/users/{urlsplit(url).username}"
+    other = {"password": "another", "tags": ""}
+    between_looks.append(at_pause(2, lambda: broker.api.call("PUT", user, other)))
+    result = synced()
+    assert (result["found"], result["undecided"], result["left"]) == ({}, 1, 0)
+    (warned,) = (record for record in caplog.records if getattr(record, "action", None) == "undecided")
+    assert "could not look at the broker" in warned.__dict__["repair"]
     assert status(database, lab) == "PENDING"
 
 
