@@ -37,7 +37,7 @@ BINDINGS: dict[str, tuple[str, ...]] = {
 
 #: Crash backstop only: a task that fails on purpose is republished, not requeued.
 DELIVERY_LIMIT = 5
-#: Header of a copy (jobs.verify.copies): the deliveries before it, which its queue does not know.
+#: Header of a copy (jobs.verify.queue_walk): the deliveries before it, which its queue does not know.
 EARLIER_DELIVERIES = "x-autolabs-deliveries"
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from dispatcher import tasks
 from dispatcher.failure_contract import Audience, EventType
-from jobs.checks.refused import tell_refused
 from jobs.checks.run import relay, tell_refused
 from jobs.cluster.client import ApiError, ApiUnavailable, api_failure
 from jobs.database.connection import session_lock

@@ -1,4 +1,4 @@
-"""What a task works with: connections opened when first used, or ahead of time by a spare."""
+"""Open what a task works with when it is first used, or ahead of time in a spare."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from jobs.cluster.lab_objects import LabObjects
 from jobs.config.environment import JobSettings
 from jobs.config.objectstore import ObjectStore
 from jobs.config.stored import Configs
+from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import TaskRunRecord
+from jobs.failures import Failure
 from jobs.notify.redis_results import ResultWriter
 
 
@@ -26,25 +28,21 @@ class Connections:
 
     @cached_property
     def labs(self) -> LabStore:
-        """The database."""
         name = f"autolabs-job {self.settings.pod_name or ''}".strip()
         return LabStore(self.settings.database_url, application_name=name)
 
     @cached_property
     def store(self) -> ObjectStore:
-        """The object store."""
         return ObjectStore(self.settings.store)
 
     @cached_property
     def cluster(self) -> Cluster:
-        """The Kubernetes API."""
         key = self.settings.kubeconfig_object
         access = kubeconfig_access(self.store.read(key).content) if key else service_account_access()
         return Cluster(access)
 
     @cached_property
     def lab_objects(self) -> LabObjects:
-        """The labs' objects in the cluster."""
         return LabObjects(self.cluster, self.settings.namespace)
 
     @cached_property
@@ -80,15 +78,26 @@ class TaskContext:
 
     @property
     def cluster(self) -> Cluster:
-        """The Kubernetes API."""
+        """The Kubernetes API; a task that never asks opens no connection to it."""
         return self._connections.cluster
+
+    @property
+    def lab_objects(self) -> LabObjects:
+        return self._connections.lab_objects
+
+    def find_lab(self, lab_instance_id: int) -> LabState | None:
+        """Return the lab as this task finds it, or None when there is no such row. Raises JobError."""
+        return self.labs.find(lab_instance_id, task_id=self.record.task_id)
+
+    def need_lab(self, lab_instance_id: int) -> LabState:
+        """Return the lab as this task finds it. Raises JobError, also when there is no such row."""
+        lab = self.find_lab(lab_instance_id)
+        if lab is None:
+            evidence = "the message may be ahead of the backend's commit"
+            raise Failure.LAB_UNKNOWN.error(lab_instance_id=lab_instance_id, evidence=evidence)
+        return lab
 
     def notify(self, notification_id: int | None) -> None:
         """Have a notification, if there is one, delivered once the message is acknowledged."""
         if notification_id is not None:
             self._connections.notifications.append(notification_id)
-
-    @property
-    def lab_objects(self) -> LabObjects:
-        """The labs' objects; a task that never asks opens no connection to the cluster."""
-        return self._connections.lab_objects

@@ -1,4 +1,4 @@
-"""celery_workers.create_lab_pod: one PENDING lab becomes RUNNING, or FAILED with a reason."""
+"""Start a lab (celery_workers.create_lab_pod): from PENDING it becomes RUNNING, or FAILED with a reason."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jobs.cluster.lab_objects import LabGone
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import LabManifests, make_lab_manifests
+from jobs.config.stored import Configs
 from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import lab_result
 from jobs.database.ledger import Ending
@@ -31,12 +32,7 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     A JobError leaves the lab PENDING and its objects as they are: another attempt adopts them, and
     jobs.handlers.give_up takes them down when there is none.
     """
-    lab = context.labs.find(payload.lab_instance_id)
-    if lab is None:
-        raise Failure.LAB_UNKNOWN.error(
-            lab_instance_id=payload.lab_instance_id,
-            evidence="the message may be ahead of the backend's commit",
-        )
+    lab = context.need_lab(payload.lab_instance_id)
     own_name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
     if lab.should_start and (
         lab.starting_run is None
@@ -62,13 +58,8 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
     context.record.details["request"] = payload_kwargs(payload)
     settings = context.configs.lab_settings()
     settings.check_image(payload.docker_image)
-    manifests = make_lab_manifests(
-        payload,
-        settings,
-        namespace=context.settings.namespace,
-        pod_template=context.configs.pod_template(),
-        network_policy_template=context.configs.network_policy_template(),
-    )
+    manifests = make_manifests(context.configs, settings, payload, namespace=context.settings.namespace)
+    name: str = manifests.pod["metadata"]["name"]
     mark(context.record, "rendered")
     # A lack of room is often over once a node was added: later attempts wait longer.
     timeout_s = min(settings.ready_timeout_s * context.record.attempt, MAX_READY_TIMEOUT_S)
@@ -76,7 +67,7 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
     def take_over() -> None:
         # What another create of this lab made RUNNING meanwhile, or is replacing, is not ours to replace.
         _check_wanted(context, payload.lab_instance_id)
-        if not context.labs.take_over(context.record, payload.lab_instance_id, pod_name=_name(manifests)):
+        if not context.labs.take_over(context.record, payload.lab_instance_id, pod_name=name):
             raise _NotWanted
 
     def meanwhile() -> None:
@@ -98,17 +89,30 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
         url = connection_url(settings, service, payload.lab_instance_id)
         reached("committing")
         if not context.labs.mark_running(
-            context.record, payload.lab_instance_id, pod_name=_name(manifests), connection_url=url
+            context.record, payload.lab_instance_id, pod_name=name, connection_url=url
         ):
             raise _NotWanted
     except LabGone:
-        _give_up(context, payload, manifests, "its pod was deleted while it started")
+        _give_up(context, payload, name, "its pod was deleted while it started")
     except _NotWanted:
-        _give_up(context, payload, manifests, "it was stopped while it started")
+        _give_up(context, payload, name, "it was stopped while it started")
     else:
         mark(context.record, "running")
-        extra = {"action": "lab_running", "pod": _name(manifests), "connection_url": url}
+        extra = {"action": "lab_running", "pod": name, "connection_url": url}
         logger.info("lab is RUNNING", extra=extra)
+
+
+def make_manifests(
+    configs: Configs, settings: LabSettings, payload: CreateLabPod, *, namespace: str
+) -> LabManifests:
+    """Return a lab's objects by the templates of now. Raises JobError."""
+    return make_lab_manifests(
+        payload,
+        settings,
+        namespace=namespace,
+        pod_template=configs.pod_template(),
+        network_policy_template=configs.network_policy_template(),
+    )
 
 
 def connection_url(settings: LabSettings, service: Manifest, lab_instance_id: int) -> str:
@@ -139,23 +143,23 @@ class _NotWanted(Exception):
 
 def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
     """Raise when nobody wants the lab any more: its delete may still wait in a queue."""
-    lab = context.labs.find(lab_instance_id, task_id=context.record.task_id)
+    lab = context.find_lab(lab_instance_id)
     if lab is not None and lab.cancelled:
         raise Failure.CANCELLED.error(evidence="cancelled while it started")
     if lab is None or not lab.should_start:
         raise _NotWanted
 
 
-def _give_up(context: TaskContext, payload: CreateLabPod, manifests: LabManifests, why: str) -> None:
+def _give_up(context: TaskContext, payload: CreateLabPod, pod_name: str, why: str) -> None:
     """Take down what was made for a lab that is no longer wanted, or try again if it still is."""
-    lab = context.labs.find(payload.lab_instance_id, task_id=context.record.task_id)
+    lab = context.find_lab(payload.lab_instance_id)
     if lab is not None and lab.should_start:
         if lab.cancelled:
             raise Failure.CANCELLED.error(evidence="cancelled while it started")
         if lab.starting_run in (None, context.record.run_id):
             raise Failure.REMOVED_MEANWHILE.error(evidence=why)
         why = "another create took it over"
-    if lab is None or lab.objects_to_keep != _name(manifests):
+    if lab is None or lab.objects_to_keep != pod_name:
         _take_down(context, payload, lab)
     _end_without(context, payload, lab)
     logger.info("lab was not started: %s", why, extra={"action": "create_superseded"})
@@ -170,7 +174,3 @@ def _take_down(context: TaskContext, payload: CreateLabPod, lab: LabState | None
 def _end_without(context: TaskContext, payload: CreateLabPod, lab: LabState | None) -> None:
     result = lab_result(payload.lab_instance_id, lab) if lab else None
     context.labs.record(context.record, Ending("noop", result=result))
-
-
-def _name(manifests: LabManifests) -> str:
-    return str(manifests.pod["metadata"]["name"])

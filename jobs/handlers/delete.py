@@ -1,4 +1,4 @@
-"""celery_workers.delete_lab_pod: a lab is stopped and its objects are gone; absent is success."""
+"""Stop a lab and delete its objects (celery_workers.delete_lab_pod); absent is success."""
 
 from __future__ import annotations
 

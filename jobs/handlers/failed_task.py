@@ -1,4 +1,4 @@
-"""A task that failed, as its handler sees it: what the failure means, and how it is recorded.
+"""Say what the failure of a task means, and record it, as the handler of the task has it.
 
 jobs.container.settle asks these questions, one after the other, and publishes what follows from the answers.
 """
@@ -40,7 +40,7 @@ class FailureOutcome:
 class FailedTask:
     """A failed task that is about no single lab; the handlers of tasks about one lab have their own class."""
 
-    #: What people are told to expect, as a part of the sentence of a task that is given up.
+    #: The part of the sentence of a task that is given up that tells people what to expect.
     what_next = "Please start it again later"
 
     def __init__(self, context: TaskContext, task: TaskMessage, *, dead_lettered: bool) -> None:

@@ -1,7 +1,7 @@
-"""Make the Service or the NetworkPolicy of a RUNNING lab again.
+"""Make the Service or the NetworkPolicy of a RUNNING lab again, for jobs.verify.repairs.
 
-It is as its request in the ledger and the templates of now say; a Service gets the address that the student
-knows, if that is still free.
+It is as the lab's request in the ledger and the templates of now say; a Service gets the address that the
+student knows, if that is still free.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dispatcher.tasks import CreateLabPod
 from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabObjects
 from jobs.config.lab_settings import LabSettings
-from jobs.config.manifests import LabManifests, make_lab_manifests
+from jobs.config.manifests import LabManifests
 from jobs.config.naming import LabIdentity, belongs_to
 from jobs.config.stored import Configs
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.handlers.create import connection_url
+from jobs.handlers.create import connection_url, make_manifests
 
 
-class CannotRemake(Exception):
-    """Raised with the reason why it can never be made again; nothing was made."""
+class CannotRebuild(Exception):
+    """Raised with the reason why an object can never be made again; nothing was made."""
 
 
-class Remake:
-    """What is made again in one namespace."""
+class Rebuild:
+    """Make objects of labs in one namespace again."""
 
     def __init__(
         self, labs: LabStore, objects: LabObjects, configs: Callable[[], Configs], *, namespace: str
@@ -45,7 +45,7 @@ class Remake:
         """Make a Service or NetworkPolicy again, and return what was done; None: the lab has changed since.
 
         Raises:
-            CannotRemake: its request is not known, or the cluster refuses the object.
+            CannotRebuild: its request is not known, or the cluster refuses the object.
             JobError: a server is away or refuses access, or the templates are missing or have an error.
         """
         lab = self._labs.find(whose.lab_instance_id)
@@ -67,23 +67,17 @@ class Remake:
     def _manifests(self, whose: LabIdentity, pod_name: str | None) -> tuple[LabManifests, LabSettings]:
         request = self._labs.at_once(lambda cursor: last_request(cursor, whose.lab_instance_id))
         if request is None:
-            raise CannotRemake("the ledger does not say what was asked for")
+            raise CannotRebuild("the ledger does not say what was asked for")
         configs = self._configs()
         try:
             payload = CreateLabPod(**request)
         except (InvalidTask, TypeError) as exc:
-            raise CannotRemake(f"what was asked for is not valid any more: {exc}") from exc
+            raise CannotRebuild(f"what was asked for is not valid any more: {exc}") from exc
         settings = configs.lab_settings()
-        manifests = make_lab_manifests(
-            payload,
-            settings,
-            namespace=self._namespace,
-            pod_template=configs.pod_template(),
-            network_policy_template=configs.network_policy_template(),
-        )
+        manifests = make_manifests(configs, settings, payload, namespace=self._namespace)
         asked_for = LabIdentity(payload.lab_instance_id, payload.lab_id, payload.student_id)
         if asked_for != whose or manifests.pod["metadata"]["name"] != pod_name:
-            raise CannotRemake("the ledger knows another request than that of its Pod")
+            raise CannotRebuild("the ledger knows another request than that of its Pod")
         return manifests, settings
 
     def _create_service(self, pod: Manifest, manifest: Manifest, address: str | None) -> Manifest | None:
@@ -91,7 +85,7 @@ class Remake:
             try:
                 there = {**manifest, "spec": {**manifest["spec"], "clusterIP": address}}
                 return self._create(pod, there)
-            except CannotRemake:  # taken by now, or of no range of this cluster
+            except CannotRebuild:  # taken by now, or of no range of this cluster
                 pass
         return self._create(pod, manifest)
 
@@ -101,7 +95,7 @@ class Remake:
         except PermanentError as exc:
             if exc.failure is not Failure.CLUSTER_REFUSES_LAB:
                 raise
-            raise CannotRemake(exc.evidence) from exc
+            raise CannotRebuild(exc.evidence) from exc
 
 
 def _address(url: str | None) -> str | None:

@@ -1,7 +1,7 @@
-"""celery_workers.scale_lab_resources: a RUNNING lab gets other limits without a restart, or keeps its own.
+"""Give a RUNNING lab other limits without a restart (celery_workers.scale_lab_resources).
 
-Whatever comes of it, the lab stays RUNNING. A JobError leaves the change noted at the Pod (jobs.cluster.resize_pod):
-another attempt of the task goes on with it, and FailedResize takes it back when there is none.
+Whatever comes of it, the lab stays RUNNING. A JobError leaves the change noted at the Pod
+(jobs.cluster.resize_pod): another attempt goes on with it, and FailedResize takes it back when there is none.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for which the node is waited for when a change is undone.
 UNDO_S = 30.0
-#: What the API server says to a change -> what it is for a lab that runs.
+#: Failure by which the API server refuses a change -> the same for a lab that runs.
 _REFUSALS: dict[FailureRow, Failure] = {
     Failure.QUOTA_EXCEEDED: Failure.RESIZE_OVER_QUOTA,
     Failure.CLUSTER_REFUSES_LAB: Failure.RESIZE_REFUSED,
@@ -45,12 +45,7 @@ _ENDS = {
 
 def scale_lab(context: TaskContext, payload: ScaleLabResources) -> None:
     """Change the limits of a lab that is RUNNING and not to be stopped; there is nothing to do for others."""
-    lab = _find(context, payload.lab_instance_id)
-    if lab is None:
-        raise Failure.LAB_UNKNOWN.error(
-            lab_instance_id=payload.lab_instance_id,
-            evidence="the message may be ahead of the backend's commit",
-        )
+    lab = context.need_lab(payload.lab_instance_id)
     if lab.should_start:
         raise Failure.LAB_NOT_STARTED.error(lab_instance_id=payload.lab_instance_id)
     if has_succeeded(context.labs, context.record.task_id):
@@ -65,12 +60,11 @@ def scale_lab(context: TaskContext, payload: ScaleLabResources) -> None:
         resize = _find_pod(context, payload.lab_instance_id, lab)
         _change(context, payload, settings, resize)
     except (LabGone, _NotRunning):
-        lab = _find(context, payload.lab_instance_id)
-        if lab is not None and lab.runs:
-            raise Failure.POD_GONE.error(
-                evidence=f"Pod {lab.k8s_pod_name} while its resources changed"
-            ) from None
-        _end_without(context, payload, lab, "it was stopped")
+        now = context.find_lab(payload.lab_instance_id)
+        if now is not None and now.runs:
+            evidence = f"Pod {now.k8s_pod_name} while its resources changed"
+            raise Failure.POD_GONE.error(evidence=evidence) from None
+        _end_without(context, payload, now, "it was stopped")
     except Superseded:
         _end_without(context, payload, lab, "another change took its place")
 
@@ -100,7 +94,7 @@ class FailedResize(FailedTask):
         Raises JobError when that is not known to be asked for; TransientError: it has to be tried again.
         """
         context, lab_instance_id = self.context, self.lab_instance_id
-        lab = _find(context, lab_instance_id)
+        lab = context.find_lab(lab_instance_id)
         if lab is None or not lab.runs:
             return
         began = time.monotonic()
@@ -196,10 +190,6 @@ class _NotRunning(Exception):
     """Raised when the lab was stopped while it was waited for."""
 
 
-def _find(context: TaskContext, lab_instance_id: int) -> LabState | None:
-    return context.labs.find(lab_instance_id, task_id=context.record.task_id)
-
-
 def _find_pod(context: TaskContext, lab_instance_id: int, lab: LabState) -> PodResize:
     pod = context.lab_objects.find_pod(lab.k8s_pod_name) if lab.k8s_pod_name else None
     if pod is None:
@@ -214,7 +204,7 @@ def _find_pod(context: TaskContext, lab_instance_id: int, lab: LabState) -> PodR
 def _check_wanted(context: TaskContext, lab_instance_id: int) -> None:
     """Raise when the lab is to be stopped, or the change was cancelled."""
     try:
-        lab = _find(context, lab_instance_id)
+        lab = context.find_lab(lab_instance_id)
     except TransientError as exc:
         extra = {"action": "not_asked", "evidence": exc.evidence}
         logger.warning("whether the change is still wanted is not known", extra=extra)

@@ -56,9 +56,9 @@ class Repair(enum.Enum):
     DELETE_OBJECT = "delete it"
     FAIL_RUNNING = "make the lab FAILED and delete its objects"
     #: For a lab without its policy, which must not go on as it is.
-    REMAKE_OR_FAIL = "make it again; if its request is not known, make the lab FAILED and delete its objects"
+    REBUILD_OR_FAIL = "make it again; if its request is not known, make the lab FAILED and delete its objects"
     #: For a lab without its Service, which goes on for whoever is connected.
-    REMAKE = "make it again; if its request is not known, do nothing (with --force as without its policy)"
+    REBUILD = "make it again; if its request is not known, do nothing (with --force as without its policy)"
     FAIL_PENDING = "make the lab FAILED: its request was lost"
     PUBLISH_DELETE = "publish its delete again"
     DISCARD_MESSAGE = "take the message away"
@@ -170,7 +170,7 @@ class _Comparer:
             seen = "the Pod of the RUNNING lab is not Ready"
             unready = _of_object(Kind.POD_NOT_READY, pod, row, seen, "a Ready Pod")
             yield replace(unready, since=pod.ready_since)
-        for kind, repair in (("Service", Repair.REMAKE), ("NetworkPolicy", Repair.REMAKE_OR_FAIL)):
+        for kind, repair in (("Service", Repair.REBUILD), ("NetworkPolicy", Repair.REBUILD_OR_FAIL)):
             item = own.get(kind)
             if item is None:
                 yield _gone(Kind.OBJECT_GONE, row, kind, f"a {kind}", repair)

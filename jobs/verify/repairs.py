@@ -19,7 +19,7 @@ from jobs.database.snapshot_rows import LabRow, some_rows
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.handlers.give_up import LostLabs
-from jobs.handlers.rebuild import CannotRemake, Remake
+from jobs.handlers.rebuild import CannotRebuild, Rebuild
 from jobs.verify import safety_limits
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, Message
@@ -33,7 +33,7 @@ from jobs.verify.snapshot import Sources
 ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
 
 #: Repairs that end no lab, unless one of them is not possible.
-REMADE = (Repair.REMAKE, Repair.REMAKE_OR_FAIL)
+REBUILT = (Repair.REBUILD, Repair.REBUILD_OR_FAIL)
 
 _MEANWHILE = "left alone: it has changed since it was seen"
 
@@ -49,7 +49,7 @@ def refusal(
     strange = {one.lab for one in differences if one.kind is Kind.WRONG_LABELS}
     with_objects = {item.lab for item in inventory.objects if item.lab is not None}
     with_row = with_objects & inventory.rows.keys()
-    repairable = [one for one in differences if one.repair not in (None, *REMADE)]
+    repairable = [one for one in differences if one.repair not in (None, *REBUILT)]
     running = {row.id for row in inventory.live if row.status == "RUNNING" and not row.stopping}
     gone = {one.lab for one in repairable if one.kind is Kind.POD_GONE}
     believed = FEW - 1 if with_row - strange or inventory.empty_but_governed else 0
@@ -91,7 +91,7 @@ class Repairs:
         task_name: str = VERIFY_TASK,
         restarts: Mapping[str, int] | None = None,
     ) -> None:
-        """`configs` are called as those of Remake; `task_name`: of the rows in the ledger; `restarts`: by
+        """`configs` are called as those of Rebuild; `task_name`: of the rows in the ledger; `restarts`: by
         cause, how often a lab is started again.
         """
         self._sources = sources
@@ -100,10 +100,10 @@ class Repairs:
         self._as_of = as_of
         self._pod_name = pod_name
         self._objects = LabObjects(sources.cluster, sources.namespace)
-        self._remake = Remake(sources.labs, self._objects, configs, namespace=sources.namespace)
+        self._rebuild = Rebuild(sources.labs, self._objects, configs, namespace=sources.namespace)
         self._force = force
         self._failed: set[int] = set()
-        self._not_remade = 0
+        self._not_rebuilt = 0
         #: Of labs that stay without their Service.
         self.unreachable: list[Difference] = []
         #: Labs that were started again; their creates are in the outbox.
@@ -111,7 +111,7 @@ class Repairs:
         self._repairs = {
             Repair.DELETE_OBJECT: self._delete_object,
             Repair.FAIL_RUNNING: self._fail_running,
-            **dict.fromkeys(REMADE, self._remake_or_fail),
+            **dict.fromkeys(REBUILT, self._rebuild_or_fail),
             Repair.FAIL_PENDING: self._fail_pending,
         }
 
@@ -162,24 +162,24 @@ class Repairs:
         failure = Failure.OBJECT_GONE if one.kind is Kind.OBJECT_GONE else Failure.POD_GONE
         return self._fail(one, one.row, failure)
 
-    def _remake_or_fail(self, one: Difference) -> tuple[bool, str]:
+    def _rebuild_or_fail(self, one: Difference) -> tuple[bool, str]:
         if one.lab in self._failed:
             return True, "the lab is FAILED already, see above"
         if one.row is None or self._is_there(one):
             return False, _MEANWHILE
         kind, _, _ = one.object.partition(" ")
         try:
-            made = self._remake(one.row.whose, kind)
+            made = self._rebuild(one.row.whose, kind)
             return self._done(one, made) if made else (False, _MEANWHILE)
-        except CannotRemake as exc:
+        except CannotRebuild as exc:
             why = f"cannot be made again: {exc}"
-        if one.repair is Repair.REMAKE and not self._force:
+        if one.repair is Repair.REBUILD and not self._force:
             self.unreachable.append(one)
             return False, f"left alone, as the lab's Pod still works (--force makes it FAILED); it {why}"
-        if self._not_remade >= ALWAYS and not self._force:
+        if self._not_rebuilt >= ALWAYS and not self._force:
             return False, f"left to the next run, {ALWAYS} of this one are FAILED; it {why}"
         done, what = self._fail_running(one)
-        self._not_remade += done
+        self._not_rebuilt += done
         return done, f"{what}; its {kind} {why}"
 
     def _fail_pending(self, one: Difference) -> tuple[bool, str]:

@@ -170,12 +170,12 @@ WRONG: dict[str, tuple[list[LabRow], dict[str, Any], tuple[Kind, str, Repair | N
     "no service": (
         [row()],
         {"objects": [item(), item("NetworkPolicy")]},
-        (Kind.OBJECT_GONE, f"Service {NAME}", Repair.REMAKE),
+        (Kind.OBJECT_GONE, f"Service {NAME}", Repair.REBUILD),
     ),
     "no policy": (
         [row()],
         {"objects": three()[:2]},
-        (Kind.OBJECT_GONE, f"NetworkPolicy {NAME}", Repair.REMAKE_OR_FAIL),
+        (Kind.OBJECT_GONE, f"NetworkPolicy {NAME}", Repair.REBUILD_OR_FAIL),
     ),
     "an ended pod": (
         [row()],
