@@ -1,7 +1,7 @@
-"""The life of one task: decode, run, record, settle.
+"""Decode one task, run it, record it, and settle it.
 
-`run_task`, which `python -m jobs` calls, says what became of the message. Its result is with the backend
-then, or a warning in the log.
+`python -m jobs` calls `run_task`, which says what is to become of the message. The result of the task is with
+the backend then, or a warning in the log.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from jobs.steps import reached
 
 logger = logging.getLogger(__name__)
 
-#: Seconds. Celery counts a delay in whole ones and drops the rest, so its tasks come early by less than
-#: this; waiting for them costs less than another container.
+#: Seconds by which a task may come early: Celery counts a delay in whole ones and drops the rest. To wait for
+#: it costs less than another container.
 EARLY_S = 1.0
 
 
@@ -88,13 +88,8 @@ def _unreadable(delivery: Delivery) -> TaskMessage:
 def _run_and_settle(
     connections: Connections, delivery: Delivery, task: TaskMessage, record: TaskRunRecord
 ) -> Settlement:
-    logs.set_task(
-        task_id=task.id,
-        task=task.name,
-        lab_instance_id=record.lab_instance_id,
-        attempt=record.attempt,
-        queue=record.queue,
-    )
+    lab, attempt = record.lab_instance_id, record.attempt
+    logs.set_task(task_id=task.id, task=task.name, lab_instance_id=lab, attempt=attempt, queue=record.queue)
     extra = {"action": "claimed", "redelivered": delivery.redelivered, **record.details}
     logger.info("task claimed", extra=extra)
     reached("claimed")
@@ -108,7 +103,8 @@ def _run_and_settle(
         # A copy that `autolabs verify` made of a message that came back says so in its headers alone.
         if delivery.redelivered or unsettled_deliveries(delivery.properties.headers):
             settle_redelivered(_failed_task(context, delivery, task), delivery)
-        _run(connections, context, delivery, task, payload)
+        _begin(connections, context, delivery, task)
+        _HANDLERS[type(payload)](context, payload)
         logger.info("task done", extra={"action": "done"})
         return Settlement.ACK
     except JobError as exc:
@@ -155,13 +151,8 @@ def _make_record(
     )
 
 
-def _run(
-    connections: Connections,
-    context: TaskContext,
-    delivery: Delivery,
-    task: TaskMessage,
-    payload: tasks.Payload,
-) -> None:
+def _begin(connections: Connections, context: TaskContext, delivery: Delivery, task: TaskMessage) -> None:
+    """Write the run into the ledger. Raises JobError, also when the task is not to be performed."""
     if not context.labs.begin(context.record):
         raise Failure.CANCELLED.error(evidence="cancelled before it began")
     reached("begun")
@@ -176,7 +167,6 @@ def _run(
         raise Failure.EXPIRED.error(evidence=f"expires {task.expires.isoformat()}")
     if connections.results and not task.ignore_result:
         connections.results.started(task.id, parent_id=task.parent_id, group_id=task.group)
-    _HANDLERS[type(payload)](context, payload)
 
 
 def _parse(task: TaskMessage) -> tasks.Payload:

@@ -1,6 +1,6 @@
 """Settle the message of a task that failed: retry it, or record the failure and dead-letter the message.
 
-jobs.container.run_task calls this. What is published is confirmed by the broker before the answer lets the message be
+jobs.container.run_task calls it. What is published is confirmed by the broker before the message may be
 acknowledged: a crash in between gives a duplicate, never a loss. A PublishError says that nothing is certain,
 and the message has to be given back.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -30,7 +29,7 @@ from jobs.handlers.failed_task import FailedTask, FailureOutcome
 
 logger = logging.getLogger(__name__)
 
-#: Seconds; a lab that has no room yet is looked at this often at least.
+#: Longest delay of a retry in seconds: room for a lab is looked for this often at least.
 MAX_RETRY_DELAY_S = 640.0
 #: Longest text in a header of a dead letter, in characters.
 _SHORT = 1000
@@ -39,7 +38,7 @@ _SHORT = 1000
 def settle_redelivered(failed: FailedTask, delivery: Delivery) -> None:
     """Publish the dead letter that an earlier container recorded, as it may have died before it did.
 
-    A second one, if the first was published, does no harm. Raises JobError, PublishError.
+    A second one does no harm. Raises JobError, PublishError.
     """
     if error := failed.recorded_dead_letter():
         _dead_letter(failed, delivery, error)
@@ -47,13 +46,14 @@ def settle_redelivered(failed: FailedTask, delivery: Delivery) -> None:
 
 def settle_failure(failed: FailedTask, delivery: Delivery, error: JobError) -> Settlement:
     """Retry a task that failed, or record its failure and what follows from it. Raises PublishError."""
+    task = failed.task
     if isinstance(error, ObjectsLeft):
         return _come_back(failed, error)
     if isinstance(error, TransientError):
-        if _has_queue(failed.task) and failed.task.retries < failed.context.settings.retry.max_retries:
+        if _has_queue(task) and task.retries < failed.context.settings.retry.max_retries:
             failed.look(error, logging.WARNING)
             return _retry(failed, error)
-        error = given_up(error, failed.task.retries + 1, failed.what_next)
+        error = given_up(error, task.retries + 1, failed.what_next)
     return _settle_for_good(failed, delivery, failed.on_failure(error))
 
 
@@ -73,7 +73,7 @@ def settle_unreadable(
 
 
 def _has_queue(task: TaskMessage) -> bool:
-    """Tell whether the task can come back: a name that nobody knows has no routing key."""
+    # A name that nobody knows has no routing key, so that its task cannot come back.
     return task.name in tasks.ROUTING_KEYS
 
 
@@ -81,7 +81,10 @@ def _settle_for_good(failed: FailedTask, delivery: Delivery, outcome: FailureOut
     record, error = failed.context.record, outcome.error
     try:
         if stay_s := failed.record(outcome):
-            _keep_objects(failed, stay_s)
+            # The task comes back for the objects of its lab, which is FAILED by then.
+            publish_delayed(failed.context.publisher, replace(failed.task, eta=None, expires=None), stay_s)
+            extra = {"action": "objects_kept", "seconds": stay_s}
+            logger.warning("the lab's objects stay for %d s", stay_s, extra=extra)
         else:
             failed.clean_up(outcome)
     except JobError as unsettled:
@@ -90,29 +93,18 @@ def _settle_for_good(failed: FailedTask, delivery: Delivery, outcome: FailureOut
             if outcome.dead_letter and record.ending is not None:
                 _dead_letter(failed, delivery, error)
             return _come_back(failed, unsettled)
-        extra = unsettled.log_fields("ledger_missed")
-        logger.error("failure is not recorded, or its objects are left: %s", unsettled, extra=extra)
+        missed = unsettled.log_fields("ledger_missed")
+        logger.error("failure is not recorded, or its objects are left: %s", unsettled, extra=missed)
         record.ending = Ending.of_error("dead_lettered", error)
         outcome = replace(outcome, dead_letter=True)
-    _log_end(error)
-    if not outcome.dead_letter:
-        return Settlement.ACK
-    _dead_letter(failed, delivery, error)
-    return Settlement.DEAD_LETTER
-
-
-def _log_end(error: JobError) -> None:
     if error.failure in REVOKED:
         logger.info("task is not performed: %s", error.sentence, extra=error.log_fields("revoked"))
     else:
         logger.error("task failed: %s", error.sentence, extra=error.log_fields("failed"))
-
-
-def _keep_objects(failed: FailedTask, stay_s: int) -> None:
-    """Have the task come back for the objects of its lab, which is FAILED by then."""
-    publish_delayed(failed.context.publisher, replace(failed.task, eta=None, expires=None), stay_s)
-    extra = {"action": "objects_kept", "seconds": stay_s}
-    logger.warning("the lab's objects stay for %d s", stay_s, extra=extra)
+    if not outcome.dead_letter:
+        return Settlement.ACK
+    _dead_letter(failed, delivery, error)
+    return Settlement.DEAD_LETTER
 
 
 def _come_back(failed: FailedTask, why: TransientError) -> Settlement:
@@ -170,8 +162,7 @@ def publish_dead_letter(
     publisher: Publisher, delivery: Delivery, record: TaskRunRecord, task: TaskMessage, error: JobError
 ) -> None:
     """Put the message, unchanged but for headers that tell its story, into the dead-letter queue."""
-    original = delivery.properties
-    routing_key = delay_ladder.plain_routing_key(delivery.routing_key)
+    original, routing_key = delivery.properties, delay_ladder.plain_routing_key(delivery.routing_key)
     last_error = str(error)[:_SHORT]
     story: dict[str, Any] = {
         DeadLetterHeader.REASON: last_error,
@@ -190,7 +181,14 @@ def publish_dead_letter(
         DeadLetterHeader.POD: record.pod_name,
     }
     properties: dict[str, Any] = {
-        "headers": {**_without_last_death(original.headers or {}), **story},
+        # By the headers of its last death the broker would move it again. pika gives names as bytes that are
+        # not UTF-8.
+        "headers": {
+            key: value
+            for key, value in (original.headers or {}).items()
+            if not str(key).startswith("x-last-death-")
+        }
+        | story,
         "content_type": original.content_type,
         "content_encoding": original.content_encoding,
         "correlation_id": original.correlation_id,
@@ -204,9 +202,3 @@ def publish_dead_letter(
         properties["headers"] = story
         publisher.publish(topology.DEAD_LETTER_EXCHANGE, routing_key, delivery.body, properties)
     logger.error("message is in the dead-letter queue: %s", error, extra=error.log_fields("dead_lettered"))
-
-
-def _without_last_death(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out why the broker moved the message earlier: by these headers it would do so again."""
-    # pika gives a name that is not UTF-8 as bytes.
-    return {key: value for key, value in headers.items() if not str(key).startswith("x-last-death-")}
