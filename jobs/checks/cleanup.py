@@ -1,9 +1,8 @@
-"""celery_workers.cleanup_timeout_labs: end the labs whose time is over, and those that never became usable.
+"""End the labs whose time is over, and those that never became usable (celery_workers.cleanup_timeout_labs).
 
 A lab's tombstone and its delete are committed together, the delete in the outbox: a crash leaves neither or
 both, and two cleanups, or a cleanup and whoever extends or stops the lab, meet at its row. The outbox is
-relayed right after; what it keeps, because the broker is away, its sweep publishes, and the cleanup has done
-its work all the same.
+relayed right after; what it keeps, because the broker is away, its sweep publishes.
 """
 
 from __future__ import annotations
@@ -11,16 +10,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 from dispatcher import outbox, tasks
+from dispatcher.broker.topology import QUEUE_HIGH
 from dispatcher.errors import InvalidTask
 from dispatcher.failure_contract import EventType
 from dispatcher.lab_time import cleanup_task_id, overdue_task_id
 from dispatcher.message.request import TaskRequest
 from jobs.checks.run import relay, tell_refused
-from jobs.checks.unread_requests import without_unread
 from jobs.config.lifetimes import LifeSettings
 from jobs.database.connection import Cursor
 from jobs.database.due_rows import (
@@ -38,20 +39,19 @@ from jobs.database.notifications import add_failure
 from jobs.failures import Failure
 from jobs.handlers.context import TaskContext
 from jobs.steps import reached
+from jobs.verify.queues import BrokerAway, Queues
 from jobs.verify.safety_limits import Refusal, container_clock_differs, unannounced_ends
 
 logger = logging.getLogger(__name__)
 
 #: Labs per transaction: their rows are locked until it is committed.
 BATCH = 100
-CLEANUP_REFUSED = EventType.CLEANUP_REFUSED
 
 
 def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, Any]:
     """End every lab whose time is over. Raises JobError, also when that is refused."""
     labs, settings = context.labs, context.configs.life_settings()
-    live, due = count_live(labs), find_due(labs, settings)
-    due = without_unread(context, due)
+    live, due = count_live(labs), _without_unread(context, [*find_due(labs, settings)])
     unannounced = sum(lab.unannounced for lab in due)
     refusal = container_clock_differs(labs, settings) or unannounced_ends(
         due=len(due), unannounced=unannounced, live=live, settings=settings
@@ -74,11 +74,8 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
     reached("relaying")
     waiting = _relay(context, task_ids) if task_ids else 0
     forget_old_rows(labs, settings.keep_periodic_runs_days)
-    # What waits is told of only when there is any.
-    return {
-        "deletes_published": len(task_ids) - waiting,
-        **({"deletes_waiting": waiting} if waiting else {}),
-    } | {**ended}
+    result = {"deletes_published": len(task_ids) - waiting, **ended}
+    return result | ({"deletes_waiting": waiting} if waiting else {})
 
 
 def _show(due: Sequence[DueLab], refusal: Refusal | None, *, force: bool) -> dict[str, Any]:
@@ -101,26 +98,87 @@ def _show(due: Sequence[DueLab], refusal: Refusal | None, *, force: bool) -> dic
 def _tell(context: TaskContext, refusal: Refusal) -> None:
     """Tell the administrator, at most once an hour."""
     message = f"The cleanup ended no lab, because {refusal.sentence}. If it is right: --force."
-    now = datetime.now(timezone.utc)
-    tell_refused(context, refusal, CLEANUP_REFUSED, message, at=now, failure=refusal.failure)
+    now, event = datetime.now(timezone.utc), EventType.CLEANUP_REFUSED
+    tell_refused(context, refusal, event, message, at=now, failure=refusal.failure)
     extra = {"action": "cleanup_refused", **refusal.facts}
     logger.error("no lab was ended, because %s; --force overrides it", refusal.sentence, extra=extra)
 
 
+def _without_unread(context: TaskContext, due: list[DueLab]) -> list[DueLab]:
+    """Leave out labs whose request may wait on the broker, where nobody can read whose a message is.
+
+    What the outbox holds, it says itself. A create with an eta that is published waits on the delay ladder
+    for longer than any limit: while messages wait there of which the ledger does not know, a lab that no
+    container has met yet is spared until its own expires_at, after which it would be stopped as soon as it
+    was started. And while deletes wait in their queue, another one would put containers further behind.
+    """
+    ahead = [lab for lab in due if not lab.surely_not_ahead]
+    if ahead and _creates_wait(context):
+        extra = {"action": "overdue_spared", "labs": len(ahead)}
+        logger.info("%d PENDING labs may be asked for ahead, and are left alone", len(ahead), extra=extra)
+        due = [lab for lab in due if lab.surely_not_ahead]
+    repeated = [lab for lab in due if lab.reason is Reason.STOP_REPEATED]
+    if repeated and _deletes_wait(context):
+        extra = {"action": "stops_wait", "labs": len(repeated)}
+        logger.info(
+            "deletes wait, so the stops of %d labs are not asked for again", len(repeated), extra=extra
+        )
+        due = [lab for lab in due if lab.reason is not Reason.STOP_REPEATED]
+    return due
+
+
+def _creates_wait(context: TaskContext) -> bool:
+    try:
+        with closing(Queues(context.settings.broker)) as queues:
+            delayed, known = queues.count_delayed(context.labs)
+            return delayed > known
+    except BrokerAway as exc:
+        logger.warning("the delay ladder cannot be looked at: %s", exc, extra={"action": "ladder_unknown"})
+        return True
+
+
+def _deletes_wait(context: TaskContext) -> bool:
+    try:
+        with closing(Queues(context.settings.broker)) as queues:
+            return queues.least_waiting()[QUEUE_HIGH] > 0
+    except BrokerAway as exc:
+        logger.warning("the queue of deletes cannot be looked at: %s", exc, extra={"action": "queue_unknown"})
+        return True
+
+
 def _end_batch(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> dict[tuple[int, Reason], str]:
     """End what is still due of these labs; return the id of each one's delete."""
-    locked = [lab for lab in lock_due(cursor, settings, ids) if _can_be_deleted(lab.id)]
-    if overdue := [lab.id for lab in locked if lab.reason is Reason.OVERDUE]:
-        _fail_overdue(cursor, settings, overdue)
-    stop_labs(cursor, [lab.id for lab in locked if lab.reason is not Reason.OVERDUE])
-    deletes = [_delete(lab) for lab in locked]
+    deletes = [(lab, delete) for lab in lock_due(cursor, settings, ids) if (delete := _delete(lab))]
+    if overdue := [lab.id for lab, _ in deletes if lab.reason is Reason.OVERDUE]:
+        error = Failure.NEVER_STARTED.error(minutes=settings.pending_limit_minutes)
+        for failed, task_id in fail_labs(cursor, overdue, error):
+            add_failure(cursor, error, task_id=task_id, lab_instance_id=failed)
+    stop_labs(cursor, [lab.id for lab, _ in deletes if lab.reason is not Reason.OVERDUE])
     # A task of this id that still waits is the same one.
-    outbox.add_missing_with_cursor(cursor, deletes)
-    ended = {(lab.id, lab.reason): str(delete.task_id) for lab, delete in zip(locked, deletes, strict=True)}
-    for (lab, reason), task_id in ended.items():
-        extra = {"action": f"lab_{reason.value}", "lab_instance_id": lab, "delete_task_id": task_id}
-        logger.info("lab %d is to end: %s", lab, reason.value, extra=extra)
+    outbox.add_missing_with_cursor(cursor, [delete for _, delete in deletes])
+    ended = {(lab.id, lab.reason): str(delete.task_id) for lab, delete in deletes}
+    for (lab_id, reason), task_id in ended.items():
+        extra = {"action": f"lab_{reason.value}", "lab_instance_id": lab_id, "delete_task_id": task_id}
+        logger.info("lab %d is to end: %s", lab_id, reason.value, extra=extra)
     return ended
+
+
+def _delete(lab: DueLab) -> TaskRequest | None:
+    """Return the delete of a lab, or None for one that no task can name."""
+    extra = {"action": "odd_row", "lab_instance_id": lab.id}
+    try:
+        delete = tasks.DeleteLabPod(lab_instance_id=lab.id, force=True)
+    except InvalidTask as exc:
+        logger.error("lab %d cannot be ended: %s", lab.id, exc, extra=extra)
+        return None
+    try:
+        delete = replace(delete, k8s_pod_name=lab.k8s_pod_name)
+    except InvalidTask as exc:
+        # The lab's labels find its Pod as well, and one odd row must not keep all others running.
+        logger.warning("pod name is left out: %s", exc, extra=extra)
+    overdue = lab.reason is Reason.OVERDUE
+    task_id = overdue_task_id(lab.id) if overdue else cleanup_task_id(lab.id, lab.stop_requested_at)
+    return TaskRequest(delete, task_id=task_id)
 
 
 def _relay(context: TaskContext, task_ids: list[str]) -> int:
@@ -137,32 +195,3 @@ def _relay(context: TaskContext, task_ids: list[str]) -> int:
         extra = {"action": "deletes_wait", "deletes": waiting}
         logger.warning("%d deletes are left to the sweep of the outbox: %s", waiting, why, extra=extra)
     return waiting
-
-
-def _fail_overdue(cursor: Cursor, settings: LifeSettings, ids: list[int]) -> None:
-    error = Failure.NEVER_STARTED.error(minutes=settings.pending_limit_minutes)
-    for lab, task_id in fail_labs(cursor, ids, error):
-        add_failure(cursor, error, task_id=task_id, lab_instance_id=lab)
-
-
-def _can_be_deleted(lab: int) -> bool:
-    try:
-        tasks.DeleteLabPod(lab_instance_id=lab)
-    except InvalidTask as exc:
-        extra = {"action": "odd_row", "lab_instance_id": lab}
-        logger.error("lab %d cannot be ended: %s", lab, exc, extra=extra)
-        return False
-    return True
-
-
-def _delete(lab: DueLab) -> TaskRequest:
-    overdue = lab.reason is Reason.OVERDUE
-    task_id = overdue_task_id(lab.id) if overdue else cleanup_task_id(lab.id, lab.stop_requested_at)
-    try:
-        delete = tasks.DeleteLabPod(lab_instance_id=lab.id, k8s_pod_name=lab.k8s_pod_name, force=True)
-    except InvalidTask as exc:
-        # The lab's labels find its Pod as well, and one odd row must not keep all others running.
-        extra = {"action": "odd_row", "lab_instance_id": lab.id}
-        logger.warning("pod name is left out: %s", exc, extra=extra)
-        delete = tasks.DeleteLabPod(lab_instance_id=lab.id, force=True)
-    return TaskRequest(delete, task_id=task_id)

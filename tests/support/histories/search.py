@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
-import jobs.checks.unread_requests
+import jobs.checks.cleanup
 import jobs.cluster.lab_objects
 import jobs.config.templates
 import jobs.handlers.create
@@ -81,7 +81,7 @@ def _live(bench: Bench, choices: bytes, seen: Counter[str]) -> None:
         patch.setattr(steps, "observers", [world.reached])
         patch.setattr(jobs.cluster.lab_objects, "time", world.clock)
         # The broker is simulated, and has no queue to count.
-        patch.setattr(jobs.checks.unread_requests, "_deletes_wait", lambda _context: False)
+        patch.setattr(jobs.checks.cleanup, "_deletes_wait", lambda _context: False)
         try:
             play(world, choices)
             come_to_rest(world)

@@ -96,7 +96,7 @@ def test_few_rows_are_locked_at_a_time(
     free: list[int] = []
     real = cleanup._delete
 
-    def look(lab: DueLab) -> TaskRequest:
+    def look(lab: DueLab) -> TaskRequest | None:
         free.append(len(database.rows("SELECT id FROM lab_instances FOR UPDATE SKIP LOCKED")))
         return real(lab)
 
