@@ -147,7 +147,7 @@ def _repair(sources: Sources, findings: Comparison, report: Report, *, force: bo
         return
     index = {id(one): at for at, one in enumerate(findings.differences)}
     repairs = Repairs(
-        sources,
+        sources=sources,
         as_of=findings.inventory.now,
         pod_name=os.environ.get("POD_NAME"),
         force=force,

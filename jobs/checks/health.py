@@ -124,7 +124,9 @@ class _HealthCheck:
     def _fail_some(self, suspects: list[Suspect]) -> None:
         restarts = dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts)
         context = self._context
-        with LostLabs(context.labs, context.lab_objects, as_of=self._as_of, restarts=restarts) as lost:
+        with LostLabs(
+            labs=context.labs, objects=context.lab_objects, as_of=self._as_of, restarts=restarts
+        ) as lost:
             for one in suspects:
                 self._fail(lost, one.row)
 

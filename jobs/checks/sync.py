@@ -209,7 +209,7 @@ class _Sync:
             else:
                 ours.append(one)
         repairs = Repairs(
-            self._sources,
+            sources=self._sources,
             as_of=findings.inventory.now,
             pod_name=self._context.settings.pod_name,
             configs=lambda: self._context.configs,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -143,6 +143,7 @@ def take_down(context: TaskContext, lab_instance_id: int, lab: LabState | None) 
         context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.objects_to_keep if lab else None)
 
 
+@dataclass(kw_only=True)
 class LostLabs:
     """Labs that are not what their rows say: `fail` makes a row FAILED, the end of the block deletes objects.
 
@@ -150,19 +151,17 @@ class LostLabs:
     what is left of them the next sync deletes.
     """
 
-    def __init__(
-        self, labs: LabStore, objects: LabObjects, *, as_of: datetime, restarts: Mapping[str, int]
-    ) -> None:
-        """`as_of`: when rows were read; `restarts`: cause -> how many labs in a row are started again."""
-        self._labs = labs
-        self._objects = objects
-        self._as_of = as_of
-        self._restarts = restarts
-        self._failed: list[LabIdentity] = []
-        #: How many objects' deletion has begun.
-        self.deleted = 0
-        #: Why there may be others, or None.
-        self.left: str | None = None
+    labs: LabStore
+    objects: LabObjects
+    #: When the rows were read.
+    as_of: datetime
+    #: Cause -> how many labs in a row are started again.
+    restarts: Mapping[str, int]
+    failed: list[LabIdentity] = field(default_factory=list)
+    #: How many objects' deletion has begun.
+    deleted: int = 0
+    #: Why there may be others, or None.
+    left: str | None = None
 
     def fail(self, record: TaskRunRecord, error: JobError, row: LabRow) -> bool:
         """Make a lab FAILED, and start another in its place if its cause is to be restarted.
@@ -170,16 +169,16 @@ class LostLabs:
         False: something happened to it since its row was read. Raises JobError when the database does not
         take it.
         """
-        changed = self._labs.mark_lost(
+        changed = self.labs.mark_lost(
             record,
             error,
             status=row.status,
             pod_name=row.k8s_pod_name,
-            as_of=self._as_of,
-            max_restarts=self._restarts.get(error.failure.cause, 0),
+            as_of=self.as_of,
+            max_restarts=self.restarts.get(error.failure.cause, 0),
         )
         if changed:
-            self._failed.append(row.whose)
+            self.failed.append(row.whose)
         return changed
 
     def __enter__(self) -> LostLabs:
@@ -187,8 +186,8 @@ class LostLabs:
 
     def __exit__(self, *_error: object) -> None:
         try:
-            self.deleted = self._objects.delete_labs(self._failed)
+            self.deleted = self.objects.delete_labs(self.failed)
         except JobError as exc:
             self.left = exc.evidence or str(exc)
-            extra = {"action": "objects_left", "labs": [whose.lab_instance_id for whose in self._failed]}
+            extra = {"action": "objects_left", "labs": [whose.lab_instance_id for whose in self.failed]}
             logger.warning("objects of FAILED labs are left: %s", self.left, extra=extra)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dispatcher.errors import InvalidTask
@@ -29,17 +30,15 @@ class CannotRebuild(Exception):
     """Raised with the reason why an object can never be made again; nothing was made."""
 
 
+@dataclass(frozen=True, slots=True)
 class Rebuild:
     """Make objects of labs in one namespace again."""
 
-    def __init__(
-        self, labs: LabStore, objects: LabObjects, configs: Callable[[], Configs], *, namespace: str
-    ) -> None:
-        """`configs` is called for each lab, and raises JobError where there are none."""
-        self._labs = labs
-        self._objects = objects
-        self._configs = configs
-        self._namespace = namespace
+    labs: LabStore
+    objects: LabObjects
+    #: Called for each lab; raises JobError where there are none.
+    configs: Callable[[], Configs]
+    namespace: str
 
     def __call__(self, whose: LabIdentity, kind: str) -> str | None:
         """Make a Service or NetworkPolicy again, and return what was done; None: the lab has changed since.
@@ -48,8 +47,8 @@ class Rebuild:
             CannotRebuild: its request is not known, or the cluster refuses the object.
             JobError: a server is away or refuses access, or the templates are missing or have an error.
         """
-        lab = self._labs.find(whose.lab_instance_id)
-        pod = self._objects.find_pod(lab.k8s_pod_name or "") if lab and lab.runs else None
+        lab = self.labs.find(whose.lab_instance_id)
+        pod = self.objects.find_pod(lab.k8s_pod_name or "") if lab and lab.runs else None
         if lab is None or pod is None or not belongs_to(pod, whose) or "deletionTimestamp" in pod["metadata"]:
             return None
         manifests, settings = self._manifests(whose, lab.k8s_pod_name)
@@ -61,20 +60,20 @@ class Rebuild:
         url = connection_url(settings, service, whose.lab_instance_id)
         if url == lab.connection_url:
             return "made it again"
-        self._labs.change_url(whose.lab_instance_id, pod_name=lab.k8s_pod_name, connection_url=url)
+        self.labs.change_url(whose.lab_instance_id, pod_name=lab.k8s_pod_name, connection_url=url)
         return f"made it again, the lab is at {url} now"
 
     def _manifests(self, whose: LabIdentity, pod_name: str | None) -> tuple[LabManifests, LabSettings]:
-        request = self._labs.at_once(lambda cursor: last_request(cursor, whose.lab_instance_id))
+        request = self.labs.at_once(lambda cursor: last_request(cursor, whose.lab_instance_id))
         if request is None:
             raise CannotRebuild("the ledger does not say what was asked for")
-        configs = self._configs()
+        configs = self.configs()
         try:
             payload = CreateLabPod(**request)
         except (InvalidTask, TypeError) as exc:
             raise CannotRebuild(f"what was asked for is not valid any more: {exc}") from exc
         settings = configs.lab_settings()
-        manifests = make_manifests(configs, settings, payload, namespace=self._namespace)
+        manifests = make_manifests(configs, settings, payload, namespace=self.namespace)
         asked_for = LabIdentity(payload.lab_instance_id, payload.lab_id, payload.student_id)
         if asked_for != whose or manifests.pod["metadata"]["name"] != pod_name:
             raise CannotRebuild("the ledger knows another request than that of its Pod")
@@ -91,7 +90,7 @@ class Rebuild:
 
     def _create(self, pod: Manifest, manifest: Manifest) -> Manifest | None:
         try:
-            return self._objects.create_beside(pod, manifest)
+            return self.objects.create_beside(pod, manifest)
         except PermanentError as exc:
             if exc.failure is not Failure.CLUSTER_REFUSES_LAB:
                 raise

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -25,8 +25,8 @@ from dispatcher.broker.pika_tables import Unreadable, tolerant_tables
 from pika.exceptions import AMQPError
 
 from dispatcher.broker import delay_ladder, topology
-from dispatcher.broker.deliveries import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
 from dispatcher.broker.outgoing import FURTHER_KEYS, Outgoing
+from dispatcher.broker.topology import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
 from dispatcher.errors import MalformedMessage, NotConfirmed, PublishError
 from dispatcher.interrupts import Stop
 from dispatcher.message.envelope import PUBLISHED_AT, decode, header_time, is_short_text
@@ -130,26 +130,19 @@ class Taken:
         return _has_unreadable(self.headers)
 
 
+@dataclass
 class _Walk:
     """One turn of one queue."""
 
-    def __init__(
-        self,
-        queues: Queues,
-        queue: str,
-        gap: Callable[[str], None],
-        discard: Callable[[Message], bool],
-    ) -> None:
-        self._queues = queues
-        self._channel = queues.channel
-        self._queue = queue
-        self._gap = gap
-        self._discard = discard
-        self._id = uuid.uuid4().hex
-        self._priorities: set[int] = set()
-        #: What nobody takes, and our own copy that came back: to be given back at the end, in this order.
-        self._stuck: list[Taken] = []
-        self._own: Taken | None = None
+    _queues: Queues
+    _queue: str
+    _gap: Callable[[str], None]
+    _discard: Callable[[Message], bool]
+    _id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _priorities: set[int] = field(default_factory=set)
+    #: What nobody takes, and our own copy that came back: to be given back at the end, in this order.
+    _stuck: list[Taken] = field(default_factory=list)
+    _own: Taken | None = None
 
     def run(self) -> Iterator[Message]:
         left = self._queues.count([self._queue])
@@ -182,7 +175,7 @@ class _Walk:
         taken: list[Taken] = []
         size = 0
         while len(taken) < most and size < BATCH_BYTES:
-            method, properties, body = self._channel.basic_get(self._queue)
+            method, properties, body = self._queues.channel.basic_get(self._queue)
             if method is None or properties is None or body is None:
                 break
             key = method.routing_key
@@ -206,7 +199,7 @@ class _Walk:
         stuck = self._put_behind(to_publish)
         self._stuck += stuck
         for tag in gone:
-            self._channel.basic_ack(tag)
+            self._queues.channel.basic_ack(tag)
         # What is worn out is a dead letter now; its copy for a container is met in another queue.
         here = {one.tag for one in taken if not one.worn_out} | {one.tag for one in self._stuck}
         return [found for one, found in seen if one.tag in here], not stuck or len(stuck) < len(to_publish)
@@ -233,7 +226,7 @@ class _Walk:
         stuck = []
         for message, error in zip(messages, errors, strict=True):
             if error is None:
-                self._channel.basic_ack(message.tag)
+                self._queues.channel.basic_ack(message.tag)
             else:
                 stuck.append(message)
         if lost := next((error for error in errors if isinstance(error, NotConfirmed)), None):
@@ -244,7 +237,7 @@ class _Walk:
 
     def _give_back(self) -> None:
         for message in [*self._stuck, *([self._own] if self._own else [])]:
-            self._channel.basic_nack(message.tag, requeue=True)
+            self._queues.channel.basic_nack(message.tag, requeue=True)
 
     def _tell(self, left: int, *, goes_on: bool) -> None:
         if self._stuck:

@@ -1,9 +1,14 @@
-"""Mend what is safe. Each repair changes only what is still as it was seen, and is in the ledger."""
+"""Mend what is safe to mend: each repair changes only what is still as it was seen, and is in the ledger.
+
+`autolabs verify --repair` and the sync call it.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from dispatcher.errors import PublishError
@@ -34,6 +39,10 @@ ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
 
 #: Repairs that end no lab, unless one of them is not possible.
 REBUILT = (Repair.REBUILD, Repair.REBUILD_OR_FAIL)
+
+#: Whether something is repaired, and what was done or why not.
+_Done = tuple[bool, str]
+_Result = tuple[Difference, bool, str]
 
 _MEANWHILE = "left alone: it has changed since it was seen"
 
@@ -72,42 +81,43 @@ def _urgency(one: Difference) -> tuple[bool, bool]:
     return one.repair is Repair.DELETE_OBJECT, not one.object.startswith("Pod ")
 
 
+def _attempt(repair: Callable[[Difference], _Done], one: Difference) -> _Done:
+    try:
+        return repair(one)
+    except (JobError, ApiError, ApiUnavailable, PublishError) as exc:
+        return False, f"not repaired: {_told(exc)}"
+
+
 def _told(exc: Exception) -> str:
     """Return what operators are told; the sentence of a JobError is for students."""
     return exc.evidence or str(exc) if isinstance(exc, JobError) else str(exc)
 
 
+@dataclass(kw_only=True)
 class Repairs:
     """Repairs of differences that a look as of `as_of` (the database's time) has found."""
 
-    def __init__(
-        self,
-        sources: Sources,
-        *,
-        as_of: datetime,
-        pod_name: str | None = None,
-        force: bool = False,
-        configs: Callable[[], Configs],
-        task_name: str = VERIFY_TASK,
-        restarts: Mapping[str, int] | None = None,
-    ) -> None:
-        """`configs` are called as those of Rebuild; `task_name`: of the rows in the ledger; `restarts`: by
-        cause, how often a lab is started again.
-        """
-        self._sources = sources
-        self._task_name = task_name
-        self._restarts = restarts or {}
-        self._as_of = as_of
-        self._pod_name = pod_name
+    sources: Sources
+    as_of: datetime
+    #: As Rebuild calls it.
+    configs: Callable[[], Configs]
+    #: Task and container of the rows in the ledger.
+    task_name: str = VERIFY_TASK
+    pod_name: str | None = None
+    force: bool = False
+    #: Cause -> how many labs in a row are started again.
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    #: Differences of labs that stay without their Service.
+    unreachable: list[Difference] = field(default_factory=list)
+    #: Labs that were started again; their creates are in the outbox.
+    restarted: int = 0
+
+    def __post_init__(self) -> None:
+        sources = self.sources
         self._objects = LabObjects(sources.cluster, sources.namespace)
-        self._rebuild = Rebuild(sources.labs, self._objects, configs, namespace=sources.namespace)
-        self._force = force
+        self._rebuild = Rebuild(sources.labs, self._objects, self.configs, namespace=sources.namespace)
         self._failed: set[int] = set()
         self._not_rebuilt = 0
-        #: Of labs that stay without their Service.
-        self.unreachable: list[Difference] = []
-        #: Labs that were started again; their creates are in the outbox.
-        self.restarted = 0
         self._repairs = {
             Repair.DELETE_OBJECT: self._delete_object,
             Repair.FAIL_RUNNING: self._fail_running,
@@ -115,54 +125,44 @@ class Repairs:
             Repair.FAIL_PENDING: self._fail_pending,
         }
 
-    def run(self, differences: Iterable[Difference]) -> Iterator[tuple[Difference, bool, str]]:
+    def run(self, differences: Iterable[Difference]) -> Iterator[_Result]:
         """Repair one after the other; yield each with whether it is repaired, and what was done or why not.
 
         Messages come last: they need another walk through their queues.
         """
         by_broker: list[Difference] = []
         for one in sorted(differences, key=_urgency):
-            self._sources.stop.check()
+            self.sources.stop.check()
             if one.repair in self._repairs:
-                yield one, *self._attempt(one)
+                yield one, *_attempt(self._repairs[one.repair], one)
             elif one.repair:
                 by_broker.append(one)
         if by_broker:
             yield from self._repair_messages(by_broker)
 
-    def _attempt(self, one: Difference) -> tuple[bool, str]:
-        if one.repair is None:
-            return False, "a person has to look"
-        try:
-            return self._repairs[one.repair](one)
-        except (JobError, ApiError, ApiUnavailable) as exc:
-            return False, f"not repaired: {_told(exc)}"
-
-    def _delete_object(self, one: Difference) -> tuple[bool, str]:
+    def _delete_object(self, one: Difference) -> _Done:
         item, row = one.lab_object, self._row(one)
         if item is None or not (row is None or row.over or row.k8s_pod_name != item.name):
             return False, _MEANWHILE
-        path = f"{collections(self._sources.namespace)[item.kind]}/{item.name}"
+        path = f"{collections(self.sources.namespace)[item.kind]}/{item.name}"
         record = self._record(one, f"deleted {item}")
         # First: a database that takes nothing must not have its objects deleted.
-        self._sources.labs.begin(record)
+        self.sources.labs.begin(record)
         try:
-            self._sources.cluster.delete(path, uid=item.uid, grace_s=0 if item.kind == "Pod" else None)
+            self.sources.cluster.delete(path, uid=item.uid, grace_s=0 if item.kind == "Pod" else None)
         except (ApiError, ApiUnavailable) as exc:
-            self._sources.labs.record(
-                record, Ending("failed", error_message="not deleted", evidence=str(exc))
-            )
+            self.sources.labs.record(record, Ending("failed", error_message="not deleted", evidence=str(exc)))
             raise
-        self._sources.labs.record(record, Ending("succeeded"))
+        self.sources.labs.record(record, Ending("succeeded"))
         return True, f"deleted {item}"
 
-    def _fail_running(self, one: Difference) -> tuple[bool, str]:
+    def _fail_running(self, one: Difference) -> _Done:
         if one.row is None or one.lab is None or self._is_there(one):
             return False, _MEANWHILE
         failure = Failure.OBJECT_GONE if one.kind is Kind.OBJECT_GONE else Failure.POD_GONE
         return self._fail(one, one.row, failure)
 
-    def _rebuild_or_fail(self, one: Difference) -> tuple[bool, str]:
+    def _rebuild_or_fail(self, one: Difference) -> _Done:
         if one.lab in self._failed:
             return True, "the lab is FAILED already, see above"
         if one.row is None or self._is_there(one):
@@ -173,25 +173,25 @@ class Repairs:
             return self._done(one, made) if made else (False, _MEANWHILE)
         except CannotRebuild as exc:
             why = f"cannot be made again: {exc}"
-        if one.repair is Repair.REBUILD and not self._force:
+        if one.repair is Repair.REBUILD and not self.force:
             self.unreachable.append(one)
             return False, f"left alone, as the lab's Pod still works (--force makes it FAILED); it {why}"
-        if self._not_rebuilt >= ALWAYS and not self._force:
+        if self._not_rebuilt >= ALWAYS and not self.force:
             return False, f"left to the next run, {ALWAYS} of this one are FAILED; it {why}"
         done, what = self._fail_running(one)
         self._not_rebuilt += done
         return done, f"{what}; its {kind} {why}"
 
-    def _fail_pending(self, one: Difference) -> tuple[bool, str]:
+    def _fail_pending(self, one: Difference) -> _Done:
         return self._fail(one, one.row, Failure.REQUEST_LOST) if one.row else (False, _MEANWHILE)
 
-    def _fail(self, one: Difference, row: LabRow, failure: Failure) -> tuple[bool, str]:
+    def _fail(self, one: Difference, row: LabRow, failure: Failure) -> _Done:
         if row.id in self._failed:
             return True, "the lab is FAILED already, see above"
         error = failure.error(evidence=f"{one.object}: {one.seen}")
         record = self._record(one, "the lab is FAILED")
-        labs = self._sources.labs
-        with LostLabs(labs, self._objects, as_of=self._as_of, restarts=self._restarts) as lost:
+        labs = self.sources.labs
+        with LostLabs(labs=labs, objects=self._objects, as_of=self.as_of, restarts=self.restarts) as lost:
             changed = lost.fail(record, error, row)
         if not changed:
             return False, _MEANWHILE
@@ -212,44 +212,37 @@ class Repairs:
             return True
         return item.status.state not in (State.GOING, State.LOST)
 
-    def _repair_messages(self, differences: list[Difference]) -> Iterator[tuple[Difference, bool, str]]:
-        if self._sources.broker is None:
+    def _repair_messages(self, differences: list[Difference]) -> Iterator[_Result]:
+        if self.sources.broker is None:
             return
         try:
-            queues = Queues(self._sources.broker, stop=self._sources.stop)
+            opened = Queues(self.sources.broker, stop=self.sources.stop)
         except BrokerAway as exc:
             yield from ((one, False, f"not repaired: {exc}") for one in differences)
             return
-        try:
+        with closing(opened) as queues:
             useless: dict[str, list[Difference]] = defaultdict(list)
             for one in differences:
                 if one.message is not None:
                     useless[one.message.queue].append(one)
                 else:
-                    yield one, *self._publish_delete(one, queues)
+                    yield one, *_attempt(lambda one: self._publish_delete(one, queues), one)
             for queue, some in useless.items():
                 yield from self._discard(queue, some, queues)
-        finally:
-            queues.close()
 
-    def _publish_delete(self, one: Difference, queues: Queues) -> tuple[bool, str]:
-        try:
-            row = self._row(one)
-            if row is None or not row.stopping:
-                return False, _MEANWHILE
-            # The name in the row may be odd, and labels find the Pod as well.
-            kwargs = {"lab_instance_id": row.id, "force": True}
-            task = TaskMessage(name=DELETE_LAB_POD, id=new_task_id(), kwargs=kwargs)
-            queues.publisher.publish_task(task)
-            return self._done(one, "published its delete", delete_task_id=task.id)
-        except (JobError, PublishError) as exc:
-            return False, f"not repaired: {_told(exc)}"
+    def _publish_delete(self, one: Difference, queues: Queues) -> _Done:
+        row = self._row(one)
+        if row is None or not row.stopping:
+            return False, _MEANWHILE
+        # The name in the row may be odd, and labels find the Pod as well.
+        kwargs = {"lab_instance_id": row.id, "force": True}
+        task = TaskMessage(name=DELETE_LAB_POD, id=new_task_id(), kwargs=kwargs)
+        queues.publisher.publish_task(task)
+        return self._done(one, "published its delete", delete_task_id=task.id)
 
-    def _discard(
-        self, queue: str, differences: list[Difference], queues: Queues
-    ) -> Iterator[tuple[Difference, bool, str]]:
+    def _discard(self, queue: str, differences: list[Difference], queues: Queues) -> Iterator[_Result]:
         wanted = {one.message: one for one in differences}
-        ended: dict[Message | None, tuple[bool, str]] = {}
+        ended: dict[Message | None, _Done] = {}
 
         def discard(seen: Message) -> bool:
             one = wanted.get(seen)
@@ -265,7 +258,7 @@ class Repairs:
             return True
 
         try:
-            with walk_lock(self._sources.labs, self._sources.stop):
+            with walk_lock(self.sources.labs, self.sources.stop):
                 for _ in walk(queues, queue, gap=lambda _gap: None, discard=discard):
                     pass
         except (BrokerAway, Busy, JobError) as exc:
@@ -277,17 +270,17 @@ class Repairs:
         yield from ((one, *ended.get(one.message, gone)) for one in differences)
 
     def _row(self, one: Difference) -> LabRow | None:
-        return None if one.lab is None else next(some_rows(self._sources.labs, [one.lab]), None)
+        return None if one.lab is None else next(some_rows(self.sources.labs, [one.lab]), None)
 
-    def _done(self, one: Difference, done: str, **details: object) -> tuple[bool, str]:
-        self._sources.labs.record(self._record(one, done, **details), Ending("succeeded"))
+    def _done(self, one: Difference, done: str, **details: object) -> _Done:
+        self.sources.labs.record(self._record(one, done, **details), Ending("succeeded"))
         return True, done
 
     def _record(self, one: Difference, done: str, **details: object) -> TaskRunRecord:
         return TaskRunRecord(
             task_id=new_task_id(),
-            task_name=self._task_name,
-            pod_name=self._pod_name,
+            task_name=self.task_name,
+            pod_name=self.pod_name,
             lab_instance_id=one.lab,
             details={
                 "difference": one.kind.value,
