@@ -6,6 +6,7 @@ Broker, database, object store and cluster are the real ones; the container is `
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from dispatcher.__main__ import main
 from dispatcher.broker import topology
 from jobs.failures import Failure
 from tests.support.cluster.own_platform import OwnPlatform
+from tests.support.containers.container import Process
 from tests.support.labs.resizing import ResizedLab, without_limit_range
 from tests.support.waiting import eventually_equal
 
@@ -195,12 +197,26 @@ def test_a_node_that_says_nothing_is_waited_for_no_longer_than_allowed(
 
 
 def command_line(lab: ResizedLab, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run `autolabs lab resize` for a lab while a container serves."""
+    """Run `autolabs lab resize` for a lab; the container comes once it says that it waits, or has ended."""
     monkeypatch.setenv("AMQP_URL", lab.platform.broker.url)
     monkeypatch.setenv("DATABASE_URL", lab.platform.database.url)
-    container = lab.platform.containers.start(queue=topology.QUEUE_HIGH, CLAIM_WAIT_S=20)
-    code = main(["lab", "resize", str(lab.lab), *words])
-    assert container.wait(60) == 0
+    containers: list[Process] = []
+    write = sys.stderr.write
+
+    def start_container() -> None:
+        if not containers:
+            containers.append(lab.platform.containers.start(queue=topology.QUEUE_HIGH, CLAIM_WAIT_S=20))
+
+    def write_and_start(text: str) -> int:
+        if "waits for a container" in text:
+            start_container()
+        return write(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stderr, "write", write_and_start)
+        code = main(["lab", "resize", str(lab.lab), *words])
+    start_container()
+    assert containers[0].wait(60) == 0
     return code
 
 
