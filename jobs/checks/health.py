@@ -1,4 +1,4 @@
-"""celery_workers.health_check_pods: fail RUNNING labs whose Pod is gone, over, or of no use.
+"""Fail RUNNING labs whose Pod is gone, over, or of no use (celery_workers.health_check_pods).
 
 Nothing is done on the first look alone. What it suspects is looked at once more, one by one, right before
 the lab is made FAILED, and only a row that is still as it was read is changed: two checks at once, or one

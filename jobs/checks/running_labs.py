@@ -1,4 +1,4 @@
-"""One look at all RUNNING labs and their Pods: one labelled LIST in pages, then the rows page by page.
+"""Look once at all RUNNING labs and their Pods, for the health check: a LIST in pages, then the rows.
 
 Of a Pod only a name, whose it is and its status are kept, of a lab nothing unless something is wrong with it.
 The Pods come first: a lab whose delete begins meanwhile still has its Pod, and one that starts meanwhile is

@@ -1,4 +1,4 @@
-"""celery_workers.sync_lab_status: compare rows, objects and what is on the broker, and mend what differs.
+"""Compare rows, objects and what is on the broker, and mend what differs (celery_workers.sync_lab_status).
 
 It looks as `autolabs verify` does and repairs as `autolabs verify --repair`, except that it moves no message:
 queues are only counted. What it may not repair is a warning in the log, and counted.

@@ -1,5 +1,5 @@
-"""Whether database, cluster and broker say the same, and what to do where they do not.
+"""Compare what database, cluster and broker say, and mend what is safe where they differ.
 
-`look` takes an inventory, `differences` compares it without any I/O, `repairs` mends what is safe. Nothing
-here changes anything but `repairs`; only `queues` moves messages, each behind those that wait with it.
+`snapshot` takes an inventory twice, `differences` compares it without any I/O, `repairs` changes things;
+only `queue_walk` moves messages, each behind those that wait with it.
 """

@@ -1,4 +1,4 @@
-"""What differs between rows, objects and messages, and since when; without any I/O.
+"""Compare rows, objects and messages, and say since when they differ; without any I/O.
 
 Whatever may still be under way is no difference: an object or a request younger than the grace age, a lab
 that stops, a task that waits for its next attempt.

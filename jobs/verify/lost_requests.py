@@ -1,4 +1,4 @@
-"""Which labs wait for a message that is not there any more; without any I/O.
+"""Prove which labs wait for a message that is not there any more; without any I/O.
 
 A request is looked for in the queues, the outbox and the ledger. Where a message waits, or is held, of which
 nobody can say whose it is, a PENDING lab is not proven to be lost: the message may be its own.

@@ -1,4 +1,4 @@
-"""What the cluster says: one labelled LIST per kind, in pages, of which little is kept."""
+"""List the objects of ours in the cluster: one labelled LIST per kind, in pages, of which little is kept."""
 
 from __future__ import annotations
 

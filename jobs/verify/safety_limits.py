@@ -1,4 +1,4 @@
-"""What a run that looks at all labs does not believe, or does not change at once.
+"""Refuse what a run that looks at all labs does not believe, or may not change at once.
 
 A wrong kubeconfig, or an API server that answers with nothing, shows an empty cluster; a wrong DATABASE_URL
 shows an empty platform or, as ids begin at 1 everywhere, other labs of the same ids; a wrong clock makes
