@@ -60,7 +60,7 @@ def process_started_at() -> datetime:
 
 
 class WarmUp:
-    """Imports and connections made ahead, in a thread, while a spare waits."""
+    """Make imports and connections ahead, in a thread, while a spare waits."""
 
     def __init__(self, settings: JobSettings) -> None:
         self._settings = settings
@@ -118,7 +118,7 @@ def _unavailable(exc: Exception) -> int:
 
 
 class Container:
-    """This process: it claims messages up to the first that is a task, and settles them."""
+    """Claim messages up to the first that is a task, and settle them."""
 
     def __init__(
         self, consumer: Consumer, settings: JobSettings, stop: threading.Event, started_at: datetime
@@ -135,7 +135,6 @@ class Container:
         self._pile: deque[Delivery] = deque()
 
     def serve(self) -> int:
-        """Serve one task, or none, and return the exit code."""
         while self._put_aside < MAX_PUT_ASIDE and time.monotonic() < self._until:
             try:
                 delivery = self._claim()
@@ -172,7 +171,6 @@ class Container:
         )
 
     def _give_pile_back(self) -> None:
-        """Leave the rest of a pile to another container."""
         count = len(self._pile)
         logger.warning("%d messages of a pile are given back", count, extra={"action": "pile_given_back"})
         try:
@@ -244,7 +242,7 @@ class Container:
         return EXIT_GIVEN_BACK
 
     def _notify(self) -> None:
-        """Tell whom the tasks have to tell of; what fails is left to the sweep of the outbox."""
+        """Deliver what the tasks have to tell; what fails is left to the sweep of the outbox."""
         connections = self._warm_up.connections()
         if not connections.notifications:
             return
@@ -276,7 +274,7 @@ def main() -> int:
         # pika gives its connection up over a header that it cannot read, and so would each container.
         with tolerant_tables():
             return serve(settings, started_at)
-    except InvalidSettings as exc:  # also what only pika finds in the URL of the broker
+    except InvalidSettings as exc:  # pika finds some in the URL of the broker as well
         logger.error("%s", exc, extra={"action": "settings"})
         return EXIT_CONFIG
 

@@ -112,11 +112,11 @@ def _without_unread(context: TaskContext, due: list[DueLab]) -> list[DueLab]:
     container has met yet is spared until its own expires_at, after which it would be stopped as soon as it
     was started. And while deletes wait in their queue, another one would put containers further behind.
     """
-    ahead = [lab for lab in due if not lab.surely_not_ahead]
+    ahead = [lab for lab in due if not lab.certainly_started]
     if ahead and _creates_wait(context):
         extra = {"action": "overdue_spared", "labs": len(ahead)}
         logger.info("%d PENDING labs may be asked for ahead, and are left alone", len(ahead), extra=extra)
-        due = [lab for lab in due if lab.surely_not_ahead]
+        due = [lab for lab in due if lab.certainly_started]
     repeated = [lab for lab in due if lab.reason is Reason.STOP_REPEATED]
     if repeated and _deletes_wait(context):
         extra = {"action": "stops_wait", "labs": len(repeated)}

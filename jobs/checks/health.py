@@ -70,24 +70,25 @@ class _HealthCheck:
         self._refused: PermanentError | None = None
 
     def run(self, *, dry_run: bool, force: bool) -> dict[str, Any]:
-        namespace = self._context.settings.namespace
-        look = look_at_running_labs(
-            self._context.labs, self._cluster, namespace, self._settings, as_of=self._as_of
-        )
+        context, settings = self._context, self._settings
+        namespace = context.settings.namespace
+        look = look_at_running_labs(context.labs, self._cluster, namespace, settings, as_of=self._as_of)
         looked_s = round(time.monotonic() - self._began, 3)
-        refused = refusal(look, self._settings)
+        refused = refusal(look, settings)
         for row in look.strange:
             self._leave(row, "a Pod of its id is labelled as another lab's or student's")
         if dry_run:
             return self._result(look, looked_s, would_fail=self._say(look, None if force else refused))
         if refused and not force:
-            self._refuse(refused)
+            error = refused.error()
+            tell_refused(context, refused, EventType.HEALTH_REFUSED, error.sentence, at=self._as_of)
+            raise error
         try:
             put_off = self._fail_all(look.suspects)
             self._tell_of_killed(look)
         finally:
             if self._restarted:
-                relay(self._context)
+                relay(context)
         if self._refused:
             raise self._refused
         return self._result(look, looked_s, failed=self._causes.total(), put_off=put_off)
@@ -107,28 +108,20 @@ class _HealthCheck:
             logger.warning("it would be refused: %s", refused, extra={"action": "would_refuse"})
         return len(look.suspects)
 
-    def _refuse(self, refused: Refusal) -> None:
-        error = refused.error()
-        tell_refused(self._context, refused, EventType.HEALTH_REFUSED, error.sentence, at=self._as_of)
-        raise error
-
     def _fail_all(self, suspects: list[Suspect]) -> int:
         """Fail what is still lost, and return how many are left for the next run."""
+        restarts = dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts)
+        context = self._context
         deadline = time.monotonic() + FAIL_S
         for at in range(0, len(suspects), TOGETHER):
             if time.monotonic() > deadline:
                 return len(suspects) - at
-            self._fail_some(suspects[at : at + TOGETHER])
+            with LostLabs(
+                labs=context.labs, objects=context.lab_objects, as_of=self._as_of, restarts=restarts
+            ) as lost:
+                for one in suspects[at : at + TOGETHER]:
+                    self._fail(lost, one.row)
         return 0
-
-    def _fail_some(self, suspects: list[Suspect]) -> None:
-        restarts = dict.fromkeys(self._settings.restart_causes, self._settings.max_restarts)
-        context = self._context
-        with LostLabs(
-            labs=context.labs, objects=context.lab_objects, as_of=self._as_of, restarts=restarts
-        ) as lost:
-            for one in suspects:
-                self._fail(lost, one.row)
 
     def _fail(self, lost: LostLabs, row: LabRow) -> None:
         """Make a lab FAILED if its Pod is still lost, and its row as it was read."""
@@ -192,10 +185,8 @@ class _HealthCheck:
         if not killed:
             return
         by_hour = [(lab, hour_of(killed_at)) for lab, killed_at in killed]
-        told = add_out_of_memory(
-            self._context.labs, by_hour, message=_KILLED, task_id=self._context.record.task_id
-        )
-        for lab in told:
+        context = self._context
+        for lab in add_out_of_memory(context.labs, by_hour, message=_KILLED, task_id=context.record.task_id):
             extra = {"action": "lab_out_of_memory", "lab_instance_id": lab}
             logger.warning("lab %d is Ready after it ran out of memory", lab, extra=extra)
 

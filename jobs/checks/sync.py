@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,6 @@ from jobs.handlers.context import TaskContext
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.lost_requests import lost_starts
 from jobs.verify.repairs import Repairs, refusal
-from jobs.verify.safety_limits import Refusal
 from jobs.verify.snapshot import (
     BrokerUnseen,
     Comparison,
@@ -60,15 +59,15 @@ def run(context: TaskContext, payload: tasks.SyncLabStatus) -> dict[str, Any]:
             raise _error(exc) from exc
 
 
-@dataclass
-class _Said:
-    """What was said in the log, at most MAX_LINES lines of each level."""
+class _Log:
+    """Say in the log what differs, in at most MAX_LINES lines of each level."""
 
-    lines: Counter[int] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self._lines: Counter[int] = Counter()
 
     def __call__(self, level: int, one: Difference, done: str, action: str) -> None:
-        self.lines[level] += 1
-        if self.lines[level] > MAX_LINES:
+        self._lines[level] += 1
+        if self._lines[level] > MAX_LINES:
             return
         extra = {
             "action": action,
@@ -82,7 +81,7 @@ class _Said:
         logger.log(level, "%s, %s: %s", lab, one.object, one.seen, extra=extra)
 
     def end(self) -> None:
-        for level, count in self.lines.items():
+        for level, count in self._lines.items():
             if count > MAX_LINES:
                 logger.log(level, "and %d more", count - MAX_LINES, extra={"action": "more_differences"})
 
@@ -100,40 +99,46 @@ class _Sync:
             reading=QueueReading.COUNT,
             grace_s=self._settings.orphan_grace_s,
         )
-        self._said = _Said()
+        self._log = _Log()
         self._found: Counter[str] = Counter()
         self._undecided = 0
         self._repaired: Counter[str] = Counter()
         self._restarted = 0
 
     def run(self) -> dict[str, Any]:
-        findings = self._look()
-        self._found.update(one.kind.value for one in findings.differences)
-        self._undecided = findings.undecided
+        comparison = self._look()
+        self._found.update(one.kind.value for one in comparison.differences)
+        self._undecided = comparison.undecided
         result: dict[str, Any] = {
-            "rows": len(findings.inventory.rows),
-            "objects": len(findings.inventory.objects),
+            "rows": len(comparison.inventory.rows),
+            "objects": len(comparison.inventory.objects),
             "undecided": self._undecided,
         }
-        refused = self._refusal(findings)
+        share, always = self._settings.fail_max_share, self._settings.fail_always
+        refused = refusal(comparison.differences, comparison.inventory, share=share, always=always)
+        if self._payload.force:
+            refused = None
         if self._payload.dry_run or refused:
-            for one in findings.differences:
+            for one in comparison.differences:
                 would = one.repair.value if one.repair else "a person has to look"
-                self._said(logging.WARNING, one, would, "would_repair" if one.repair else "difference")
-            self._said.end()
+                self._log(logging.WARNING, one, would, "would_repair" if one.repair else "difference")
+            self._log.end()
         if self._payload.dry_run:
-            would_repair = _counts(Counter(one.kind.value for one in findings.differences if one.repair))
+            would_repair = _counts(Counter(one.kind.value for one in comparison.differences if one.repair))
             why = refused.sentence if refused else None
             return result | {"found": _counts(self._found), "would_repair": would_repair, "refused": why}
         if refused:
-            self._refuse(findings, refused)
+            error = refused.error(evidence=f"found {_counts(self._found)}")
+            now = comparison.inventory.now
+            tell_refused(self._context, refused, EventType.SYNC_REFUSED, error.sentence, at=now)
+            raise error
         try:
-            self._repair(findings)
+            self._repair(comparison)
         finally:
             # After the look at the lost requests, to which a create is a message of which nothing is known.
             if self._restarted:
                 relay(self._context)
-        self._said.end()
+        self._log.end()
         left = sum(self._found.values()) - sum(self._repaired.values())
         done = {"found": _counts(self._found), "repaired": _counts(self._repaired), "left": left}
         return result | {"undecided": self._undecided, **done}
@@ -148,29 +153,13 @@ class _Sync:
             self._sources = replace(self._sources, broker=None)
             return find_differences(self._sources)
 
-    def _refusal(self, findings: Comparison) -> Refusal | None:
-        if self._payload.force:
-            return None
-        return refusal(
-            findings.differences,
-            findings.inventory,
-            share=self._settings.fail_max_share,
-            always=self._settings.fail_always,
-        )
-
-    def _refuse(self, findings: Comparison, refused: Refusal) -> None:
-        error = refused.error(evidence=f"found {_counts(self._found)}")
-        now = findings.inventory.now
-        tell_refused(self._context, refused, EventType.SYNC_REFUSED, error.sentence, at=now)
-        raise error
-
-    def _repair(self, findings: Comparison) -> None:
-        found = findings.differences
+    def _repair(self, comparison: Comparison) -> None:
+        found = comparison.differences
         later = (Repair.FAIL_PENDING, Repair.PUBLISH_DELETE)
-        self._apply(findings, [one for one in found if one.repair not in later])
+        self._apply(comparison, [one for one in found if one.repair not in later])
         self._fail_lost([one for one in found if one.repair is Repair.FAIL_PENDING])
         # Last: to the look at the lost requests our own delete is a message of which nothing is known.
-        self._apply(findings, [one for one in found if one.repair is Repair.PUBLISH_DELETE])
+        self._apply(comparison, [one for one in found if one.repair is Repair.PUBLISH_DELETE])
 
     def _fail_lost(self, lost: list[Difference]) -> None:
         if not lost or self._sources.broker is None:
@@ -195,22 +184,22 @@ class _Sync:
     def _leave_open(self, differences: list[Difference], why: str) -> None:
         """Count as undecided what is not proven: a message came meanwhile, or the broker went away."""
         for one in differences:
-            self._said(logging.WARNING, one, f"undecided: {why}", "undecided")
+            self._log(logging.WARNING, one, f"undecided: {why}", "undecided")
         self._found["request_lost"] -= len(differences)
         self._undecided += len(differences)
 
-    def _apply(self, findings: Comparison, differences: list[Difference]) -> None:
+    def _apply(self, comparison: Comparison, differences: list[Difference]) -> None:
         ours: list[Difference] = []
         for one in differences:
             if one.repair is None:
-                self._said(logging.WARNING, one, "a person has to look", "difference")
-            elif _is_for_health(findings, one):
-                self._said(logging.WARNING, one, "left to the health check", "difference")
+                self._log(logging.WARNING, one, "a person has to look", "difference")
+            elif _is_for_health(comparison, one):
+                self._log(logging.WARNING, one, "left to the health check", "difference")
             else:
                 ours.append(one)
         repairs = Repairs(
             sources=self._sources,
-            as_of=findings.inventory.now,
+            as_of=comparison.inventory.now,
             pod_name=self._context.settings.pod_name,
             configs=lambda: self._context.configs,
             task_name=tasks.SYNC_LAB_STATUS,
@@ -220,7 +209,7 @@ class _Sync:
             for one, done, what in repairs.run(ours):
                 self._repaired[one.kind.value] += done
                 level, action = (logging.INFO, "repaired") if done else (logging.WARNING, "difference")
-                self._said(level, one, what, action)
+                self._log(level, one, what, action)
         finally:
             self._restarted += repairs.restarted
         self._tell(repairs.unreachable)
@@ -247,11 +236,11 @@ class _Sync:
             self._context.notify(notification_id)
 
 
-def _is_for_health(findings: Comparison, one: Difference) -> bool:
+def _is_for_health(comparison: Comparison, one: Difference) -> bool:
     """Tell whether a Pod ended so lately that the health check will say why."""
     if one.kind is not Kind.POD_ENDED or one.since is None:
         return False
-    return one.since > findings.inventory.now - timedelta(seconds=HEALTH_FIRST_S)
+    return one.since > comparison.inventory.now - timedelta(seconds=HEALTH_FIRST_S)
 
 
 def _counts(counter: Counter[str]) -> dict[str, int]:
