@@ -80,13 +80,8 @@ def run(context: TaskContext, payload: tasks.CleanupTimeoutLabs) -> dict[str, An
 
 def _show(due: Sequence[DueLab], refusal: Refusal | None, *, force: bool) -> dict[str, Any]:
     for lab in due:
-        extra = {
-            "action": "would_delete",
-            "lab_instance_id": lab.id,
-            "pod": lab.k8s_pod_name,
-            "reason": lab.reason.value,
-            "announced": lab.announced,
-        }
+        extra = {"action": "would_delete", "lab_instance_id": lab.id, "pod": lab.k8s_pod_name}
+        extra |= {"reason": lab.reason.value, "announced": lab.announced}
         logger.info("lab %d would be ended: %s", lab.id, lab.reason.value, extra=extra)
     if refusal:
         says = "would go on by force, although" if force else "would be refused, because"

@@ -35,14 +35,12 @@ class Suspect:
     """A lab that cannot be used, at the first look."""
 
     row: LabRow
-    #: Of its Pod; None: there is none.
+    #: Status of its Pod; None: there is no Pod.
     status: PodStatus | None
-    #: Where its Pod is.
     node: str = ""
 
     @property
     def lost_with_its_node(self) -> bool:
-        """True if the API server says that the node is away, and which one that is."""
         return bool(self.node) and self.status is not None and self.status.failure is Failure.NODE_AWAY
 
 
@@ -54,9 +52,8 @@ class _Found(NamedTuple):
 
 @dataclass(slots=True)
 class RunningLabs:
-    """What one look at all RUNNING labs found."""
+    """All RUNNING labs whose stop nobody asked for, at one look."""
 
-    #: RUNNING labs whose stop nobody asked for.
     running: int = 0
     #: How many of their Pods are in each state.
     states: Counter[State] = field(default_factory=Counter)
@@ -75,12 +72,11 @@ class RunningLabs:
 
     @property
     def without_pod(self) -> int:
-        """How many of the labs have no Pod."""
         return sum(1 for one in self.suspects if one.status is None)
 
     @property
     def nodes_away(self) -> set[str]:
-        """Nodes that took their labs with them."""
+        """The nodes that took their labs with them."""
         return {one.node for one in self.suspects if one.lost_with_its_node} - self.nodes_heard
 
 

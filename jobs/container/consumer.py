@@ -35,15 +35,14 @@ PILE, PILE_BYTES = 200, 64 * 1024 * 1024
 
 
 class Settlement(enum.Enum):
-    """What became of a message; it is acknowledged after all but NACK."""
+    """What became of a message: its outcome is committed, or it was published to another queue.
 
-    #: Its outcome is committed.
+    After NACK nothing is certain, and another container must see it; after all others it is acknowledged.
+    """
+
     ACK = "ack"
-    #: It was published again with a delay.
     RETRY = "retry"
-    #: It is in the dead-letter queue.
     DEAD_LETTER = "dead_letter"
-    #: Nothing is certain: another container must see it.
     NACK = "nack"
 
 
@@ -53,7 +52,7 @@ class ChannelLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The one message of this container."""
+    """One message as the broker delivered it."""
 
     body: bytes
     properties: pika.BasicProperties
@@ -70,7 +69,7 @@ class Delivery:
         return cls(body, properties, routing_key, method.redelivered, method.delivery_tag)
 
     def given_up(self, queue: str) -> str | None:
-        """Return why the broker gave this message up, or would have; `queue` is this container's."""
+        """Return why the broker gave the message up, or would have; `queue` is this container's."""
         if worn_out(self.properties.headers):
             return "delivery_limit"
         return reason_of_copy(queue, self.properties.headers)
@@ -123,9 +122,8 @@ class Consumer:
     ) -> Delivery | None:
         """Wait for a message and return it, or None after `wait_s` seconds or a stop.
 
-        `on_waiting` is called, perhaps more than once, if no message is there at once. Of more than `spares`
-        containers that wait, those too many are not told so, and get None sooner: after a burst they would
-        take the labs' place on the nodes. 0: all wait.
+        `on_waiting` is called, perhaps more than once, if no message is there at once; not in containers
+        beyond `spares` (0: no limit), which get None sooner: after a burst they would take the labs' place.
         """
         claimed: list[Delivery] = []
         tag = self._channel.basic_consume(
@@ -168,7 +166,7 @@ class Consumer:
                 done.wait(_TICK_S)
 
     def wake(self) -> None:
-        """End the current wait of `serve_until`; may be called from another thread."""
+        """End the current wait of `serve_until`, from any thread."""
         try:
             self._connection.add_callback_threadsafe(lambda: None)
         except AMQPError:

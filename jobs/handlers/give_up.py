@@ -42,7 +42,6 @@ _ABOUT_MESSAGE = {Failure.REQUEST_INVALID, Failure.FOLLOW_UP_UNSUPPORTED, Failur
 class FailedCreate(FailedTask):
     """A create that failed: its lab becomes FAILED, or STOPPED if the create was cancelled."""
 
-    #: What was seen of the lab.
     _sight = evidence.Evidence({})
     #: True: this run made the lab FAILED or STOPPED, so that all its objects are to go.
     _is_ours = False
@@ -147,8 +146,7 @@ def take_down(context: TaskContext, lab_instance_id: int, lab: LabState | None) 
 class LostLabs:
     """Labs that are not what their rows say: `fail` makes a row FAILED, the end of the block deletes objects.
 
-    Those of all its labs together, as each list makes the API server look at all objects of the namespace;
-    what is left of them the next sync deletes.
+    It deletes those of all labs together, as each list makes the API server look at the whole namespace.
     """
 
     labs: LabStore

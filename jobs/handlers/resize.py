@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 
 from dispatcher.failure_contract import Audience
 from dispatcher.quantities import parse_quantity
 from dispatcher.tasks import ScaleLabResources, payload_kwargs
 from jobs.cluster.lab_objects import LabGone
-from jobs.cluster.pod_resources import Progress, ResizeStatus, Resources
+from jobs.cluster.pod_resources import Progress, Resources
 from jobs.cluster.resize_pod import PodResize, Superseded
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
@@ -113,12 +114,10 @@ class FailedResize(FailedTask):
 def _change(
     context: TaskContext, payload: ScaleLabResources, settings: LabSettings, resize: PodResize
 ) -> None:
-    def check_wanted() -> None:
-        _check_wanted(context, payload.lab_instance_id)
-
     def make_wanted(before: Resources, qos: str) -> Resources:
         return wanted_resources(before, payload.new_resources, settings, qos)
 
+    check_wanted = partial(_check_wanted, context, payload.lab_instance_id)
     timeout_s = settings.resize_timeout_s
     before, wanted = resize.begin(make_wanted, patience_s=timeout_s, meanwhile=check_wanted)
     # All of it: a lab that is started again in place of this one gets what the last request says.
@@ -132,7 +131,9 @@ def _change(
         values = {"asked": Resources(payload.new_resources, {}), "kept": before}
         _ask(resize, wanted, values)
         mark(context.record, "asked")
-        _settled(resize.wait(timeout_s=timeout_s, meanwhile=check_wanted), values)
+        seen = resize.wait(timeout_s=timeout_s, meanwhile=check_wanted)
+        if failure := _ENDS.get(seen.progress):
+            raise failure.error(evidence=seen.evidence, **values)
         mark(context.record, "in force")
         resize.forget()
     elif resize.is_noted:
@@ -141,14 +142,8 @@ def _change(
         _ask(resize, wanted, values={"asked": wanted, "kept": before})
         resize.undo(timeout_s=UNDO_S)
     took_s = round(time.monotonic() - began, 3)
-    result = {
-        "lab_instance_id": payload.lab_instance_id,
-        "status": "RUNNING",
-        "before": before.limits,
-        "after": wanted.limits,
-        "seconds": took_s,
-        "restarts": resize.restarts,
-    }
+    result = {"lab_instance_id": payload.lab_instance_id, "status": "RUNNING", "seconds": took_s}
+    result |= {"before": before.limits, "after": wanted.limits, "restarts": resize.restarts}
     reached("committing")
     context.labs.record(context.record, Ending(outcome, result=result))
     extra = {"action": "lab_resized" if outcome == "succeeded" else "resize_noop", "seconds": took_s}
@@ -168,13 +163,8 @@ def _ask(resize: PodResize, wanted: Resources, values: dict[str, Resources]) -> 
         raise failure.error(evidence=exc.evidence, **values) from exc
 
 
-def _settled(seen: ResizeStatus, values: dict[str, Resources]) -> None:
-    if failure := _ENDS.get(seen.progress):
-        raise failure.error(evidence=seen.evidence, **values)
-
-
 def wanted_resources(before: Resources, new: dict[str, str], settings: LabSettings, qos: str) -> Resources:
-    """Return what a lab is to have: requests as at a create, but of the QoS class that it has for life."""
+    """Return what a lab is to have: requests as at a create, in the QoS class that its Pod has for life."""
     limits = before.limits | new
     if qos == "Guaranteed":
         return Resources(limits, dict(limits))

@@ -21,11 +21,9 @@ from jobs.verify.lost_requests import Proof
 
 
 class Kind(enum.Enum):
-    """What can differ."""
+    """What can differ; `Difference.seen` says it to people."""
 
-    #: A RUNNING lab has no Pod.
     POD_GONE = "pod_gone"
-    #: The Pod of a RUNNING lab has ended, by itself or by its node.
     POD_ENDED = "pod_ended"
     POD_NOT_READY = "pod_not_ready"
     #: A RUNNING lab has no Service, or no NetworkPolicy.
@@ -34,24 +32,20 @@ class Kind(enum.Enum):
     NOT_OWNED = "not_owned"
     #: Labels name another lab or student than the row.
     WRONG_LABELS = "wrong_labels"
-    #: An object of a RUNNING lab that is not the one its row names.
+    #: An object of a RUNNING lab is not the one its row names.
     SECOND_OBJECT = "second_object"
-    #: An object whose lab is over, or has no row.
+    #: The lab of an object is over, or has no row.
     ORPHAN = "orphan"
-    #: An object of ours that names no lab.
+    #: An object of ours names no lab.
     NO_LAB = "no_lab"
-    #: Nothing will start a PENDING lab.
     REQUEST_LOST = "request_lost"
-    #: Nothing will stop a lab whose stop was asked for.
     STOP_LOST = "stop_lost"
-    #: A message whose lab needs it no more.
     USELESS_MESSAGE = "useless_message"
-    #: A message whose lab has no row.
     MESSAGE_WITHOUT_ROW = "message_without_row"
 
 
 class Repair(enum.Enum):
-    """What can be done; the text says it to a person."""
+    """What `jobs.verify.repairs` can do, as people are told it."""
 
     DELETE_OBJECT = "delete it"
     FAIL_RUNNING = "make the lab FAILED and delete its objects"
@@ -70,7 +64,7 @@ class Difference:
 
     kind: Kind
     lab: int | None
-    #: What it is about, as kind and name.
+    #: Kind and name of what differs.
     object: str
     seen: str
     expected: str
@@ -78,18 +72,18 @@ class Difference:
     since: datetime | None = None
     #: None: a person has to look.
     repair: Repair | None = None
-    #: What a repair compares before it acts.
+    #: A repair compares these before it acts.
     row: LabRow | None = None
     lab_object: LabObject | None = None
     message: Message | None = None
 
     @property
     def identity(self) -> tuple[Kind, int | None, str]:
-        """What two differences have in common if they are the same thing, seen twice."""
+        """Equal for the same thing seen twice."""
         return self.kind, self.lab, self.object
 
 
-#: Seconds for which a message may wait for a lab that is over: so it goes when a lab is stopped at once.
+#: Seconds for which a message may wait for a lab that is over: a lab that is stopped at once leaves one.
 USELESS_S = 600.0
 
 
@@ -118,7 +112,7 @@ class _Comparer:
         return moment is None or moment < self._all.now - timedelta(seconds=self._all.grace_s)
 
     def objects(self) -> Iterator[Difference]:
-        """Yield objects that should not be there, or that say whose they are in another way than the row."""
+        """Yield objects that should not be there, or whose labels differ from the row."""
         for item in self._all.objects:
             if item.deleted_by and not self._old(item.deleted_by):
                 continue
@@ -148,7 +142,6 @@ class _Comparer:
         return _orphan(item, None, seen, repair=None)
 
     def running_labs(self) -> Iterator[Difference]:
-        """Yield what RUNNING labs lack."""
         for row in self._all.live:
             if _runs(row):
                 own = {item.kind: item for item in self._by_lab[row.id] if item.name == row.k8s_pod_name}
@@ -179,7 +172,7 @@ class _Comparer:
                 yield _of_object(Kind.NOT_OWNED, item, row, seen, "the Pod as owner")
 
     def waiting_labs(self) -> Iterator[Difference]:
-        """Yield labs that wait for what will not come."""
+        """Yield labs that wait for a message that will not come."""
         if self._all.queues is None or self._all.queues.gaps:
             return
         for row in lost_requests.lost_stops(self._all):
@@ -202,7 +195,6 @@ class _Comparer:
             yield replace(lost, since=lost_requests.quiet_since(self._all, row))
 
     def messages(self) -> Iterator[Difference]:
-        """Yield messages that nobody needs."""
         for message in self._old_messages():
             if message.lab is not None and message.lab not in self._all.rows:
                 seen = f"{message.verb} waits in {message.queue} for a lab that has no row"
@@ -214,7 +206,7 @@ class _Comparer:
                 yield replace(useless, row=row, repair=Repair.DISCARD_MESSAGE)
 
     def useless_messages(self) -> Iterator[tuple[Message, LabRow, datetime]]:
-        """Yield the messages whose lab needs them no more, with since when that is so."""
+        """Yield messages that their lab needs no more, and since when."""
         for message in self._old_messages():
             row = None if message.lab is None else self._all.rows.get(message.lab)
             if row is not None and self._is_useless(message, row):

@@ -15,12 +15,12 @@ GRACE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class LabObject:
-    """A Pod, Service or NetworkPolicy that says it is managed by us."""
+    """A Pod, Service or NetworkPolicy of ours, by its labels."""
 
     kind: str
     name: str
     uid: str
-    #: From its labels; None where they do not say.
+    #: These three are None where the labels do not say.
     lab: int | None
     lab_id: str | None
     student_id: str | None
@@ -28,9 +28,9 @@ class LabObject:
     #: When a deletion that is under way has to be done.
     deleted_by: datetime | None
     owner_uids: tuple[str, ...]
-    #: Of a Pod; what has no phase or condition is UNREADY or GOING.
+    #: Status of a Pod; an object without phase or condition is UNREADY or GOING.
     status: PodStatus
-    #: Since when a Pod is Ready, or is not.
+    #: When a Pod became Ready, or stopped being so.
     ready_since: datetime | None = None
 
     def __str__(self) -> str:
@@ -49,19 +49,18 @@ class Message:
 
     @property
     def verb(self) -> str:
-        """The last part of the task's name."""
         return self.task_name.rpartition(".")[2]
 
 
 @dataclass(slots=True)
 class QueueContents:
-    """What is on the broker."""
+    """Messages on the broker."""
 
     messages: list[Message] = field(default_factory=list)
     #: Messages on the delay ladder and in the dead-letter queue, whose content nobody looked at.
     delayed: int = 0
     dead_letters: int = 0
-    #: Of `delayed`, at least those that the ledger says to wait for their next attempt.
+    #: How many of `delayed`, at least, wait for their next attempt by the ledger.
     known_delays: int = 0
     #: Queue -> messages that consumers hold, by the management API; None: it was not asked.
     unacked: dict[str, int] | None = None
@@ -83,7 +82,7 @@ class QueueContents:
 
 @dataclass(slots=True)
 class Inventory:
-    """One look at all of it. Times are the database's."""
+    """One look at rows, objects and messages. Times are the database's."""
 
     now: datetime
     _: KW_ONLY

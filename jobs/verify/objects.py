@@ -17,7 +17,7 @@ from jobs.waiting import through_blips
 #: Objects per page: a page of Pods is parsed to about 10 MiB.
 PAGE = 250
 _FORBIDDEN, _NOT_FOUND = 403, 404
-#: Of an answer whose content does not matter.
+#: Bytes read of an answer whose content does not matter, and seconds to wait for it.
 _READ_BYTES, _ANSWER_S = 20_000, 15.0
 
 
@@ -59,7 +59,6 @@ def namespace_exists(cluster: Cluster, namespace: str) -> bool:
 
 
 def make_object(kind: str, item: Manifest) -> LabObject:
-    """Return what matters of an object."""
     metadata = item["metadata"]
     labels = metadata.get("labels") or {}
     return LabObject(

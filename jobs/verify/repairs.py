@@ -36,7 +36,6 @@ from jobs.verify.snapshot import Sources
 
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
-
 #: Repairs that end no lab, unless one of them is not possible.
 REBUILT = (Repair.REBUILD, Repair.REBUILD_OR_FAIL)
 
@@ -128,7 +127,7 @@ class Repairs:
     def run(self, differences: Iterable[Difference]) -> Iterator[_Result]:
         """Repair one after the other; yield each with whether it is repaired, and what was done or why not.
 
-        Messages come last: they need another walk through their queues.
+        Messages come last, as they need another walk through their queues.
         """
         by_broker: list[Difference] = []
         for one in sorted(differences, key=_urgency):
@@ -282,11 +281,6 @@ class Repairs:
             task_name=self.task_name,
             pod_name=self.pod_name,
             lab_instance_id=one.lab,
-            details={
-                "difference": one.kind.value,
-                "object": one.object,
-                "found": one.seen,
-                "done": done,
-                **details,
-            },
+            details={"difference": one.kind.value, "object": one.object, "found": one.seen, "done": done}
+            | details,
         )

@@ -19,8 +19,7 @@ from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
 from jobs.failures import Failure
 
-#: So many labs without any Pod are taken for a wrong cluster, even where something else says that it is the
-#: right one.
+#: So many labs without any Pod mean a wrong cluster, even where something else says that it is the right one.
 FEW = 3
 #: Seconds by which clocks may differ whatever the grace age is: they are read one after the other.
 BLUR_S = 10.0
@@ -28,7 +27,7 @@ BLUR_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a run changes nothing, and the figures that say so."""
+    """Why a run changes nothing, with figures for the log."""
 
     failure: Failure
     sentence: str
@@ -38,7 +37,6 @@ class Refusal:
         return self.sentence
 
     def error(self, *, evidence: str = "") -> JobError:
-        """Return the error of the run."""
         return self.failure.error(problem=self.sentence, evidence=evidence)
 
 
@@ -56,19 +54,16 @@ def another_database(*, strange: int, matched: int) -> Refusal | None:
     """
     if not strange or strange < matched:
         return None
-    labs = many(strange, "lab")
-    return _not_believed(
-        f"{labs} with objects of another lab or student than the row: this may be another database"
-    )
+    labs = f"{many(strange, 'lab')} with objects of another lab or student than the row"
+    return _not_believed(f"{labs}: this may be another database")
 
 
 def no_rows_at_all(*, with_objects: int, with_row: int) -> Refusal | None:
     """Refuse where not one of the labs that have objects has a row."""
     if with_objects < FEW or with_row:
         return None
-    return _not_believed(
-        f"none of the {with_objects} labs with objects has a row: this may be another database"
-    )
+    labs = f"none of the {with_objects} labs with objects has a row"
+    return _not_believed(f"{labs}: this may be another database")
 
 
 def no_pods_at_all(running: int, without_pod: int, *, believed: int) -> Refusal | None:

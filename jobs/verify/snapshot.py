@@ -32,7 +32,7 @@ SETTLE_S = 3.0
 #: The same where the management API's figures are involved: a quorum queue gives its own every 5 s, and the
 #: API takes them over every 5 s.
 HELD_SETTLE_S = 12.0
-#: Of the broker: a container that holds a message has written to the ledger by then.
+#: Heartbeats of the broker after which a container that holds a message has written to the ledger.
 QUIET_HEARTBEATS = 4
 _BY_MESSAGES = {Kind.REQUEST_LOST, Kind.STOP_LOST, Kind.USELESS_MESSAGE, Kind.MESSAGE_WITHOUT_ROW}
 
@@ -42,15 +42,13 @@ class CouldNotLook(Exception):
 
 
 class BrokerUnseen(CouldNotLook):
-    """Raised when it is the broker: what does not need it could be looked at."""
+    """Raised when the broker is that server: the others could be looked at."""
 
 
 class QueueReading(enum.Enum):
-    """How the queues of tasks are read."""
+    """How the queues of tasks are read (jobs.verify.queue_walk, jobs.verify.queues)."""
 
-    #: Each message is taken, and published again behind the others; so it is known what it is about.
     WALK = "walk"
-    #: Messages are only counted, and stay where they are.
     COUNT = "count"
 
 
@@ -65,7 +63,7 @@ class Sources:
     #: RabbitMQ's management API, with user and password; None: it is not asked.
     management_url: str | None = field(default=None, repr=False)
     stop: Stop = field(default_factory=Stop)
-    #: For people: what it is -> where it is.
+    #: Name -> address of each server, for people.
     looked_at: dict[str, str] = field(default_factory=dict)
     reading: QueueReading = QueueReading.WALK
     #: Seconds: younger objects and requests are no difference.
@@ -80,7 +78,7 @@ class Comparison:
 
     differences: list[Difference]
     inventory: Inventory
-    #: PENDING labs that nothing will start, unless it waits on the delay ladder.
+    #: PENDING labs that nothing known will start, while messages wait that may be theirs.
     undecided: int
 
 
@@ -118,18 +116,13 @@ def find_differences(
 
 
 def _without_figures(first: Inventory) -> Inventory:
-    """Return a first look without what consumers hold, which is the second one's to say.
-
-    Its figures are older than the look: a message that was settled seconds ago still counts as held, and the
-    request of a lab that waits for nothing would seem to be in somebody's hands.
-    """
-    if first.queues is None:
-        return first
-    return replace(first, queues=replace(first.queues, unacked=None))
+    # Figures of what consumers hold are older than the look: a message that was settled seconds ago would
+    # still seem to be in somebody's hands. The second look is to say that.
+    return replace(first, queues=replace(first.queues, unacked=None)) if first.queues else first
 
 
 def quiet_s(broker: BrokerSettings) -> float:
-    """Return the seconds after which a container that holds a message is in the ledger."""
+    """Return the seconds of QUIET_HEARTBEATS heartbeats."""
     return float(QUIET_HEARTBEATS * broker.heartbeat_s)
 
 
@@ -147,7 +140,6 @@ def find_lost_requests(sources: Sources, suspects: list[Difference]) -> Comparis
 
 
 def _left_to_a_person(one: Difference, quiet: float, settle_s: float) -> Difference:
-    """Take from a lost request its repair, unless the pause was long enough for the ledger."""
     if one.repair is not Repair.FAIL_PENDING or settle_s >= quiet:
         return one
     says = f"; unless a container has just claimed it: RABBITMQ_API_URL or --settle {quiet:g} would tell"
