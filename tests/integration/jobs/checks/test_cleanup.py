@@ -64,7 +64,7 @@ def test_a_stop_that_did_nothing_for_long_is_asked_for_again_under_another_id(
     assert lab_of(first) == lab_of(second) == lab
     assert first.headers["id"] != second.headers["id"]
     actions = [getattr(record, "action", "") for record in caplog.records]
-    assert actions == ["lab_expired", "lab_stop_repeated"]
+    assert actions == ["lab_expired", "stops_wait", "lab_stop_repeated"]
     stop_since(cleaning, lab, 16)
     cleaning.run()
     (third,) = cleaning.deletes()
