@@ -21,10 +21,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pika
-from dispatcher.broker.pika_tables import Unreadable, tolerant_tables
 from pika.exceptions import AMQPError
 
 from dispatcher.broker import delay_ladder, topology
+from dispatcher.broker.connection import Unreadable, tolerant_tables
 from dispatcher.broker.outgoing import FURTHER_KEYS, Outgoing
 from dispatcher.broker.topology import EARLIER_DELIVERIES, reason_of_copy, unsettled_deliveries, worn_out
 from dispatcher.errors import MalformedMessage, NotConfirmed, PublishError
