@@ -20,7 +20,7 @@ COMMANDS: Commands = {
             "discard": Command(dlq.discard, dlq.discard_options),
         },
     ),
-    "explain": Command(explain.explain, explain.options),
+    "explain": Command(explain.run, explain.options),
     "verify": Command(verify.run, verify.options),
     "schedule": Group("Look at and change when periodic tasks run.", schedules.VERBS),
 }

@@ -1,4 +1,7 @@
-"""What is known of a lab, as `autolabs explain` reads it: rows of the database and a look at a queue."""
+"""Hold all that is known of a lab at one moment: rows of the database, and a look at a queue.
+
+console.explain.reading makes LabFacts; all else in this folder works on them alone.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,6 @@ class Operation(str, enum.Enum):
 
     @property
     def task_name(self) -> str:
-        """The name of its task."""
         return tasks.CREATE_LAB_POD if self is Operation.CREATE else tasks.DELETE_LAB_POD
 
 
@@ -45,7 +47,7 @@ class LabRow:
     stopped_at: datetime | None = None
     stop_requested_at: datetime | None = None
     expires_at: datetime
-    #: None: an older database has no limit for extensions.
+    #: None in a database without a limit for extensions (before revision 0005).
     max_expires_at: datetime | None = None
     #: The lab that was lost and in whose place this one was started.
     restart_of: int | None = None
@@ -54,7 +56,7 @@ class LabRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of a task by a container, as in task_ledger; of the details only what explains."""
+    """One run of a task by a container, as in task_ledger."""
 
     id: int
     task_id: str
@@ -70,13 +72,18 @@ class Run:
     outcome: str
     error_category: str | None = None
     error_message: str | None = None
-    #: steps, cause, evidence, seen, retry_delay_s, objects_kept_s, and of a repair found, done; anybody may
-    #: have written them, anyhow.
+    #: Only what explains: steps, cause, evidence, seen, retry_delay_s, objects_kept_s, and of a repair found
+    #: and done. Anybody may have written them, anyhow.
     details: dict[str, Any]
 
     @property
+    def has_failed(self) -> bool:
+        """True: its message is in celery.dlq, or its lab FAILED."""
+        return self.outcome in ("failed", "dead_lettered")
+
+    @property
     def cause(self) -> str | None:
-        """The row of the classification table, or None."""
+        """The row of jobs.failures, or None."""
         cause = self.details.get("cause")
         return cause if isinstance(cause, str) else None
 
@@ -119,14 +126,14 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationRow:
-    """What somebody is told of about the lab: that it failed, or something else."""
+    """What somebody is told about the lab: that it failed, or something else."""
 
     event_type: str = EventType.LAB_FAILED
     cause: str
     told: str
     error_category: str | None = None
     message: str
-    #: What makes it another one of the same cause: the end that is announced.
+    #: The end that is announced: another end makes another notification of the same cause.
     occasion: datetime | None = None
     created_at: datetime
     published_at: datetime | None = None
@@ -148,23 +155,23 @@ class ActionRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueSight:
-    """A look at the queue where the lab's task would be; a reason instead of numbers if there was none."""
+class QueueSnapshot:
+    """A look at the queue where the lab's task would be; `problem` instead of numbers if it failed."""
 
     queue: str
-    #: Those that wait, for whatever lab: a queue cannot be searched.
+    #: Messages that wait, for whatever lab: a queue cannot be searched.
     messages: int | None = None
     #: Containers that wait for a message; one that has its message counts no more.
     consumers: int | None = None
-    #: Those on the delay ladder and in celery.dlq, of whatever lab; None: not counted.
+    #: Messages on the delay ladder and in celery.dlq, of whatever lab; None: not counted.
     delayed: int | None = None
     dead: int | None = None
     problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A periodic task that did nothing, because what it found was not believed."""
+class CleanupRefusal:
+    """A cleanup that did nothing, because it did not believe what it found."""
 
     at: datetime
     cause: str
@@ -180,28 +187,27 @@ class LabFacts:
     #: None: there is no such row, though others speak of the lab.
     lab: LabRow | None
     runs: tuple[Run, ...] = ()
-    #: Older ones that were not read.
+    #: Number of older runs, which were not read.
     earlier_runs: int = 0
     outbox: tuple[WaitingRow, ...] = ()
     cancellations: tuple[Cancellation, ...] = ()
     notifications: tuple[NotificationRow, ...] = ()
     actions: tuple[ActionRow, ...] = ()
-    queue: QueueSight | None = None
+    queue: QueueSnapshot | None = None
     #: The lab that was started in place of this one.
     restarted_as: int | None = None
-    #: When all labs were looked at last, by the health check and the sync; None: not in the ledger.
+    #: The last looks at all labs, by the health check and the sync; None: not in the ledger.
     health_checked_at: datetime | None = None
     synced_at: datetime | None = None
-    #: None: the last cleanup did its work, or none ever ran.
-    cleanup_refused: Refused | None = None
+    #: None: the last cleanup did its work, or none has run yet.
+    cleanup_refused: CleanupRefusal | None = None
 
     @property
     def failures(self) -> list[NotificationRow]:
-        """Return the notifications that say that something failed."""
         return [row for row in self.notifications if row.event_type in FAILURE_EVENTS]
 
     def age_s(self, moment: datetime) -> float:
-        """Return the seconds since a moment, negative for one to come."""
+        """Return the seconds since a moment; negative for one to come."""
         return (self.now - moment).total_seconds()
 
     def runs_of(self, operation: Operation) -> list[Run]:

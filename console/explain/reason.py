@@ -1,4 +1,4 @@
-"""Why it came to this with a lab, who can mend it, and whether they know."""
+"""Tell why it came to this with a lab, who can mend it, and whether they know."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ _ACTOR_OF_AUDIENCE = {
     Audience.ADMIN.value: Actor.ADMINISTRATOR,
     Audience.NOBODY.value: Actor.NOBODY,
 }
-#: Cause -> who can mend it.
 _ACTOR_OF_CAUSE = {
     failure.cause: Actor.BACKEND
     if failure in BACKEND_FAILURES
@@ -43,16 +42,14 @@ class Why:
 def failed_run(facts: LabFacts, operation: Operation | None) -> Run | None:
     """Return the run that tells why: the one that ended the lab, or the newest that failed."""
     if facts.lab and facts.lab.failed_at:
-        # Whatever it was: not only a create makes a lab FAILED.
-        same = [
-            run for run in facts.runs if run.error_message and run.error_message == facts.lab.error_message
-        ]
-        if same:
-            return same[-1]
+        # Of any task: not only a create makes a lab FAILED.
+        for run in reversed(facts.runs):
+            if run.error_message and run.error_message == facts.lab.error_message:
+                return run
     runs = facts.runs_of(operation or Operation.CREATE)
-    final = [run for run in runs if run.outcome in ("failed", "dead_lettered", "revoked")]
-    told = [run for run in runs if run.error_message]
-    return final[-1] if final else told[-1] if told else None
+    final = [run for run in runs if run.has_failed or run.outcome == "revoked"]
+    told = final or [run for run in runs if run.error_message]
+    return told[-1] if told else None
 
 
 def find_why(facts: LabFacts, run: Run | None, operation: Operation | None) -> Why | None:
@@ -62,17 +59,15 @@ def find_why(facts: LabFacts, run: Run | None, operation: Operation | None) -> W
         return None
     if lab and lab.error_message:
         cause = run.cause if run else facts.failures[-1].cause if facts.failures else None
-        return Why(
-            sentence=one_line(lab.error_message),
-            cause=one_line(cause) if cause else None,
-            category=one_line(lab.error_category) if lab.error_category else None,
-        )
-    if run is None or not run.error_message or (lab and lab.status == "STOPPED"):
+        sentence, category = lab.error_message, lab.error_category
+    elif run and run.error_message and not (lab and lab.status == "STOPPED"):
+        sentence, cause, category = run.error_message, run.cause, run.error_category
+    else:
         return None
     return Why(
-        sentence=one_line(run.error_message),
-        cause=one_line(run.cause) if run.cause else None,
-        category=one_line(run.error_category) if run.error_category else None,
+        sentence=one_line(sentence),
+        cause=one_line(cause) if cause else None,
+        category=one_line(category) if category else None,
     )
 
 
@@ -116,11 +111,6 @@ def _notification(facts: LabFacts, row: NotificationRow) -> str:
     elif facts.age_s(row.created_at) > SWEPT_S:
         text += f" for {duration(facts.age_s(row.created_at))}: does the CronJob outbox run?"
     return text
-
-
-def last_stop(facts: LabFacts) -> Run | None:
-    """Return the run that stopped the lab."""
-    return next((run for run in facts.runs_of(Operation.DELETE) if run.outcome == "succeeded"), None)
 
 
 def was_cancelled(facts: LabFacts) -> bool:

@@ -14,11 +14,10 @@ import pytest
 from sqlalchemy import Engine
 
 from console.__main__ import main
-from console.explain import queue as explain_queue
+from console.explain import reading
 from console.explain.explanation import awaited
-from console.explain.facts import LabFacts, QueueSight
-from console.explain.queue import look_at_queue
-from console.explain.reading import read_lab_facts
+from console.explain.facts import LabFacts, QueueSnapshot
+from console.explain.reading import look_at_queue, read_lab_facts
 from dispatcher.broker import delay_ladder
 from dispatcher.broker.connection import connect
 from dispatcher.settings import BrokerSettings
@@ -117,7 +116,7 @@ def test_a_broker_that_does_not_tell_is_no_failure(
 
 def test_a_look_at_a_queue_counts_what_waits_and_who_takes_it(broker: Broker) -> None:
     broker.publish_task()
-    assert look_at_queue(broker.settings, "celery.lab_operations") == QueueSight(
+    assert look_at_queue(broker.settings, "celery.lab_operations") == QueueSnapshot(
         queue="celery.lab_operations", messages=1, consumers=0, delayed=0, dead=0
     )
     assert broker.depth("celery.lab_operations") == 1
@@ -128,7 +127,7 @@ def test_a_look_at_a_queue_counts_what_waits_and_who_takes_it(broker: Broker) ->
         delay_ladder.ENTRY_EXCHANGE, delay_ladder.delayed_routing_key(600, "lab.create"), b"x"
     )
     channel.queue_delete("celery.dlq")
-    assert look_at_queue(broker.settings, "celery.cleanup") == QueueSight(
+    assert look_at_queue(broker.settings, "celery.cleanup") == QueueSnapshot(
         queue="celery.cleanup", messages=0, consumers=1, delayed=1, dead=None
     )
 
@@ -137,7 +136,7 @@ def test_a_look_at_a_queue_counts_what_waits_and_who_takes_it(broker: Broker) ->
 def test_a_broker_that_says_nothing_is_not_waited_for(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, connected: bool
 ) -> None:
-    monkeypatch.setattr(explain_queue, "TIMEOUT_S", 1)
+    monkeypatch.setattr(reading, "QUEUE_TIMEOUT_S", 1)
     with TcpProxy.to(broker.url) as proxy:
 
         def freeze_around(settings: BrokerSettings, **options: Any) -> pika.BlockingConnection:
@@ -148,7 +147,7 @@ def test_a_broker_that_says_nothing_is_not_waited_for(
             proxy.freeze()
             return connect(settings, **options)
 
-        monkeypatch.setattr(explain_queue, "connect", freeze_around)
+        monkeypatch.setattr(reading, "connect", freeze_around)
         with ends_within():
             found = look_at_queue(BrokerSettings(proxy.through(broker.url)), "celery.cleanup")
     assert (found.messages, bool(found.problem)) == (None, True)

@@ -17,7 +17,7 @@ from console.explain.facts import (
     LabFacts,
     LabRow,
     NotificationRow,
-    QueueSight,
+    QueueSnapshot,
     Run,
     WaitingRow,
 )
@@ -123,7 +123,7 @@ def make_action(action: str, *, ago_s: float = 5, delete: bool = False) -> Actio
     )
 
 
-def sight(messages: int | None = 0, consumers: int = 0, **changes: Any) -> QueueSight:
+def sight(messages: int | None = 0, consumers: int = 0, **changes: Any) -> QueueSnapshot:
     valid: dict[str, Any] = {
         "queue": "celery.lab_operations",
         "messages": messages,
@@ -131,7 +131,7 @@ def sight(messages: int | None = 0, consumers: int = 0, **changes: Any) -> Queue
         "delayed": 0,
         "dead": 0,
     }
-    return QueueSight(**{**valid, **changes})
+    return QueueSnapshot(**{**valid, **changes})
 
 
 def cancelled(task_id: str = CREATE, *, ago_s: float = 5) -> Cancellation:

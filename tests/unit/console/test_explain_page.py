@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from console.explain.commands import WIDTH, make_object, make_page
 from console.explain.explanation import explain
 from console.explain.facts import LabFacts, Run
-from console.explain.text import WIDTH, make_object, make_page
 from console.explain.timeline import MAX_ENTRIES, make_timeline, seen_lines
 from dispatcher.wording import ago, clock, duration, one_line
 from tests.support.labs.explained import (

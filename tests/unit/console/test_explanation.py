@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from console.explain.explanation import explain
-from console.explain.facts import LabFacts, Refused
+from console.explain.facts import CleanupRefusal, LabFacts
 from console.explain.reason import BACKEND_FAILURES
 from dispatcher.failure_contract import Audience
 from dispatcher.lab_time import cleanup_task_id
@@ -33,6 +33,7 @@ from tests.support.labs.explained import (
     sight,
 )
 
+NO_CLEANUP = CleanupRefusal(at(20), "clocks_differ")
 STOPPING = make_lab("RUNNING", age_s=4000, stop_requested_at=at(300))
 
 CASES = {
@@ -80,13 +81,15 @@ CASES = {
         "schedule run-now cleanup-timeout-labs",
     ),
     "past its end, and the cleanup refuses": Case(
-        make_facts(replace(RUNNING, expires_at=at(400)), cleanup_refused=Refused(at(20), "too_many_at_once")),
+        make_facts(
+            replace(RUNNING, expires_at=at(400)), cleanup_refused=CleanupRefusal(at(20), "too_many_at_once")
+        ),
         "cleanup_refused", "administrator",
         "but the cleanup refused to end any lab 20 s ago (too_many_at_once): its history says why",
         "schedule run-now cleanup-timeout-labs --force",
     ),
     "past its end since the cleanup refused": Case(
-        make_facts(replace(RUNNING, expires_at=at(10)), cleanup_refused=Refused(at(20), "clocks_differ")),
+        make_facts(replace(RUNNING, expires_at=at(10)), cleanup_refused=NO_CLEANUP),
         "running_past_end", "nobody", "the next cleanup stops it",
     ),
     "never to end": Case(
@@ -122,7 +125,7 @@ CASES = {
     ),
     "its stop waits for a cleanup that refuses": Case(
         make_facts(
-            replace(STOPPING, stop_requested_at=at(7200)), cleanup_refused=Refused(at(20), "clocks_differ")
+            replace(STOPPING, stop_requested_at=at(7200)), cleanup_refused=NO_CLEANUP
         ),
         "cleanup_refused", "administrator", "refused to end any lab 20 s ago (clocks_differ)", "--force",
     ),

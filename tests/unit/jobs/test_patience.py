@@ -13,7 +13,7 @@ import jobs.container.consumer
 import jobs.database.connection
 import jobs.notify.notifications
 import jobs.notify.redis_results
-from console.explain import queue as explain_queue
+from console.explain import reading
 from dispatcher.outbox import relay_turns
 from jobs.cluster.lab_objects import GONE_TIMEOUT_S, LabObjects
 from jobs.handlers.resize import UNDO_S
@@ -28,7 +28,7 @@ SECONDS = {
     "a failed lab is looked at": (jobs.cluster.evidence.PATIENCE_S, 2),
     "a task waits for Redis": (jobs.notify.redis_results.PATIENCE_S, 2),
     "a backend leaves a broker that is away alone": (relay_turns.PAUSE_S, 5),
-    "explain waits for the broker": (explain_queue.TIMEOUT_S, 3),
+    "explain waits for the broker": (reading.QUEUE_TIMEOUT_S, 3),
     "Pods go": (GONE_TIMEOUT_S, 60),
     "a node takes a change back": (UNDO_S, 30),
 }
