@@ -1,10 +1,9 @@
 """Requeue or discard a message of the dead-letter queue, and keep who did it.
 
 The order is: audit row written, task published and confirmed, row committed, message acknowledged by the
-caller. So nothing leaves the queue without its row, and no row speaks of a publish that failed. A crash
-before the acknowledgement leaves the message in the queue: requeued again it is a duplicate, which
-containers take for what it is, and the row of an action that nobody saw the end of may be missing or be
-there twice.
+caller (console.dlq.run). So nothing leaves the queue without its row, and no row speaks of a publish that
+failed. A crash before the ack leaves the message in the queue: requeued again it is a duplicate, which
+containers recognise, and the row of an action that nobody saw the end of may be missing or be there twice.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from dispatcher.models import DeadLetterAction, DeadLetterVerb, LabInstance, Tas
 
 #: Bytes of a discarded body that the audit row keeps.
 MAX_KEPT_BYTES = 1024 * 1024
-#: Rows of the audit table that are told of one selector.
+#: Rows of the audit table that `done_earlier` returns at most.
 MAX_TOLD = 20
-#: What a message got on its way to the dead-letter queue, or from us; a fresh one has none of it.
+#: Beginnings of headers that a message got on its way to the dead-letter queue; a fresh one has none of them.
 _WHY = ("x-autolabs-", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
-#: The first error of the attempts before, and copies that the broker would route as well.
+#: Headers with the first error of the attempts before, and keys by which the broker would route copies.
 _DROPPED = {envelope.FIRST_ERROR, *FURTHER_KEYS}
 
 
@@ -58,27 +57,21 @@ class DoneEarlier:
     lab_instance_id: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterActions:
     """Act on messages for one person; every method raises DispatcherError when a server refuses."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        publisher: Publisher,
-        *,
-        actor: str,
-        force: bool = False,
-        drop_expires: bool = False,
-    ) -> None:
-        self._engine = engine
-        self._publisher = publisher
-        self._actor = actor
-        self._force = force
-        self._drop_expires = drop_expires
+    engine: Engine
+    publisher: Publisher
+    actor: str
+    #: Requeue also what would do nothing.
+    force: bool
+    #: Requeue without the time until which a task is to be begun.
+    drop_expires: bool
 
     def check_requeue(self, letter: DeadLetter) -> None:
         """Raise Refused for a message that does nothing when it is published again."""
-        with _transaction(self._engine) as connection:
+        with _transaction(self.engine) as connection:
             self._check(connection, letter)
 
     def requeue(self, found: Found) -> str:
@@ -88,9 +81,9 @@ class DeadLetterActions:
             Refused: it would do nothing, or cannot be written again.
             DispatcherError: nobody knows whether it was published; it stays where it is.
         """
-        with _transaction(self._engine) as connection:
+        with _transaction(self.engine) as connection:
             self._check(connection, found.letter)
-            _record(connection, found, DeadLetterVerb.REQUEUED, self._actor)
+            _record(connection, found, DeadLetterVerb.REQUEUED, self.actor)
             try:
                 return self._publish(found)
             except Unencodable as exc:
@@ -98,12 +91,20 @@ class DeadLetterActions:
 
     def discard(self, found: Found) -> None:
         """Keep a message in the audit table, to be taken away by the caller."""
-        with _transaction(self._engine) as connection:
-            _record(connection, found, DeadLetterVerb.DISCARDED, self._actor)
+        with _transaction(self.engine) as connection:
+            _record(connection, found, DeadLetterVerb.DISCARDED, self.actor)
+
+    def done_earlier(self, selector: Selector, wanted_id: str | None) -> list[DoneEarlier]:
+        """Return what was done with messages that a selector means, or one of its ids, the newest first."""
+        columns = [getattr(DeadLetterAction, name) for name in DoneEarlier.__slots__]
+        query = select(*columns).order_by(DeadLetterAction.id.desc()).limit(MAX_TOLD)
+        with _transaction(self.engine) as connection:
+            rows = connection.execute(query.where(*_meant(selector, wanted_id)))
+            return [DoneEarlier(*row) for row in rows]
 
     def _check(self, connection: Connection, letter: DeadLetter) -> None:
-        obstacles = [] if self._force else list(_obstacles(connection, letter))
-        if letter.expires and letter.expires <= datetime.now(timezone.utc) and not self._drop_expires:
+        obstacles = [] if self.force else list(_obstacles(connection, letter))
+        if letter.expires and letter.expires <= datetime.now(timezone.utc) and not self.drop_expires:
             obstacles.append(
                 f"it expired at {letter.expires.isoformat(timespec='seconds')}, so nobody would begin it;"
                 " --drop-expires publishes it without that"
@@ -113,14 +114,12 @@ class DeadLetterActions:
 
     def _publish(self, found: Found) -> str:
         task, _ = read_task(found.body, found.properties)
-        known = {key for keys in topology.BINDINGS.values() for key in keys}
-        name = task.name if task else ""
-        letter = found.letter
-        routing_key = letter.routing_key if letter.routing_key in known else tasks.routing_key(name)
+        routing_key = found.letter.routing_key
+        if not any(routing_key in keys for keys in topology.BINDINGS.values()):
+            routing_key = tasks.routing_key(task.name if task else "")
+        exchange, way = topology.TASKS_EXCHANGE, routing_key
         if task is None:
-            self._publisher.publish(
-                topology.TASKS_EXCHANGE, routing_key, found.body, _properties_as_they_were(found)
-            )
+            self.publisher.publish(exchange, way, found.body, _properties_as_they_were(found))
             return routing_key
         now = datetime.now(timezone.utc)
         fresh = replace(
@@ -128,28 +127,17 @@ class DeadLetterActions:
             retries=0,
             first_error=None,
             eta=task.eta if task.eta and task.eta > now else None,
-            expires=None if self._drop_expires else task.expires,
+            expires=None if self.drop_expires else task.expires,
         )
         try:
             body, properties = envelope.encode(fresh)
         except (TypeError, ValueError, RecursionError) as exc:
             raise Unencodable(fresh.id, str(exc)) from exc
-        exchange, way = topology.TASKS_EXCHANGE, routing_key
         if fresh.eta:
             exchange = delay_ladder.ENTRY_EXCHANGE
             way = delay_ladder.delayed_routing_key((fresh.eta - now).total_seconds(), routing_key)
-        self._publisher.publish(exchange, way, body, properties)
+        self.publisher.publish(exchange, way, body, properties)
         return routing_key
-
-
-def done_earlier(engine: Engine, selector: Selector, wanted_id: str | None = None) -> list[DoneEarlier]:
-    """Return what was done with messages that a selector means, or one of its ids, the newest first."""
-    action = DeadLetterAction
-    columns = [getattr(action, name) for name in DoneEarlier.__slots__]
-    query = select(*columns).order_by(action.id.desc()).limit(MAX_TOLD)
-    with _transaction(engine) as connection:
-        rows = connection.execute(query.where(*_meant(selector, wanted_id)))
-        return [DoneEarlier(*row) for row in rows]
 
 
 def _meant(selector: Selector, wanted_id: str | None) -> Iterator[ColumnElement[bool]]:
@@ -160,12 +148,12 @@ def _meant(selector: Selector, wanted_id: str | None) -> Iterator[ColumnElement[
         yield or_(by_id, by_key) if len(wanted_id) >= MIN_PREFIX else by_id
     if selector.lab is not None:
         yield action.lab_instance_id == selector.lab
-    if selector.category is not None:
-        yield action.error_category == selector.category
-    if selector.cause is not None:
-        yield action.cause == plain_text(selector.cause)
-    if selector.task is not None:
-        yield action.task_name == plain_text(selector.task)
+    texts = (
+        (action.error_category, selector.category),
+        (action.cause, selector.cause),
+        (action.task_name, selector.task),
+    )
+    yield from (column == plain_text(wanted) for column, wanted in texts if wanted is not None)
 
 
 def _obstacles(connection: Connection, letter: DeadLetter) -> Iterator[str]:
@@ -179,10 +167,8 @@ def _obstacles(connection: Connection, letter: DeadLetter) -> Iterator[str]:
         if row is None:
             yield f"lab {lab_instance_id} is not in the database; ask the backend for a new lab"
         elif row.status != "PENDING":
-            yield (
-                f"lab {lab_instance_id} is {row.status} and states only move forward;"
-                " ask the backend for a new lab"
-            )
+            forward = "states only move forward; ask the backend for a new lab"
+            yield f"lab {lab_instance_id} is {row.status} and {forward}"
         elif row.stop_requested_at is not None:
             yield f"lab {lab_instance_id} is to be stopped, so nobody would start it"
     cancelled = select(TaskCancellation.task_id).where(TaskCancellation.task_id == letter.task_id)
@@ -197,12 +183,12 @@ def _record(connection: Connection, found: Found, verb: DeadLetterVerb, actor: s
         "actor": plain_text(actor),
         "action": verb.value,
         "message_key": letter.key,
-        "task_id": letter.task_id and plain_text(letter.task_id),
-        "task_name": letter.task_name and plain_text(letter.task_name),
+        "task_id": plain_text(letter.task_id),
+        "task_name": plain_text(letter.task_name),
         "lab_instance_id": letter.lab_instance_id,
         "routing_key": plain_text(letter.routing_key),
         "reason": plain_text(letter.reason),
-        "error_category": letter.category and plain_text(letter.category),
+        "error_category": plain_text(letter.category),
         "cause": plain_text(letter.cause),
         "content_type": plain_text(found.properties.content_type),
         "content_encoding": plain_text(found.properties.content_encoding),

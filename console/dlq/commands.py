@@ -1,4 +1,4 @@
-"""The commands `autolabs dlq …`."""
+"""Look at, requeue and discard dead letters: the commands `autolabs dlq …`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import os
 import socket
 import sys
 from collections import Counter
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from console.dlq import output
 from console.dlq.letters import DeadLetter, Selector, names
-from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.cli.arguments import natural, row_id
+from dispatcher.cli.program import EXIT_USAGE, complain
 from dispatcher.errors import DispatcherError
 from dispatcher.failure_contract import Category
-from dispatcher.settings import BrokerSettings, read_settings
-from dispatcher.wording import fields, many, printable
+from dispatcher.settings import BrokerSettings, ServerSettings, read_settings
+from dispatcher.wording import fields, many
 
 if TYPE_CHECKING:
     from console.dlq.queue import Found
     from console.dlq.run import Run
 
-_WRONG = 2
-#: Messages under one id that `show` tells of: a task may die more than once.
+#: Messages under one id that `show` prints at most: a task may die more than once.
 _MAX_SHOWN = 20
 
 
@@ -85,8 +85,7 @@ def show(arguments: argparse.Namespace) -> int:
         with _run(arguments, "show") as run:
             run.tell_of_missing(selector, arguments.id)
     except DispatcherError as exc:
-        missing = f"nothing in {DEAD_LETTER_QUEUE} is {printable(arguments.id)}"
-        print(f"autolabs: {missing}; what was done with it earlier is not known: {exc}", file=sys.stderr)
+        complain(f"{output.not_there(arguments.id)}; what was done with it earlier is not known: {exc}", 1)
     return 1
 
 
@@ -115,7 +114,6 @@ def discard(arguments: argparse.Namespace) -> int:
 
 
 def show_all_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `list`."""
     _add_filters(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
@@ -124,13 +122,11 @@ def show_all_options(parser: argparse.ArgumentParser) -> None:
 
 
 def show_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `show`."""
     parser.add_argument("id", metavar="ID", help="a task id, or a key of `dlq list`")
     parser.add_argument("--json", action="store_true", help="print a JSON array")
 
 
 def requeue_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `requeue`."""
     discard_options(parser)
     parser.add_argument("--force", action="store_true", help="publish also what would do nothing")
     parser.add_argument(
@@ -139,7 +135,6 @@ def requeue_options(parser: argparse.ArgumentParser) -> None:
 
 
 def discard_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `discard`."""
     parser.add_argument(
         "ids", nargs="*", metavar="ID", help="a task id, or a key of `dlq list` (6 characters or more)"
     )
@@ -171,8 +166,7 @@ def _act(arguments: argparse.Namespace, verb: str) -> int:
     selector = _selector(arguments)
     if (selector == Selector()) is not arguments.all:
         say_which = "name messages by ID, --lab, --category, --cause or --task, or say --all alone"
-        print(f"autolabs: {say_which}", file=sys.stderr)
-        return _WRONG
+        return complain(say_which, EXIT_USAGE)
     with _run(arguments, verb) as run:
         chosen = run.choose(selector)
         missing = [wanted for wanted in selector.ids if not any(names(wanted, found) for found in chosen)]
@@ -191,7 +185,7 @@ def _act(arguments: argparse.Namespace, verb: str) -> int:
 def _agreed(chosen: list[DeadLetter], verb: str) -> bool:
     what = f"{verb} {many(len(chosen), 'message')}"
     if not sys.stdin.isatty():
-        print(f"autolabs: this would {what}: repeat it with --yes, or look with --dry-run", file=sys.stderr)
+        complain(f"this would {what}: repeat it with --yes, or look with --dry-run", 1)
         return False
     print(output.table(chosen))
     try:
@@ -205,11 +199,10 @@ def _agreed(chosen: list[DeadLetter], verb: str) -> bool:
     return False
 
 
-def _run(arguments: argparse.Namespace, verb: str) -> Run:
-    from console.dlq.run import Run
-    from dispatcher.settings import ServerSettings
+def _run(arguments: argparse.Namespace, verb: str) -> AbstractContextManager[Run]:
+    from console.dlq.run import open_run
 
-    return Run(
+    return open_run(
         read_settings(os.environ, ServerSettings.from_environment),
         verb=verb,
         actor=getattr(arguments, "actor", None) or _actor(),

@@ -27,8 +27,9 @@ from dispatcher.message.envelope import (
     is_short_text,
 )
 from dispatcher.tasks import MAX_ID, lab_instance_id_of, parse_payload
+from jobs.failures import Failure
 
-#: Characters of a text that is kept; containers write at most this.
+#: Longest text that is kept, in characters; containers write no longer ones.
 MAX_CHARS = 1000
 #: Characters of a key that are shown.
 SHOWN_KEY = 12
@@ -38,14 +39,14 @@ MIN_PREFIX = 6
 #: The broker's word -> cause and category as a container writes them for the lab, and the sentence.
 _BROKER_REASONS: dict[str, tuple[str, Category | None, str]] = {
     "delivery_limit": (
-        "container_crashed",
-        Category.PERMANENT_INVALID_REQUEST,
+        Failure.CONTAINER_CRASHED.cause,
+        Failure.CONTAINER_CRASHED.category,
         f"no container settled it within {topology.DELIVERY_LIMIT + 1} deliveries:"
         " containers crashed over it",
     ),
     "expired": (
-        "expired",
-        Category.TEMPORARY_RESOURCE_ERROR,
+        Failure.EXPIRED.cause,
+        Failure.EXPIRED.category,
         "it expired in its queue before a container took it",
     ),
     "rejected": ("rejected", None, "whoever took it from its queue rejected it without a reason"),
@@ -57,9 +58,9 @@ _BROKER_REASONS: dict[str, tuple[str, Category | None, str]] = {
 class DeadLetter:
     """What is known of one message; texts are cut to MAX_CHARS and may quote anybody."""
 
-    #: SHA-256 of body, task id and time of death, in hexadecimal.
+    #: SHA-256 of body, task id and time of death, in hexadecimal digits.
     key: str
-    #: None: no readable one.
+    #: None: the message has no readable id.
     task_id: str | None
     task_name: str | None
     lab_instance_id: int | None
@@ -72,9 +73,9 @@ class DeadLetter:
     attempts: int | None
     first_error: str | None
     last_error: str | None
-    #: Where it was before.
+    #: The queue in which it was before.
     queue: str | None
-    #: Without the delay of the ladder.
+    #: The task's own, without the delay of the ladder.
     routing_key: str
     died_at: datetime | None
     job: str | None
@@ -83,7 +84,7 @@ class DeadLetter:
     size: int
     eta: datetime | None
     expires: datetime | None
-    #: Why no container would perform it, however often it came; None for a task.
+    #: The reason why no container would perform it, however often it came; None for a task.
     problem: str | None
 
 
@@ -99,7 +100,6 @@ class Selector:
     task: str | None = None
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Tell whether a message is meant."""
         asked = (
             (self.lab, letter.lab_instance_id),
             (self.category, letter.category),
@@ -216,15 +216,17 @@ def _key(body: bytes, task_id: object, died: str) -> str:
 
 
 def _attempts(headers: Mapping[Any, Any]) -> int | None:
-    attempts = _count(headers.get(DeadLetterHeader.ATTEMPTS))
+    if (attempts := _count(headers.get(DeadLetterHeader.ATTEMPTS))) is not None:
+        return attempts
     retries = _count(headers.get("retries"))
-    return attempts if attempts is not None else None if retries is None else retries + 1
+    return None if retries is None else retries + 1
 
 
 def _count(value: object) -> int | None:
     # pika gives 64-bit integers as a subclass of int.
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
-    return int(value) if is_count and isinstance(value, int) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return int(value) if 0 <= value <= MAX_ID else None
 
 
 def _lab_of(task: TaskMessage | None, headers: Mapping[str, Any]) -> int | None:

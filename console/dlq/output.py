@@ -1,4 +1,7 @@
-"""How `autolabs dlq` shows and keeps messages: in lines, as JSON, and in forms that PostgreSQL stores."""
+"""Put dead letters into the forms in which people read them, programs take them and PostgreSQL keeps them.
+
+console.dlq.commands and console.dlq.run print them, console.dlq.actions stores them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from dispatcher.wording import table as make_table
 if TYPE_CHECKING:
     from console.dlq.queue import Found
 
-#: Characters of the reason in a list; `show` has all of it.
+#: Longest reason in a list, in characters; `show` has all of it.
 _REASON = 100
 _HEADINGS = ("KEY", "TASK ID", "TASK", "LAB", "TRIES", "AGE", "CAUSE", "REASON")
 
@@ -27,7 +30,7 @@ _HEADINGS = ("KEY", "TASK ID", "TASK", "LAB", "TRIES", "AGE", "CAUSE", "REASON")
 MAX_DEPTH = 20
 #: Bytes that `show` has of a body that is no task.
 _MAX_BODY = 2000
-#: What names a message to the commands is shown as it is.
+#: Fields that name a message to the commands, and are shown as they are.
 _NAMES = ("key", "task_id")
 
 #: Cause and category -> how many messages.
@@ -43,10 +46,8 @@ def table(letters: Iterable[DeadLetter]) -> str:
 def summary(causes: Causes, total: int) -> str:
     """Return how many messages there are of each cause, the most frequent first."""
     matching = sum(causes.values())
-    lines = [
-        f"{many(total, 'message')} in {DEAD_LETTER_QUEUE}"
-        + (f", {matching} match" if matching != total else "")
-    ]
+    match = f", {matching} match" if matching != total else ""
+    lines = [f"{many(total, 'message')} in {DEAD_LETTER_QUEUE}{match}"]
     lines += [
         f"{number:7}  {safe(cause)}" + (f" ({safe(category)})" if category else "")
         for (cause, category), number in causes.most_common()
@@ -55,10 +56,17 @@ def summary(causes: Causes, total: int) -> str:
 
 
 def name(letter: DeadLetter) -> str:
+    return in_words(letter.key, letter.task_id, letter.task_name, letter.lab_instance_id)
+
+
+def in_words(key: str, task_id: str | None, task_name: str | None, lab_instance_id: int | None) -> str:
     """Return one message in a few words."""
-    lab = "" if letter.lab_instance_id is None else f" of lab {letter.lab_instance_id}"
-    task = scrubbed(letter.task_name or "no task")
-    return printable(f"{letter.key[:SHOWN_KEY]} (task {letter.task_id or '-'}, {task}{lab})")
+    lab = "" if lab_instance_id is None else f" of lab {lab_instance_id}"
+    return printable(f"{key[:SHOWN_KEY]} (task {task_id or '-'}, {scrubbed(task_name or 'no task')}{lab})")
+
+
+def not_there(wanted_id: str) -> str:
+    return f"nothing in {DEAD_LETTER_QUEUE} is {printable(wanted_id)}"
 
 
 def safe(text: str) -> str:
@@ -87,19 +95,16 @@ def fields(letter: DeadLetter) -> dict[str, Any]:
 def details(found: Found) -> dict[str, Any]:
     """Return what `show` says of a message: all that the list has, properties, headers and arguments."""
     task, _ = read_task(found.body, found.properties)
-    if task is None:
-        content: dict[str, Any] = {"body": scrubbed_values(plain_text(found.body[:_MAX_BODY]))}
-    else:
-        content = {
-            "args": scrubbed_values(plain_json(task.args)),
-            "kwargs": scrubbed_values(plain_json(task.kwargs)),
-        }
+    content: dict[str, Any] = {"body": found.body[:_MAX_BODY]}
+    if task is not None:
+        content = {"args": task.args, "kwargs": task.kwargs}
+    sent = found.properties
     return {
         **fields(found.letter),
-        **content,
-        "content_type": plain_text(found.properties.content_type),
-        "content_encoding": plain_text(found.properties.content_encoding),
-        "headers": scrubbed_values(plain_json(found.properties.headers or {})),
+        **{key: scrubbed_values(plain_json(value)) for key, value in content.items()},
+        "content_type": plain_text(sent.content_type),
+        "content_encoding": plain_text(sent.content_encoding),
+        "headers": scrubbed_values(plain_json(sent.headers or {})),
     }
 
 
@@ -135,15 +140,13 @@ def _shown(key: str, value: Any) -> Any:
 
 
 def _row(letter: DeadLetter, now: datetime) -> tuple[str, ...]:
-    dead = "" if letter.died_at is None else age((now - letter.died_at).total_seconds())
-    reason = cut(scrubbed(letter.reason), _REASON)
     return (
         letter.key[:SHOWN_KEY],
         letter.task_id or "-",
         scrubbed(letter.task_name or "-"),
         "" if letter.lab_instance_id is None else str(letter.lab_instance_id),
         "" if letter.attempts is None else str(letter.attempts),
-        dead,
+        "" if letter.died_at is None else age((now - letter.died_at).total_seconds()),
         scrubbed(letter.cause),
-        reason,
+        cut(scrubbed(letter.reason), _REASON),
     )

@@ -1,7 +1,8 @@
-"""One run of `autolabs dlq requeue` or `discard`: choose, act, and say what became of each message.
+"""Choose dead letters, requeue or discard them, and print what became of each.
 
-Choosing and acting look through the queue separately, so that nothing is held back while somebody
-decides, and no body has to be kept: only what was chosen is acted upon, whatever came meanwhile.
+console.dlq.commands opens one run for a command. Choosing and acting look through the queue separately, so
+that nothing is held back while somebody decides, and no body has to be kept: only what was chosen is acted
+upon, whatever came meanwhile.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 from console.dlq import output
-from console.dlq.letters import MIN_PREFIX, SHOWN_KEY, DeadLetter, Selector
+from console.dlq.letters import MIN_PREFIX, DeadLetter, Selector
 from console.dlq.queue import Found, look_through
 from dispatcher.broker.publisher import Publisher
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
+from dispatcher.cli.program import complain
 from dispatcher.errors import needs_extra
-from dispatcher.settings import ServerSettings
-from dispatcher.text import scrubbed
+from dispatcher.settings import BrokerSettings, ServerSettings
 from dispatcher.wording import many, printable
 
 with needs_extra("db"):
-    from console.dlq.actions import DeadLetterActions, DoneEarlier, Refused, done_earlier
-    from dispatcher.engine import make_engine
+    from console.dlq.actions import DeadLetterActions, DoneEarlier, Refused
+    from dispatcher.engine import open_engine
 
 #: Seconds for a statement: of the audit table, and of looks at one lab.
 _STATEMENT_TIMEOUT_S = 10
@@ -32,30 +35,30 @@ PROGRESS_S = 2.0
 _PAST = {"requeue": "requeued", "discard": "discarded"}
 
 
+@contextmanager
+def open_run(
+    settings: ServerSettings, *, verb: str, actor: str, force: bool = False, drop_expires: bool = False
+) -> Iterator[Run]:
+    """Yield a run of a verb; its connections are opened when they are used, and closed at the end."""
+    url, name = settings.database_url, "autolabs-dlq"
+    with (
+        open_engine(url, application_name=name, statement_timeout_s=_STATEMENT_TIMEOUT_S) as engine,
+        closing(Publisher(settings.broker, name=f"{name}-requeue")) as publisher,
+    ):
+        actions = DeadLetterActions(
+            engine=engine, publisher=publisher, actor=actor, force=force, drop_expires=drop_expires
+        )
+        yield Run(settings.broker, actions, verb)
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """The servers of one command; use as a context manager. Methods raise DispatcherError."""
+    """The servers of one command. Methods raise DispatcherError."""
 
-    def __init__(
-        self, settings: ServerSettings, *, verb: str, actor: str, force: bool, drop_expires: bool
-    ) -> None:
-        self._settings = settings
-        self._verb = verb
-        self._engine = make_engine(
-            settings.database_url, application_name="autolabs-dlq", statement_timeout_s=_STATEMENT_TIMEOUT_S
-        )
-        self._publisher = Publisher(settings.broker, name="autolabs-dlq-requeue")
-        self._actions = DeadLetterActions(
-            self._engine, self._publisher, actor=actor, force=force, drop_expires=drop_expires
-        )
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._publisher.close()
-        self._engine.dispose()
+    broker: BrokerSettings
+    actions: DeadLetterActions
+    #: requeue or discard; show asks only for what was done earlier.
+    verb: str
 
     def choose(self, selector: Selector) -> list[DeadLetter]:
         """Return the messages that a selector means."""
@@ -66,7 +69,7 @@ class Run:
                 chosen.append(found.letter)
             return False
 
-        look_through(self._settings.broker, look)
+        look_through(self.broker, look)
         return chosen
 
     def pretend(self, chosen: list[DeadLetter]) -> bool:
@@ -74,12 +77,12 @@ class Run:
         willing = True
         for letter in chosen:
             try:
-                if self._verb == "requeue":
-                    self._actions.check_requeue(letter)
-                print(f"would be {_PAST[self._verb]}: {output.name(letter)}")
+                if self.verb == "requeue":
+                    self.actions.check_requeue(letter)
+                print(f"would be {_PAST[self.verb]}: {output.name(letter)}")
             except Refused as exc:
                 willing = False
-                _complain(f"would be refused: {output.name(letter)}: {output.safe(str(exc))}")
+                complain(f"would be refused: {output.name(letter)}: {output.safe(str(exc))}", 1)
         return willing
 
     def act(self, chosen: list[DeadLetter]) -> bool:
@@ -96,7 +99,8 @@ class Run:
                 return False
             if time.monotonic() >= told_at + PROGRESS_S:
                 told_at = time.monotonic()
-                _progress(f"{len(done)} of {many(len(chosen), 'message')} {_PAST[self._verb]}")
+                so_far = f"{len(done)} of {many(len(chosen), 'message')} {_PAST[self.verb]}"
+                print(f"... {so_far}", file=sys.stderr)
             left[letter.key] -= 1
             try:
                 done.append(self._act_on(found))
@@ -106,56 +110,42 @@ class Run:
             return True
 
         try:
-            look_through(self._settings.broker, look)
+            look_through(self.broker, look)
         finally:
             for line in done:
-                print(f"{_PAST[self._verb]}: {line}")
+                print(f"{_PAST[self.verb]}: {line}")
             for line in refused:
-                _complain(f"refused: {line}")
-            print(f"{many(len(done), 'message')} {_PAST[self._verb]}, {len(refused)} refused")
+                complain(f"refused: {line}", 1)
+            print(f"{many(len(done), 'message')} {_PAST[self.verb]}, {len(refused)} refused")
         explained = [self.tell_of_missing(Selector(), key) for key, number in left.items() if number]
         return not refused and all(explained)
 
     def tell_of_missing(self, selector: Selector, wanted_id: str | None = None) -> bool:
         """Say what was done earlier with what is not in the queue; False if it was not this."""
-        what = "that" if wanted_id is None else printable(wanted_id)
+        missing = output.not_there("that" if wanted_id is None else wanted_id)
         if wanted_id is None and selector == Selector():
             print(f"{DEAD_LETTER_QUEUE} is empty")
             return True
-        earlier = done_earlier(self._engine, selector, wanted_id)
+        earlier = self.actions.done_earlier(selector, wanted_id)
         if not earlier:
             short = wanted_id is not None and len(wanted_id) < MIN_PREFIX
             hint = f"; of a key {MIN_PREFIX} characters are needed, at least" if short else ""
-            _complain(
-                f"nothing in {DEAD_LETTER_QUEUE} is {what}, nor was anything done with it earlier{hint}"
-            )
+            complain(f"{missing}, nor was anything done with it earlier{hint}", 1)
             return False
-        print(f"nothing in {DEAD_LETTER_QUEUE} is {what}; earlier:")
+        print(f"{missing}; earlier:")
         for row in earlier:
             print(f"  {_told(row)}")
         # The newest row: what was requeued, came back and was then discarded is not requeued.
-        return earlier[0].action == _PAST.get(self._verb)
+        return earlier[0].action == _PAST.get(self.verb)
 
     def _act_on(self, found: Found) -> str:
-        if self._verb == "discard":
-            self._actions.discard(found)
+        if self.verb == "discard":
+            self.actions.discard(found)
             return output.name(found.letter)
-        return f"{output.name(found.letter)} to {self._actions.requeue(found)}"
+        return f"{output.name(found.letter)} to {self.actions.requeue(found)}"
 
 
 def _told(row: DoneEarlier) -> str:
-    lab = "" if row.lab_instance_id is None else f" of lab {row.lab_instance_id}"
-    task = scrubbed(row.task_name or "no task")
-    return printable(
-        f"{row.acted_at.isoformat(sep=' ', timespec='seconds')} {row.action} by {row.actor}:"
-        f" {row.message_key[:SHOWN_KEY]} (task {row.task_id or '-'}, {task}{lab}),"
-        f" dead_letter_actions.id {row.id}"
-    )
-
-
-def _progress(text: str) -> None:
-    print(f"... {text}", file=sys.stderr)
-
-
-def _complain(text: str) -> None:
-    print(f"autolabs: {text}", file=sys.stderr)
+    message = output.in_words(row.message_key, row.task_id, row.task_name, row.lab_instance_id)
+    when = row.acted_at.isoformat(sep=" ", timespec="seconds")
+    return printable(f"{when} {row.action} by {row.actor}: {message}, dead_letter_actions.id {row.id}")

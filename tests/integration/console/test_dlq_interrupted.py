@@ -101,7 +101,7 @@ def test_long_work_says_where_it_is(
     bury(broker, make_delete(1), make_delete(2))
     monkeypatch.setattr(run, "PROGRESS_S", 0.0)
     settings = ServerSettings(broker.settings, dlq.database.url)
-    with run.Run(settings, verb="discard", actor="ann", force=False, drop_expires=False) as discard:
+    with run.open_run(settings, verb="discard", actor="ann") as discard:
         assert discard.act(discard.choose(Selector()))
     said = capsys.readouterr()
     assert said.err == "... 0 of 2 messages discarded\n... 1 of 2 messages discarded\n"
