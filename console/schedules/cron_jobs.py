@@ -1,4 +1,4 @@
-"""The CronJobs of the schedules in the cluster: look, compare, apply, prune.
+"""Look at the CronJobs and Jobs of the schedules in the cluster; compare, apply and prune them.
 
 All are checked by the API server before the first is changed. Ours are those with our label; a CronJob of
 somebody else under a name of ours is never touched.
@@ -16,14 +16,14 @@ from cronjobs.timetable import Schedule
 from dispatcher.errors import DispatcherError
 from dispatcher.quantities import parse_quantity
 from dispatcher.wording import one_line
-from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest
+from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest, api_time
 from jobs.errors import JobError
 
 FIELD_MANAGER = "autolabs-schedules"
-#: CronJobs of before there were schedules came from deploy/base.
+#: Labels of CronJobs of before there were schedules, which came from deploy/base.
 _EARLIER = {"app.kubernetes.io/part-of": "autolabs", "app.kubernetes.io/managed-by": "kustomize"}
 _OURS = "app.kubernetes.io/managed-by"
-#: Bytes of a value in a line of a diff.
+#: Longest value in a line of a diff, in characters.
 _SHOWN = 120
 
 
@@ -34,7 +34,7 @@ class Change:
     name: str
     #: created, changed, replaced, unchanged or deleted.
     what: str
-    #: Field by field.
+    #: One line for each field that differs.
     lines: list[str] = field(default_factory=list)
 
 
@@ -49,12 +49,10 @@ class CronJobs:
 
     @property
     def path(self) -> str:
-        """The collection of the CronJobs."""
         return f"/apis/batch/v1/namespaces/{self.namespace}/cronjobs"
 
     @property
     def jobs_path(self) -> str:
-        """The collection of the Jobs."""
         return f"/apis/batch/v1/namespaces/{self.namespace}/jobs"
 
     def live(self) -> dict[str, Manifest]:
@@ -79,8 +77,13 @@ class CronJobs:
             name: make_cron_job(schedule, image=self._image(name, live, image), namespace=self.namespace)
             for name, schedule in schedules.items()
         }
-        earlier = {name for name in wanted if name in live and _is_earlier(live[name])}
-        _refuse_foreign([live[name] for name in wanted if name in live and name not in earlier])
+        there = [name for name in wanted if name in live and not is_ours(live[name])]
+        earlier = {name for name in there if _is_earlier(live[name])}
+        if foreign := ", ".join(name for name in there if name not in earlier):
+            raise DispatcherError(
+                f"a CronJob {foreign} is there already and is not ours ({_OURS} is not {MANAGED_BY}):"
+                " delete it, or give the schedule another name"
+            )
         changes = [
             _change(name, live.get(name), self._check(manifest, as_new=name in earlier), name in earlier)
             for name, manifest in wanted.items()
@@ -88,7 +91,7 @@ class CronJobs:
         pruned = [item for name, item in live.items() if is_ours(item) and name not in wanted]
         if not dry_run:
             for name in earlier:
-                # Anew, because what its other owner set would stay in it.
+                # Delete and create: fields that its other owner set would survive an update.
                 self._delete(live[name])
             for manifest in wanted.values():
                 self._apply_one(manifest)
@@ -113,11 +116,7 @@ class CronJobs:
         name = manifest["metadata"]["name"]
         try:
             return self.cluster.apply(
-                f"{self.path}/{name}",
-                manifest,
-                field_manager=FIELD_MANAGER,
-                take_over=True,
-                dry_run=dry_run,
+                f"{self.path}/{name}", manifest, field_manager=FIELD_MANAGER, take_over=True, dry_run=dry_run
             )
         except ApiError as exc:
             raise DispatcherError(f"the API server refuses {name}: {one_line(exc.message)}") from exc
@@ -145,9 +144,38 @@ def is_ours(item: Manifest) -> bool:
     return bool(item["metadata"].get("labels", {}).get(_OURS) == MANAGED_BY)
 
 
+def job_outcome(job: Manifest) -> tuple[str, str]:
+    """Return succeeded, failed or running, and why it failed."""
+    for condition in job.get("status", {}).get("conditions", []):
+        if condition["status"] == "True" and condition["type"] == "Complete":
+            return "succeeded", ""
+        if condition["status"] == "True" and condition["type"] == "Failed":
+            return "failed", f"{condition.get('reason', '')}: {condition.get('message', '')}"
+    return "running", ""
+
+
+def job_duration_s(job: Manifest) -> float | None:
+    """Return how long a Job took; None while it runs."""
+    status = job.get("status", {})
+    start = api_time(status.get("startTime"))
+    ends = [one["lastTransitionTime"] for one in status.get("conditions", []) if one["type"] == "Failed"]
+    end = api_time(status.get("completionTime") or next(iter(ends), None))
+    return (end - start).total_seconds() if start and end else None
+
+
+def task_of(item: Manifest) -> str:
+    """Return the task of a CronJob, as `python -m cronjobs TASK` names it."""
+    return str(item["metadata"].get("labels", {}).get("app.kubernetes.io/component", ""))
+
+
 def image_of(name: str, live: Mapping[str, Manifest]) -> str | None:
     """Return the image of a CronJob, or of another of ours."""
-    found: dict[str, str] = {key: _container(item)["image"] for key, item in live.items() if is_ours(item)}
+    pods = {
+        key: item["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        for key, item in live.items()
+        if is_ours(item)
+    }
+    found: dict[str, str] = {key: pod["containers"][0]["image"] for key, pod in pods.items()}
     return found.get(name) or next(iter(found.values()), None)
 
 
@@ -176,22 +204,9 @@ def _change(name: str, before: Manifest | None, after: Manifest, earlier: bool) 
     return Change(name, "replaced" if earlier else "changed" if lines else "unchanged", lines)
 
 
-def _container(item: Manifest) -> Manifest:
-    containers: list[Manifest] = item["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    return containers[0]
-
-
 def _is_earlier(item: Manifest) -> bool:
-    labels = item["metadata"].get("labels", {})
-    return not is_ours(item) and all(labels.get(key) == value for key, value in _EARLIER.items())
-
-
-def _refuse_foreign(items: list[Manifest]) -> None:
-    if foreign := [item["metadata"]["name"] for item in items if not is_ours(item)]:
-        raise DispatcherError(
-            f"a CronJob {', '.join(foreign)} is there already and is not ours"
-            f" ({_OURS} is not {MANAGED_BY}): delete it, or give the schedule another name"
-        )
+    labels: dict[str, str] = item["metadata"].get("labels", {})
+    return labels.items() >= _EARLIER.items()
 
 
 def _same_quantity(one: object, other: object) -> bool:

@@ -1,4 +1,4 @@
-"""The document in the bucket: read, a value of it changed, and written unless somebody else wrote meanwhile.
+"""Read the schedules in the bucket, change a value, and write them unless somebody else wrote meanwhile.
 
 Comments and order stay: the text of the value alone is replaced. What the new text says is read again, so a
 form of YAML that is not foreseen here is refused and never written wrongly.
@@ -38,24 +38,20 @@ class Document:
     stored: StoredObject | None
 
     @property
-    def source(self) -> str:
-        """Return where it is from, for people."""
-        return SCHEDULES if self.stored else f"{SCHEDULES} of this release (nothing is stored)"
-
-    @property
     def schedules(self) -> dict[str, Schedule]:
-        """Return its entries. Raises InvalidSchedules."""
-        return parse_schedules(self.content, self.source)
+        """Return the entries. Raises InvalidSchedules."""
+        source = SCHEDULES if self.stored else f"{SCHEDULES} of this release (nothing is stored)"
+        return parse_schedules(self.content, source)
 
 
 class Bucket:
-    """Where the document is."""
+    """The bucket with the document."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._store = ObjectStore(read_settings(environ, StoreSettings.from_environment))
 
     def read(self) -> Document:
-        """Return the document. Raises JobError."""
+        """Raise JobError when the store does not answer or refuses."""
         try:
             stored = self._store.read(SCHEDULES)
         except JobError as exc:
@@ -65,7 +61,7 @@ class Bucket:
         return Document(stored.content, stored)
 
     def change(
-        self, change: Callable[[bytes], bytes], *, check: Callable[[dict[str, Schedule]], None]
+        self, change: Callable[[bytes], bytes], *, check: Callable[[dict[str, Schedule]], object]
     ) -> None:
         """Write what `change` makes of the document, once `check` took it; anew if somebody else wrote.
 

@@ -1,16 +1,14 @@
-"""The runs of a schedule: rows of the ledger, and Jobs that are still there."""
+"""List the runs of a schedule: rows of the ledger, and Jobs that are still there."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from console.schedules.cron_jobs import CronJobs
-from console.schedules.overview import job_duration_s, job_outcome
+from console.schedules.cron_jobs import CronJobs, job_duration_s, job_outcome, task_of
 from dispatcher import tasks
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import database_url, read_settings
@@ -34,23 +32,23 @@ SELECT claimed_at, extract(epoch FROM coalesce(finished_at, now()) - claimed_at)
    AND (queue <> '' OR job_name IS NULL OR job_name ~ %s OR job_name = ANY(%s))
  ORDER BY id DESC LIMIT %s
 """  # noqa: S608  # constants
-#: Of a run whose container was killed.
+#: Outcome of a run whose container was killed.
 LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run."""
+    """One run of a schedule."""
 
     began: datetime
     duration_s: float | None
     #: As dispatcher.models.Outcome, or running, or lost.
     outcome: str
-    #: schedule, hand or message.
+    #: The origin: schedule, hand or message.
     by: str
     job: str
     result: dict[str, Any] | None
-    #: Why it failed.
+    #: The reason why it failed, or empty.
     error: str
 
 
@@ -59,7 +57,7 @@ def runs_of(cron_jobs: CronJobs, name: str, *, limit: int, environ: Mapping[str,
     found = cron_jobs.cluster.get(f"{cron_jobs.path}/{name}")
     if found is None:
         raise DispatcherError(f"no CronJob {printable(name)}; `autolabs schedule list` has them all")
-    task = found["metadata"].get("labels", {}).get("app.kubernetes.io/component", "")
+    task = task_of(found)
     jobs = {job["metadata"]["name"]: job for job in cron_jobs.jobs(name)}
     runs = _ledger(LEDGER_NAMES[task], name, limit, jobs, environ) if task in LEDGER_NAMES else []
     known = {run.job for run in runs}
@@ -77,11 +75,6 @@ def as_table(runs: list[Run]) -> str:
         took = "" if run.duration_s is None else duration(run.duration_s)
         rows.append((clock(now, run.began), took, run.outcome, run.by, run.job, _result(run)))
     return table(rows)
-
-
-def as_json(runs: list[Run]) -> str:
-    """Return the runs for programs."""
-    return json.dumps([asdict(run) for run in runs], indent=2, default=lambda moment: moment.isoformat())
 
 
 def _result(run: Run) -> str:
@@ -134,8 +127,7 @@ def _is_manual(job: Manifest) -> bool:
 def _of_job(job: Manifest) -> Run:
     metadata = job["metadata"]
     began = api_time(job.get("status", {}).get("startTime") or metadata["creationTimestamp"])
+    began = began or datetime.now(timezone.utc)
     outcome, why = job_outcome(job)
     by = "hand" if _is_manual(job) else "schedule"
-    return Run(
-        began or datetime.now(timezone.utc), job_duration_s(job), outcome, by, metadata["name"], None, why
-    )
+    return Run(began, job_duration_s(job), outcome, by, metadata["name"], None, why)

@@ -1,4 +1,4 @@
-"""What `autolabs schedule list` and `show` say of the schedules."""
+"""Compare the stored schedules with the cluster, for `autolabs schedule list` and `show`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import islice
 
-from console.schedules.cron_jobs import CronJobs, desired, differences, image_of, is_ours
+from console.schedules.cron_jobs import (
+    CronJobs,
+    desired,
+    differences,
+    image_of,
+    is_ours,
+    job_duration_s,
+    job_outcome,
+)
 from cronjobs.cron import parse_cron
 from cronjobs.manifests import SCHEDULE_LABEL, make_cron_job
 from cronjobs.timetable import Schedule, zone_of
 from dispatcher.wording import ago, duration, table
 from jobs.cluster.client import Manifest, api_time
 
-#: Runs to come that `show` names.
+#: Number of coming runs that `show` names.
 _NEXT_RUNS = 3
+_HEADS = ("NAME", "SCHEDULE", "TIME ZONE", "SUSPENDED", "LAST RUN", "OUTCOME", "NEXT RUN", "IN THE CLUSTER")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +36,7 @@ class Row:
     schedule: str
     time_zone: str
     suspended: bool
-    #: Of the latest Job, or of what the CronJob remembers.
+    #: The begin of the latest Job, or of the run that the CronJob remembers.
     last_run: datetime | None
     #: succeeded, failed, running or unknown.
     last_outcome: str
@@ -63,39 +72,10 @@ def next_runs(schedule: str, time_zone: str, now: datetime) -> Iterator[datetime
         yield moment
 
 
-def job_outcome(job: Manifest) -> tuple[str, str]:
-    """Return succeeded, failed or running, and why it failed."""
-    for condition in job.get("status", {}).get("conditions", []):
-        if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
-            if condition["type"] == "Complete":
-                return "succeeded", ""
-            return "failed", f"{condition.get('reason', '')}: {condition.get('message', '')}"
-    return "running", ""
-
-
-def job_duration_s(job: Manifest) -> float | None:
-    """Return how long a Job took; None while it runs."""
-    status = job.get("status", {})
-    start = api_time(status.get("startTime"))
-    ends = [one["lastTransitionTime"] for one in status.get("conditions", []) if one["type"] == "Failed"]
-    end = api_time(status.get("completionTime") or next(iter(ends), None))
-    return (end - start).total_seconds() if start and end else None
-
-
 def as_table(rows: list[Row]) -> str:
     """Return the rows for people."""
     now = datetime.now(timezone.utc)
-    heads = (
-        "NAME",
-        "SCHEDULE",
-        "TIME ZONE",
-        "SUSPENDED",
-        "LAST RUN",
-        "OUTCOME",
-        "NEXT RUN",
-        "IN THE CLUSTER",
-    )
-    shown: list[tuple[object, ...]] = [heads]
+    shown: list[tuple[object, ...]] = [_HEADS]
     for row in rows:
         took = "" if row.last_duration_s is None else f" in {duration(row.last_duration_s)}"
         shown.append(
@@ -111,11 +91,6 @@ def as_table(rows: list[Row]) -> str:
             )
         )
     return table(shown)
-
-
-def as_json(rows: list[Row]) -> str:
-    """Return the rows for programs."""
-    return json.dumps([asdict(row) for row in rows], indent=2, default=lambda moment: moment.isoformat())
 
 
 def entry_fields(entry: Schedule) -> list[tuple[str, str]]:
@@ -141,7 +116,7 @@ def _row(
     schedule = spec.get("schedule") or (stored.schedule if stored else "")
     time_zone = spec.get("timeZone") or (stored.time_zone if stored else "Etc/UTC")
     suspended = bool(spec.get("suspend"))
-    runs = item is not None and not suspended
+    comes = next_runs(schedule, time_zone, now) if item and not suspended else iter(())
     last_run, outcome, took = _last_run(item, job)
     lines = _lines(name, stored, live, namespace)
     return Row(
@@ -152,7 +127,7 @@ def _row(
         last_run=last_run,
         last_outcome=outcome,
         last_duration_s=took,
-        next_run=next(next_runs(schedule, time_zone, now), None) if runs else None,
+        next_run=next(comes, None),
         state=_state(stored, item, lines),
         differences=lines,
     )

@@ -1,4 +1,4 @@
-"""A run of a schedule by hand: a Job of its CronJob, and its log as it comes."""
+"""Run a schedule by hand: make a Job of its CronJob, and print the log as it comes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from console.schedules.cron_jobs import CronJobs, is_ours
-from console.schedules.overview import job_outcome
+from console.schedules.cron_jobs import CronJobs, is_ours, job_outcome, task_of
 from cronjobs.timetable import TASKS, option_word
+from dispatcher.cli.program import complain
 from dispatcher.errors import DispatcherError
 from dispatcher.wording import duration, one_line, printable
 from jobs.cluster.client import ApiError, ApiUnavailable, Manifest
@@ -33,26 +33,28 @@ def job_for(cron_jobs: CronJobs, name: str, options: list[str]) -> Manifest:
     if found is None or not is_ours(found):
         known = ", ".join(key for key, item in cron_jobs.live().items() if is_ours(item))
         raise DispatcherError(f"no CronJob {printable(name)} of ours; there are {known or 'none'}")
-    task = found["metadata"]["labels"].get("app.kubernetes.io/component", "")
-    allowed = [option_word(option) for option in TASKS.get(task, ())]
+    allowed = [option_word(option) for option in TASKS.get(task_of(found), ())]
     if wrong := [option for option in options if option not in allowed]:
         raise DispatcherError(f"{name} takes no {', '.join(wrong)}; allowed are {', '.join(allowed)}")
     # A dry run changes nothing, so that it may go on beside another.
     if found["spec"].get("concurrencyPolicy") == "Forbid" and option_word("dry_run") not in options:
-        _refuse_second(cron_jobs, name)
+        running = [job for job in cron_jobs.jobs(name) if job_outcome(job)[0] == "running"]
+        if running:
+            goes_on = f"{running[0]['metadata']['name']} runs already"
+            raise DispatcherError(f"{goes_on}, and concurrency of {name} is Forbid: wait for it")
     return make_job(found, options)
 
 
 def create(cron_jobs: CronJobs, job: Manifest) -> None:
     """Make a Job. Raises DispatcherError when its name is taken."""
-    created = cron_jobs.cluster.create_once(cron_jobs.jobs_path, job, timeout_s=_CREATE_S)
-    if not created:
+    if not cron_jobs.cluster.create_once(cron_jobs.jobs_path, job, timeout_s=_CREATE_S):
         raise DispatcherError(f"a Job {job['metadata']['name']} exists already; run the command again")
 
 
 def make_job(cron_job: Manifest, options: list[str]) -> Manifest:
     """Return a Job of the template of a CronJob, with more options for its command."""
     template, metadata = cron_job["spec"]["jobTemplate"], cron_job["metadata"]
+    owner = {key: metadata[key] for key in ("name", "uid")} | {"apiVersion": "batch/v1", "kind": "CronJob"}
     spec: dict[str, Any] = dict(template["spec"])
     if options:
         pod = spec["template"]
@@ -69,14 +71,7 @@ def make_job(cron_job: Manifest, options: list[str]) -> Manifest:
             "labels": template["metadata"].get("labels", {}),
             "annotations": {"cronjob.kubernetes.io/instantiate": "manual"},
             # Not its controller: that would count it in the history and take it away while its log is read.
-            "ownerReferences": [
-                {
-                    "apiVersion": "batch/v1",
-                    "kind": "CronJob",
-                    "name": metadata["name"],
-                    "uid": metadata["uid"],
-                }
-            ],
+            "ownerReferences": [owner],
         },
         "spec": spec,
     }
@@ -84,23 +79,16 @@ def make_job(cron_job: Manifest, options: list[str]) -> Manifest:
 
 def follow(cron_jobs: CronJobs, name: str) -> int:
     """Print the log of a Job as it comes; return 0 once it is complete, 1 if it failed."""
-    pod = _wait(cron_jobs, name, lambda: _begun(cron_jobs, name))
-    if pod is not None:
+
+    def begun() -> Manifest | None:
+        pod = _pod(cron_jobs, name)
+        return pod if pod and pod.get("status", {}).get("phase") not in (None, "Pending") else None
+
+    if (pod := _wait(cron_jobs, name, begun)) is not None:
         _print_log(cron_jobs, pod)
-    job = _wait(cron_jobs, name, lambda: None) or _job(cron_jobs, name)
-    outcome, why = job_outcome(job)
-    if outcome == "succeeded":
-        return 0
-    print(f"autolabs: the Job {name} failed: {one_line(why)}", file=sys.stderr)
-    return 1
-
-
-def _refuse_second(cron_jobs: CronJobs, name: str) -> None:
-    running = [job for job in cron_jobs.jobs(name) if job_outcome(job)[0] == "running"]
-    if running:
-        raise DispatcherError(
-            f"{running[0]['metadata']['name']} runs already, and concurrency of {name} is Forbid: wait for it"
-        )
+    _wait(cron_jobs, name, lambda: None)
+    outcome, why = job_outcome(_job(cron_jobs, name))
+    return 0 if outcome == "succeeded" else complain(f"the Job {name} failed: {one_line(why)}", 1)
 
 
 def _job(cron_jobs: CronJobs, name: str) -> Manifest:
@@ -128,11 +116,6 @@ def _pod(cron_jobs: CronJobs, name: str) -> Manifest | None:
     path = f"/api/v1/namespaces/{cron_jobs.namespace}/pods"
     items, _ = cron_jobs.cluster.list_items(path, labelSelector=f"batch.kubernetes.io/job-name={name}")
     return items[0] if items else None
-
-
-def _begun(cron_jobs: CronJobs, name: str) -> Manifest | None:
-    pod = _pod(cron_jobs, name)
-    return pod if pod and pod.get("status", {}).get("phase") not in (None, "Pending") else None
 
 
 def _waits_for(cron_jobs: CronJobs, name: str) -> str:

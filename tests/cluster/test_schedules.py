@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from console.schedules.overview import job_outcome
+from console.schedules.cron_jobs import job_outcome
 from tests.support.cluster.own_platform import OwnPlatform
 from tests.support.schedules import HANGS_S, Operator
 from tests.support.waiting import eventually
