@@ -1,4 +1,4 @@
-"""`autolabs verify`: prove that database, cluster and broker say the same, and repair what is safe."""
+"""Prove that database, cluster and broker say the same, and repair what is safe: `autolabs verify`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import logging
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dispatcher.cli.arguments import row_id, seconds
+from dispatcher.cli.program import EXIT_USAGE, complain
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings, Environment, database_url, read_settings
 
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
 EXIT_CLEAN = 0
 EXIT_DIFFERENT = 1
-EXIT_USAGE = 2
 EXIT_COULD_NOT_LOOK = 3
-#: As a shell says it of what Ctrl-C ended.
+#: The shell's exit code of a program that Ctrl-C ended.
 EXIT_INTERRUPTED = 130
 
 #: Seconds between lines of progress.
@@ -48,27 +48,23 @@ def run(arguments: argparse.Namespace) -> int:
     from dispatcher.interrupts import Interrupted, stop_on_signals
     from jobs.verify.snapshot import CouldNotLook
 
-    # Of what is away they tell in many lines, which end as one of ours.
+    # They log many lines about a server that is away; the command says it in one.
     for library in ("pika", "jobs", "dispatcher"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     for option in ("dry_run", "force"):
         if getattr(arguments, option) and not arguments.repair:
-            print(f"autolabs: --{option.replace('_', '-')} changes nothing without --repair", file=sys.stderr)
+            complain(f"--{option.replace('_', '-')} changes nothing without --repair", EXIT_CLEAN)
     started = time.monotonic()
     try:
         with stop_on_signals() as stop:
             report = _verify(arguments, started, stop)
     except (Interrupted, KeyboardInterrupt):
-        print(
-            "autolabs: interrupted; what was repaired is in the ledger, no message is lost", file=sys.stderr
-        )
-        return EXIT_INTERRUPTED
+        sentence = "interrupted; what was repaired is in the ledger, no message is lost"
+        return complain(sentence, EXIT_INTERRUPTED)
     except InvalidSettings as exc:
-        print(f"autolabs: {exc}", file=sys.stderr)
-        return EXIT_USAGE
+        return complain(str(exc), EXIT_USAGE)
     except CouldNotLook as exc:
-        print(f"autolabs: could not look at {exc}", file=sys.stderr)
-        return EXIT_COULD_NOT_LOOK
+        return complain(f"could not look at {exc}", EXIT_COULD_NOT_LOOK)
     print(report.as_json() if arguments.json else report.as_text())
     if report.left:
         return EXIT_DIFFERENT
@@ -76,7 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     parser.add_argument("labs", nargs="*", type=row_id, metavar="LAB", help="only what is about these labs")
     parser.add_argument("--repair", action="store_true", help="mend what is safe, and print what was done")
     parser.add_argument("--dry-run", action="store_true", help="only look, even with --repair")
@@ -85,16 +80,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-queues", action="store_true", help="leave the broker out")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
-    parser.add_argument(
-        "--settle", type=seconds, default=3.0, metavar="SECONDS", help="between the looks (default: 3)"
-    )
-    parser.add_argument(
-        "--grace",
-        type=seconds,
-        default=60.0,
-        metavar="SECONDS",
-        help="younger objects and requests are no difference (default: 60)",
-    )
+    number: dict[str, Any] = {"type": seconds, "metavar": "SECONDS"}
+    parser.add_argument("--settle", default=3.0, **number, help="between the looks (default: 3)")
+    younger = "younger objects and requests are no difference (default: 60)"
+    parser.add_argument("--grace", default=60.0, **number, help=younger)
 
 
 def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report:
@@ -128,7 +117,6 @@ def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report
 
 
 def _only(labs: list[int], findings: Comparison) -> str:
-    """Return which labs are told of, and which of them are over, or were never there."""
     told = f"only labs {', '.join(map(str, labs))} are reported"
     other = [lab for lab in labs if lab not in findings.inventory.rows]
     return f"{told}; over, with nothing left, or unknown: {', '.join(map(str, other))}" if other else told
@@ -136,10 +124,16 @@ def _only(labs: list[int], findings: Comparison) -> str:
 
 def _repair(sources: Sources, findings: Comparison, report: Report, *, force: bool) -> None:
     from console.access import open_configs
+    from jobs.database.snapshot_rows import why_read_only
+    from jobs.errors import JobError
     from jobs.verify.repairs import Repairs, refusal
+    from jobs.verify.snapshot import CouldNotLook
 
     report.repaired = {}
-    report.refusal = _read_only(sources)
+    try:
+        report.refusal = why_read_only(sources.labs)
+    except JobError as exc:
+        raise CouldNotLook(f"the database: {exc.evidence or exc}") from exc
     if report.refusal is None and not force:
         refused = refusal(findings.differences, findings.inventory)
         report.refusal = refused.sentence if refused else None
@@ -155,18 +149,6 @@ def _repair(sources: Sources, findings: Comparison, report: Report, *, force: bo
     )
     for one, done, what in repairs.run(findings.differences):
         report.repaired[index[id(one)]] = (done, what)
-
-
-def _read_only(sources: Sources) -> str | None:
-    """Return why the database takes no repair, or None. Raises CouldNotLook."""
-    from jobs.database.snapshot_rows import why_read_only
-    from jobs.errors import JobError
-    from jobs.verify.snapshot import CouldNotLook
-
-    try:
-        return why_read_only(sources.labs)
-    except JobError as exc:
-        raise CouldNotLook(f"the database: {exc.evidence or exc}") from exc
 
 
 def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
@@ -189,6 +171,7 @@ def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
     except JobError as exc:
         raise CouldNotLook(f"the cluster: {exc}") from exc
     labs = LabStore(url, application_name="autolabs-verify")
+    places = _looked_at(url, cluster.server, namespace, broker)
     return Sources(
         labs,
         cluster,
@@ -196,7 +179,7 @@ def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
         broker,
         management,
         stop,
-        _looked_at(url, cluster.server, namespace, broker),
+        places,
         grace_s=arguments.grace,
         progress=_Progress(),
     )

@@ -1,4 +1,7 @@
-"""What was found, for people and for programs."""
+"""Hold what a verify found and repaired, and put it into words for people and programs.
+
+console.verify.command fills a Report and prints it.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +23,25 @@ class Report:
     differences: Sequence[Difference]
     inventory: Inventory
     seconds: float
-    #: As in Comparison.
+    #: Number of PENDING labs of which nobody can tell whether they are started.
     undecided: int = 0
     #: Index of a difference -> whether it is repaired, and what was done or why not.
     repaired: dict[int, tuple[bool, str]] | None = None
-    #: Why nothing was repaired although it was asked for.
+    #: The reason why nothing was repaired although it was asked for.
     refusal: str | None = None
-    #: What was not looked at, on purpose or not.
+    #: Sentences about what was not looked at, on purpose or not.
     left_out: list[str] = field(default_factory=list)
-    #: What was looked at: name -> where it is, without passwords.
+    #: Name of a server -> where it is, without passwords.
     looked_at: dict[str, str] = field(default_factory=dict)
-    #: Messages of labs that need them no more, and have not for long.
+    #: Number of messages of labs that need them no more, and have not for long.
     unneeded: int = 0
 
     @property
     def left(self) -> int:
-        """Differences that are still there."""
-        done = self.repaired or {}
-        return sum(1 for at in range(len(self.differences)) if not done.get(at, (False, ""))[0])
+        """Number of differences that are still there."""
+        return len(self.differences) - sum(done for done, _ in (self.repaired or {}).values())
 
     def checked(self) -> dict[str, int]:
-        """Return how much was compared."""
         queues = self.inventory.queues
         return {
             "rows": len(self.inventory.rows),
@@ -49,7 +50,7 @@ class Report:
         }
 
     def information(self) -> list[str]:
-        """Return what is worth knowing and no difference."""
+        """Return sentences about what is worth knowing and no difference."""
         lines = list(self.left_out)
         queues = self.inventory.queues
         if queues is None:
@@ -61,21 +62,18 @@ class Report:
             lines.append(f"in the queues, not needed any more: {many(self.unneeded, 'message')}")
         for queue in queues.held(self.inventory.under_way):
             held, runs = (queues.unacked or {})[queue], self.inventory.under_way.get(queue, 0)
-            lines.append(
-                f"{queue}: consumers hold {many(held, 'message')}, with {many(runs, 'run')} under way"
-            )
+            under_way = f"with {many(runs, 'run')} under way"
+            lines.append(f"{queue}: consumers hold {many(held, 'message')}, {under_way}")
         if queues.delayed:
             lines.append(f"on the delay ladder: {many(queues.delayed, 'message')}, not looked into")
         if self.undecided:
-            lines.append(
-                f"from what nobody can read: {many(self.undecided, 'PENDING lab')} may be started, or not"
-            )
+            labs = many(self.undecided, "PENDING lab")
+            lines.append(f"from what nobody can read: {labs} may be started, or not")
         if queues.dead_letters:
             lines.append(f"in celery.dlq: {many(queues.dead_letters, 'dead letter')} (autolabs dlq list)")
         return lines + [f"not all could be looked at: {gap}" for gap in queues.gaps]
 
     def as_json(self) -> str:
-        """Return all of it as a JSON object."""
         done = self.repaired or {}
         queues = self.inventory.queues
         found = {
@@ -85,9 +83,8 @@ class Report:
             "information": self.information(),
             "checked": self.checked(),
             "waiting": {
-                "delayed": queues.delayed if queues else None,
-                "dead_letters": queues.dead_letters if queues else None,
-                "unacked": queues.unacked if queues else None,
+                name: getattr(queues, name) if queues else None
+                for name in ("delayed", "dead_letters", "unacked")
             },
             "looked_at": self.looked_at,
             "seconds": round(self.seconds, 2),
@@ -95,16 +92,14 @@ class Report:
         return json.dumps(found, indent=2)
 
     def as_text(self) -> str:
-        """Return a table in plain words and a summary."""
         lines = _table(self.differences, self.repaired, self.inventory.now) if self.differences else []
         if self.refusal:
             lines.append(f"nothing was repaired: {self.refusal}. Look first; --force repairs all the same.")
         lines += [f"note: {line}" for line in self.information()]
         checked = ", ".join(many(count, name.removesuffix("s")) for name, count in self.checked().items())
         if self.looked_at:
-            lines.append(
-                "looked at " + ", ".join(f"{name} {where}" for name, where in self.looked_at.items())
-            )
+            places = ", ".join(f"{name} {where}" for name, where in self.looked_at.items())
+            lines.append(f"looked at {places}")
         return "\n".join([*lines, f"checked {checked} in {self.seconds:.1f} s: {self._verdict()}"])
 
     def _verdict(self) -> str:
