@@ -133,11 +133,14 @@ def read_letter(body: bytes, properties: Properties, routing_key: str | bytes) -
     task_id = headers.get("id")
     reason = _text(headers.get(DeadLetterHeader.REASON)) if story.made_by == "container" else None
     died = "" if story.died_at is None else story.died_at.isoformat()
+    digest = hashlib.sha256(body)
+    digest.update(f"\0{task_id!r:.600}\0{died}".encode("utf-8", "backslashreplace"))
+    lab = lab_instance_id_of(task.args, task.kwargs) if task else None
     return DeadLetter(
-        key=_key(body, task_id, died),
+        key=digest.hexdigest(),
         task_id=str(task_id) if task_id and is_short_text(task_id) else None,
         task_name=_text(headers.get("task")) or _text(headers.get(DeadLetterHeader.TASK)),
-        lab_instance_id=_lab_of(task, headers),
+        lab_instance_id=lab or _count(headers.get(DeadLetterHeader.LAB_INSTANCE_ID)) or None,
         made_by=story.made_by,
         reason=reason or story.reason,
         category=story.category,
@@ -192,10 +195,9 @@ def _story_of_broker(headers: Mapping[Any, Any]) -> _Story:
     queue = _text(headers.get("x-last-death-queue")) or _text(death.get("queue"))
     if word is None:
         return _Story("unknown", "nothing says why it is here", None, "unknown", None, None)
-    cause, category, sentence = _BROKER_REASONS.get(word, (word, None, f"the broker moved it here: {word}"))
-    return _Story(
-        "broker", sentence, category.value if category else None, cause, queue, header_time(death.get("time"))
-    )
+    cause, found, sentence = _BROKER_REASONS.get(word, (word, None, f"the broker moved it here: {word}"))
+    category = found.value if found else None
+    return _Story("broker", sentence, category, cause, queue, header_time(death.get("time")))
 
 
 def _last_death(headers: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -207,12 +209,6 @@ def _last_death(headers: Mapping[Any, Any]) -> Mapping[Any, Any]:
         if (death.get("queue"), death.get("reason")) == last:
             return death
     return tables[0] if tables else {}
-
-
-def _key(body: bytes, task_id: object, died: str) -> str:
-    digest = hashlib.sha256(body)
-    digest.update(f"\0{task_id!r:.600}\0{died}".encode("utf-8", "backslashreplace"))
-    return digest.hexdigest()
 
 
 def _attempts(headers: Mapping[Any, Any]) -> int | None:
@@ -227,11 +223,6 @@ def _count(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     return int(value) if 0 <= value <= MAX_ID else None
-
-
-def _lab_of(task: TaskMessage | None, headers: Mapping[str, Any]) -> int | None:
-    lab = lab_instance_id_of(task.args, task.kwargs) if task else None
-    return lab or _count(headers.get(DeadLetterHeader.LAB_INSTANCE_ID)) or None
 
 
 def _text(value: object) -> str | None:

@@ -18,6 +18,7 @@ from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.text import cut, scrubbed, scrubbed_values
 from dispatcher.wording import age, many, printable
 from dispatcher.wording import table as make_table
+from jobs.errors import storable
 
 if TYPE_CHECKING:
     from console.dlq.queue import Found
@@ -112,8 +113,7 @@ def plain_text(value: object) -> str | None:
     """Return a text without NUL and lone surrogates, which PostgreSQL refuses; None stays None."""
     if value is None:
         return None
-    text = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return storable(value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value))
 
 
 def plain_json(value: Any, depth: int = 0) -> Any:

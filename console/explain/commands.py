@@ -51,7 +51,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_page(facts: LabFacts, found: Explanation) -> str:
-    """Return the page; times are UTC."""
+    """Return the page for a terminal; times are UTC."""
     lines = [found.headline, ""]
     lines += _section("what happened", _timeline(facts, found))
     if found.why:
@@ -60,7 +60,8 @@ def make_page(facts: LabFacts, found: Explanation) -> str:
     lines += _section("seen last", found.seen)
     lines += _section("who must act", [_ACTORS[found.who]])
     lines += _section("told", found.told)
-    lines += _section("next", [_sentence(found.next)])
+    end = "" if found.next.endswith("?") else "."
+    lines += _section("next", [f"{found.next[:1].upper()}{found.next[1:]}{end}"])
     lines += _section("run", found.commands, wrap=False)
     return "\n".join(lines)
 
@@ -96,25 +97,17 @@ def _timeline(facts: LabFacts, found: Explanation) -> Iterator[str]:
             yield f"{clock(facts.now, entry.at)} ({ago(facts.now, entry.at)})  {entry.text}"
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith("?") else ".")
-
-
 def _section(label: str, texts: Iterable[str], *, wrap: bool = True) -> Iterator[str]:
     """Return the lines of a section, the label in front of the first; nothing for no texts."""
     head = f"{label}:"
+    # A name that is broken cannot be copied; `one_line` bounds it.
+    wrapper = textwrap.TextWrapper(
+        WIDTH - _LABEL, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
     for text in texts:
-        parts = _wrap(text) if wrap else [text]
-        for part in parts or [""]:
+        for part in (wrapper.wrap(text) if wrap else [text]) or [""]:
             yield f"{head:{_LABEL}}{part}".rstrip()
             head = ""
-
-
-def _wrap(text: str) -> list[str]:
-    # A name that is broken cannot be copied; `one_line` bounds it.
-    return textwrap.wrap(
-        text, WIDTH - _LABEL, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
-    )
 
 
 def _plain(value: Any) -> Any:

@@ -40,7 +40,6 @@ class Explanation:
 
 
 def explain(facts: LabFacts) -> Explanation:
-    """Return what the facts mean."""
     operation, found = _outlook(facts)
     run = failed_run(facts, operation)
     why = find_why(facts, run, operation)
@@ -74,7 +73,10 @@ def _outlook(facts: LabFacts) -> tuple[Operation | None, Outlook]:
     if lab is None:
         return None, _no_row(facts)
     if lab.status == "STOPPED":
-        return None, _stopped(facts, lab)
+        situation = "failed_then_stopped" if lab.failed_at else "stopped"
+        situation = "start_cancelled" if was_cancelled(facts) else situation
+        text = "nothing, a stopped lab is not started again: ask the backend for a new one"
+        return None, Outlook(situation, Actor.NOBODY, text)
     if is_stopping(facts, lab):
         return Operation.DELETE, stop_outlook(facts, lab)
     if lab.status == "PENDING":
@@ -114,14 +116,6 @@ def _failed(facts: LabFacts, lab: LabRow) -> Outlook:
         look = (f"kubectl describe pod -n labs -l lab_instance_id={lab.id}",)
     situation = "expired" if run and run.cause == Failure.EXPIRED.cause else "failed"
     return Outlook(situation, who, text, (*look, *logs_of(facts, run), *show_dead_letter(run)))
-
-
-def _stopped(facts: LabFacts, lab: LabRow) -> Outlook:
-    situation = "failed_then_stopped" if lab.failed_at else "stopped"
-    if was_cancelled(facts):
-        situation = "start_cancelled"
-    text = "nothing, a stopped lab is not started again: ask the backend for a new one"
-    return Outlook(situation, Actor.NOBODY, text)
 
 
 def _headline(facts: LabFacts) -> str:

@@ -32,7 +32,7 @@ _ACTOR_OF_CAUSE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Why:
-    """Why it came to this."""
+    """The reason, as the lab's row or a run says it."""
 
     sentence: str
     cause: str | None

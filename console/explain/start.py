@@ -5,7 +5,7 @@ console.explain.explanation asks it of labs that are PENDING.
 
 from __future__ import annotations
 
-from console.explain.facts import ActionRow, LabFacts, LabRow, Operation, Run
+from console.explain.facts import ActionRow, LabFacts, LabRow, Operation
 from console.explain.progress import (
     DEAD_LETTERS,
     IN_DLQ,
@@ -32,16 +32,14 @@ def start_outlook(facts: LabFacts, lab: LabRow) -> Outlook:
     if isinstance(found, ActionRow):
         text = f"{discarded_by(found)}; nothing more happens by itself: ask for a new lab"
         return Outlook("discarded", Actor.BACKEND, text)
-    return _ended_without_effect(facts, found) if found else _never_seen(facts, lab)
-
-
-def _ended_without_effect(facts: LabFacts, run: Run) -> Outlook:
-    if run.has_failed:
+    if found is None:
+        return _never_seen(facts, lab)
+    logs = logs_of(facts, found)
+    if found.has_failed:
         text = f"{IN_DLQ}, which the lab's row does not say: look at it, then requeue it"
-        commands = (*show_dead_letter(run), *logs_of(facts, run))
-        return Outlook("dead_lettered", who_acts(facts, run), text, commands)
-    text = f"the ledger says that its task is over ({one_line(run.outcome)}), but the lab's row does not"
-    return Outlook("contradiction", Actor.ADMINISTRATOR, text, ("autolabs verify", *logs_of(facts, run)))
+        return Outlook("dead_lettered", who_acts(facts, found), text, (*show_dead_letter(found), *logs))
+    text = f"the ledger says that its task is over ({one_line(found.outcome)}), but the lab's row does not"
+    return Outlook("contradiction", Actor.ADMINISTRATOR, text, ("autolabs verify", *logs))
 
 
 def _never_seen(facts: LabFacts, lab: LabRow) -> Outlook:

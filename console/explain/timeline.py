@@ -1,4 +1,4 @@
-"""What happened to a lab, in order, and what was seen last of one that failed, as lines.
+"""Put into lines what happened to a lab, in order, and what was seen last of one that failed.
 
 Containers wrote `seen` and `evidence` of a run's details from what Kubernetes, a registry or the lab itself
 said: any part may be missing, or be something else than it should be.
@@ -15,10 +15,10 @@ from console.explain.facts import LabFacts, Operation, Run, WaitingRow
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.wording import duration, last_lines, one_line
 
-#: Entries shown; the oldest and the newest say most.
+#: Entries that are shown at most; the oldest and the newest say most.
 MAX_ENTRIES = 12
 _FIRST = 2
-#: Seconds in a queue that are worth a word.
+#: Shortest wait in a queue that is mentioned, in seconds.
 _LONG_WAIT_S = 10
 _MAX_CONDITIONS, _MAX_CONTAINERS, _MAX_EVENTS, _MAX_LOG_LINES, _MAX_EVIDENCE_LINES = 3, 3, 4, 6, 4
 
@@ -33,12 +33,10 @@ class Entry:
 
 def make_timeline(facts: LabFacts) -> list[Entry]:
     """Return what happened, the oldest first; the middle of a long story is left out and counted."""
-    told = sorted(_moments(facts), key=lambda moment: moment[0])
-    entries = [Entry(at, text) for at, text in told]
+    entries = [Entry(at, text) for at, text in sorted(_moments(facts), key=lambda moment: moment[0])]
     hidden = len(entries) - MAX_ENTRIES
     if hidden > 0:
-        left_out = Entry(None, f"{hidden} more (--json has them)")
-        entries = [*entries[:_FIRST], left_out, *entries[_FIRST + hidden :]]
+        entries[_FIRST : _FIRST + hidden] = [Entry(None, f"{hidden} more (--json has them)")]
     if facts.earlier_runs:
         entries.insert(0, Entry(None, f"{facts.earlier_runs} earlier runs (task_ledger has them)"))
     return entries
@@ -67,10 +65,8 @@ def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
         yield (cancelled.requested_at, f"task {one_line(cancelled.task_id)} was cancelled")
     for action in facts.actions:
         task = one_line(action.task_name or "message without a name").removeprefix("celery_workers.")
-        yield (
-            action.acted_at,
-            f"{task} in celery.dlq was {one_line(action.action)} by {one_line(action.actor)}",
-        )
+        done = f"was {one_line(action.action)} by {one_line(action.actor)}"
+        yield (action.acted_at, f"{task} in celery.dlq {done}")
 
 
 def _is_of_a_stop(facts: LabFacts, requested_at: datetime) -> bool:
@@ -82,10 +78,10 @@ def _is_of_a_stop(facts: LabFacts, requested_at: datetime) -> bool:
 
 
 def _waiting(facts: LabFacts, row: WaitingRow) -> str:
-    name = _name(facts, row.task_name, row.task_id)
-    text = f"{name} was put into the outbox as row {row.id}"
+    text = f"{_name(facts, row.task_name, row.task_id)} was put into the outbox as row {row.id}"
     if row.failures:
-        text += f"; not published in {_times(row.failures)}: {one_line(row.last_error or 'no reason', 200)}"
+        tries = "one try" if row.failures == 1 else f"{row.failures} tries"
+        text += f"; not published in {tries}: {one_line(row.last_error or 'no reason', 200)}"
     return text
 
 
@@ -147,14 +143,10 @@ def _ending(facts: LabFacts, run: Run) -> str:
     return words.get(run.outcome, one_line(run.outcome)) + why
 
 
-def _times(count: int) -> str:
-    return "one try" if count == 1 else f"{count} tries"
-
-
 def seen_lines(run: Run) -> list[str]:
-    """Return what was seen; nothing if the run left nothing."""
+    """Return what a run saw last of its lab; nothing if it left nothing."""
     seen = _mapping(run.details.get("seen"))
-    lines = [*_pod(seen), *_conditions(seen), *_containers(seen), *_events(seen), *_log(seen)]
+    lines = [*_pod(seen), *_containers(seen), *_events(seen), *_log(seen)]
     if note := _text(seen, "note"):
         lines.append(note)
     evidence = run.details.get("evidence")
@@ -168,9 +160,6 @@ def _pod(seen: Mapping[str, Any]) -> Iterator[str]:
     if pod:
         node = f" on {_text(pod, 'node')}" if _text(pod, "node") else ""
         yield _line(f"pod {_text(pod, 'name')}{node}", pod, "phase", "reason")
-
-
-def _conditions(seen: Mapping[str, Any]) -> Iterator[str]:
     unmet = [found for found in _mappings(seen.get("conditions")) if found.get("status") != "True"]
     for condition in unmet[:_MAX_CONDITIONS]:
         yield _line(f"not {_text(condition, 'type')}", condition, "reason")
@@ -209,7 +198,7 @@ def _log(seen: Mapping[str, Any]) -> Iterator[str]:
 
 def _line(subject: str, found: Mapping[str, Any], *keys: str, more: list[str] | None = None) -> str:
     parts = [text for key in keys if (text := _text(found, key))] + (more or [])
-    # All that the ledger keeps of it: the kubelet says what is wrong at the end.
+    # Long, because the kubelet says what is wrong at the end.
     message = _text(found, "message", most=400)
     return ": ".join(part for part in (subject, ", ".join(parts), message) if part)
 
