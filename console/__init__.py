@@ -1,1 +1,1 @@
-"""The operators' side: all of `autolabs`, which needs the platform's database, broker and cluster."""
+"""All of `autolabs`, for operators: it needs the platform's database, broker and cluster."""

@@ -1,4 +1,4 @@
-"""`python -m console`: all commands of `autolabs`, in the console image or a checkout."""
+"""Run any command of `autolabs` in the console image or a checkout: `python -m console`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dispatcher.cli.program import make_parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
     return run(make_parser(COMMANDS), sys.argv[1:] if argv is None else argv)
 
 

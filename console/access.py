@@ -1,4 +1,8 @@
-"""What a command reaches: the cluster, by a kubeconfig file, the job's own or a ServiceAccount; templates."""
+"""Open what a command reaches: the cluster, and the templates and settings of labs.
+
+console.verify and console.schedules call it. The access is a kubeconfig file, the job's own, or a
+ServiceAccount.
+"""
 
 from __future__ import annotations
 

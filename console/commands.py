@@ -1,4 +1,7 @@
-"""All commands of `autolabs` by name: a backend administrator's, and the operators'."""
+"""Name all commands of `autolabs`: a backend administrator's, and the operators'.
+
+`python -m console` and the installed `autolabs` (autolabs_console) read COMMANDS.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from console.dlq.letters import MIN_PREFIX, DeadLetter, Selector, read_task
 from console.dlq.output import plain_json, plain_text
-from console.dlq.queue import Found
+from console.dlq.queue import Browsed
 from dispatcher import tasks
 from dispatcher.broker import delay_ladder, topology
 from dispatcher.broker.outgoing import FURTHER_KEYS
@@ -74,7 +74,7 @@ class DeadLetterActions:
         with _transaction(self.engine) as connection:
             self._check(connection, letter)
 
-    def requeue(self, found: Found) -> str:
+    def requeue(self, found: Browsed) -> str:
         """Publish a message as a first attempt under its id; return the routing key.
 
         Raises:
@@ -89,7 +89,7 @@ class DeadLetterActions:
             except Unencodable as exc:
                 raise Refused(f"it cannot be written again: {exc}") from exc
 
-    def discard(self, found: Found) -> None:
+    def discard(self, found: Browsed) -> None:
         """Keep a message in the audit table, to be taken away by the caller."""
         with _transaction(self.engine) as connection:
             _record(connection, found, DeadLetterVerb.DISCARDED, self.actor)
@@ -112,7 +112,7 @@ class DeadLetterActions:
         if obstacles:
             raise Refused("; ".join(obstacles))
 
-    def _publish(self, found: Found) -> str:
+    def _publish(self, found: Browsed) -> str:
         task, _ = read_task(found.body, found.properties)
         routing_key = found.letter.routing_key
         if not any(routing_key in keys for keys in topology.BINDINGS.values()):
@@ -176,7 +176,7 @@ def _obstacles(connection: Connection, letter: DeadLetter) -> Iterator[str]:
         yield "the task was cancelled, so nobody would begin it"
 
 
-def _record(connection: Connection, found: Found, verb: DeadLetterVerb, actor: str) -> None:
+def _record(connection: Connection, found: Browsed, verb: DeadLetterVerb, actor: str) -> None:
     letter = found.letter
     discarded = verb is DeadLetterVerb.DISCARDED
     values: dict[str, Any] = {
@@ -199,7 +199,7 @@ def _record(connection: Connection, found: Found, verb: DeadLetterVerb, actor: s
     connection.execute(insert(DeadLetterAction).values(values))
 
 
-def _properties_as_they_were(found: Found) -> dict[str, Any]:
+def _properties_as_they_were(found: Browsed) -> dict[str, Any]:
     """Return the properties of what is no task, without what tells of its death."""
     sent = found.properties
     headers = {

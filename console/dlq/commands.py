@@ -22,7 +22,7 @@ from dispatcher.settings import BrokerSettings, ServerSettings, read_settings
 from dispatcher.wording import fields, many
 
 if TYPE_CHECKING:
-    from console.dlq.queue import Found
+    from console.dlq.queue import Browsed
     from console.dlq.run import Run
 
 #: Messages under one id that `show` prints at most: a task may die more than once.
@@ -35,13 +35,13 @@ def show_all(arguments: argparse.Namespace) -> int:
     KEY and TASK ID name a message to the other commands. Nothing is changed: every message is back in
     its place when the command ends. Settings: AMQP_URL.
     """
-    from console.dlq.queue import look_through
+    from console.dlq.queue import browse
 
     selector = _selector(arguments)
     shown: list[DeadLetter] = []
     causes: output.Causes = Counter()
 
-    def look(found: Found) -> bool:
+    def look(found: Browsed) -> bool:
         letter = found.letter
         if selector.matches(letter):
             causes[letter.cause, letter.category] += 1
@@ -49,7 +49,7 @@ def show_all(arguments: argparse.Namespace) -> int:
                 shown.append(letter)
         return False
 
-    total = look_through(read_settings(os.environ, BrokerSettings.from_environment), look)
+    total = browse(read_settings(os.environ, BrokerSettings.from_environment), look)
     if arguments.json:
         print(output.as_json(shown, causes, total))
         return 0
@@ -67,17 +67,17 @@ def show(arguments: argparse.Namespace) -> int:
     What looks like a secret is hidden. 1: no such message is in celery.dlq; what was done with it earlier
     is said, if anything. Settings: AMQP_URL; DATABASE_URL for what is not there.
     """
-    from console.dlq.queue import look_through
+    from console.dlq.queue import browse
 
     selector = Selector(ids=(arguments.id,))
     known: list[dict[str, Any]] = []
 
-    def look(found: Found) -> bool:
+    def look(found: Browsed) -> bool:
         if selector.matches(found.letter) and len(known) < _MAX_SHOWN:
             known.append(output.details(found))
         return False
 
-    look_through(read_settings(os.environ, BrokerSettings.from_environment), look)
+    browse(read_settings(os.environ, BrokerSettings.from_environment), look)
     if known:
         print(json.dumps(known, indent=2) if arguments.json else "\n\n".join(map(fields, known)))
         return 0

@@ -21,7 +21,7 @@ from dispatcher.wording import table as make_table
 from jobs.errors import storable
 
 if TYPE_CHECKING:
-    from console.dlq.queue import Found
+    from console.dlq.queue import Browsed
 
 #: Longest reason in a list, in characters; `show` has all of it.
 _REASON = 100
@@ -39,7 +39,6 @@ Causes = Counter[tuple[str, str | None]]
 
 
 def table(letters: Iterable[DeadLetter]) -> str:
-    """Return a line for each message."""
     now = datetime.now(timezone.utc)
     return make_table([_HEADINGS, *(_row(letter, now) for letter in letters)])
 
@@ -61,7 +60,6 @@ def name(letter: DeadLetter) -> str:
 
 
 def in_words(key: str, task_id: str | None, task_name: str | None, lab_instance_id: int | None) -> str:
-    """Return one message in a few words."""
     lab = "" if lab_instance_id is None else f" of lab {lab_instance_id}"
     return printable(f"{key[:SHOWN_KEY]} (task {task_id or '-'}, {scrubbed(task_name or 'no task')}{lab})")
 
@@ -76,7 +74,6 @@ def safe(text: str) -> str:
 
 
 def as_json(letters: Iterable[DeadLetter], causes: Causes, total: int) -> str:
-    """Return messages and summary as a JSON object."""
     content = {
         "total": total,
         "by_cause": [
@@ -93,7 +90,7 @@ def fields(letter: DeadLetter) -> dict[str, Any]:
     return {key: _shown(key, value) for key, value in asdict(letter).items()}
 
 
-def details(found: Found) -> dict[str, Any]:
+def details(found: Browsed) -> dict[str, Any]:
     """Return what `show` says of a message: all that the list has, properties, headers and arguments."""
     task, _ = read_task(found.body, found.properties)
     content: dict[str, Any] = {"body": found.body[:_MAX_BODY]}

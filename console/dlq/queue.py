@@ -52,16 +52,16 @@ _INTERRUPTED = "interrupted; what was not taken is in the dead-letter queue"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One message under the eyes of `look_through`."""
+class Browsed:
+    """One message under the eyes of `browse`."""
 
     letter: DeadLetter
     body: bytes
     properties: pika.BasicProperties
 
 
-def look_through(
-    settings: BrokerSettings, look: Callable[[Found], bool], *, lock_timeout_s: float = LOCK_TIMEOUT_S
+def browse(
+    settings: BrokerSettings, look: Callable[[Browsed], bool], *, lock_timeout_s: float = LOCK_TIMEOUT_S
 ) -> int:
     """Show `look` every message that is there at the beginning; return how many those were.
 
@@ -79,7 +79,7 @@ def look_through(
             channel = _lock(connection, stop, time.monotonic() + lock_timeout_s)
             found = _ready(channel)
             looking = True
-            return _Look(channel, found, look, stop).run()
+            return _Browser(channel, found, look, stop).run()
     except ChannelClosedByBroker as exc:
         raise DispatcherError(f"the dead-letter queue cannot be read: {_hint(exc)}") from exc
     except AMQPError as exc:
@@ -119,11 +119,11 @@ def _ready(channel: BlockingChannel) -> int:
     return int(channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method.message_count)
 
 
-class _Look:
+class _Browser:
     """One pass through the queue."""
 
     def __init__(
-        self, channel: BlockingChannel, found: int, look: Callable[[Found], bool], stop: Stop
+        self, channel: BlockingChannel, found: int, look: Callable[[Browsed], bool], stop: Stop
     ) -> None:
         self._channel = channel
         self._found = found
@@ -186,7 +186,7 @@ class _Look:
         if not self._is_wanted() or self._seen > self._found:  # only to be returned
             return
         try:
-            if self._look(Found(read_letter(body, sent, method.routing_key), body, sent)):
+            if self._look(Browsed(read_letter(body, sent, method.routing_key), body, sent)):
                 self._channel.basic_ack(method.delivery_tag)
                 self._held[-1] = before
         except BaseException as exc:

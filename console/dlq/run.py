@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from console.dlq import output
 from console.dlq.letters import MIN_PREFIX, DeadLetter, Selector
-from console.dlq.queue import Found, look_through
+from console.dlq.queue import Browsed, browse
 from dispatcher.broker.publisher import Publisher
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.cli.program import complain
@@ -61,15 +61,14 @@ class Run:
     verb: str
 
     def choose(self, selector: Selector) -> list[DeadLetter]:
-        """Return the messages that a selector means."""
         chosen: list[DeadLetter] = []
 
-        def look(found: Found) -> bool:
+        def look(found: Browsed) -> bool:
             if selector.matches(found.letter):
                 chosen.append(found.letter)
             return False
 
-        look_through(self.broker, look)
+        browse(self.broker, look)
         return chosen
 
     def pretend(self, chosen: list[DeadLetter]) -> bool:
@@ -92,7 +91,7 @@ class Run:
         refused: list[str] = []
         told_at = time.monotonic()
 
-        def look(found: Found) -> bool:
+        def look(found: Browsed) -> bool:
             nonlocal told_at
             letter = found.letter
             if not left[letter.key]:
@@ -110,7 +109,7 @@ class Run:
             return True
 
         try:
-            look_through(self.broker, look)
+            browse(self.broker, look)
         finally:
             for line in done:
                 print(f"{_PAST[self.verb]}: {line}")
@@ -134,18 +133,18 @@ class Run:
             return False
         print(f"{missing}; earlier:")
         for row in earlier:
-            print(f"  {_told(row)}")
+            print(f"  {_in_words(row)}")
         # The newest row: what was requeued, came back and was then discarded is not requeued.
         return earlier[0].action == _PAST.get(self.verb)
 
-    def _act_on(self, found: Found) -> str:
+    def _act_on(self, found: Browsed) -> str:
         if self.verb == "discard":
             self.actions.discard(found)
             return output.name(found.letter)
         return f"{output.name(found.letter)} to {self.actions.requeue(found)}"
 
 
-def _told(row: DoneEarlier) -> str:
+def _in_words(row: DoneEarlier) -> str:
     message = output.in_words(row.message_key, row.task_id, row.task_name, row.lab_instance_id)
     when = row.acted_at.isoformat(sep=" ", timespec="seconds")
     return printable(f"{when} {row.action} by {row.actor}: {message}, dead_letter_actions.id {row.id}")

@@ -1,1 +1,1 @@
-"""What happened to a lab, who must act and what follows: `autolabs explain`."""
+"""Explain what happened to a lab, who must act and what follows: `autolabs explain`."""

@@ -24,10 +24,6 @@ class Operation(str, enum.Enum):
     CREATE = "create"
     DELETE = "delete"
 
-    @property
-    def task_name(self) -> str:
-        return tasks.CREATE_LAB_POD if self is Operation.CREATE else tasks.DELETE_LAB_POD
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabRow:
@@ -161,7 +157,7 @@ class QueueSnapshot:
     queue: str
     #: Messages that wait, for whatever lab: a queue cannot be searched.
     messages: int | None = None
-    #: Containers that wait for a message; one that has its message counts no more.
+    #: Containers that wait for a message; one that has a message is no consumer any more.
     consumers: int | None = None
     #: Messages on the delay ladder and in celery.dlq, of whatever lab; None: not counted.
     delayed: int | None = None
@@ -211,21 +207,20 @@ class LabFacts:
         return (self.now - moment).total_seconds()
 
     def runs_of(self, operation: Operation) -> list[Run]:
-        """Return the runs of an operation, the oldest first."""
         return [run for run in self.runs if self.operation_of(run.task_name, run.task_id) is operation]
 
     def operation_of(self, task_name: str | None, task_id: str | None) -> Operation | None:
-        """Return what a task is to do with the lab; None for one that is about something else."""
+        """Return the operation of a task; None for one that is about something else."""
         if task_name == tasks.DELETE_LAB_POD:
             return Operation.DELETE
         # A message that could not be read has its task id alone.
-        first = not task_name and self.lab is not None and task_id == self.lab.celery_task_id
+        first = not task_name and task_id and self.lab and task_id == self.lab.celery_task_id
         return Operation.CREATE if first or task_name == tasks.CREATE_LAB_POD else None
 
     def is_cancelled(self, operation: Operation) -> bool:
         """Tell whether a task of this operation was cancelled, its last one if there are several."""
         runs = self.runs_of(operation)
-        rows = [row for row in self.outbox if row.task_name == operation.task_name]
+        rows = [row for row in self.outbox if self.operation_of(row.task_name, None) is operation]
         first = self.lab.celery_task_id if self.lab and operation is Operation.CREATE else None
         task_id = rows[-1].task_id if rows else runs[-1].task_id if runs else first
         return task_id in {cancelled.task_id for cancelled in self.cancellations}

@@ -75,7 +75,6 @@ def progress(facts: LabFacts, operation: Operation) -> Outlook | ActionRow | Run
 
 
 def queue_of(operation: Operation) -> str:
-    """Return the queue in which the task of an operation waits."""
     return QUEUE_NORMAL if operation is Operation.CREATE else QUEUE_HIGH
 
 

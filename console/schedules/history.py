@@ -66,7 +66,6 @@ def runs_of(cron_jobs: CronJobs, name: str, *, limit: int, environ: Mapping[str,
 
 
 def as_table(runs: list[Run]) -> str:
-    """Return the runs for people."""
     if not runs:
         return "no run is known"
     now = datetime.now(timezone.utc)

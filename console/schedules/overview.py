@@ -73,7 +73,6 @@ def next_runs(schedule: str, time_zone: str, now: datetime) -> Iterator[datetime
 
 
 def as_table(rows: list[Row]) -> str:
-    """Return the rows for people."""
     now = datetime.now(timezone.utc)
     shown: list[tuple[object, ...]] = [_HEADS]
     for row in rows:

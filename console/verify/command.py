@@ -160,9 +160,8 @@ def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
 
     def build(env: Environment) -> tuple[str, BrokerSettings | None, str | None, str]:
         broker = None if arguments.no_queues else BrokerSettings.from_environment(env)
-        management = env.find("RABBITMQ_API_URL")
-        if management is not None:
-            management = env.url("RABBITMQ_API_URL", ("http", "https"))
+        api = "RABBITMQ_API_URL"
+        management = env.url(api, ("http", "https")) if env.find(api) is not None else None
         return database_url(env), broker, management, env.text("LAB_NAMESPACE", "labs")
 
     url, broker, management, namespace = read_settings(os.environ, build)

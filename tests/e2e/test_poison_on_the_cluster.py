@@ -14,7 +14,7 @@ import pika
 import pytest
 from kubernetes import client
 
-from console.dlq.queue import Found, look_through
+from console.dlq.queue import Browsed, browse
 from deploy.demo.platform import PLATFORM, Platform, eventually
 from deploy.demo.timeline import JobWatch
 from dispatcher.broker import topology
@@ -54,7 +54,7 @@ def run() -> Iterator[str]:
     run = f"poison-{uuid.uuid4().hex[:8]}"
     yield run
     settings = BrokerSettings(os.environ["AMQP_URL"])
-    look_through(settings, lambda found: str(found.properties.correlation_id).startswith(run))
+    browse(settings, lambda found: str(found.properties.correlation_id).startswith(run))
 
 
 def _wait_until_at_rest(platform: Platform, channel: Any) -> None:
@@ -145,14 +145,14 @@ def _take_dead_letters(ids: set[str]) -> dict[str, list[dict[Any, Any]]]:
     """
     taken: dict[str, list[dict[Any, Any]]] = defaultdict(list)
 
-    def look(found: Found) -> bool:
+    def look(found: Browsed) -> bool:
         wanted = found.properties.correlation_id in ids
         if wanted:
             taken[str(found.properties.correlation_id)].append(dict(found.properties.headers or {}))
         return wanted
 
     def all_taken() -> bool:
-        look_through(BrokerSettings(os.environ["AMQP_URL"]), look)
+        browse(BrokerSettings(os.environ["AMQP_URL"]), look)
         return taken.keys() == ids
 
     eventually(all_taken, timeout_s=120, what="dead letters", last=lambda: f"{len(taken)} of {len(ids)}")
