@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from console.explain.facts import LabFacts, Operation, Run, WaitingRow
+from console.explain.facts import LabFacts, Operation, Run
 from dispatcher.failure_contract import CONTAINER_DEADLINE_S
 from dispatcher.wording import duration, last_lines, one_line
 
@@ -53,12 +53,21 @@ def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
             yield (lab.started_at, f"RUNNING{url}")
         if lab.failed_at:
             yield (lab.failed_at, "FAILED")
-        if lab.stop_requested_at and not _is_of_a_stop(facts, lab.stop_requested_at):
-            yield (lab.stop_requested_at, "its stop was asked for")
+        asked = lab.stop_requested_at
+        # The container of a stop sets the time where nobody else did.
+        if asked and not any(
+            run.claimed_at <= asked <= (run.finished_at or facts.now)
+            for run in facts.runs_of(Operation.DELETE)
+        ):
+            yield (asked, "its stop was asked for")
         if lab.stopped_at:
             yield (lab.stopped_at, "STOPPED")
     for row in facts.outbox:
-        yield (row.created_at, _waiting(facts, row))
+        text = f"{_name(facts, row.task_name, row.task_id)} was put into the outbox as row {row.id}"
+        if row.failures:
+            tries = "one try" if row.failures == 1 else f"{row.failures} tries"
+            text += f"; not published in {tries}: {one_line(row.last_error or 'no reason', 200)}"
+        yield (row.created_at, text)
     for run in facts.runs:
         yield (run.claimed_at, _run(facts, run))
     for cancelled in facts.cancellations:
@@ -67,22 +76,6 @@ def _moments(facts: LabFacts) -> Iterator[tuple[datetime, str]]:
         task = one_line(action.task_name or "message without a name").removeprefix("celery_workers.")
         done = f"was {one_line(action.action)} by {one_line(action.actor)}"
         yield (action.acted_at, f"{task} in celery.dlq {done}")
-
-
-def _is_of_a_stop(facts: LabFacts, requested_at: datetime) -> bool:
-    """Tell whether a stop asked for itself: its container sets the time where nobody else did."""
-    return any(
-        run.claimed_at <= requested_at <= (run.finished_at or facts.now)
-        for run in facts.runs_of(Operation.DELETE)
-    )
-
-
-def _waiting(facts: LabFacts, row: WaitingRow) -> str:
-    text = f"{_name(facts, row.task_name, row.task_id)} was put into the outbox as row {row.id}"
-    if row.failures:
-        tries = "one try" if row.failures == 1 else f"{row.failures} tries"
-        text += f"; not published in {tries}: {one_line(row.last_error or 'no reason', 200)}"
-    return text
 
 
 def _name(facts: LabFacts, task_name: str, task_id: str) -> str:
@@ -103,17 +96,17 @@ def _repair(run: Run) -> str | None:
 def _run(facts: LabFacts, run: Run) -> str:
     if repair := _repair(run):
         return repair
+    name = _name(facts, run.task_name, run.task_id)
     again = ", delivered again" if run.redelivered else ""
-    return f"{_name(facts, run.task_name, run.task_id)}, attempt {run.attempt}{again}{_by(run)}: " + _ending(
-        facts, run
-    )
+    return f"{name}, attempt {run.attempt}{again}{_by(run)}: {_ending(facts, run)}"
 
 
 def _by(run: Run) -> str:
-    waited_s = (run.claimed_at - run.published_at).total_seconds() if run.published_at else 0
-    waited = f", after {duration(waited_s)} in the queue" if waited_s >= _LONG_WAIT_S else ""
-    if run.attempt > 1 or run.redelivered:
-        waited = ""  # its publish is that of the first delivery, or the delay of the retry
+    waited = ""
+    # The publish of another attempt is that of the first delivery, or the delay of the retry.
+    if run.published_at and run.attempt <= 1 and not run.redelivered:
+        waited_s = (run.claimed_at - run.published_at).total_seconds()
+        waited = f", after {duration(waited_s)} in the queue" if waited_s >= _LONG_WAIT_S else ""
     job, pod = run.job_name, run.pod_name
     if job and pod and pod.startswith(f"{job}-"):
         return f"{waited} (Job {one_line(job)}, pod ..{one_line(pod.removeprefix(job))})"

@@ -103,7 +103,9 @@ def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report
             unneeded=unneeded(findings.inventory),
         )
         if arguments.labs:
-            report.left_out.append(_only(arguments.labs, findings))
+            report.left_out.append(f"only labs {', '.join(map(str, arguments.labs))} are reported")
+            if other := [str(lab) for lab in arguments.labs if lab not in findings.inventory.rows]:
+                report.left_out[-1] += f"; over, with nothing left, or unknown: {', '.join(other)}"
         if arguments.no_queues:
             report.left_out.append("messages were not looked at (--no-queues)")
         elif sources.management_url is None:
@@ -114,12 +116,6 @@ def _verify(arguments: argparse.Namespace, started: float, stop: Stop) -> Report
     finally:
         sources.labs.close()
     return report
-
-
-def _only(labs: list[int], findings: Comparison) -> str:
-    told = f"only labs {', '.join(map(str, labs))} are reported"
-    other = [lab for lab in labs if lab not in findings.inventory.rows]
-    return f"{told}; over, with nothing left, or unknown: {', '.join(map(str, other))}" if other else told
 
 
 def _repair(sources: Sources, findings: Comparison, report: Report, *, force: bool) -> None:

@@ -100,15 +100,12 @@ class Report:
         if self.looked_at:
             places = ", ".join(f"{name} {where}" for name, where in self.looked_at.items())
             lines.append(f"looked at {places}")
-        return "\n".join([*lines, f"checked {checked} in {self.seconds:.1f} s: {self._verdict()}"])
-
-    def _verdict(self) -> str:
-        if not self.differences:
-            queues = self.inventory.queues
-            return "nothing of this differs" if queues and queues.gaps else "nothing differs"
-        if self.repaired is None:
-            return many(len(self.differences), "difference")
-        return f"{many(len(self.differences), 'difference')}, {self.left} of them left"
+        queues = self.inventory.queues
+        verdict = "nothing of this differs" if queues and queues.gaps else "nothing differs"
+        if self.differences:
+            left = "" if self.repaired is None else f", {self.left} of them left"
+            verdict = f"{many(len(self.differences), 'difference')}{left}"
+        return "\n".join([*lines, f"checked {checked} in {self.seconds:.1f} s: {verdict}"])
 
 
 def _fields(one: Difference, done: tuple[bool, str] | None) -> dict[str, Any]:
