@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from dispatcher.expiry import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
-
 from console.explain.facts import ActionRow, LabFacts, LabRow, Operation, Run
 from console.explain.progress import (
     IN_DLQ,
@@ -24,6 +22,7 @@ from console.explain.progress import (
 )
 from console.explain.reason import who_acts
 from dispatcher.failure_contract import EventType
+from dispatcher.lab_time import CLEANUP_EVERY_MINUTES, STOP_PATIENCE_MINUTES
 from dispatcher.wording import ago, clock, duration, one_line
 
 #: Seconds before its end at which a lab is about to be stopped.
