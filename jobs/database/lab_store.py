@@ -182,9 +182,7 @@ class LabStore(Database):
         return self._end(record, change)
 
     def mark_cancelled(self, record: TaskRunRecord, sentence: str) -> bool:
-        """Make a PENDING lab STOPPED because its start was cancelled; False as `mark_failed`, whose ledger
-        row is written in either case too.
-        """
+        """Make a PENDING lab STOPPED because its start was cancelled; answer and record as `mark_failed`."""
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             cursor.execute(_CANCEL, {"sentence": sentence} | _ids(record))
