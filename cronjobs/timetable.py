@@ -93,7 +93,10 @@ class Schedule:
     """
 
     name: str
+    # The `#:` lines are what docs and the schema say of a key.
+    #: What runs.
     task: Annotated[str, one_of(*TASKS)]
+    #: When it comes.
     schedule: Annotated[str, _CRON]
     #: Whose clocks have the hours and days of the schedule.
     time_zone: Annotated[str, _ZONE] = "Etc/UTC"

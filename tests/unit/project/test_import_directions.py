@@ -24,7 +24,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "dispatcher/cli": ("dispatcher API", "dispatcher/migrations"),
     "dispatcher entry": ("dispatcher/cli",),
     "jobs words": ("dispatcher words",),
-    "jobs/config": ("jobs words",),
+    "jobs/config": ("jobs words", "dispatcher/broker"),
     "jobs/cluster": ("jobs/config",),
     "jobs/database": ("jobs/config", "dispatcher/outbox"),
     "jobs/notify": ("jobs/database",),
