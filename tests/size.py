@@ -22,9 +22,9 @@ from tests.support.source_tree import (
     Module,
     cycles,
     depth,
-    folder_graph,
     import_graph,
     modules,
+    room_graph,
 )
 
 #: A module of fewer lines costs a reader more in its head than it holds.
@@ -56,7 +56,8 @@ def report(found: Sequence[Module]) -> str:
         lines.append(_row(package, [one for one in found if one.file.startswith(f"{package}/")]))
     lines.append(_row("all", found))
     largest, files = Counter(one.folder for one in found).most_common(1)[0]
-    graph, folders = import_graph(found), folder_graph(found)
+    graph, rooms = import_graph(found), room_graph(found)
+    room_arrows = sum(map(len, rooms.values()))
     small = [one for one in found if one.lines < SMALL and one.path.name != "__init__.py"]
     written = statements_on_labs(found)
     return "\n".join(
@@ -66,8 +67,8 @@ def report(found: Sequence[Module]) -> str:
             f"modules under {SMALL} lines, without __init__: {len(small)}",
             f"largest folder: {largest}, {files} files",
             f"imports between modules: {sum(map(len, graph.values()))}, {depth(graph)} floors",
-            f"imports between folders: {sum(map(len, folders.values()))}, {depth(folders)} floors",
-            f"folders that import each other: {cycles(folders) or 'none'}",
+            f"imports between rooms: {room_arrows}, {depth(rooms)} floors of {len(rooms)} rooms",
+            f"rooms that import each other: {cycles(rooms) or 'none'}",
             f"statements that write lab_instances: {len(written)} in {_files(written)} modules",
         ]
     )

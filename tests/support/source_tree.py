@@ -17,6 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 #: Those that are shipped, in the order in which a reader meets them.
 PACKAGES = ("dispatcher", "jobs", "keda", "cronjobs", "console")
+_FACES = {
+    **dict.fromkeys(("__init__", "client", "handle", "results"), "dispatcher API"),
+    **dict.fromkeys(("celery_config", "testing"), "dispatcher API"),
+    "__main__": "dispatcher entry",
+}
+_ENTRIES = {"jobs": ("__main__", "configs"), "console": ("__main__", "commands")}
 _NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -110,13 +116,26 @@ def import_graph(found: Iterable[Module], *, lazy: bool = True) -> dict[str, set
     return graph
 
 
-def folder_graph(found: Iterable[Module]) -> dict[str, set[str]]:
-    """Return for each folder the others that its modules import, lazily or not."""
+def room_of(module: Module) -> str:
+    """Return a module's room: its folder, but for the top of a package, which has words and a face.
+
+    Words are what all of the package may import; the face imports all of it.
+    """
+    package, stem = module.file.split("/")[0], module.path.stem
+    if module.folder != package or package in ("keda", "cronjobs"):
+        return "outside" if "/src/" in module.file or "/versions/" in module.file else module.folder
+    if package == "dispatcher":
+        return _FACES.get(stem, "dispatcher words")
+    return f"{package} entry" if stem in _ENTRIES.get(package, ()) else f"{package} words"
+
+
+def room_graph(found: Iterable[Module]) -> dict[str, set[str]]:
+    """Return for each room the others that its modules import, lazily or not."""
     known = list(found)
-    folders = {module.name: module.folder for module in known}
-    graph: dict[str, set[str]] = {folder: set() for folder in folders.values()}
+    rooms = {module.name: room_of(module) for module in known}
+    graph: dict[str, set[str]] = {room: set() for room in rooms.values()}
     for name, targets in import_graph(known).items():
-        graph[folders[name]] |= {folders[target] for target in targets} - {folders[name]}
+        graph[rooms[name]] |= {rooms[target] for target in targets} - {rooms[name]}
     return graph
 
 

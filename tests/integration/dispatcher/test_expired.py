@@ -43,7 +43,7 @@ def test_what_the_broker_finds_expired_is_settled_by_a_container(
     # Its objects could not be looked for: no cluster answers here, so the task itself comes back.
     eventually(lambda: database.lab(lab)["status"] == "FAILED", what="the lab is FAILED")
     row = database.lab(lab)
-    assert "ran out" in row["error_message"]
+    assert "expired before" in row["error_message"]
     assert database.ledger()[-1]["outcome"] == "revoked"
 
 
