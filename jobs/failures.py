@@ -1,4 +1,4 @@
-"""The classification table: every way a task can fail -> category, retry or not, audience, sentence.
+"""Classify every way a task can fail: category, retried or not, audience, and the sentence that people read.
 
 jobs.cluster.pod_status says which row a Pod is, jobs.cluster.client an answer of the API server. All other
 rows are raised where the failure is met. Nothing is tried again that is not marked so here.

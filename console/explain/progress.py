@@ -1,4 +1,4 @@
-"""Tell how far the task of a start or a stop is, and what follows while it is on its way.
+"""Tell how far the task of a start or a stop has come: on its way, at work, or lost.
 
 console.explain.start and console.explain.stop ask it first, and use its words.
 """

@@ -1,4 +1,4 @@
-"""Tell what follows for a lab that waits for its start: who acts, what happens next, what to run.
+"""Tell what follows for a lab that waits for its start, and who acts.
 
 console.explain.explanation asks it of labs that are PENDING.
 """

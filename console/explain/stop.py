@@ -1,4 +1,4 @@
-"""Tell what follows for a lab that runs or is to be stopped: who acts, what happens next, what to run.
+"""Tell what follows for a lab that runs, is to be stopped, or whose stop does not end, and who acts.
 
 console.explain.explanation asks it of labs that may be in the cluster.
 """

@@ -1,4 +1,4 @@
-"""Let a message wait on the broker for any whole number of seconds, by Celery's delay ladder.
+"""Declare Celery's delay ladder, the queues on which a retry waits, for any whole number of seconds.
 
 Level n is an exchange and a queue whose messages stay 2**n seconds. A delay is written in front of
 the routing key, one binary digit per level from the highest down: a 1 leads into the level's queue,

@@ -1,4 +1,4 @@
-"""Declare the exchanges and queues on RabbitMQ, idempotently and by one owner, the setup step.
+"""Declare the exchanges, the task queues and the dead-letter queue, idempotently, as the setup step does.
 
 KEDA's scaler opens a new channel for every poll of a missing queue, so the queues have to exist
 before the ScaledJobs do.

@@ -1,4 +1,4 @@
-"""Say what labs may use and where they are reached: settings in the store that operators edit."""
+"""Say what a lab may use, by platform, course and lab, and where it is reached, as operators set it."""
 
 from __future__ import annotations
 

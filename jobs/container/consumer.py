@@ -1,4 +1,4 @@
-"""Take one message from the queue, and settle it exactly once: acknowledge it, or give it back to the queue.
+"""Take one message and settle it exactly once, or leave: no message came, or one spare too many waits.
 
 `python -m jobs` calls it. The consumer is cancelled before any work starts. Only after a message that is no
 task others may be taken, up to the first that may be one.

@@ -1,4 +1,4 @@
-"""Refuse what a run that looks at all labs does not believe, or may not change at once.
+"""Refuse a run over all labs: too many would end or fail at once, or a clock or the cluster is not believed.
 
 A wrong kubeconfig, or an API server that answers with nothing, shows an empty cluster; a wrong DATABASE_URL
 shows an empty platform or, as ids begin at 1 everywhere, other labs of the same ids; a wrong clock makes
