@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deploy.local import cgroups
 from deploy.local.paths import Layout
+from deploy.local.shell import wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ def start(layout: Layout, daemon: Daemon) -> None:
     """Start it unless it runs; it outlives the shell, needs no stdin and logs to a file."""
     if is_alive(layout, daemon.name):
         return
+    wait_until(f"the killed {daemon.name} is gone", lambda: _ending(layout, daemon.name), timeout_s=30)
     with log_path(layout, daemon.name).open("ab") as log:
         process = subprocess.Popen(
             list(daemon.argv),
@@ -56,18 +58,35 @@ def log_path(layout: Layout, name: str) -> Path:
 
 def pid_of(layout: Layout, name: str) -> int | None:
     """Return the pid of a running daemon of ours, or None; a reused pid is not taken for it."""
-    try:
-        record = json.loads(_record(layout, name).read_text())
-        pid, started = int(record["pid"]), record["start"]
-    except (OSError, ValueError, KeyError):
+    pid, started = _recorded(layout, name)
+    if started is None:
         return None
     _reap(pid)
-    return pid if started is not None and start_time(pid) == started else None
+    return pid if start_time(pid) == started else None
 
 
 def is_alive(layout: Layout, name: str) -> bool:
     """Whether the process that we started runs."""
     return pid_of(layout, name) is not None
+
+
+def _recorded(layout: Layout, name: str) -> tuple[int, int | None]:
+    try:
+        record = json.loads(_record(layout, name).read_text())
+        return int(record["pid"]), record["start"]
+    except (OSError, ValueError, KeyError):
+        return 0, None
+
+
+def _ending(layout: Layout, name: str) -> str | None:
+    """Return what holds the ports of a daemon that was killed: its first thread ends before the others."""
+    pid, started = _recorded(layout, name)
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir())) - 1
+    except OSError:
+        return None
+    return f"{threads} of its threads are left" if int(fields[19]) == started and threads > 0 else None
 
 
 def start_time(pid: int) -> int | None:
