@@ -7,6 +7,7 @@ Schemas for editors, and tables.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -22,6 +23,12 @@ from jobs.config.templates import parse_mapping, template_error
 Problem = tuple[tuple[Any, ...], str]
 
 
+_REPR = reprlib.Repr()  # bounded: aliases can make a value of a few bytes endless
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxlist = _REPR.maxdict = 10
+_REPR.maxlevel = 4
+
+
 class Rule(NamedTuple):
     """A rule for a value, in words, as JSON Schema and as a check, with the rules of its parts."""
 
@@ -35,7 +42,7 @@ class Rule(NamedTuple):
     def problems(self, value: Any) -> list[Problem]:
         try:
             if not self.fits(value):
-                return [((), f"{_short(repr(value), 80)} is not allowed; it must be {self.allowed}")]
+                return [((), f"{_short(_REPR.repr(value), 80)} is not allowed; it must be {self.allowed}")]
         except ValueError as exc:
             return [((), _short(str(exc), 300))]
         parts = self.parts(value)
@@ -169,19 +176,35 @@ def parse_document(kind: type[D], name: str, content: bytes) -> D:
     """Return the settings of a document. Raises JobError, which names all problems."""
     document = parse_mapping(name, content)
     if problems := problems_of(kind, document):
-        roots = yaml.compose_all(content, Loader=yaml.SafeLoader)
-        root = next((one for one in roots if isinstance(one, yaml.MappingNode)), None)
-        raise template_error(name, "; ".join(in_words(problems, root)))
+        raise template_error(name, "; ".join(in_words(problems, _root_of(content))))
     return kind(**document)
+
+
+def _root_of(content: bytes) -> yaml.Node | None:
+    try:
+        roots = yaml.compose_all(content, Loader=yaml.SafeLoader)
+        return next((one for one in roots if isinstance(one, yaml.MappingNode)), None)
+    except yaml.YAMLError:  # libyaml, which has read it, takes a little more than this loader
+        return None
 
 
 def _short(text: str, limit: int) -> str:
     return cut(printable(text[: limit + 1]), limit)
 
 
-def _lines(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield the keys that lead to each value of a mapping, and the line of the last, from 1 on."""
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        keys = (*above, str(key.value))
-        yield keys, key.start_mark.line + 1
-        yield from _lines(value, keys)
+def _lines(node: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the keys that lead to each value of a mapping, and the line of the last, from 1 on.
+
+    What an alias repeats, perhaps without end, is where it stands first.
+    """
+    pending: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(node, ())]
+    seen: set[int] = set()
+    while pending:
+        node, above = pending.pop()
+        if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        for key, value in node.value:
+            keys = (*above, str(key.value))
+            yield keys, key.start_mark.line + 1
+            pending.append((value, keys))

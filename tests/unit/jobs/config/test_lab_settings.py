@@ -71,6 +71,23 @@ def test_an_unknown_key_is_an_error(content: bytes) -> None:
     assert "unknown key; allowed are allowed_images" in caught.value.evidence
 
 
+LAUGHS = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("labs: &a {b: *a}\n", "labs"),
+        ("courses: &a [*a]\n", "courses"),
+        (f"x0: &x0 [lol]\n{LAUGHS}labs: *x29\n", "labs"),
+    ],
+)
+def test_aliases_that_make_a_value_endless_are_refused_by_key(content: str, problem: str) -> None:
+    with pytest.raises(PermanentError) as caught:
+        parse_document(LabSettings, "s", f"allowed_images: ['*']\n{content}".encode())
+    assert problem in caught.value.evidence
+
+
 @pytest.mark.parametrize("seconds", [1, MAX_READY_TIMEOUT_S])
 def test_the_longest_wait_is_the_one_that_a_container_has_time_for(seconds: int) -> None:
     assert parse(ready_timeout_s=seconds).ready_timeout_s == seconds
