@@ -15,7 +15,9 @@ from dispatcher.cli.program import COMMANDS, EXIT_USAGE, Commands, complain, mak
 ENTRY_POINTS = "autolabs.commands"
 #: Commands of the distribution autolabs-console.
 _OPERATORS = ("dlq", "explain", "schedule", "verify")
-_INSTALL = "autolabs-console: use the console image, or in a checkout pipx install ./console"
+_INSTALL = (
+    "autolabs-console: use the console image, or in a checkout python3 -m console or pipx install ./console"
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,7 +26,8 @@ Values = Mapping[str, object] | Sequence[object] | None
 BLIP_S = 8.0
 #: Errors after which a new connection may help: also after a failover that made the old server read-only.
 _LOST = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.ReadOnlySqlTransaction)
-#: Session settings; the times are in milliseconds.
+#: Session settings; the times are in milliseconds. dispatcher.task_status.lock_task needs read committed,
+#: whatever the server's default is.
 _OPTIONS = (
     "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
     " -c default_transaction_isolation=read\\ committed"

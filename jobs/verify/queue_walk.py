@@ -315,7 +315,7 @@ def _way_back(queue: str, taken: Taken) -> tuple[str, str]:
 
 
 def _printable(routing_key: str) -> str:
-    # pika gives what is not UTF-8 as bytes (see Queues).
+    # pika gives what is not UTF-8 as bytes (see _Walk._take).
     return routing_key.encode(errors="replace").decode()
 
 

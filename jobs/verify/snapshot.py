@@ -210,8 +210,9 @@ def _look_at_objects(sources: Sources, inventory: Inventory) -> None:
     sources.stop.check()
     if not inventory.objects:
         inventory.empty_but_governed = objects.is_governed(sources.cluster, sources.namespace)
-        # Who has no rights outside the namespace of labs is told that it exists.
-        if not objects.namespace_exists(sources.cluster, sources.namespace):
+        # A sync has the job's rights, which end at the namespace.
+        walks = sources.reading is QueueReading.WALK
+        if walks and not objects.namespace_exists(sources.cluster, sources.namespace):
             raise CouldNotLook(f"the cluster: there is no namespace {sources.namespace} (LAB_NAMESPACE)")
 
 

@@ -60,7 +60,7 @@ def test_a_backend_alone_is_told_what_has_the_operators_commands(
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"autolabs: {command} is a command of autolabs-console:"
-        " use the console image, or in a checkout pipx install ./console\n"
+        " use the console image, or in a checkout python3 -m console or pipx install ./console\n"
     )
 
 
