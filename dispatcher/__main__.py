@@ -25,11 +25,17 @@ def main(argv: list[str] | None = None) -> int:
     named = words[0] if words else ""
     if named in COMMANDS:
         return run(make_parser(COMMANDS), words)
-    commands = {**COMMANDS, **_installed()}
+    commands, problem = {**COMMANDS}, ""
+    try:
+        commands |= _installed()
+    except Exception as exc:  # a distribution that is broken must cost nobody the help
+        if named in _OPERATORS:
+            raise
+        problem = f" What is installed of it cannot be loaded: {exc!r}"
     missing = [name for name in _OPERATORS if name not in commands]
     if named in missing:
         return complain(f"{named} is a command of {_INSTALL}", EXIT_USAGE)
-    epilog = f"More commands ({', '.join(missing)}) come with {_INSTALL}." if missing else None
+    epilog = f"More commands ({', '.join(missing)}) come with {_INSTALL}.{problem}" if missing else None
     return run(make_parser(commands, epilog=epilog), words)
 
 

@@ -86,7 +86,7 @@ COMMANDS = {"greet": Command(run)}
     assert (done.returncode, done.stdout, done.stderr) == (7, "hello\n", "")
 
 
-@pytest.mark.parametrize("words", [("outbox", "list", "--help"), ("task", "status", "--help")])
+@pytest.mark.parametrize("words", [("outbox", "list", "--help"), ("task", "status", "--help"), ("--help",)])
 def test_a_broken_distribution_breaks_no_command_of_a_backend(backend: Path, words: tuple[str, ...]) -> None:
     folder = distribution(backend, "broken", "raise RuntimeError('not set up')", value="broken:COMMANDS")
     done = run(*words, interpreter=("-S",), paths=(folder,))
