@@ -86,7 +86,6 @@ def who_acts(facts: LabFacts, run: Run | None) -> Actor:
 
 
 def told_lines(facts: LabFacts, who: Actor) -> list[str]:
-    """Return who was told of what, and how."""
     lines = [_notification(facts, row) for row in facts.notifications[-3:]]
     failed = facts.lab is not None and facts.lab.status == "FAILED"
     if failed and who is not Actor.NOBODY and not facts.failures:

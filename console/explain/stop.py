@@ -48,7 +48,6 @@ def is_stopping(facts: LabFacts, lab: LabRow) -> bool:
 
 
 def stop_outlook(facts: LabFacts, lab: LabRow) -> Outlook:
-    """Return what follows for a lab that `is_stopping`."""
     found = progress(facts, Operation.DELETE)
     if isinstance(found, Outlook):
         return found

@@ -64,7 +64,6 @@ def container_facts(container: Manifest) -> dict[str, Any]:
 
 
 def newest_events(events: list[Manifest]) -> list[dict[str, Any]]:
-    """Return the last EVENTS events, the newest at the end."""
     return [
         {
             "at": _event_time(event),

@@ -31,7 +31,6 @@ class Resources:
 
     @classmethod
     def read(cls, resources: Mapping[str, Any]) -> Resources:
-        """Return what a container's `resources` say."""
         parts = (resources.get(part) or {} for part in ("limits", "requests"))
         return cls(*({name: str(part[name]) for name in RESIZABLE if name in part} for part in parts))
 

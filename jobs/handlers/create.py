@@ -116,7 +116,6 @@ def make_manifests(
 
 
 def connection_url(settings: LabSettings, service: Manifest, lab_instance_id: int) -> str:
-    """Return the URL of a lab by its Service, as the API server has it."""
     spec, metadata = service["spec"], service["metadata"]
     cluster_ip = spec["clusterIP"]
     return settings.connection_url.format(

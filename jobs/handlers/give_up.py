@@ -123,7 +123,6 @@ class FailedCreate(FailedTask):
 
 
 def _pod_name(task: TaskMessage) -> str | None:
-    """Return the name that the lab's Pod has, or would have."""
     try:
         payload = tasks.parse_payload(task.name, task.args, task.kwargs)
     except InvalidTask:

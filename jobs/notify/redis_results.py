@@ -61,7 +61,6 @@ class ResultWriter:
         self._order(lambda: self._connected().ping())
 
     def started(self, task_id: str, *, parent_id: str | None = None, group_id: str | None = None) -> None:
-        """Store STARTED in the background."""
         result = make_started(socket.gethostname(), os.getpid())
         meta = make_meta(task_id, TaskState.STARTED, result, parent_id=parent_id, group_id=group_id)
         self._store(task_id, meta, performed=False)

@@ -88,7 +88,6 @@ USELESS_S = 600.0
 
 
 def compare(inventory: Inventory) -> list[Difference]:
-    """Return what differs, by lab."""
     comparer = _Comparer(inventory)
     found = [*comparer.objects(), *comparer.running_labs(), *comparer.waiting_labs(), *comparer.messages()]
     return sorted(found, key=lambda one: (one.lab is None, one.lab or 0, one.kind.value, one.object))

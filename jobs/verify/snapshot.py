@@ -122,7 +122,6 @@ def _without_figures(first: Inventory) -> Inventory:
 
 
 def quiet_s(broker: BrokerSettings) -> float:
-    """Return the seconds of QUIET_HEARTBEATS heartbeats."""
     return float(QUIET_HEARTBEATS * broker.heartbeat_s)
 
 
