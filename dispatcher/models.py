@@ -36,7 +36,7 @@ class LabStatus(str, enum.Enum):
 
     #: Asked for, not started yet.
     PENDING = "PENDING"
-    #: Its Pod was Ready and answers at connection_url.
+    #: The lab's Pod was Ready and answers at connection_url.
     RUNNING = "RUNNING"
     #: It could not be started; error_category and error_message say why.
     FAILED = "FAILED"
@@ -106,7 +106,7 @@ class LabInstance(Base):
     connection_url: Mapped[str | None]
     celery_task_id: Mapped[str | None]
     error_category: Mapped[str | None]
-    #: For the student and the teacher: what happened and who must act.
+    #: A sentence for student and teacher: what happened and who must act.
     error_message: Mapped[str | None]
     failed_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
@@ -167,7 +167,7 @@ class TaskRun(Base):
     queue: Mapped[str]
     job_name: Mapped[str | None]
     pod_name: Mapped[str | None]
-    #: By the publisher's clock; the other times are the database's.
+    #: The publisher's clock gave this time, the database's all others.
     published_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
@@ -260,7 +260,7 @@ class Notification(Base):
     told: Mapped[str]
     #: None: nothing failed.
     error_category: Mapped[str | None]
-    #: For people; of a failed lab the sentence of lab_instances.error_message.
+    #: A sentence for people; a failed lab has the same in lab_instances.error_message.
     message: Mapped[str]
     #: What else the event says, by name.
     facts: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
@@ -309,6 +309,6 @@ class DeadLetterAction(Base):
     content_type: Mapped[str | None]
     content_encoding: Mapped[str | None]
     headers: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
-    #: Of a discarded message: what it takes to publish it again by hand, cut to 1 MiB.
+    #: The body of a discarded message, cut to 1 MiB, so that it can be published again by hand.
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
     body_bytes: Mapped[int]

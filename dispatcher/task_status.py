@@ -70,9 +70,9 @@ class TaskStatus:
     #: How the ledger puts it, such as `noop` for a SUCCESS that had nothing to do.
     outcome: str | None = None
     error_category: str | None = None
-    #: In plain words: what happened and who must act.
+    #: A sentence for people: what happened and who must act.
     error_message: str | None = None
-    #: By the publisher's clock.
+    #: The publisher's clock gave this time.
     published_at: datetime | None = None
     #: When the deciding run took the task, by the database's clock.
     started_at: datetime | None = None

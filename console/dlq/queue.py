@@ -34,7 +34,7 @@ LOCK_QUEUE = "autolabs.dlq.lock"
 LOCK_TIMEOUT_S = 60.0
 #: Seconds without the next message: somebody purged the queue.
 IDLE_TIMEOUT_S = 20.0
-#: The same after a failure or a signal.
+#: Seconds without the next message after a failure or a signal.
 UNWANTED_IDLE_S = 2.0
 #: Messages that one consumer holds: at most 80 MiB in the broker, whose messages have 16 MiB at most.
 MAX_IN_FLIGHT = 5
@@ -131,7 +131,7 @@ class _Browser:
         self._stop = stop
         self._last_at = time.monotonic()
         self._seen = 0
-        #: Of each consumer: the last delivery tag that is held, and how many are.
+        #: Each consumer's last delivery tag that is held, and how many are.
         self._held: list[tuple[int, int]] = []
         self._failure: BaseException | None = None
         self._unwanted_since: float | None = None

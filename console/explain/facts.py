@@ -177,7 +177,7 @@ class CleanupRefusal:
 class LabFacts:
     """All that is known of a lab at one moment; lists are the oldest first."""
 
-    #: By the database's clock, as all the other times but Run.published_at.
+    #: The database's clock gave this and all other times but Run.published_at.
     now: datetime
     lab_instance_id: int
     #: None: there is no such row, though others speak of the lab.

@@ -18,7 +18,7 @@ TASKS_EXCHANGE = "autolabs.tasks"
 DEAD_LETTER_EXCHANGE = "autolabs.dlx"
 #: Dead letters that the broker makes carry their old routing key, so a fanout takes them all.
 DEAD_LETTER_QUEUE = "celery.dlq"
-#: By headers: what the broker itself gave up, because it expired or because containers died over it.
+#: The exchange binds by headers what the broker gave up: it expired, or containers died over it.
 GIVEN_UP_EXCHANGE = "autolabs.given_up"
 GIVEN_UP_REASONS = ("expired", "delivery_limit")
 #: Topic: what becomes of labs, for whoever binds a queue (jobs.notify.notifications).

@@ -48,7 +48,7 @@ _MESSAGE = 1024
 class Evidence:
     """All that was seen of a lab that failed."""
 
-    #: For the ledger.
+    #: What the ledger keeps.
     seen: Seen
     #: As the API server gave it; None when there was none, or no answer.
     pod: Manifest | None = None

@@ -13,7 +13,7 @@ class State(enum.Enum):
     READY = "ready"
     #: Not yet, or not at the moment.
     UNREADY = "unready"
-    #: Its deletion is under way.
+    #: The Pod's deletion is under way.
     GOING = "going"
     #: It is over, or will not become Ready any more.
     LOST = "lost"

@@ -68,7 +68,7 @@ class LabSettings:
     )
     #: The most that a lab of a course may ask for, of what is named; else as max_resources.
     courses: Annotated[dict[str, dict[str, Any]], _COURSES] = field(default_factory=dict)
-    #: The same for one lab, by its lab_id, whatever its course says.
+    #: The most that one lab may ask for, by its lab_id, whatever its course says.
     labs: Annotated[dict[int, dict[str, Any]], _LABS] = field(default_factory=dict)
     #: Share of a CPU limit that is reserved on the node: a class seldom computes all at once.
     cpu_request_ratio: Annotated[float, _RATIO] = 0.05

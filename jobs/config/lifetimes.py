@@ -45,7 +45,7 @@ class LifeSettings:
     warn_minutes: Annotated[list[int], _WARNINGS] = field(default_factory=lambda: [15, 5])
     #: The most of all live labs that one cleanup may end without their having been warned.
     cleanup_max_share: Annotated[float, _SHARE] = 0.5
-    #: So many it may end in any case.
+    #: Labs that a cleanup may end in any case, however few are live.
     cleanup_always: Annotated[int, whole(0, 1_000_000)] = 5
     #: Seconds by which the clocks of database and container may differ before a cleanup refuses to go on.
     max_clock_skew_s: Annotated[int, whole(1, 86_400)] = 300
@@ -55,7 +55,7 @@ class LifeSettings:
     crash_limit: Annotated[int, whole(1, 1000)] = 3
     #: The most of all RUNNING labs that one health check or sync may fail.
     fail_max_share: Annotated[float, _SHARE] = 0.2
-    #: So many it may fail in any case.
+    #: Labs that a health check or sync may fail in any case.
     fail_always: Annotated[int, whole(0, 1_000_000)] = 10
     #: Causes for which another lab is started in place of the one that failed.
     restart_causes: Annotated[list[str], _CAUSES] = field(default_factory=list)

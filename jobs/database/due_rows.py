@@ -48,7 +48,7 @@ class Reason(str, enum.Enum):
     MAX_AGE = "max_age"
     #: PENDING for longer than pending_limit_minutes.
     OVERDUE = "overdue"
-    #: Its stop was asked for long ago, and did nothing.
+    #: The lab's stop was asked for long ago, and did nothing.
     STOP_REPEATED = "stop_repeated"
 
 

@@ -49,9 +49,9 @@ class Repair(enum.Enum):
 
     DELETE_OBJECT = "delete it"
     FAIL_RUNNING = "make the lab FAILED and delete its objects"
-    #: For a lab without its policy, which must not go on as it is.
+    #: A lab without its policy must not go on as it is.
     REBUILD_OR_FAIL = "make it again; if its request is not known, make the lab FAILED and delete its objects"
-    #: For a lab without its Service, which goes on for whoever is connected.
+    #: A lab without its Service goes on for whoever is connected.
     REBUILD = "make it again; if its request is not known, do nothing (with --force as without its policy)"
     FAIL_PENDING = "make the lab FAILED: its request was lost"
     PUBLISH_DELETE = "publish its delete again"

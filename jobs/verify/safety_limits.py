@@ -19,7 +19,7 @@ from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
 from jobs.failures import Failure
 
-#: So many labs without any Pod mean a wrong cluster, even where something else says that it is the right one.
+#: Labs without any Pod that mean a wrong cluster, even where something else says that it is the right one.
 FEW = 3
 #: Seconds by which clocks may differ whatever the grace age is: they are read one after the other.
 BLUR_S = 10.0

@@ -29,7 +29,7 @@ from jobs.verify.queues import BrokerAway, ManagementAway, Queues, unacked
 
 #: Seconds between the looks.
 SETTLE_S = 3.0
-#: The same where the management API's figures are involved: a quorum queue gives its own every 5 s, and the
+#: Seconds between the looks at the management API's figures: a quorum queue gives its own every 5 s, and the
 #: API takes them over every 5 s.
 HELD_SETTLE_S = 12.0
 #: Heartbeats of the broker after which a container that holds a message has written to the ledger.
