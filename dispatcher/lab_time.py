@@ -32,7 +32,8 @@ __all__ = ["LabTime", "cleanup_task_id", "extend", "overdue_task_id", "read"]
 CLEANUP_EVERY_MINUTES = 5
 #: A stop that did nothing for so long is asked for again: its task ended in the dead-letter queue.
 STOP_PATIENCE_MINUTES = 15
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "cleanup.autolabs")
+# The uuid5 of cleanup.autolabs as a DNS name; making it here would load OpenSSL, 4 MiB, into each backend.
+_NAMESPACE = uuid.UUID("c3cfa1f6-87b4-5bc1-808b-d0832cf842d1")
 
 #: Longest extension that one call may ask for, a year; the lab's row says how much is possible.
 MAX_MINUTES = 525_600
