@@ -81,21 +81,23 @@ def _recorded(layout: Layout, name: str) -> tuple[int, int | None]:
 def _ending(layout: Layout, name: str) -> str | None:
     """Return what holds the ports of a daemon that was killed: its first thread ends before the others."""
     pid, started = _recorded(layout, name)
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        threads = len(list(Path(f"/proc/{pid}/task").iterdir())) - 1
-    except OSError:
-        return None
-    return f"{threads} of its threads are left" if int(fields[19]) == started and threads > 0 else None
+    _, start, threads = _stat(pid)
+    return f"{threads - 1} of its threads are left" if start == started and threads > 1 else None
 
 
 def start_time(pid: int) -> int | None:
     """Return the process's start in clock ticks since boot; None when it is gone or a zombie."""
+    state, start, _ = _stat(pid)
+    return None if state in ("Z", "X") else start
+
+
+def _stat(pid: int) -> tuple[str, int | None, int]:
+    """Return state, start and count of threads of a process (proc_pid_stat(5)); no start when it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+        return "X", None, 0
+    return fields[0], int(fields[19]), int(fields[17])
 
 
 def end(pids: Iterable[int], *, grace_s: float) -> None:
