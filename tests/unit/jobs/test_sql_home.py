@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-HOME = ROOT / "jobs" / "database"
+from tests.support.source_tree import modules
+
+HOME = "jobs/database"
 SQL = re.compile(r"\b(SELECT|INSERT INTO|UPDATE \w+ SET|UPDATE \w+ AS|DELETE FROM)\b")
 TITLE = re.compile(r"# [A-Z].*")
 
@@ -44,24 +44,22 @@ def without_title(source: str) -> Iterator[str]:
             yield ast.unparse(node.targets[0])
 
 
-def modules(*, home: bool) -> list[Path]:
-    return [path for path in sorted((ROOT / "jobs").rglob("*.py")) if path.is_relative_to(HOME) is home]
-
-
 def test_only_the_database_package_runs_sql() -> None:
     wrong = {
-        f"{path.relative_to(ROOT)}:{line}"
-        for path in modules(home=False)
-        for line in traces_of_sql(path.read_text())
+        f"{module.file}:{line}"
+        for module in modules(("jobs",))
+        if module.folder != HOME
+        for line in traces_of_sql(module.text)
     }
     assert wrong == set()
 
 
 def test_each_statement_has_its_title() -> None:
     wrong = {
-        f"{path.relative_to(ROOT)}: {name}"
-        for path in modules(home=True)
-        for name in without_title(path.read_text())
+        f"{module.file}: {name}"
+        for module in modules(("jobs",))
+        if module.folder == HOME
+        for name in without_title(module.text)
     }
     assert wrong == set()
 

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-PACKAGES = ("dispatcher", "jobs", "keda", "cronjobs", "console")
+from tests.support.source_tree import ROOT, imports, modules
+
 #: Library -> the only files that may import it.
 OWNERS = {
     "minio": {"jobs/config/stored.py"},
@@ -31,7 +28,7 @@ OWNERS = {
         "dispatcher/results.py",
         "dispatcher/testing.py",  # types alone
     },
-    "alembic": {"dispatcher/migrations/migrate.py", "dispatcher/migrations/"},
+    "alembic": {"dispatcher/migrations/"},
     "kubernetes": set(),
     "psycopg2": {"jobs/database/connection.py"},
     "redis": {"jobs/notify/redis_results.py"},
@@ -39,22 +36,7 @@ OWNERS = {
     "kombu": {"dispatcher/celery_config.py"},
     "celery": set(),
 }
-
-
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
-            yield (node.module or "").partition(".")[0]
-
-
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
-
-
-#: File -> what it does to imports at run time; in no other file could the test above miss an import.
+#: File -> what it does to imports at run time; in no other file could test_import_directions.py miss one.
 BY_NAME = {
     "console/src/autolabs_console/__init__.py": "sys.path",  # the installed packages, in one folder
     "dispatcher/__main__.py": "entry_points",
@@ -64,23 +46,17 @@ BY_NAME = {
 
 def test_nothing_is_imported_by_a_text() -> None:
     ways = r"import_module|__import__|entry_points|sys\.path|run_module|run_path|spec_from"
-    found = {
-        path.relative_to(ROOT).as_posix(): way
-        for package in PACKAGES
-        for path in sources(package)
-        for way in re.findall(ways, path.read_text())
-    }
+    found = {module.file: way for module in modules() for way in re.findall(ways, module.text)}
     assert found == BY_NAME
 
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_each_library_has_its_owner(library: str) -> None:
     wrong = {
-        file
-        for package in PACKAGES
-        for path in sources(package)
-        if library in imports(path)
-        and not any((file := path.relative_to(ROOT).as_posix()).startswith(own) for own in OWNERS[library])
+        module.file
+        for module in modules()
+        if library in {name.partition(".")[0] for name in imports(module)}
+        and not any(module.file.startswith(own) for own in OWNERS[library])
     }
     assert wrong == set()
 
