@@ -17,7 +17,6 @@ from dispatcher.broker.topology import unsettled_deliveries
 from dispatcher.errors import InvalidTask, MalformedMessage, PublishError
 from dispatcher.message.envelope import TaskMessage, decode, is_short_text
 from jobs import logs
-from jobs.checks.run import run_periodic
 from jobs.container.consumer import Delivery, Settlement
 from jobs.container.settle import publish_delayed, settle_failure, settle_redelivered, settle_unreadable
 from jobs.database.ledger import TaskRunRecord
@@ -184,13 +183,19 @@ def _scale_lab(context: TaskContext, payload: tasks.ScaleLabResources) -> None:
     scale_lab(context, payload)
 
 
+def _run_periodic(context: TaskContext, payload: tasks.PeriodicPayload) -> None:
+    from jobs.checks.run import run_periodic  # as above
+
+    run_periodic(context, payload)
+
+
 _HANDLERS: dict[type, Callable[[TaskContext, Any], None]] = {
     tasks.CreateLabPod: create_lab,
     tasks.DeleteLabPod: delete_lab,
     tasks.ScaleLabResources: _scale_lab,
-    tasks.CleanupTimeoutLabs: run_periodic,
-    tasks.HealthCheckPods: run_periodic,
-    tasks.SyncLabStatus: run_periodic,
+    tasks.CleanupTimeoutLabs: _run_periodic,
+    tasks.HealthCheckPods: _run_periodic,
+    tasks.SyncLabStatus: _run_periodic,
 }
 
 

@@ -33,8 +33,6 @@ from jobs.database.ledger import (
     may_go_on,
     write_ending,
 )
-from jobs.database.notifications import add_failure
-from jobs.database.restarts import start_again, stop_in_its_place
 from jobs.errors import JobError
 from jobs.failures import Failure
 
@@ -167,6 +165,8 @@ class LabStore(Database):
 
         def change(cursor: Cursor) -> tuple[bool, Ending | None]:
             read_then = {"lab": record.lab_instance_id, "status": status, "pod": pod_name, "as_of": as_of}
+            from jobs.database.restarts import start_again
+
             cursor.execute(_LOSE, read_then | failed_because(error))
             if cursor.rowcount != 1:
                 return False, None
@@ -201,6 +201,8 @@ class LabStore(Database):
             cursor.execute(_REQUEST_STOP, (lab_instance_id,))
             lab = read_lab(cursor, lab_instance_id)
             if lab and lab.status == "FAILED" and asked_at:
+                from jobs.database.restarts import stop_in_its_place
+
                 stop_in_its_place(cursor, lab_instance_id, asked_at)
             return lab
 
@@ -255,6 +257,8 @@ def _tell(
     cursor: Cursor, record: TaskRunRecord, error: JobError, *, event_type: str = EventType.LAB_FAILED
 ) -> None:
     """Note whom to tell; the change is committed without it should the database refuse the row."""
+    from jobs.database.notifications import add_failure  # which no lab that starts needs
+
     lab, task_id = record.lab_instance_id, record.task_id
     record.notification_id = optional(
         cursor,

@@ -9,7 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 ONLY_OF_FAILURES = {
     "jobs.notify.notifications",
+    "jobs.checks.run",
     "jobs.cluster.evidence",
+    "jobs.database.notifications",
+    "jobs.database.restarts",
     "jobs.handlers.give_up",
     "jobs.cluster.pod_facts",
 }
