@@ -22,6 +22,7 @@ from dispatcher.errors import (
     TaskFailed,
     TaskRevoked,
     TaskTimeout,
+    TooManyLabs,
     Unencodable,
     Unroutable,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "TaskFailed",
     "TaskRevoked",
     "TaskTimeout",
+    "TooManyLabs",
     "Unencodable",
     "Unroutable",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -87,6 +87,20 @@ class LabUnknown(DispatcherError, LookupError):
     def __init__(self, lab_instance_id: int) -> None:
         super().__init__(f"lab {lab_instance_id} is not in the database")
         self.lab_instance_id = lab_instance_id
+
+
+class TooManyLabs(DispatcherError):
+    """Raised when a student asks for another lab and has as many live ones as allowed; answer 409."""
+
+    def __init__(self, student_id: int, lab_instance_ids: Sequence[int], max_live: int) -> None:
+        shown = ", ".join(map(str, lab_instance_ids[:10])) + (", …" if len(lab_instance_ids) > 10 else "")
+        super().__init__(
+            f"student {student_id} has {len(lab_instance_ids)} live labs ({shown}),"
+            f" and {max_live} are allowed: stop one first"
+        )
+        self.student_id = student_id
+        self.lab_instance_ids = list(lab_instance_ids)
+        self.max_live = max_live
 
 
 class NotExtended(DispatcherError):

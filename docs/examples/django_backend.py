@@ -20,7 +20,7 @@ import re
 import sys
 from functools import partial
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import django
 from django.conf import settings
@@ -36,6 +36,7 @@ settings.configure(
             "USER": unquote(database.username or ""),
             "PASSWORD": unquote(database.password or ""),
             "NAME": unquote(database.path.removeprefix("/")),
+            "OPTIONS": dict(parse_qsl(database.query)),  # such as sslmode
         }
     },
     LOGGING={
@@ -58,14 +59,19 @@ from django.http import Http404, HttpRequest, JsonResponse  # noqa: E402
 from django.urls import path  # noqa: E402
 from django.views import View  # noqa: E402
 
-from dispatcher import CreateLabPod, DeleteLabPod, Dispatcher, InvalidTask, outbox  # noqa: E402
+from dispatcher import DeleteLabPod, Dispatcher, InvalidTask, TooManyLabs, labs, outbox  # noqa: E402
 
 #: Seconds that a request may wait for a broker that is away.
 RELAY_TIMEOUT_S = 2.0
-#: Your own table of labs, by lab_id.
-IMAGES = {
-    123: "registry.gitlab.com/autolabs/labs/demo:1.0.0",
-    456: "registry.gitlab.com/autolabs/labs/nmap:v1.0.0",
+#: Live labs that a student may have at a time.
+MAX_LIVE = 2
+#: Your own table of labs, by lab_id. The course says what a lab runs and may use, never the student.
+LABS: dict[int, Any] = {
+    123: {"docker_image": "registry.gitlab.com/autolabs/labs/demo:1.0.0"},
+    456: {
+        "docker_image": "registry.gitlab.com/autolabs/labs/nmap:v1.0.0",
+        "resources": {"cpu": "500m", "memory": "512Mi"},
+    },
 }
 
 # Connects when it is first used; one per process, shared by its threads.
@@ -127,6 +133,8 @@ class ApiView(View):
             return super().dispatch(request, **arguments)
         except InvalidTask as error:
             return JsonResponse({"field": error.field, "problem": error.problem}, status=422)
+        except TooManyLabs as error:
+            return JsonResponse({"problem": str(error), "live": error.lab_instance_ids}, status=409)
         except Http404 as error:
             return JsonResponse({"problem": str(error)}, status=404)
 
@@ -139,7 +147,8 @@ class LabInstancesView(ApiView):
             wanted = None
         if not isinstance(wanted, dict):
             return JsonResponse({"problem": "the body must be a JSON object"}, status=400)
-        return JsonResponse(start_lab(self.student_id, wanted).as_json(), status=202)
+        lab, created = start_lab(self.student_id, wanted)
+        return JsonResponse(lab.as_json(), status=202 if created else 200)
 
 
 class LabInstanceView(ApiView):
@@ -153,26 +162,28 @@ class LabInstanceView(ApiView):
 
 # One transaction: no lab without its task, no task without its lab, whatever ends the process.
 @transaction.atomic
-def start_lab(student_id: int, wanted: dict[str, Any]) -> LabInstance:
-    lab_id = wanted.get("lab_id")
-    if not isinstance(lab_id, int) or lab_id not in IMAGES:
-        raise InvalidTask("lab_id", f"{lab_id!r:.80} is not a lab")
+def start_lab(student_id: int, wanted: dict[str, Any]) -> tuple[LabInstance, bool]:
+    """Return a new lab, or the one that a first click asked for, and whether it is new."""
+    lab_id = wanted_lab(wanted)
     your_authorization(student_id, lab_id)
-    lab: LabInstance = LabInstance.objects.create(lab_id=lab_id, student_id=student_id)
-    task = CreateLabPod(
-        lab_instance_id=lab.pk,
-        lab_id=lab_id,
-        student_id=student_id,
-        # An image instead of the lab's own, to try another version out; your rights decide who may say it.
-        docker_image=wanted.get("docker_image", IMAGES[lab_id]),
-        resources=wanted.get("resources", {}),
-    )
     with connection.cursor() as cursor:
-        lab.celery_task_id = outbox.add_with_cursor(cursor, task)
-    lab.save(update_fields=["celery_task_id"])
+        lab = labs.request_with_cursor(
+            cursor, lab_id=lab_id, student_id=student_id, max_live=MAX_LIVE, **LABS[lab_id]
+        )
     # Never fails: with the broker away the task stays in the outbox, and the sweep publishes it.
     transaction.on_commit(relay)
-    return lab
+    return LabInstance.objects.get(pk=lab.lab_instance_id), lab.created
+
+
+def wanted_lab(body: dict[str, Any]) -> int:
+    """Return the lab_id of a request; whatever else is in it, such as an image, is refused by name."""
+    for field in body:
+        if field != "lab_id":
+            raise InvalidTask(f"{field:.80}", "is not a student's to say; allowed is lab_id")
+    lab_id = body.get("lab_id")
+    if type(lab_id) is not int or lab_id not in LABS:
+        raise InvalidTask("lab_id", f"{lab_id!r:.80} is not a lab")
+    return lab_id
 
 
 @transaction.atomic

@@ -16,24 +16,29 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Path, Request
+from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import create_engine, func, make_url, select
 from sqlalchemy.orm import Session
 
-from dispatcher import CreateLabPod, DeleteLabPod, Dispatcher, InvalidTask, outbox
+from dispatcher import DeleteLabPod, Dispatcher, InvalidTask, TooManyLabs, labs, outbox
 from dispatcher.models import LabInstance
 
 MAX_ID = 2**63 - 1
 #: Seconds that a relay may keep its thread when the broker is away.
 RELAY_TIMEOUT_S = 2.0
-#: Your own table of labs, by lab_id.
-IMAGES = {
-    123: "registry.gitlab.com/autolabs/labs/demo:1.0.0",
-    456: "registry.gitlab.com/autolabs/labs/nmap:v1.0.0",
+#: Live labs that a student may have at a time.
+MAX_LIVE = 2
+#: Your own table of labs, by lab_id. The course says what a lab runs and may use, never the student.
+LABS: dict[int, Any] = {
+    123: {"docker_image": "registry.gitlab.com/autolabs/labs/demo:1.0.0"},
+    456: {
+        "docker_image": "registry.gitlab.com/autolabs/labs/nmap:v1.0.0",
+        "resources": {"cpu": "500m", "memory": "512Mi"},
+    },
 }
 
 # Both connect when they are first used: one pair per process, shared by its threads.
@@ -56,9 +61,6 @@ class LabRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     lab_id: Annotated[int, Field(strict=True, ge=1, le=MAX_ID)]
-    #: Instead of the lab's own, to try another version out; your rights decide who may say it.
-    docker_image: str | None = None
-    resources: dict[str, str] | None = None
 
 
 class LabAnswer(BaseModel):
@@ -96,27 +98,27 @@ def refuse(_request: Request, error: InvalidTask) -> JSONResponse:
     return JSONResponse({"detail": [problem]}, status_code=422)
 
 
+@app.exception_handler(TooManyLabs)
+def refuse_another(_request: Request, error: TooManyLabs) -> JSONResponse:
+    return JSONResponse({"detail": str(error), "live": error.lab_instance_ids}, status_code=409)
+
+
 @app.post("/api/v1/lab-instances", status_code=202)
-def start_lab(wanted: LabRequest, student_id: StudentId, background: BackgroundTasks) -> LabAnswer:
-    if wanted.lab_id not in IMAGES:
+def start_lab(
+    wanted: LabRequest, student_id: StudentId, background: BackgroundTasks, response: Response
+) -> LabAnswer:
+    """Answer 202 with a new lab, or 200 with the one that a first click asked for."""
+    if wanted.lab_id not in LABS:
         raise InvalidTask("lab_id", f"{wanted.lab_id} is not a lab")
     your_authorization(student_id, wanted.lab_id)
     # One transaction: no lab without its task, no task without its lab, whatever ends the process.
     with Session(engine) as session, session.begin():
-        lab = LabInstance(lab_id=wanted.lab_id, student_id=student_id)
-        session.add(lab)
-        session.flush()  # gives the id
-        lab.celery_task_id = outbox.add(
-            session,
-            CreateLabPod(
-                lab_instance_id=lab.id,
-                lab_id=wanted.lab_id,
-                student_id=student_id,
-                docker_image=IMAGES[wanted.lab_id] if wanted.docker_image is None else wanted.docker_image,
-                resources=wanted.resources or {},
-            ),
+        lab = labs.request(
+            session, lab_id=wanted.lab_id, student_id=student_id, max_live=MAX_LIVE, **LABS[wanted.lab_id]
         )
-        answer = LabAnswer.model_validate(lab)
+        answer = LabAnswer.model_validate(session.get_one(LabInstance, lab.lab_instance_id))
+    if not lab.created:
+        response.status_code = 200
     # After the answer, and it never fails: with the broker away the task stays, and the sweep publishes it.
     background.add_task(dispatcher.relay_outbox, timeout=RELAY_TIMEOUT_S)
     return answer

@@ -21,16 +21,21 @@ from sqlalchemy import create_engine, func, make_url, select
 from sqlalchemy.orm import Session
 from werkzeug.exceptions import HTTPException
 
-from dispatcher import CreateLabPod, DeleteLabPod, Dispatcher, InvalidTask, outbox
+from dispatcher import DeleteLabPod, Dispatcher, InvalidTask, TooManyLabs, labs, outbox
 from dispatcher.models import LabInstance
 
 MAX_ID = 2**63 - 1
 #: Seconds that a request may wait for a broker that is away.
 RELAY_TIMEOUT_S = 2.0
-#: Your own table of labs, by lab_id.
-IMAGES = {
-    123: "registry.gitlab.com/autolabs/labs/demo:1.0.0",
-    456: "registry.gitlab.com/autolabs/labs/nmap:v1.0.0",
+#: Live labs that a student may have at a time.
+MAX_LIVE = 2
+#: Your own table of labs, by lab_id. The course says what a lab runs and may use, never the student.
+LABS: dict[int, Any] = {
+    123: {"docker_image": "registry.gitlab.com/autolabs/labs/demo:1.0.0"},
+    456: {
+        "docker_image": "registry.gitlab.com/autolabs/labs/nmap:v1.0.0",
+        "resources": {"cpu": "500m", "memory": "512Mi"},
+    },
 }
 
 # Both connect when they are first used: one pair per process, shared by its threads.
@@ -62,37 +67,37 @@ def fail(error: HTTPException) -> tuple[dict[str, str | None], int]:
     return {"problem": error.description}, error.code or 500
 
 
+@app.errorhandler(TooManyLabs)
+def refuse_another(error: TooManyLabs) -> tuple[dict[str, Any], int]:
+    return {"problem": str(error), "live": error.lab_instance_ids}, 409
+
+
 @app.post("/api/v1/lab-instances")
 def start_lab() -> tuple[dict[str, Any], int]:
+    """Answer 202 with a new lab, or 200 with the one that a first click asked for."""
     student_id = your_authentication()
-    wanted = request.get_json()
-    if not isinstance(wanted, dict):
-        abort(400, "the body must be a JSON object")
-    lab_id = wanted.get("lab_id")
-    if not isinstance(lab_id, int) or lab_id not in IMAGES:
-        raise InvalidTask("lab_id", f"{lab_id!r:.80} is not a lab")
+    lab_id = wanted_lab(request.get_json())
     your_authorization(student_id, lab_id)
     # One transaction: no lab without its task, no task without its lab, whatever ends the process.
     with Session(engine) as session, session.begin():
-        lab = LabInstance(lab_id=lab_id, student_id=student_id)
-        session.add(lab)
-        session.flush()  # gives the id
-        lab.celery_task_id = outbox.add(
-            session,
-            CreateLabPod(
-                lab_instance_id=lab.id,
-                lab_id=lab_id,
-                student_id=student_id,
-                # An image instead of the lab's own, to try another version out; your rights decide who
-                # may say it.
-                docker_image=wanted.get("docker_image", IMAGES[lab_id]),
-                resources=wanted.get("resources", {}),
-            ),
-        )
-        answer = as_json(lab)
+        lab = labs.request(session, lab_id=lab_id, student_id=student_id, max_live=MAX_LIVE, **LABS[lab_id])
+        answer = as_json(session.get_one(LabInstance, lab.lab_instance_id))
     # Never fails: with the broker away the task stays in the outbox, and the sweep publishes it.
     dispatcher.relay_outbox(timeout=RELAY_TIMEOUT_S)
-    return answer, 202
+    return answer, 202 if lab.created else 200
+
+
+def wanted_lab(body: Any) -> int:
+    """Return the lab_id of a request; whatever else is in it, such as an image, is refused by name."""
+    if not isinstance(body, dict):
+        abort(400, "the body must be a JSON object")
+    for field in body:
+        if field != "lab_id":
+            raise InvalidTask(f"{field:.80}", "is not a student's to say; allowed is lab_id")
+    lab_id = body.get("lab_id")
+    if type(lab_id) is not int or lab_id not in LABS:
+        raise InvalidTask("lab_id", f"{lab_id!r:.80} is not a lab")
+    return lab_id
 
 
 @app.get("/api/v1/lab-instances/<int:lab_instance_id>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -155,17 +156,34 @@ def test_a_post_commits_the_lab_and_publishes_its_task(
     assert "Traceback" not in backend.logged()
 
 
-def test_a_post_may_name_another_image_and_resources(backend: Backend, broker: Broker) -> None:
-    wanted = {"docker_image": "registry.gitlab.com/autolabs/labs/nmap:2", "resources": {"cpu": "500m"}}
-    assert backend.post({"lab_id": 123, **wanted}).status == 202
+def test_the_course_says_image_and_resources(backend: Backend, broker: Broker) -> None:
+    assert backend.post({"lab_id": 456}).status == 202
     payload = payload_of(take(broker, topology.QUEUE_NORMAL))
-    assert {"docker_image": payload.docker_image, "resources": payload.resources} == wanted
+    assert payload.docker_image == "registry.gitlab.com/autolabs/labs/nmap:v1.0.0"
+    assert payload.resources == {"cpu": "500m", "memory": "512Mi"}
+
+
+def test_clicks_at_the_same_time_start_one_lab(backend: Backend, broker: Broker, database: Database) -> None:
+    with ThreadPoolExecutor(6) as clicks:
+        answers = list(clicks.map(lambda _: backend.post({"lab_id": 123}), range(6)))
+    assert sorted(answer.status for answer in answers) == [200] * 5 + [202]
+    assert len({(answer.content["id"], answer.content["task_id"]) for answer in answers}) == 1
+    take(broker, topology.QUEUE_NORMAL)
+    eventually(lambda: not waiting(database), what="the relay's commit")
+    assert broker.is_empty()
+
+
+def test_another_lab_than_a_student_may_have_is_refused(backend: Backend, database: Database) -> None:
+    live = [database.add_lab(student_id=42, lab_id=lab_id, status="RUNNING") for lab_id in (7, 8)]
+    answer = backend.post({"lab_id": 123})
+    assert (answer.status, answer.content["live"]) == (409, live)
+    assert waiting(database) == []
 
 
 REFUSED: dict[str, Any] = {
-    "docker_image": {"lab_id": 123, "docker_image": "No Image"},
-    "resources.cpu": {"lab_id": 123, "resources": {"cpu": "much"}},
-    "resources": {"lab_id": 123, "resources": "all"},
+    "docker_image": {"lab_id": 123, "docker_image": "registry.gitlab.com/autolabs/labs/nmap:2"},
+    "resources": {"lab_id": 123, "resources": {"cpu": "64"}},
+    "student_id": {"lab_id": 123, "student_id": 43},
     "lab_id": {"lab_id": 999},
 }
 
@@ -176,7 +194,7 @@ def test_what_is_refused_names_the_field_and_leaves_nothing(
     for field, body in REFUSED.items():
         answer = backend.post(body)
         assert (answer.status, named_field(answer)) == (422, field), answer
-    for body in ({"lab_id": "123"}, {"lab_id": [123]}, {"lab_id": 2**70}, {}):
+    for body in ({"lab_id": "123"}, {"lab_id": [123]}, {"lab_id": 2**70}, {"lab_id": True}, {}):
         answer = backend.post(body)
         assert (answer.status, named_field(answer)) == (422, "lab_id"), answer
     for raw in (b"{", b"[]", b""):
@@ -217,15 +235,18 @@ def test_a_silent_broker_does_not_take_the_reads_with_it(
     posts: list[float] = []
     gets: list[float] = []
     answers: list[Answer] = []
+    student_ids = itertools.count(1000)
 
     def student(_number: int) -> None:
         """Start a lab and look at it, again and again, with a moment between."""
         while time.monotonic() < end:
+            student_id = next(student_ids)
             began = time.monotonic()
-            answers.append(server.post({"lab_id": 123}))
+            answer = server.post({"lab_id": 123}, student=student_id)
             posts.append(time.monotonic() - began)
+            answers.append(answer)
             began = time.monotonic()
-            assert server.get(answers[-1].content["id"]).status == 200
+            assert server.get(answer.content["id"], student=student_id).status == 200
             gets.append(time.monotonic() - began)
             time.sleep(0.2)
 
