@@ -5,7 +5,8 @@ for each would keep the tasks behind a pile of them waiting for minutes.
 
 Exit codes: 0 the message is settled, or there was none; 69 the broker is not reachable; 75 the message
 was given back; 78 the settings are wrong; 143 stopped by SIGTERM, the message was given back. The
-broker alone decides about another delivery, never the exit code.
+broker alone decides about another delivery, never the exit code. Before 69 and 78 the container waits, a
+minute or more, for what is wrong to be mended, so that its replacements are few (jobs.container.hold).
 """
 
 from __future__ import annotations
@@ -26,10 +27,17 @@ from pika.exceptions import AMQPError
 
 from dispatcher.broker.connection import connect, tolerant_tables
 from dispatcher.errors import InvalidSettings
-from dispatcher.settings import read_settings
+from dispatcher.settings import Environment, read_settings
 from jobs import logs
 from jobs.config.environment import JobSettings
-from jobs.container.consumer import ChannelLost, Consumer, Delivery, Settlement, announce_claim
+from jobs.container.consumer import (
+    ChannelLost,
+    Consumer,
+    ConsumerCancelled,
+    Delivery,
+    Settlement,
+    announce_claim,
+)
 from jobs.steps import reached
 from jobs.waiting import through_blips
 
@@ -94,10 +102,8 @@ class WarmUp:
             logger.warning("not warm: %r", exc, extra={"action": "not_warm"})
 
 
-def serve(settings: JobSettings, started_at: datetime) -> int:
+def serve(settings: JobSettings, started_at: datetime, stop: threading.Event) -> int:
     """Claim one task, run it, settle it; return the exit code."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     name = f"autolabs-job {settings.pod_name or ''}".strip()
     try:
         connection = through_blips(
@@ -138,6 +144,10 @@ class Container:
         while self._put_aside < MAX_PUT_ASIDE and time.monotonic() < self._until:
             try:
                 delivery = self._claim()
+            except ConsumerCancelled as exc:
+                # Another container consumes anew, or finds what is missing.
+                logger.warning("%s", exc, extra={"action": "consumer_cancelled"})
+                break
             except (AMQPError, OSError) as exc:
                 return _unavailable(exc)
             waited_s = round(time.monotonic() - self._waiting_since, 3)
@@ -268,15 +278,46 @@ def _is_task(delivery: Delivery) -> bool:
 def main() -> int:
     started_at = process_started_at()
     logs.configure("INFO")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    settings: JobSettings | None = None
     try:
         settings = read_settings(os.environ, JobSettings.from_environment)
         logs.configure(settings.log_level)
         # pika gives its connection up over a header that it cannot read, and so would each container.
         with tolerant_tables():
-            return serve(settings, started_at)
+            code = serve(settings, started_at, stop)
     except InvalidSettings as exc:  # pika finds some in the URL of the broker as well
         logger.error("%s", exc, extra={"action": "settings"})
-        return EXIT_CONFIG
+        code = EXIT_CONFIG
+    if code in (EXIT_CONFIG, EXIT_UNAVAILABLE):
+        _hold(settings if code == EXIT_UNAVAILABLE else None, stop)
+    return code
+
+
+def _hold(settings: JobSettings | None, stop: threading.Event) -> None:
+    """Wait for what is wrong to be mended: the Secret, or the broker of these settings."""
+    from jobs.container.hold import hold, hold_s
+
+    wait_s = hold_s(Environment(os.environ))
+    if not wait_s:
+        return
+    extra = {"action": "held", "wait_s": wait_s}
+    logger.warning("container cannot work; it waits %g s at most before it ends", wait_s, extra=extra)
+    sys.stdout.flush()
+    hold(stop, wait_s, None if settings is None else lambda: _takes_us(settings))
+
+
+def _takes_us(settings: JobSettings) -> bool:
+    """Tell whether a consumer of the queue could be opened by now."""
+    try:
+        connection = connect(settings.broker, name="autolabs-job held")
+        # Passive: it fails without the queue, and without the right to read it.
+        connection.channel().queue_declare(settings.queue, passive=True)
+        connection.close()
+    except (AMQPError, OSError):
+        return False
+    return True
 
 
 if __name__ == "__main__":

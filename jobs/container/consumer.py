@@ -46,6 +46,13 @@ class Settlement(enum.Enum):
     NACK = "nack"
 
 
+class ConsumerCancelled(AMQPError):  # type: ignore[misc]  # pika has no types
+    """Raised when the broker has cancelled the consumer (basic.cancel): no message comes any more."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class ChannelLost(Exception):
     """Raised when the message can no longer be settled: the broker will deliver it again."""
 
@@ -96,6 +103,12 @@ class Consumer:
         self._queue = queue
         self._channel = connection.channel()
         self._channel.basic_qos(prefetch_count=1)
+        #: The broker cancelled the consumer: its queue was deleted, or the queue's node is gone.
+        self._cancelled = False
+        self._channel.add_on_cancel_callback(self._note_cancel)
+
+    def _note_cancel(self, _frame: Any) -> None:
+        self._cancelled = True
 
     def claim_pile(self, is_task: Callable[[Delivery], bool]) -> deque[Delivery]:
         """Return what is there at once, up to the first that may be a task; only the last one may be.
@@ -122,10 +135,12 @@ class Consumer:
     ) -> Delivery | None:
         """Wait for a message and return it, or None after `wait_s` seconds or a stop.
 
+        Raises ConsumerCancelled when the broker ends the consumer: a message would not reach it any more.
         `on_waiting` is called, perhaps more than once, if no message is there at once; not in containers
         beyond `spares` (0: no limit), which get None sooner: after a burst they would take the labs' place.
         """
         claimed: list[Delivery] = []
+        self._cancelled = False
         tag = self._channel.basic_consume(
             self._queue, lambda _channel, *message: claimed.append(Delivery.of(*message))
         )
@@ -134,7 +149,12 @@ class Consumer:
         if not claimed and not (spares and self._waiting() > spares):
             on_waiting()
         look_at = time.monotonic() + random.uniform(*_SURPLUS_LOOK_S)
-        while not claimed and not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
+        while (
+            not claimed
+            and not stop.is_set()
+            and not self._cancelled
+            and (left_s := deadline - time.monotonic()) > 0
+        ):
             self._connection.process_data_events(time_limit=min(_TICK_S, left_s))
             if spares and not claimed and time.monotonic() >= look_at:
                 if self._waiting() > spares:
@@ -143,6 +163,8 @@ class Consumer:
                     break
                 on_waiting()
                 look_at = time.monotonic() + random.uniform(*_SURPLUS_LOOK_S)
+        if self._cancelled and not claimed:
+            raise ConsumerCancelled(f"broker ended the consumer of {self._queue}: was the queue deleted?")
         # Cancelled before the ack, or the broker would push a second message after it.
         # pika returns to the queue what arrives while the cancel is under way.
         self._channel.basic_cancel(tag)

@@ -134,6 +134,7 @@ class Containers:
             "AUTOLABS_QUEUE": queue,
             "READY_PORT": port,
             "CLAIM_WAIT_S": 5,
+            "FAULT_WAIT_S": 0,
             "POD_NAME": f"pod-{port}",
             **changes,
         }

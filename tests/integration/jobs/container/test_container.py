@@ -230,3 +230,21 @@ def test_of_more_containers_than_spares_those_too_many_leave(containers: Contain
     eventually(lambda: len(left()) == 3, what="one of three has left")
     assert left() == [0, 0, 0]
     assert broker.consumers(topology.QUEUE_LOW) == 2
+
+
+def test_a_spare_leaves_at_once_when_its_queue_is_deleted_and_declared_again(
+    containers: Containers, broker: Broker
+) -> None:
+    spare = containers.start(CLAIM_WAIT_S=60)
+    eventually_equal(lambda: broker.consumers(topology.QUEUE_NORMAL), 1)
+    broker.channel().queue_delete(topology.QUEUE_NORMAL)
+    broker.declare()
+    assert spare.wait() == 0
+    assert "consumer_cancelled" in spare.actions()
+
+
+def test_a_container_with_wrong_settings_holds_until_it_is_stopped(containers: Containers) -> None:
+    container = containers.start(S3_ENDPOINT="", FAULT_WAIT_S=60)
+    container.wait_for_action("held")
+    container.terminate()
+    assert container.wait() == 78

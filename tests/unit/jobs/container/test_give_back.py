@@ -23,6 +23,9 @@ class Channel:
     def basic_qos(self, **_options: int) -> None:
         """Take the prefetch count."""
 
+    def add_on_cancel_callback(self, _callback: object) -> None:
+        """Note who is told of a consumer's end."""
+
     def basic_reject(self, tag: int, *, requeue: bool) -> None:
         self.settled.append(("reject", tag, requeue))
 

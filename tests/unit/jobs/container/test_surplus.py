@@ -32,6 +32,9 @@ class Crowd:
     def basic_qos(self, **_options: int) -> None:
         """Take the prefetch count."""
 
+    def add_on_cancel_callback(self, _callback: object) -> None:
+        """Note who is told of a consumer's end."""
+
     def basic_consume(self, *_words: object) -> str:
         return "tag"
 
