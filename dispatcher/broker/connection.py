@@ -6,13 +6,13 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pika
 import pika.data
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, StreamLostError
 
+from dispatcher.broker.urls import pika_url
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings
 from dispatcher.text import without_passwords
@@ -33,12 +33,7 @@ class BrokerUnreachable(AMQPConnectionError):  # type: ignore[misc]  # pika has 
 def url_parameters(settings: BrokerSettings) -> pika.URLParameters:
     """Return pika's reading of the URL. Raises InvalidSettings, which does not show it."""
     try:
-        parts = urlsplit(settings.url)
-        if parts.username is not None and parts.password is None:
-            # A user without a password is a TypeError for pika.
-            user, at, host = parts.netloc.rpartition("@")
-            return pika.URLParameters(urlunsplit(parts._replace(netloc=f"{user}:{at}{host}")))
-        return pika.URLParameters(settings.url)
+        return pika.URLParameters(pika_url(settings.url))
     # What pika's parsers raise for a bad port, heartbeat, ssl_options and the files named there.
     except (ValueError, TypeError, SyntaxError, OSError, KeyError) as exc:
         raise InvalidSettings([f"AMQP_URL: pika cannot read it ({type(exc).__name__})"]) from exc
