@@ -88,6 +88,9 @@ class Failure(FailureRow):
         " tables or rights.")
     STORE_REFUSES_ACCESS = Row(_RIGHTS, False, _ADMIN,
         "The platform may not read its configuration {key}; the administrator must correct the access.")
+    STORE_REFUSES_REQUEST = Row(_RIGHTS, False, _ADMIN,
+        "The platform's configuration store refuses the request with {status}; the administrator must correct"
+        " S3_ENDPOINT, S3_REGION or the store.")
     # Templates, settings and what else the platform itself got wrong.
     CONFIGURATION_MISSING = Row(_INVALID, False, _ADMIN,
         "The platform's configuration {key} is missing; the administrator must upload it.")

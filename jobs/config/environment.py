@@ -26,17 +26,23 @@ class StoreSettings:
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     bucket: str
+    #: Region of the bucket; jobs take another that the store names.
+    region: str = "us-east-1"
 
     @classmethod
     def from_environment(cls, env: Environment) -> StoreSettings:
         endpoint = env.url("S3_ENDPOINT", ("http", "https"))
         keys = {name: env.find(name) for name in ("S3_ACCESS_KEY", "S3_SECRET_KEY")}
         env.problems += [f"{name}: not set" for name, value in keys.items() if not value]
+        region = env.text("S3_REGION", "us-east-1")
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", region):
+            env.problems.append(f"S3_REGION: {region!r} is not a region such as eu-central-1")
         return cls(
             endpoint=endpoint.rstrip("/"),
             access_key=keys["S3_ACCESS_KEY"] or "",
             secret_key=keys["S3_SECRET_KEY"] or "",
             bucket=env.text("S3_BUCKET", "autolabs-configs"),
+            region=region,
         )
 
 

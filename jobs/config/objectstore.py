@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -19,7 +20,8 @@ from jobs.config.environment import StoreSettings
 from jobs.errors import JobError
 from jobs.failures import Failure
 
-_REGION = "us-east-1"  # MinIO's default; AWS needs the bucket's own
+#: Codes of an answer that names the bucket's region: signed for another one, or asked at another address.
+_OTHER_REGION = (b"<Code>AuthorizationHeaderMalformed</Code>", b"<Code>PermanentRedirect</Code>")
 #: A 404 that is about the bucket, and not about the object, says this.
 _NO_BUCKET = b"<Code>NoSuchBucket</Code>"
 #: The answer to a request whose time is more than 15 minutes from the store's own says this.
@@ -51,6 +53,8 @@ class ObjectStore:
         )
         #: Time by which this node's clock is behind the store's, once the store has refused it.
         self._behind = timedelta()
+        #: Region that requests are signed for, until the store has named another.
+        self._region = settings.region
 
     def warm(self) -> None:
         """Open the connection, without caring for the answer."""
@@ -90,17 +94,33 @@ class ObjectStore:
             return Failure.BUCKET_MISSING.error(bucket=self._settings.bucket, evidence=evidence)
         if response.status == 404 and method == "GET":
             return Failure.CONFIGURATION_MISSING.error(key=key, evidence=evidence)
+        # 408 and 429 pass by themselves; another 4xx, and a redirect, is the same next time.
+        if response.status < 500 and response.status not in (408, 429):
+            return Failure.STORE_REFUSES_REQUEST.error(status=response.status, evidence=evidence)
         return Failure.STORE_AWAY.error(evidence=evidence)
 
     def _request(
         self, method: str, key: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> urllib3.BaseHTTPResponse:
         path = quote(f"/{self._settings.bucket}/{key}", safe="/-_.~")
+        response = self._send(method, path, body, headers)
+        region = _region_named(response)
+        if region and region != self._region:
+            self._region = region
+            response = self._send(method, path, body, headers)
+        return response
+
+    def _send(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> urllib3.BaseHTTPResponse:
         signed = {**self._signed_headers(method, path, body or b""), **(headers or {})}
         try:
-            return self._pool.request(method, self._settings.endpoint + path, body=body, headers=signed)
+            # A redirect is signed for another host: it would be refused there, with a worse reason.
+            return self._pool.request(
+                method, self._settings.endpoint + path, body=body, headers=signed, redirect=False
+            )
         except urllib3.exceptions.HTTPError as exc:
-            raise Failure.STORE_AWAY.error(evidence=f"{method} {key}: {exc}") from exc
+            raise Failure.STORE_AWAY.error(evidence=f"{method} {path}: {exc}") from exc
 
     def _signed_headers(self, method: str, path: str, body: bytes) -> dict[str, str]:
         sha256 = hashlib.sha256(body).hexdigest()
@@ -115,18 +135,30 @@ class ObjectStore:
         canonical = "\n".join(
             [method, path, "", *(f"{k}:{v}" for k, v in headers.items()), "", names, sha256]
         )
-        scope = f"{day}/{_REGION}/s3/aws4_request"
+        scope = f"{day}/{self._region}/s3/aws4_request"
         to_sign = "\n".join(
             ["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()]
         )
         key = f"AWS4{self._settings.secret_key}".encode()
-        for part in (day, _REGION, "s3", "aws4_request", to_sign):
+        for part in (day, self._region, "s3", "aws4_request", to_sign):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
         credential = f"{self._settings.access_key}/{scope}"
         headers["authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={credential},SignedHeaders={names},Signature={key.hex()}"
         )
         return headers
+
+
+def _region_named(response: urllib3.BaseHTTPResponse) -> str | None:
+    """Return the bucket's region, if that is what the answer is about."""
+    if response.status not in (301, 307, 400):
+        return None
+    if region := response.headers.get("x-amz-bucket-region"):
+        return str(region)
+    if not any(code in response.data for code in _OTHER_REGION):
+        return None
+    found = re.search(rb"<Region>([a-z0-9-]{1,64})</Region>", response.data)
+    return found[1].decode() if found else None
 
 
 def _parse_date(text: str) -> datetime:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SETTINGS = "settings/celery-workers-config.yaml"
 LIFE_SETTINGS = "settings/lab-life.yaml"
 DEFAULTS = Path(__file__).parent / "default_configs"
+#: Codes by which a store says that it has no versions.
+_NO_VERSIONS = ("NotImplemented", "MethodNotAllowed")
 #: Metadata of an object that a release uploaded: its ETag, which differs once somebody changed it.
 _SHIPPED = "autolabs-shipped"
 
@@ -86,10 +88,18 @@ def upload_defaults(settings: StoreSettings, *, overwrite: bool = False) -> list
         access_key=settings.access_key,
         secret_key=settings.secret_key,
         secure=parts.scheme == "https",
+        # Without one it asks the store for it.
+        region=None if settings.region == "us-east-1" else settings.region,
     )
     if not client.bucket_exists(bucket_name=settings.bucket):
         client.make_bucket(bucket_name=settings.bucket)
-    client.set_bucket_versioning(bucket_name=settings.bucket, config=VersioningConfig(ENABLED))
+    try:
+        client.set_bucket_versioning(bucket_name=settings.bucket, config=VersioningConfig(ENABLED))
+    except S3Error as exc:
+        # 501 and 405: the store has no versions. Labs need none; people cannot go back to one.
+        if exc.code not in _NO_VERSIONS:
+            raise
+        print(f"the store keeps no versions ({exc.code}): what is replaced is gone", file=sys.stderr)
     written = []
     for path in sorted(DEFAULTS.rglob("*.yaml")):
         key, content = path.relative_to(DEFAULTS).as_posix(), path.read_bytes()

@@ -41,6 +41,10 @@ ALSO_REAL = {
 _VERIFY = "tests/integration/jobs/verify/test_verify.py::"
 _CLEANUP = "tests/integration/jobs/checks/test_cleanup"
 SCRIPTED = {
+    Failure.STORE_REFUSES_REQUEST: (
+        "tests/unit/jobs/config/test_store_answers.py::test_a_refusal_tells_the_code_of_the_store",
+        "MinIO of the local cluster takes every region that it names",
+    ),
     Failure.NEVER_STARTED: (
         f"{_CLEANUP}.py::test_a_lab_that_never_became_usable_says_so_and_what_is_left_of_it_goes",
         "no task fails so: the cleanup finds the lab, and needs no cluster for it",
