@@ -24,8 +24,8 @@ _SECRET_NAMES = (
 # cannot be followed by more of the same.
 #: The password of scheme://user:password@host
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
-#: The user of https://user@host, most often a token; of amqp://user@host it is a name.
-_URL_TOKEN = re.compile(r"(?i)(?:(?<=http://)|(?<=https://))[^/?#:\s\"'<>\\]+:?@")
+#: User and password of https://user:password@host: either may be a token; of amqp://user@host it is a name.
+_URL_TOKEN = re.compile(r"(?i)(?:(?<=http://)|(?<=https://))[^/?#:\s\"'<>\\]+(?::[^/\s]*)?@")
 #: user:password@host without a scheme; not the digest of name:tag@sha256:...
 _USER_PASSWORD = re.compile(r"(?<![\w./:@+-])([\w.+-]{1,64}):[^\s/@\"']{1,128}@(?!sha256:)(?=\w)")
 #: A private key, also when the text begins or ends in the middle of its block.

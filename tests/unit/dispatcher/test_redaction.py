@@ -24,6 +24,7 @@ from tests.support.factories import make_task
         {"url": "see https://:hunter2@host and redis://:hunter2@other"},
         {"url": "amqp://user:hun@ter2@host"},
         {"url": "https://hunter2@host/path"},
+        {"url": "https://hunter2:x-oauth-basic@host/path"},
         {"url": "git+HTTPS://hun@ter2@host and http://hunter2:@host"},
     ],
 )
