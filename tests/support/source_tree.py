@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 #: Those that are shipped, in the order in which a reader meets them.
 PACKAGES = ("dispatcher", "jobs", "keda", "cronjobs", "console")
 _FACES = {
-    **dict.fromkeys(("__init__", "client", "handle", "results"), "dispatcher API"),
+    **dict.fromkeys(("__init__", "client", "handle", "labs", "results"), "dispatcher API"),
     **dict.fromkeys(("celery_config", "testing"), "dispatcher API"),
     "__main__": "dispatcher entry",
 }

@@ -269,9 +269,9 @@ def test_a_silent_broker_does_not_take_the_reads_with_it(
     assert max(gets) < BOUND_S
 
 
-#: When -> a trigger that ends the transaction of a POST, after its `outbox.add`, as a bug or a deadlock does.
+#: When -> a trigger that ends the transaction of a POST half way, as a bug or a deadlock does.
 FAILURES = {
-    "after the add": "TRIGGER fails AFTER UPDATE OF celery_task_id ON lab_instances",
+    "after the row": "TRIGGER fails AFTER INSERT ON lab_instances",
     "at the commit": "CONSTRAINT TRIGGER fails AFTER INSERT ON task_outbox DEFERRABLE INITIALLY DEFERRED",
 }
 

@@ -21,6 +21,7 @@ OWNERS = {
         "dispatcher/models.py",
         "dispatcher/migrations/migrate.py",
         "dispatcher/engine.py",
+        "dispatcher/labs.py",
         "dispatcher/lab_time.py",
         "dispatcher/outbox/__init__.py",
         "dispatcher/outbox/listener.py",
