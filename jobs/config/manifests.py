@@ -14,6 +14,7 @@ from dispatcher.tasks import CreateLabPod
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
 from jobs.config.naming import Manifest
+from jobs.config.pod_defaults import apply_defaults
 from jobs.config.templates import fill, parse_documents, template_error
 
 POD_TEMPLATE = "manifests/lab-pod-template.yaml"
@@ -67,6 +68,7 @@ def make_lab_manifests(
     _restrict_to_lab(by_kind, payload)
     for document in documents:
         _identify(document, name, namespace, payload)
+    apply_defaults(by_kind["Pod"])
     return LabManifests(by_kind["Pod"], by_kind["Service"], by_kind["NetworkPolicy"])
 
 
