@@ -159,7 +159,13 @@ class _HealthCheck:
         from jobs.cluster import evidence
 
         namespace = self._context.settings.namespace
-        return evidence.collect(lambda: self._cluster, namespace, row.id, pod_name=row.k8s_pod_name).seen
+        return evidence.collect(
+            lambda: self._cluster,
+            namespace,
+            row.id,
+            pod_name=row.k8s_pod_name,
+            object_label=row.object_label,
+        ).seen
 
     def _count(self, row: LabRow, error: JobError, started_again_as: int | None) -> None:
         self._causes[error.failure.cause] += 1

@@ -18,7 +18,7 @@ from jobs.cluster.lab_objects import collections
 from jobs.cluster.pod_fields import State
 from jobs.cluster.pod_status import PodStatus, running_status
 from jobs.config.lifetimes import LifeSettings
-from jobs.config.naming import LabIdentity
+from jobs.config.naming import NUMBERS, object_label_of
 from jobs.database.lab_store import LabStore
 from jobs.database.snapshot_rows import LabRow, live_rows
 from jobs.failures import Failure
@@ -96,20 +96,20 @@ def look_at_running_labs(
         for pod in page:
             whose = _whose(pod)
             # All objects of any platform have all three: what lacks one was made by hand.
-            if pod["metadata"]["labels"].keys() >= {*LabIdentity._fields}:
+            if pod["metadata"]["labels"].keys() >= {*NUMBERS}:
                 whose_by_id[whose.partition(" ")[0]].add(whose)
             node = pod.get("spec", {}).get("nodeName", "")
             pods[pod["metadata"]["name"]] = _Found(whose, node, running_status(pod, now, settings))
     found, known = RunningLabs(), False
     for row in chain.from_iterable(live_rows(labs)):
-        known = known or _labelled(row) in whose_by_id.get(str(row.id), ())
+        known = known or not _labelled(row).isdisjoint(whose_by_id.get(str(row.id), ()))
         if row.status != "RUNNING" or row.stopping:
             continue
         found.running += 1
         if row.k8s_pod_name is None or row.updated_at >= as_of:
             found.left_alone += 1
         else:
-            others = whose_by_id.get(str(row.id), set()) - {_labelled(row)}
+            others = whose_by_id.get(str(row.id), set()) - _labelled(row)
             _compare(found, row, pods.get(row.k8s_pod_name), others=bool(others))
     if 0 < found.running == found.without_pod < FEW and (known or not pods):
         found.is_right_place = is_governed(cluster, namespace)
@@ -150,7 +150,7 @@ def _events(found: RunningLabs) -> int:
 
 def _compare(labs: RunningLabs, row: LabRow, pod: _Found | None, *, others: bool) -> None:
     """Judge a lab by the Pod of its row; `others`: some Pod of its id is another lab's or student's."""
-    if pod is None or pod.whose != _labelled(row):
+    if pod is None or pod.whose not in _labelled(row):
         # Whatever their names: another platform's Pods of the same ids have other images, so other names.
         if others or pod is not None:
             labs.strange.append(row)
@@ -168,10 +168,12 @@ def _compare(labs: RunningLabs, row: LabRow, pod: _Found | None, *, others: bool
         labs.killed.append((row, status.killed_at))
 
 
-def _labelled(row: LabRow) -> str:
-    return " ".join(map(str, row.whose))
+def _labelled(row: LabRow) -> set[str]:
+    """Return what `_whose` says of the lab's own Pod: one of the release before has no object label."""
+    numbers = " ".join(map(str, row.whose.numbers))
+    return {f"{numbers} ", f"{numbers} {row.object_label or ''}"}
 
 
 def _whose(pod: Manifest) -> str:
     labels = pod["metadata"]["labels"]
-    return " ".join(str(labels.get(name)) for name in LabIdentity._fields)
+    return " ".join(str(labels.get(name)) for name in NUMBERS) + f" {object_label_of(pod) or ''}"

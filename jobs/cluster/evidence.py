@@ -26,7 +26,7 @@ from jobs.cluster.pod_facts import (
     pod_facts,
     short,
 )
-from jobs.config.naming import belongs_to_lab, lab_selector
+from jobs.config.naming import belongs_to_lab, is_anothers, lab_selector, object_label_of
 from jobs.errors import JobError
 from jobs.waiting import within
 
@@ -57,13 +57,19 @@ class Evidence:
 
 
 def collect(
-    connect: Callable[[], Cluster], namespace: str, lab_instance_id: int, *, pod_name: str | None
+    connect: Callable[[], Cluster],
+    namespace: str,
+    lab_instance_id: int,
+    *,
+    pod_name: str | None,
+    object_label: str | None = None,
 ) -> Evidence:
     """Return what is seen of the lab.
 
-    `connect` is called in another thread; by `pod_name` the events of a Pod that is gone are found.
+    `connect` is called in another thread; by `pod_name` the events of a Pod that is gone are found. A Pod
+    with another object label is not looked at: it is another student's.
     """
-    look, note = _Look(connect, namespace, lab_instance_id), ""
+    look, note = _Look(connect, namespace, lab_instance_id, object_label), ""
     try:
         within(PATIENCE_S, lambda: look.gather(pod_name))
     except Exception as exc:  # no trouble here may become the task's
@@ -77,10 +83,17 @@ def collect(
 class _Look:
     """One look at one lab; `seen` has what there is so far."""
 
-    def __init__(self, connect: Callable[[], Cluster], namespace: str, lab_instance_id: int) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Cluster],
+        namespace: str,
+        lab_instance_id: int,
+        object_label: str | None,
+    ) -> None:
         self._connect = connect
         self._core = f"/api/v1/namespaces/{namespace}"
         self._lab_instance_id = lab_instance_id
+        self._object_label = object_label
         self.seen: Seen = {}
         self.pod: Manifest | None = None
 
@@ -107,7 +120,12 @@ class _Look:
 
     def _find_pod(self) -> Manifest | None:
         pods = self._list("pods", _POD_LIMIT, labelSelector=lab_selector(self._lab_instance_id))
-        ours = [pod for pod in pods if belongs_to_lab(pod, self._lab_instance_id)]
+        ours = [
+            pod
+            for pod in pods
+            if belongs_to_lab(pod, self._lab_instance_id)
+            and not is_anothers(object_label_of(pod), self._object_label)
+        ]
         return max(ours, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
 
     def _events(self, of_pod: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest, api
 from jobs.cluster.pod_fields import State, all_run, state_of
 from jobs.cluster.pod_status import late_status, starting_status
 from jobs.config import naming
-from jobs.config.manifests import LabManifests
+from jobs.config.manifests import LabManifests, selecting
 from jobs.config.naming import LabIdentity
 from jobs.errors import PermanentError
 from jobs.failures import Failure
@@ -69,13 +69,13 @@ class LabObjects:
             return self._ensure_one(lab_instance_id, manifest, deadline, before_replacing)
 
         pod = ensure_one(manifests.pod)
-        service = ensure_one(_owned(manifests.service, pod))
-        ensure_one(_owned(manifests.network_policy, pod))
+        service = ensure_one(_owned(selecting(manifests.service, pod), pod))
+        ensure_one(_owned(selecting(manifests.network_policy, pod), pod))
         return pod, service
 
     def create_beside(self, pod: Manifest, manifest: Manifest) -> Manifest | None:
         """Create a Service or NetworkPolicy that goes when the Pod goes; None: one of its name is there."""
-        return self._create(manifest["kind"], _owned(manifest, pod))
+        return self._create(manifest["kind"], _owned(selecting(manifest, pod), pod))
 
     def wait_ready(
         self, pod: Manifest, image: str, *, timeout_s: float, meanwhile: Callable[[], None]
@@ -147,12 +147,21 @@ class LabObjects:
         return {**changed, "kind": "Pod"}
 
     def delete_lab(
-        self, lab_instance_id: int, *, grace_s: int | None = None, keep: str | None = None
+        self,
+        lab_instance_id: int,
+        *,
+        grace_s: int | None = None,
+        keep: str | None = None,
+        object_label: str | None = None,
     ) -> list[Manifest]:
-        """Start the deletion of a lab's objects, but of those called `keep`, and return them."""
+        """Start the deletion of a lab's objects, but of those called `keep`, and return them.
+
+        What carries another object label than this is of an earlier lab of the same id, and stays.
+        """
         found = [item for item in self.find(lab_instance_id) if item["metadata"]["name"] != keep]
-        self._delete_all(found, grace_s)
-        return found
+        own = [item for item in found if not _is_anothers(item, object_label)]
+        self._delete_all(own, grace_s)
+        return own
 
     def delete_labs(self, labs: Collection[LabIdentity]) -> int:
         """Start the deletion of all objects of these labs, Pods at once; return how many they are.
@@ -194,6 +203,10 @@ class LabObjects:
             if not naming.belongs_to_lab(existing, lab_instance_id):
                 raise Failure.NAME_TAKEN.error(
                     evidence=f"{kind} {name} is not managed by {naming.MANAGED_BY}"
+                )
+            if differs := _other_labels(existing, manifest):
+                raise Failure.NAME_TAKEN.error(
+                    evidence=f"{kind} {name} is of another lab with the same id, by {differs}"
                 )
             if _same(existing, manifest) and state_of(existing) not in (State.GOING, State.LOST):
                 logger.info("%s adopted", kind, extra={"action": "object_adopted", "object": name})
@@ -282,6 +295,26 @@ def _owned(manifest: Manifest, pod: Manifest) -> Manifest:
     metadata = pod["metadata"]
     owner = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
     return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
+
+
+def _other_labels(existing: Manifest, manifest: Manifest) -> str:
+    """Return by which labels an object is another lab's of the same id, or nothing."""
+    has, wanted = existing["metadata"]["labels"], manifest["metadata"]["labels"]
+    names = ("lab_id", "student_id", naming.OBJECT)
+    return ", ".join(
+        f"{name}={has[name]} instead of {wanted[name]}"
+        for name in names
+        if name in has and name in wanted and has[name] != wanted[name]
+    )
+
+
+def _is_anothers(item: Manifest, object_label: str | None) -> bool:
+    anothers = naming.is_anothers(naming.object_label_of(item), object_label)
+    if anothers:
+        name = item["metadata"]["name"]
+        extra = {"action": "anothers_object", "object": name}
+        logger.warning("%s is left alone: of another lab with the same id", item["kind"], extra=extra)
+    return anothers
 
 
 def _same(existing: Manifest, manifest: Manifest) -> bool:

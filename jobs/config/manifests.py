@@ -41,8 +41,12 @@ def make_lab_manifests(
     namespace: str,
     pod_template: bytes,
     network_policy_template: bytes,
+    object_label: str | None = None,
 ) -> LabManifests:
-    """Return the objects of a lab. Raises PermanentError for a template that cannot be used."""
+    """Return the objects of a lab. Raises PermanentError for a template that cannot be used.
+
+    Without an object label they are as the release before made them.
+    """
     name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
     values = {
         "lab_instance_id": str(payload.lab_instance_id),
@@ -68,8 +72,27 @@ def make_lab_manifests(
     _restrict_to_lab(by_kind, payload)
     for document in documents:
         _identify(document, name, namespace, payload)
-    apply_defaults(by_kind["Pod"])
-    return LabManifests(by_kind["Pod"], by_kind["Service"], by_kind["NetworkPolicy"])
+    pod = by_kind["Pod"]
+    apply_defaults(pod)
+    pod["metadata"]["labels"].pop(naming.OBJECT, None)
+    if object_label:
+        pod["metadata"]["labels"][naming.OBJECT] = object_label
+    return LabManifests(pod, selecting(by_kind["Service"], pod), selecting(by_kind["NetworkPolicy"], pod))
+
+
+def selecting(manifest: Manifest, pod: Manifest) -> Manifest:
+    """Return a Service or NetworkPolicy that selects this Pod by what it carries.
+
+    The Pod of a lab that runs since the release before has no object label.
+    """
+    selector = naming.pod_selector(pod)
+    labels = {key: value for key, value in manifest["metadata"]["labels"].items() if key != naming.OBJECT}
+    labels |= {key: value for key, value in selector.items() if key == naming.OBJECT}
+    chosen: Manifest = {"selector": selector}
+    if manifest["kind"] == "NetworkPolicy":
+        chosen = {"podSelector": {"matchLabels": selector}}
+    metadata = {**manifest["metadata"], "labels": labels}
+    return {**manifest, "metadata": metadata, "spec": {**manifest.get("spec", {}), **chosen}}
 
 
 def _restrict_to_lab(by_kind: dict[str, Manifest], payload: CreateLabPod) -> None:
@@ -99,6 +122,7 @@ def _identify(document: Manifest, name: str, namespace: str, payload: CreateLabP
     metadata["name"] = name
     metadata["namespace"] = namespace
     metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
+    # The hash is taken before the object label is set, as the release before takes it: its Pods are adopted.
     annotations = dict(metadata.get("annotations") or {})
     metadata["annotations"] = {**annotations, naming.SPEC_HASH: _hash(document)}
 

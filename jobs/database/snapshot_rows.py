@@ -15,6 +15,7 @@ from dispatcher.tasks import CREATE_LAB_POD
 from jobs.config.naming import LabIdentity
 from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
+from jobs.database.object_label import OBJECT_LABEL
 
 #: Rows per statement.
 PAGE = 1000
@@ -28,7 +29,8 @@ SURE_S = 10
 _ROW = (
     "id, lab_id, student_id, status, k8s_pod_name, created_at, updated_at, stop_requested_at,"
     " CASE status WHEN 'STOPPED' THEN coalesce(stopped_at, updated_at)"
-    " WHEN 'FAILED' THEN coalesce(failed_at, updated_at) ELSE updated_at END"
+    " WHEN 'FAILED' THEN coalesce(failed_at, updated_at) ELSE updated_at END,"
+    f" {OBJECT_LABEL}"
 )
 # Read the clock by which all ages are taken.
 _NOW = "SELECT now()"
@@ -119,10 +121,12 @@ class LabRow:
     stop_requested_at: datetime | None
     #: Time at which it became STOPPED or FAILED; of a live lab the same as updated_at.
     ended_at: datetime
+    #: The label of its objects, and of no other lab's; None: not known.
+    object_label: str | None = None
 
     @property
     def whose(self) -> LabIdentity:
-        return LabIdentity(self.id, self.lab_id, self.student_id)
+        return LabIdentity(self.id, self.lab_id, self.student_id, self.object_label)
 
     @property
     def over(self) -> bool:

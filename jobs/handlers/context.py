@@ -75,6 +75,8 @@ class TaskContext:
         self.configs = Configs(connections.store)
         record.details["configs"] = self.configs.versions
         self._connections = connections
+        #: The object label of the lab that was looked up last.
+        self.object_label: str | None = None
 
     @property
     def cluster(self) -> Cluster:
@@ -87,7 +89,9 @@ class TaskContext:
 
     def find_lab(self, lab_instance_id: int) -> LabState | None:
         """Return the lab as this task finds it, or None when there is no such row. Raises JobError."""
-        return self.labs.find(lab_instance_id, task_id=self.record.task_id)
+        lab = self.labs.find(lab_instance_id, task_id=self.record.task_id)
+        self.object_label = lab.object_label if lab else None
+        return lab
 
     def need_lab(self, lab_instance_id: int) -> LabState:
         """Return the lab as this task finds it. Raises JobError, also when there is no such row."""

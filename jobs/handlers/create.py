@@ -38,7 +38,7 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
         lab.starting_run is None
         or context.labs.take_over(context.record, payload.lab_instance_id, pod_name=own_name)
     ):
-        _start(context, payload)
+        _start(context, payload, lab)
         return
     if lab.objects_to_keep == own_name:
         _end_without(context, payload, lab)
@@ -53,12 +53,18 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     logger.info("nothing to create: lab is %s", state, extra={"action": "create_noop"})
 
 
-def _start(context: TaskContext, payload: CreateLabPod) -> None:
+def _start(context: TaskContext, payload: CreateLabPod, lab: LabState) -> None:
     # By which the lab can be started again should its Pod be lost (jobs.database.restarts).
     context.record.details["request"] = payload_kwargs(payload)
     settings = context.configs.lab_settings()
     settings.check_image(payload.docker_image)
-    manifests = make_manifests(context.configs, settings, payload, namespace=context.settings.namespace)
+    manifests = make_manifests(
+        context.configs,
+        settings,
+        payload,
+        namespace=context.settings.namespace,
+        object_label=lab.object_label,
+    )
     name: str = manifests.pod["metadata"]["name"]
     mark(context.record, "rendered")
     # A lack of room is often over once a node was added: later attempts wait longer.
@@ -103,7 +109,12 @@ def _start(context: TaskContext, payload: CreateLabPod) -> None:
 
 
 def make_manifests(
-    configs: Configs, settings: LabSettings, payload: CreateLabPod, *, namespace: str
+    configs: Configs,
+    settings: LabSettings,
+    payload: CreateLabPod,
+    *,
+    namespace: str,
+    object_label: str | None,
 ) -> LabManifests:
     """Return a lab's objects by the templates of now. Raises JobError."""
     return make_lab_manifests(
@@ -112,6 +123,7 @@ def make_manifests(
         namespace=namespace,
         pod_template=configs.pod_template(),
         network_policy_template=configs.network_policy_template(),
+        object_label=object_label,
     )
 
 

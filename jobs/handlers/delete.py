@@ -31,7 +31,9 @@ def delete_lab(context: TaskContext, payload: DeleteLabPod) -> None:
         logger.warning("no such lab in the database", extra={"action": "delete_unknown_lab"})
     mark(context.record, "stop_requested")
     grace_s = 0 if payload.force else None
-    deleted = context.lab_objects.delete_lab(lab_instance_id, grace_s=grace_s)
+    deleted = context.lab_objects.delete_lab(
+        lab_instance_id, grace_s=grace_s, object_label=lab.object_label if lab else None
+    )
     context.lab_objects.wait_gone(deleted)
     mark(context.record, "gone")
     reached("committing")

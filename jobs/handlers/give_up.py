@@ -60,6 +60,7 @@ class FailedCreate(FailedTask):
             context.settings.namespace,
             self.lab_instance_id,
             pod_name=_pod_name(self.task),
+            object_label=context.object_label,
         )
         seen = context.record.details["seen"] = self._sight.seen
         took_s = round(time.monotonic() - began, 3)
@@ -96,6 +97,9 @@ class FailedCreate(FailedTask):
         # A request that is not valid has made nothing, and a pile of them must not keep the cluster busy.
         if outcome.error.failure in NO_REQUEST:
             return
+        # A create that a crashed container left may not have looked its lab up.
+        if self._is_ours and self.context.object_label is None:
+            self.context.find_lab(self.lab_instance_id)
         lab = None if self._is_ours else self.context.labs.find(self.lab_instance_id)
         if self._is_ours or lab is not None:
             take_down(self.context, self.lab_instance_id, lab)
@@ -138,7 +142,8 @@ def take_down(context: TaskContext, lab_instance_id: int, lab: LabState | None) 
     `lab` is the row as it is, None for one that nobody starts any more. Raises JobError.
     """
     if lab is None or lab.status != "RUNNING" or lab.objects_to_keep is not None:
-        context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=lab.objects_to_keep if lab else None)
+        keep, label = (lab.objects_to_keep, lab.object_label) if lab else (None, context.object_label)
+        context.lab_objects.delete_lab(lab_instance_id, grace_s=0, keep=keep, object_label=label)
 
 
 @dataclass(kw_only=True)

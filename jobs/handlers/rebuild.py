@@ -51,6 +51,9 @@ class Rebuild:
         pod = self.objects.find_pod(lab.k8s_pod_name or "") if lab and lab.runs else None
         if lab is None or pod is None or not belongs_to(pod, whose) or "deletionTimestamp" in pod["metadata"]:
             return None
+        whose = whose._replace(object_label=lab.object_label)
+        if not belongs_to(pod, whose):  # the id has come again since the row was read
+            return None
         manifests, settings = self._manifests(whose, lab.k8s_pod_name)
         if kind == "NetworkPolicy":
             return "made it again" if self._create(pod, manifests.network_policy) else None
@@ -73,9 +76,11 @@ class Rebuild:
         except (InvalidTask, TypeError) as exc:
             raise CannotRebuild(f"what was asked for is not valid any more: {exc}") from exc
         settings = configs.lab_settings()
-        manifests = make_manifests(configs, settings, payload, namespace=self.namespace)
-        asked_for = LabIdentity(payload.lab_instance_id, payload.lab_id, payload.student_id)
-        if asked_for != whose or manifests.pod["metadata"]["name"] != pod_name:
+        manifests = make_manifests(
+            configs, settings, payload, namespace=self.namespace, object_label=whose.object_label
+        )
+        asked_for = (payload.lab_instance_id, payload.lab_id, payload.student_id)
+        if asked_for != whose.numbers or manifests.pod["metadata"]["name"] != pod_name:
             raise CannotRebuild("the ledger knows another request than that of its Pod")
         return manifests, settings
 

@@ -188,6 +188,8 @@ def _find_pod(context: TaskContext, lab_instance_id: int, lab: LabState) -> PodR
         raise Failure.NAME_TAKEN.error(
             evidence=f"Pod {lab.k8s_pod_name} is not managed by {naming.MANAGED_BY}"
         )
+    if naming.is_anothers(naming.object_label_of(pod), lab.object_label):
+        raise Failure.NAME_TAKEN.error(evidence=f"Pod {lab.k8s_pod_name} is of another lab with the same id")
     return PodResize(context.lab_objects, lab_instance_id, pod, context.record.task_id)
 
 

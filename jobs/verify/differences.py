@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 from dispatcher import tasks
 from jobs.cluster.pod_fields import State
+from jobs.config.naming import OBJECT, is_anothers
 from jobs.database.snapshot_rows import LabRow
 from jobs.verify import lost_requests
 from jobs.verify.inventory import Inventory, LabObject, Message
@@ -124,6 +125,9 @@ class _Comparer:
                 seen = f"it is labelled lab_id={item.lab_id}, student_id={item.student_id}"
                 expected = f"lab_id={row.lab_id}, student_id={row.student_id}"
                 yield _of_object(Kind.WRONG_LABELS, item, row, seen, expected)
+            elif is_anothers(item.object_label, row.object_label):
+                seen = f"it is of another lab with the same id, labelled {OBJECT}={item.object_label}"
+                yield _of_object(Kind.WRONG_LABELS, item, row, seen, f"{OBJECT}={row.object_label}")
             elif row.over:
                 if self._old(max(row.ended_at, self._all.kept_until.get(row.id, row.ended_at))):
                     yield _orphan(item, row, f"its lab is {row.status}", repair=Repair.DELETE_OBJECT)

@@ -32,6 +32,8 @@ class LabObject:
     status: PodStatus
     #: When a Pod became Ready, or stopped being so.
     ready_since: datetime | None = None
+    #: None: a release before this one made it.
+    object_label: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"

@@ -10,7 +10,7 @@ from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest, api
 from jobs.cluster.lab_objects import collections
 from jobs.cluster.pod_fields import condition
 from jobs.cluster.pod_status import listed_status
-from jobs.config.naming import MANAGED_BY
+from jobs.config.naming import MANAGED_BY, OBJECT
 from jobs.verify.inventory import LabObject
 from jobs.waiting import through_blips
 
@@ -73,6 +73,7 @@ def make_object(kind: str, item: Manifest) -> LabObject:
         owner_uids=tuple(owner["uid"] for owner in metadata.get("ownerReferences") or ()),
         status=listed_status(item),
         ready_since=api_time(condition(item, "Ready").get("lastTransitionTime")),
+        object_label=labels.get(OBJECT),
     )
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.cluster.client import ApiError, Cluster
-from jobs.config.manifests import LabManifests
+from jobs.config.manifests import LabManifests, selecting
+from jobs.config.naming import OBJECT
 from tests.support.cluster.admission import (
     JOB,
     Change,
@@ -100,6 +101,18 @@ SERVICE_CHANGES: dict[str, tuple[Change, str]] = {
         "selects its own lab_instance_id",
     ),
     "no pod": (lambda s: s["spec"].pop("selector"), "selects its own lab_instance_id"),
+    "the pod of another lab with this id": (
+        lambda s: s["spec"]["selector"].update({OBJECT: "f" * 20}),
+        "selects its own autolabs.io/object",
+    ),
+    "the pods of all labs with this id": (
+        lambda s: s["spec"]["selector"].pop(OBJECT),
+        "selects its own autolabs.io/object",
+    ),
+    "an object label of no lab": (
+        lambda s: s["metadata"]["labels"].update({OBJECT: "mine"}),
+        "must be 20 hexadecimal digits",
+    ),
 }
 
 
@@ -121,6 +134,22 @@ def test_a_network_policy_that_would_open_other_labs_is_refused(
     policy = copy.deepcopy(manifests.network_policy)
     policy["spec"]["podSelector"] = selector
     assert "selects its own lab_instance_id" in refusal(dry_run(job, policy))
+
+
+def test_a_network_policy_that_would_open_another_lab_with_this_id_is_refused(
+    job: Cluster, manifests: LabManifests
+) -> None:
+    del manifests.network_policy["spec"]["podSelector"]["matchLabels"][OBJECT]
+    assert "selects its own autolabs.io/object" in refusal(dry_run(job, manifests.network_policy))
+
+
+@pytest.mark.parametrize("kind", ["pod", "service", "network_policy"])
+def test_what_containers_of_the_release_before_make_is_admitted(
+    job: Cluster, manifests: LabManifests, kind: str
+) -> None:
+    del manifests.pod["metadata"]["labels"][OBJECT]
+    item = getattr(manifests, kind)
+    assert dry_run(job, item if kind == "pod" else selecting(item, manifests.pod)) == ""
 
 
 def test_an_object_of_the_lab_may_be_changed_and_deleted(job: Cluster, network_policy: Manifest) -> None:
@@ -146,6 +175,10 @@ def test_an_object_cannot_be_given_to_another_lab(job: Cluster, network_policy: 
     policy = copy.deepcopy(network_policy)
     policy["metadata"]["labels"]["lab_instance_id"] = "1"
     assert "denied request: " in refusal(dry_run(job, policy, take_over=True))
+    policy = copy.deepcopy(network_policy)
+    policy["metadata"]["labels"][OBJECT] = "f" * 20
+    policy["spec"]["podSelector"]["matchLabels"][OBJECT] = "f" * 20
+    assert "an object of another lab" in refusal(dry_run(job, policy, take_over=True))
 
 
 def test_what_somebody_else_made_is_neither_taken_over_nor_deleted(

@@ -121,6 +121,7 @@ def make_manifests() -> LabManifests:
         namespace="labs",
         pod_template=(CONFIGS / "manifests" / "lab-pod-template.yaml").read_bytes(),
         network_policy_template=(CONFIGS / "manifests" / "network-policy-template.yaml").read_bytes(),
+        object_label=secrets.token_hex(10),
     )
 
 

@@ -232,6 +232,72 @@ def test_an_object_that_is_not_the_labs_is_left_alone(serve: Serve, labels: dict
     assert methods(server) == ["GET"]
 
 
+META = {"resourceVersion": "9"}
+OWN, ANOTHERS = "a" * 20, "b" * 20
+LABELLED = LabManifests(
+    *(
+        make_object(kind, labels=naming.lab_labels(7, 1, 2, OWN))
+        for kind in ("Pod", "Service", "NetworkPolicy")
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (naming.lab_labels(7, 1, 2, ANOTHERS), f"by autolabs.io/object={ANOTHERS} instead of {OWN}"),
+        (naming.lab_labels(7, 1, 3), "by student_id=3 instead of 2"),
+        (naming.lab_labels(7, 9, 2), "by lab_id=9 instead of 1"),
+    ],
+    ids=["another time", "another student", "another lab"],
+)
+def test_an_object_of_another_lab_with_the_same_id_is_refused_and_left(
+    serve: Serve, labels: dict[str, str], says: str
+) -> None:
+    labs, server = serve(lambda _request: Answer(content=make_object(labels=labels)))
+    with pytest.raises(PermanentError, match="taken by something else") as caught:
+        labs.ensure(7, LABELLED, before_replacing=lambda: None)
+    assert says in caught.value.evidence
+    assert methods(server) == ["GET"]
+
+
+@pytest.mark.parametrize("pod_label", [OWN, None], ids=["this release", "the release before"])
+def test_service_and_policy_select_what_the_pod_carries(serve: Serve, pod_label: str | None) -> None:
+    """The Pod of a lab that runs since the release before is adopted, and has no object label."""
+    pod = make_object(labels=naming.lab_labels(7, 1, 2, pod_label))
+
+    def api(request: Request) -> Answer:
+        if request.method == "GET":
+            return Answer(content=pod) if "/pods/" in request.path else MISSING
+        return Answer(content=request.json())
+
+    labs, server = serve(api)
+    labs.ensure(7, LABELLED, before_replacing=lambda: None)
+    service, policy = [request.json() for request in server.requests if request.method == "POST"]
+    selector = {"lab_instance_id": "7"} | ({naming.OBJECT: OWN} if pod_label else {})
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == selector
+    for item in (service, policy):
+        assert item["metadata"]["labels"].get(naming.OBJECT) == pod_label
+
+
+def test_a_stop_leaves_the_objects_of_another_lab_with_the_same_id(serve: Serve) -> None:
+    """An object without the label may be its own, of the release before."""
+    pods = [
+        make_object(name=name, labels=naming.lab_labels(7, 1, 2, label))
+        for name, label in (("own", OWN), ("old", None), ("other", ANOTHERS))
+    ]
+
+    def api(request: Request) -> Answer:
+        if request.method == "DELETE":
+            return Answer(content={})
+        return Answer(content={"items": pods if "/pods?" in request.path else [], "metadata": META})
+
+    labs, _ = serve(api)
+    whose = naming.LabIdentity(7, 1, 2, OWN)
+    assert [item["metadata"]["name"] for item in labs.delete_lab(7, object_label=OWN)] == ["own", "old"]
+    assert labs.delete_labs([whose]) == 2
+
+
 @pytest.mark.parametrize(
     ("metadata", "phase"),
     [

@@ -13,7 +13,7 @@ from jobs.config.manifests import (
     LabManifests,
     make_lab_manifests,
 )
-from jobs.config.naming import SPEC_HASH, belongs_to_lab
+from jobs.config.naming import OBJECT, SPEC_HASH, belongs_to_lab
 from jobs.config.settings_document import parse_document
 from jobs.config.stored import DEFAULTS, SETTINGS
 from jobs.errors import PermanentError
@@ -27,6 +27,7 @@ def make(
     pod: bytes = templates.POD_AND_SERVICE,
     policy: bytes = templates.NETWORK_POLICY,
     settings: LabSettings = SETTINGS_OF_LABS,
+    object_label: str | None = None,
     **changes: Any,
 ) -> LabManifests:
     return make_lab_manifests(
@@ -35,6 +36,7 @@ def make(
         namespace="labs",
         pod_template=pod,
         network_policy_template=policy,
+        object_label=object_label,
     )
 
 
@@ -74,6 +76,22 @@ def test_a_template_cannot_choose_name_namespace_labels_or_selectors() -> None:
     assert belongs_to_lab(made.pod, 12345)
     assert made.service["spec"]["selector"] == {"lab_instance_id": "12345"}
     assert made.network_policy["spec"]["podSelector"] == {"matchLabels": {"lab_instance_id": "12345"}}
+
+
+def test_selectors_and_labels_name_the_object_whatever_the_template_says() -> None:
+    label = "0123456789abcdef0123"
+    pod = templates.POD_AND_SERVICE.replace(b"{tier: lab}", b"{autolabs.io/object: mine}")
+    plain, made = make(), make(pod, object_label=label)
+    selector = {"lab_instance_id": "12345", OBJECT: label}
+    assert made.service["spec"]["selector"] == selector
+    assert made.network_policy["spec"]["podSelector"] == {"matchLabels": selector}
+    assert [item["metadata"]["labels"][OBJECT] for item in objects(made)] == [label] * 3
+    assert all(OBJECT not in item["metadata"]["labels"] for item in objects(make(pod)))
+    labelled = make(object_label=label)
+    hashes = [
+        [item["metadata"]["annotations"][SPEC_HASH] for item in objects(one)] for one in (plain, labelled)
+    ]
+    assert hashes[0] == hashes[1], "labs of the release before are adopted"
 
 
 def test_an_isolated_lab_reaches_only_what_the_template_allows() -> None:
