@@ -177,7 +177,19 @@ def _sources(arguments: argparse.Namespace, stop: Stop) -> Sources:
         places,
         grace_s=arguments.grace,
         progress=_Progress(),
+        url_template=_url_template(),
     )
+
+
+def _url_template() -> str | None:
+    """Return how URLs of labs are made; None without access to the settings: rows are not compared then."""
+    from console.access import open_configs
+    from jobs.errors import JobError
+
+    try:
+        return open_configs(os.environ).lab_settings().connection_url
+    except JobError:
+        return None
 
 
 def _looked_at(url: str, server: str, namespace: str, broker: BrokerSettings | None) -> dict[str, str]:

@@ -98,6 +98,7 @@ class _Sync:
             context.settings.broker,
             reading=QueueReading.COUNT,
             grace_s=self._settings.orphan_grace_s,
+            url_template=_url_template(context),
         )
         self._log = _Log()
         self._found: Counter[str] = Counter()
@@ -234,6 +235,15 @@ class _Sync:
         added = self._context.labs.transaction(lambda cursor: [add_notification(cursor, one) for one in news])
         for notification_id in added:
             self._context.notify(notification_id)
+
+
+def _url_template(context: TaskContext) -> str | None:
+    try:
+        return context.configs.lab_settings().connection_url
+    except JobError as exc:
+        extra = {"action": "addresses_not_compared"}
+        logger.warning("addresses of labs are not compared: %s", exc.evidence or exc, extra=extra)
+        return None
 
 
 def _is_for_health(comparison: Comparison, one: Difference) -> bool:

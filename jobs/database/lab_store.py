@@ -76,10 +76,10 @@ _STOP = """
 UPDATE lab_instances SET status = 'STOPPED', stopped_at = now(), updated_at = now(), connection_url = NULL
 WHERE id = %s AND status <> 'STOPPED'
 """
-# Say where a lab is reached that runs with this Pod.
+# Say where a lab is reached that runs with this Pod, if its row still has the URL that was read.
 _CHANGE_URL = """
 UPDATE lab_instances SET connection_url = %s, updated_at = now()
-WHERE id = %s AND status = 'RUNNING' AND k8s_pod_name = %s
+WHERE id = %s AND status = 'RUNNING' AND k8s_pod_name = %s AND connection_url IS NOT DISTINCT FROM %s
 """
 
 
@@ -221,10 +221,17 @@ class LabStore(Database):
 
         return self._end(record, change)
 
-    def change_url(self, lab_instance_id: int, *, pod_name: str | None, connection_url: str) -> None:
-        """Say where a lab is reached by now, if it is RUNNING with this Pod still."""
-        values = (connection_url, lab_instance_id, pod_name)
-        self.at_once(lambda cursor: cursor.execute(_CHANGE_URL, values))
+    def change_url(
+        self, lab_instance_id: int, *, pod_name: str | None, seen: str | None, connection_url: str
+    ) -> bool:
+        """Say where a lab is reached by now; False: its Pod or its URL is not the one seen any more."""
+        values = (connection_url, lab_instance_id, pod_name, seen)
+
+        def change(cursor: Cursor) -> bool:
+            cursor.execute(_CHANGE_URL, values)
+            return cursor.rowcount == 1
+
+        return self.at_once(change)
 
     def record(self, record: TaskRunRecord, ending: Ending) -> None:
         """End a run that changed no lab."""

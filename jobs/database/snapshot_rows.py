@@ -30,7 +30,7 @@ _ROW = (
     "id, lab_id, student_id, status, k8s_pod_name, created_at, updated_at, stop_requested_at,"
     " CASE status WHEN 'STOPPED' THEN coalesce(stopped_at, updated_at)"
     " WHEN 'FAILED' THEN coalesce(failed_at, updated_at) ELSE updated_at END,"
-    f" {OBJECT_LABEL}"
+    f" {OBJECT_LABEL}, connection_url"
 )
 # Read the clock by which all ages are taken.
 _NOW = "SELECT now()"
@@ -123,6 +123,7 @@ class LabRow:
     ended_at: datetime
     #: The label of its objects, and of no other lab's; None: not known.
     object_label: str | None = None
+    connection_url: str | None = None
 
     @property
     def whose(self) -> LabIdentity:

@@ -9,6 +9,7 @@ from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabGone
 from jobs.config import naming
 from jobs.config.lab_settings import LabSettings
+from jobs.config.lab_url import lab_url
 from jobs.config.manifests import LabManifests, make_lab_manifests
 from jobs.config.stored import Configs
 from jobs.database.lab_rows import LabState
@@ -128,15 +129,7 @@ def make_manifests(
 
 
 def connection_url(settings: LabSettings, service: Manifest, lab_instance_id: int) -> str:
-    spec, metadata = service["spec"], service["metadata"]
-    cluster_ip = spec["clusterIP"]
-    return settings.connection_url.format(
-        cluster_ip=f"[{cluster_ip}]" if ":" in cluster_ip else cluster_ip,
-        service=metadata["name"],
-        namespace=metadata["namespace"],
-        port=spec["ports"][0]["port"],
-        lab_instance_id=lab_instance_id,
-    )
+    return lab_url(settings.connection_url, service, lab_instance_id)
 
 
 def _wait_answers(context: TaskContext, service: Manifest) -> None:

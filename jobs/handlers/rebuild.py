@@ -6,19 +6,19 @@ student knows, if that is still free.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from dispatcher.errors import InvalidTask
 from dispatcher.tasks import CreateLabPod
 from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabObjects
 from jobs.config.lab_settings import LabSettings
+from jobs.config.lab_url import address_in, names_address
 from jobs.config.manifests import LabManifests
 from jobs.config.naming import LabIdentity, belongs_to
 from jobs.config.stored import Configs
+from jobs.database.lab_rows import LabState
 from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
@@ -57,14 +57,38 @@ class Rebuild:
         manifests, settings = self._manifests(whose, lab.k8s_pod_name)
         if kind == "NetworkPolicy":
             return "made it again" if self._create(pod, manifests.network_policy) else None
-        service = self._create_service(pod, manifests.service, _address(lab.connection_url))
+        service = self._create_service(pod, manifests.service, address_in(lab.connection_url))
         if service is None:
             return None
         url = connection_url(settings, service, whose.lab_instance_id)
         if url == lab.connection_url:
             return "made it again"
-        self.labs.change_url(whose.lab_instance_id, pod_name=lab.k8s_pod_name, connection_url=url)
+        if not self._change_url(whose, lab, url):
+            return None
         return f"made it again, the lab is at {url} now"
+
+    def correct_url(self, whose: LabIdentity, seen: str | None) -> str | None:
+        """Write a lab's URL by its Service's address of now; None: the lab has changed since, or all is well.
+
+        Raises JobError: a server is away or refuses access, or the settings are missing or have an error.
+        """
+        lab = self.labs.find(whose.lab_instance_id)
+        if lab is None or not lab.runs or lab.connection_url != seen or lab.k8s_pod_name is None:
+            return None
+        service = self.objects.find_named("Service", lab.k8s_pod_name)
+        own = whose._replace(object_label=lab.object_label)
+        if service is None or not belongs_to(service, own):
+            return None
+        settings = self.configs().lab_settings()
+        url = connection_url(settings, service, whose.lab_instance_id)
+        if not names_address(settings.connection_url) or url == seen:
+            return None
+        return f"the lab is at {url} now" if self._change_url(whose, lab, url) else None
+
+    def _change_url(self, whose: LabIdentity, lab: LabState, url: str) -> bool:
+        return self.labs.change_url(
+            whose.lab_instance_id, pod_name=lab.k8s_pod_name, seen=lab.connection_url, connection_url=url
+        )
 
     def _manifests(self, whose: LabIdentity, pod_name: str | None) -> tuple[LabManifests, LabSettings]:
         request = self.labs.at_once(lambda cursor: last_request(cursor, whose.lab_instance_id))
@@ -100,11 +124,3 @@ class Rebuild:
             if exc.failure is not Failure.CLUSTER_REFUSES_LAB:
                 raise
             raise CannotRebuild(exc.evidence) from exc
-
-
-def _address(url: str | None) -> str | None:
-    """Return the IP address in a lab's URL, or None when it is another name."""
-    try:
-        return str(ipaddress.ip_address(urlsplit(url or "").hostname or ""))
-    except ValueError:
-        return None

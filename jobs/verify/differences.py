@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 from dispatcher import tasks
 from jobs.cluster.pod_fields import State
+from jobs.config.lab_url import address_in
 from jobs.config.naming import OBJECT, is_anothers
 from jobs.database.snapshot_rows import LabRow
 from jobs.verify import lost_requests
@@ -31,6 +32,8 @@ class Kind(enum.Enum):
     OBJECT_GONE = "object_gone"
     #: A Service or NetworkPolicy does not go when the lab's Pod goes.
     NOT_OWNED = "not_owned"
+    #: The row of a RUNNING lab says another address than its Service has.
+    OTHER_ADDRESS = "other_address"
     #: Labels name another lab or student than the row.
     WRONG_LABELS = "wrong_labels"
     #: An object of a RUNNING lab is not the one its row names.
@@ -54,6 +57,7 @@ class Repair(enum.Enum):
     REBUILD_OR_FAIL = "make it again; if its request is not known, make the lab FAILED and delete its objects"
     #: A lab without its Service goes on for whoever is connected.
     REBUILD = "make it again; if its request is not known, do nothing (with --force as without its policy)"
+    CORRECT_URL = "write the Service's address into the row"
     FAIL_PENDING = "make the lab FAILED: its request was lost"
     PUBLISH_DELETE = "publish its delete again"
     DISCARD_MESSAGE = "take the message away"
@@ -173,6 +177,14 @@ class _Comparer:
             elif pod.uid not in item.owner_uids:
                 seen = "it is not owned by the lab's Pod"
                 yield _of_object(Kind.NOT_OWNED, item, row, seen, "the Pod as owner")
+        yield from self._address(row, own.get("Service"))
+
+    def _address(self, row: LabRow, service: LabObject | None) -> Iterator[Difference]:
+        told, address = address_in(row.connection_url), service and address_in(f"//{_host(service.address)}")
+        if service is None or not self._all.urls_name_address or not address or told in (None, address):
+            return
+        seen = f"the lab's URL says {told}, and its Service has the address {address}"
+        yield _of_object(Kind.OTHER_ADDRESS, service, row, seen, "one address", repair=Repair.CORRECT_URL)
 
     def waiting_labs(self) -> Iterator[Difference]:
         """Yield labs that wait for a message that will not come."""
@@ -227,6 +239,10 @@ class _Comparer:
         if message.task_name == tasks.CREATE_LAB_POD:
             return row.status != "PENDING"
         return message.task_name == tasks.DELETE_LAB_POD and row.status == "STOPPED"
+
+
+def _host(address: str | None) -> str:
+    return f"[{address}]" if address and ":" in address else address or ""
 
 
 def _runs(row: LabRow) -> bool:

@@ -34,6 +34,8 @@ class LabObject:
     ready_since: datetime | None = None
     #: None: a release before this one made it.
     object_label: str | None = None
+    #: The address of a Service.
+    address: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -110,6 +112,8 @@ class Inventory:
     overtaken_by: datetime | None = None
     #: The newest id that a lab ever had; None: unknown, so that an object without a row may be anybody's.
     last_lab: int | None = None
+    #: URLs of labs have their Service's address as host, by the settings; False: or nobody knows.
+    urls_name_address: bool = False
     #: Seconds by which the API server's clock, that of all objects, is ahead of the database's.
     cluster_ahead_s: float = 0.0
 

@@ -74,6 +74,7 @@ def make_object(kind: str, item: Manifest) -> LabObject:
         status=listed_status(item),
         ready_since=api_time(condition(item, "Ready").get("lastTransitionTime")),
         object_label=labels.get(OBJECT),
+        address=(item.get("spec") or {}).get("clusterIP"),
     )
 
 

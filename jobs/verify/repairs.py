@@ -37,7 +37,7 @@ from jobs.verify.snapshot import Sources
 #: Labs that one run may always repair, and the share of the live ones beyond that.
 ALWAYS, SHARE = LifeSettings().fail_always, LifeSettings().fail_max_share
 #: Repairs that end no lab, unless one of them is not possible.
-REBUILT = (Repair.REBUILD, Repair.REBUILD_OR_FAIL)
+REBUILT = (Repair.REBUILD, Repair.REBUILD_OR_FAIL, Repair.CORRECT_URL)
 
 #: Whether something is repaired, and what was done or why not.
 _Done = tuple[bool, str]
@@ -121,6 +121,7 @@ class Repairs:
             Repair.DELETE_OBJECT: self._delete_object,
             Repair.FAIL_RUNNING: self._fail_running,
             **dict.fromkeys(REBUILT, self._rebuild_or_fail),
+            Repair.CORRECT_URL: self._correct_url,
             Repair.FAIL_PENDING: self._fail_pending,
         }
 
@@ -180,6 +181,12 @@ class Repairs:
         done, what = self._fail_running(one)
         self._not_rebuilt += done
         return done, f"{what}; its {kind} {why}"
+
+    def _correct_url(self, one: Difference) -> _Done:
+        if one.row is None:
+            return False, _MEANWHILE
+        done = self._rebuild.correct_url(one.row.whose, one.row.connection_url)
+        return self._done(one, done) if done else (False, _MEANWHILE)
 
     def _fail_pending(self, one: Difference) -> _Done:
         return self._fail(one, one.row, Failure.REQUEST_LOST) if one.row else (False, _MEANWHILE)

@@ -17,6 +17,7 @@ from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
 from dispatcher.wording import many
 from jobs.cluster.client import ApiError, ApiUnavailable, Cluster
+from jobs.config.lab_url import names_address
 from jobs.database import snapshot_rows as rows
 from jobs.database.lab_store import LabStore
 from jobs.errors import JobError
@@ -68,6 +69,8 @@ class Sources:
     reading: QueueReading = QueueReading.WALK
     #: Seconds: younger objects and requests are no difference.
     grace_s: float = GRACE_S
+    #: The settings' connection_url; None: whether rows say where their labs are is not compared.
+    url_template: str | None = None
     #: Called with where a look is, again and again.
     progress: Callable[[str], None] = lambda _where: None
 
@@ -149,6 +152,8 @@ def take_inventory(sources: Sources) -> Inventory:
     """Look at everything once. Raises CouldNotLook."""
     try:
         inventory = Inventory(rows.database_now(sources.labs), grace_s=sources.grace_s)
+        template = sources.url_template
+        inventory.urls_name_address = template is not None and names_address(template)
         began = time.monotonic()
         if sources.broker is not None:
             inventory.outbox = rows.outbox_tasks(sources.labs)

@@ -346,3 +346,41 @@ def test_the_grace_age_is_the_callers() -> None:
     inventory = Inventory(NOW, rows={5: row("PENDING", created_at=ago(30))}, queues=QueueContents())
     assert compare(inventory) == []
     assert [one.kind for one in compare(replace(inventory, grace_s=10))] == [Kind.REQUEST_LOST]
+
+
+ADDRESSES = {
+    "another address": ("http://10.0.0.1:8080/", "10.0.0.2", True, ["other_address"]),
+    "another one of IPv6": ("http://[fd00::1]:8080/", "fd00::2", True, ["other_address"]),
+    "the same": ("http://10.0.0.2:8080/", "10.0.0.2", True, []),
+    "the same of IPv6, written otherwise": ("http://[FD00:0::2]:8080/", "fd00::2", True, []),
+    "a name": ("https://labs.example.com/5/", "10.0.0.2", True, []),
+    "a gateway's address": ("http://203.0.113.5/5/", "10.0.0.2", False, []),
+    "no URL": (None, "10.0.0.2", True, []),
+    "no address": ("http://10.0.0.1:8080/", None, True, []),
+    "a headless Service": ("http://10.0.0.1:8080/", "None", True, []),
+    "an odd URL": ("http://[::1", "10.0.0.2", True, []),
+}
+
+
+@pytest.mark.parametrize(("url", "address", "by_address", "kinds"), ADDRESSES.values(), ids=ADDRESSES)
+def test_a_url_with_another_address_than_the_services_is_a_difference(
+    url: str | None, address: str | None, by_address: bool, kinds: list[str]
+) -> None:
+    objects = [replace(one, address=address) if one.kind == "Service" else one for one in three()]
+    inventory = Inventory(NOW, rows={5: row(connection_url=url)}, objects=objects, last_lab=99)
+    inventory.urls_name_address = by_address
+    differences = compare(inventory)
+    assert [one.kind.value for one in differences] == kinds
+    assert all(one.repair is Repair.CORRECT_URL for one in differences)
+
+
+def test_an_object_of_an_earlier_lab_with_the_same_id_is_for_a_person() -> None:
+    objects = three(object_label="a" * 20)
+    inventory = Inventory(NOW, rows={5: row(object_label="b" * 20)}, objects=objects, last_lab=99)
+    assert {(one.kind, one.repair) for one in compare(inventory)} == {(Kind.WRONG_LABELS, None)}
+
+
+@pytest.mark.parametrize(("pod", "own"), [("a" * 20, "a" * 20), (None, "a" * 20), ("a" * 20, None)])
+def test_an_object_with_the_labs_label_or_without_one_is_its_own(pod: str | None, own: str | None) -> None:
+    inventory = Inventory(NOW, rows={5: row(object_label=own)}, objects=three(object_label=pod), last_lab=99)
+    assert compare(inventory) == []
