@@ -105,9 +105,13 @@ def uid_of(kind: str, name: str) -> str:
     return f"uid-{path_of(kind, name)}"
 
 
-def age(database: Database, seconds: int = 3600) -> None:
-    """Make everything in the database so many seconds older."""
-    for column in ("created_at", "updated_at", "stop_requested_at", "stopped_at", "failed_at", "started_at"):
+def age(database: Database, seconds: int = 3600, *, created: bool = True) -> None:
+    """Make everything in the database so many seconds older.
+
+    Without the time at which labs were created: a lab with another one is another lab to its own objects.
+    """
+    columns = ("updated_at", "stop_requested_at", "stopped_at", "failed_at", "started_at")
+    for column in (*columns, "created_at") if created else columns:
         statement = f"UPDATE lab_instances SET {column} = {column} - make_interval(secs => %s)"
         database.rows(statement, seconds)
     for column in ("claimed_at", "finished_at"):

@@ -44,6 +44,6 @@ def test_a_lab_whose_id_comes_again_has_another_label(labs: LabStore, database: 
 def test_the_label_is_the_same_in_every_session(labs: LabStore, database: Database, setting: str) -> None:
     lab = database.add_lab()
     before = label(labs, lab)
+    assert [row.object_label for row in some_rows(labs, [lab])] == [before]
     labs.at_once(lambda cursor: cursor.execute(f"SET {setting}"))
     assert label(labs, lab) == before
-    assert [row.object_label for row in some_rows(labs, [lab])] == [before]
