@@ -16,6 +16,8 @@ NAMESPACE = "platform"
 READY_PORT = 8081
 SECRET = "autolabs-jobs"  # noqa: S105  # the name of a Secret, not its content
 SERVICE_ACCOUNT = "celery-workers-sa"
+#: Class of deploy/base: on full nodes a free place is ours before a lab that waits gets it.
+PRIORITY_CLASS = "autolabs-platform"
 # A tag or a digest after the last path component: a port of the registry is not a tag.
 _IMAGE = re.compile(r"[^\s@]*[^\s@:/](:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
 
@@ -131,6 +133,7 @@ def make_pod_spec(
     return {
         # One that is started again in its pod would take a second message.
         "restartPolicy": "Never",
+        "priorityClassName": PRIORITY_CLASS,
         **({"serviceAccountName": SERVICE_ACCOUNT} if with_cluster else {}),
         "automountServiceAccountToken": with_cluster,
         "enableServiceLinks": False,

@@ -18,7 +18,7 @@ from dispatcher.quantities import parse_quantity
 from jobs.config.lab_settings import LabSettings
 from jobs.config.naming import MANAGED_BY, lab_labels, lab_object_name
 from jobs.config.settings_document import parse_document
-from keda.podspec import SERVICE_ACCOUNT, make_labels
+from keda.podspec import PRIORITY_CLASS, SERVICE_ACCOUNT, make_labels
 from keda.profiles import PROFILES
 
 ROOT = Path(__file__).parents[3]
@@ -90,7 +90,8 @@ def test_labels_explain_every_object(manifest: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=title)
 def test_every_namespaced_object_says_where_it_belongs(manifest: dict[str, Any]) -> None:
-    cluster_wide = manifest["kind"] == "Namespace" or manifest["kind"].startswith("ValidatingAdmission")
+    kind = manifest["kind"]
+    cluster_wide = kind in ("Namespace", "PriorityClass") or kind.startswith("ValidatingAdmission")
     assert ("namespace" in manifest["metadata"]) is not cluster_wide
     if not cluster_wide:
         assert manifest["metadata"]["namespace"] in {n["metadata"]["name"] for n in of_kind("Namespace")}
@@ -321,3 +322,15 @@ def test_images_that_the_settings_allow_are_admitted() -> None:
     assert all(prefix.endswith("/") for prefix in prefixes)
     for pattern in settings().allowed_images:
         assert pattern.startswith(prefixes)
+
+
+def test_a_free_place_goes_to_the_platform_before_labs_and_nobody_is_evicted_for_it() -> None:
+    platform, labs = the("PriorityClass", PRIORITY_CLASS), the("PriorityClass", "autolabs-labs")
+    # Above 0: Pods without a class, which preempt, must not evict a lab.
+    assert platform["value"] > labs["value"] > 0
+    for one in (platform, labs):
+        assert (one["preemptionPolicy"], one["globalDefault"]) == ("Never", False)
+
+
+def test_every_pod_of_the_base_has_the_class_of_the_platform(pod: dict[str, Any]) -> None:
+    assert pod["priorityClassName"] == PRIORITY_CLASS

@@ -226,3 +226,7 @@ def test_without_spares_a_container_that_finds_nothing_leaves_soon() -> None:
     for scaled_job in made.values():
         assert scaled_job["spec"]["minReplicaCount"] == 0
         assert int(env_of(scaled_job)["CLAIM_WAIT_S"]) < 30
+
+
+def test_a_job_goes_before_labs_that_wait_for_room(pod: dict[str, Any]) -> None:
+    assert pod["priorityClassName"] == "autolabs-platform"
