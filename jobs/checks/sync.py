@@ -214,6 +214,9 @@ class _Sync:
         finally:
             self._restarted += repairs.restarted
         self._tell(repairs.unreachable)
+        for refused in repairs.remakes.refusals():
+            at = comparison.inventory.now
+            tell_refused(self._context, refused, EventType.SYNC_REFUSED, f"{refused.sentence}.", at=at)
 
     def _tell(self, unreachable: list[Difference]) -> None:
         """Tell the administrator, once for each lab, that it runs where nobody can reach it."""

@@ -30,6 +30,10 @@ class CannotRebuild(Exception):
     """Raised with the reason why an object can never be made again; nothing was made."""
 
 
+class RefusedByCluster(CannotRebuild):
+    """Raised with the words of the API server: what it refuses may be the lab's, or everybody's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rebuild:
     """Make objects of labs in one namespace again."""
@@ -123,4 +127,4 @@ class Rebuild:
         except PermanentError as exc:
             if exc.failure is not Failure.CLUSTER_REFUSES_LAB:
                 raise
-            raise CannotRebuild(exc.evidence) from exc
+            raise RefusedByCluster(exc.evidence) from exc

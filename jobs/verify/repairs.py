@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from dispatcher.errors import PublishError
 from dispatcher.message.envelope import TaskMessage, new_task_id
@@ -24,13 +25,14 @@ from jobs.database.snapshot_rows import LabRow, some_rows
 from jobs.errors import JobError
 from jobs.failures import Failure
 from jobs.handlers.give_up import LostLabs
-from jobs.handlers.rebuild import CannotRebuild, Rebuild
+from jobs.handlers.rebuild import CannotRebuild, Rebuild, RefusedByCluster
 from jobs.verify import safety_limits
 from jobs.verify.differences import Difference, Kind, Repair
 from jobs.verify.inventory import Inventory, Message
 from jobs.verify.objects import make_object
 from jobs.verify.queue_walk import Busy, walk, walk_lock
 from jobs.verify.queues import BrokerAway, Queues
+from jobs.verify.remakes import Remakes
 from jobs.verify.safety_limits import FEW, Refusal
 from jobs.verify.snapshot import Sources
 
@@ -43,6 +45,7 @@ REBUILT = (Repair.REBUILD, Repair.REBUILD_OR_FAIL, Repair.CORRECT_URL)
 _Done = tuple[bool, str]
 _Result = tuple[Difference, bool, str]
 
+_JUDGED_LATER = "is judged with those of other labs"
 _MEANWHILE = "left alone: it has changed since it was seen"
 
 
@@ -110,6 +113,8 @@ class Repairs:
     unreachable: list[Difference] = field(default_factory=list)
     #: Labs that were started again; their creates are in the outbox.
     restarted: int = 0
+    #: Objects that could not be made again, for whatever is not one lab's own fault.
+    remakes: Remakes = field(default_factory=Remakes)
 
     def __post_init__(self) -> None:
         sources = self.sources
@@ -134,9 +139,14 @@ class Repairs:
         for one in sorted(differences, key=_urgency):
             self.sources.stop.check()
             if one.repair in self._repairs:
-                yield one, *_attempt(self._repairs[one.repair], one)
+                done, what = _attempt(self._repairs[one.repair], one)
+                if what != _JUDGED_LATER:
+                    yield one, done, what
             elif one.repair:
                 by_broker.append(one)
+        for kind, one, why, labs in self.remakes.judged():
+            self.sources.stop.check()
+            yield one, *_attempt(partial(self._end_refused, kind, why, labs), one)
         if by_broker:
             yield from self._repair_messages(by_broker)
 
@@ -168,11 +178,32 @@ class Repairs:
         if one.row is None or self._is_there(one):
             return False, _MEANWHILE
         kind, _, _ = one.object.partition(" ")
+        if why := self.remakes.blocked(kind):
+            self.remakes.skipped(kind, one)
+            return False, f"left to the next run, as no {kind} can be made now: {why}"
         try:
             made = self._rebuild(one.row.whose, kind)
-            return self._done(one, made) if made else (False, _MEANWHILE)
+        except RefusedByCluster as exc:
+            self.remakes.refused(kind, one, str(exc))
+            return False, _JUDGED_LATER
         except CannotRebuild as exc:
-            why = f"cannot be made again: {exc}"
+            return self._end_without(one, kind, f"cannot be made again: {exc}")
+        except JobError as exc:
+            self.remakes.failed(kind, one, exc)
+            raise
+        self.remakes.made(kind)
+        return self._done(one, made) if made else (False, _MEANWHILE)
+
+    def _end_refused(self, kind: str, refusal: str, labs: int, one: Difference) -> _Done:
+        why = f"cannot be made again: {refusal}"
+        if labs > 1 and not self.force:
+            self.remakes.tell(kind, refusal, [one])
+            return False, f"left alone, as {labs} labs get this refusal (--force makes them FAILED); it {why}"
+        return self._end_without(one, kind, why)
+
+    def _end_without(self, one: Difference, kind: str, why: str) -> _Done:
+        if one.lab in self._failed:
+            return True, "the lab is FAILED already, see above"
         if one.repair is Repair.REBUILD and not self.force:
             self.unreachable.append(one)
             return False, f"left alone, as the lab's Pod still works (--force makes it FAILED); it {why}"
