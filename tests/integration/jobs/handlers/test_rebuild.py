@@ -166,6 +166,42 @@ def test_a_policy_that_the_cluster_refuses_ends_its_lab_and_a_lack_of_rights_doe
     assert status(database, lab) == ("FAILED" if reason == "Invalid" else "RUNNING")
 
 
+@pytest.mark.parametrize(
+    ("answer", "tries"),
+    [
+        (Answer(422, status_object(422, "Invalid", "spec is not valid")), 4),
+        (Answer(403, status_object(403, "Forbidden", RBAC_SAYS_NO)), None),
+    ],
+    ids=["refused", "no right"],
+)
+def test_a_refusal_of_all_ends_no_lab_and_is_told_once(
+    synced: Sync,
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer,
+    tries: int | None,
+) -> None:
+    labs = [started(connections, database) for _ in range(4)]
+    for lab in labs:
+        take(cluster, lab, "NetworkPolicy")
+    age(database)
+    asked: set[str] = set()
+
+    def refusing(_collection: str, manifest: dict[str, Any]) -> Answer:
+        asked.add(manifest["metadata"]["name"])
+        return answer
+
+    monkeypatch.setattr(cluster, "_create", refusing)
+    for _ in range(2):
+        assert synced()["repaired"] == {}
+    assert {status(database, lab) for lab in labs} == {"RUNNING"}
+    assert len(asked) == (tries or 1)
+    (told,) = database.rows("SELECT event_type, facts FROM notifications")
+    assert (told["event_type"], told["facts"]["labs"]) == ("platform.sync_refused", 4)
+
+
 def test_an_api_server_that_does_not_answer_ends_no_lab(
     synced: Sync, connections: Connections, cluster: FakeCluster, database: Database
 ) -> None:
