@@ -1,6 +1,6 @@
 # Two images: `job`, which is built without a target too, runs one task; `console` is what operators run by hand.
 FROM debian:trixie-slim AS build
-RUN apt-get update && apt-get install --yes --no-install-recommends python3 python3-pip
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates python3 python3-pip
 WORKDIR /build
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 # The libraries alone, from the metadata: this layer is kept until they change.
@@ -18,7 +18,8 @@ COPY keda /app/keda
 RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /app/dispatcher /app/jobs /app/cronjobs /app/keda
 
 FROM debian:trixie-slim AS job
-RUN apt-get update && apt-get install --yes --no-install-recommends python3 \
+# A slim base has no authorities: without them no certificate of a server is trusted.
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /app /app
 WORKDIR /app

@@ -14,6 +14,8 @@ from deploy.local.shell import run, stream
 from deploy.local.steps import step
 
 SUITE = "trixie"
+#: No package more: a registry's slim image has no CA certificates either.
+VARIANT = ("--variant=minbase",)
 BASE = "docker.io/library/debian:trixie-slim"
 MIRROR = "http://deb.debian.org/debian"
 SOURCES = """\
@@ -42,7 +44,7 @@ MOUNTED_CA = "/run/host-ca.crt"
 
 def base_key() -> str:
     """Name the content of the base image."""
-    return fingerprint.of_parts([SUITE, MIRROR, SOURCES, APT_CLEAN, DPKG_SLIM, PATH])
+    return fingerprint.of_parts([SUITE, *VARIANT, MIRROR, SOURCES, APT_CLEAN, DPKG_SLIM, PATH])
 
 
 def ensure_base(layout: Layout) -> None:
@@ -69,7 +71,7 @@ def _debootstrap(layout: Layout, archive: Path) -> None:
     root = layout.cache / "images" / ".debootstrap"
     shutil.rmtree(root, ignore_errors=True)
     stream(
-        ["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, root, MIRROR],
+        ["debootstrap", *VARIANT, SUITE, root, MIRROR],
         log=layout.logs / "debootstrap.log",
         timeout_s=1200,
     )
