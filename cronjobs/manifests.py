@@ -15,6 +15,7 @@ SCHEDULE_LABEL = "autolabs.io/schedule"
 _WITH_CLUSTER = ("health", "sync")
 _SERVERS = ("AMQP_URL", "DATABASE_URL")
 _STORE = ("S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")
+_AUTHORITIES = ("ca.crt",)
 _WEBHOOK = ("NOTIFY_WEBHOOK_URL", "NOTIFY_WEBHOOK_SECRET")
 
 
@@ -81,10 +82,12 @@ def _make_pod_spec(schedule: Schedule, image: str) -> dict[str, Any]:
 
 
 def _secrets(schedule: Schedule) -> list[dict[str, Any]]:
-    if schedule.task != "outbox":
-        return [{"secret": _source((*_SERVERS, *_STORE))}]
-    # Without a webhook its keys are not there.
-    return [{"secret": _source((*_SERVERS, *_STORE))}, {"secret": {**_source(_WEBHOOK), "optional": True}}]
+    # Without private authorities, or without a webhook, the keys are not there.
+    optional = [_AUTHORITIES, *([_WEBHOOK] if schedule.task == "outbox" else [])]
+    return [
+        {"secret": _source((*_SERVERS, *_STORE))},
+        *({"secret": {**_source(keys), "optional": True}} for keys in optional),
+    ]
 
 
 def _source(keys: tuple[str, ...]) -> dict[str, Any]:

@@ -29,7 +29,13 @@ def make_trigger_authentication() -> dict[str, Any]:
                 AUTHENTICATION, instance=AUTHENTICATION, component="keda", managed_by="autolabs-keda"
             ),
         },
-        "spec": {"secretTargetRef": [{"parameter": "host", "name": SECRET, "key": "host"}]},
+        # KEDA takes a key that is not there for an empty value: plain, or amqps by its own authorities.
+        "spec": {
+            "secretTargetRef": [
+                {"parameter": parameter, "name": SECRET, "key": key}
+                for parameter, key in (("host", "host"), ("tls", "tls"), ("ca", "ca.crt"))
+            ]
+        },
     }
 
 

@@ -109,7 +109,8 @@ def test_a_container_sees_the_secrets_that_its_task_needs(any_task: Schedule) ->
     servers = {"AMQP_URL": False, "DATABASE_URL": False}
     store = {"S3_ENDPOINT": False, "S3_ACCESS_KEY": False, "S3_SECRET_KEY": False}
     webhook = {"NOTIFY_WEBHOOK_URL": True, "NOTIFY_WEBHOOK_SECRET": True}
-    assert secret_keys(any_task) == {**servers, **store, **(webhook if any_task.task == "outbox" else {})}
+    shared = {**servers, **store, "ca.crt": True}
+    assert secret_keys(any_task) == {**shared, **(webhook if any_task.task == "outbox" else {})}
 
 
 def test_options_settings_and_a_suspension_are_rendered() -> None:

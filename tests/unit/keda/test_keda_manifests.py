@@ -212,7 +212,11 @@ def test_keda_logs_in_with_a_secret_of_its_own() -> None:
     (made,) = [m for m in yaml.safe_load_all(GOLDEN.read_text()) if m["kind"] == "TriggerAuthentication"]
     assert made["metadata"]["name"] == "autolabs-rabbitmq"
     assert made["spec"] == {
-        "secretTargetRef": [{"parameter": "host", "name": "autolabs-keda", "key": "host"}]
+        "secretTargetRef": [
+            {"parameter": "host", "name": "autolabs-keda", "key": "host"},
+            {"parameter": "tls", "name": "autolabs-keda", "key": "tls"},
+            {"parameter": "ca", "name": "autolabs-keda", "key": "ca.crt"},
+        ]
     }
 
 
