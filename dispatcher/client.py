@@ -68,7 +68,8 @@ class Dispatcher:
 
         self._publisher: TaskPublisher = Publisher(settings)
         if isinstance(database, str):
-            database = read_settings({"DATABASE_URL": database}, database_url)
+            given = {"DATABASE_URL": database, "CA_FILE": settings.ca_file}
+            database = read_settings(given, database_url)
         self._database = database
         self._engine: Engine | None = None
         self._results: Results | None = None

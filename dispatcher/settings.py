@@ -10,11 +10,14 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from dispatcher.errors import InvalidSettings
+from dispatcher.trust import ca_problem, with_root_certificate
 
 T = TypeVar("T")
 
 #: Where deploy/ mounts the Secret of a container, one file per setting.
 SECRETS_DIR = Path("/run/secrets/autolabs")
+#: Key of the Secret with private authorities; the default of CA_FILE where it is mounted.
+CA_KEY = "ca.crt"
 
 
 class Environment:
@@ -42,6 +45,16 @@ class Environment:
                 reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
                 self.problems.append(f"{name}_FILE: cannot read {named} ({reason})")
             return None
+
+    def ca_file(self) -> str:
+        """Return the file with private authorities, CA_FILE or the mounted one, or "" without any."""
+        mounted = self._secrets_dir / CA_KEY
+        path = self._environ.get("CA_FILE", "").strip() or (str(mounted) if mounted.exists() else "")
+        problem = ca_problem(path) if path else None
+        # Each server of a process asks for it.
+        if problem and problem not in self.problems:
+            self.problems.append(problem)
+        return path
 
     def text(self, name: str, default: str) -> str:
         return self.find(name) or default
@@ -126,7 +139,8 @@ def read_settings(environ: Mapping[str, str], build: Callable[[Environment], T])
 def database_url(env: Environment) -> str:
     """Read DATABASE_URL as a URL of libpq; SQLAlchemy's form with a driver is accepted too."""
     url = env.url("DATABASE_URL", ("postgresql", "postgres", "postgresql+psycopg2"))
-    return url.replace("postgresql+psycopg2://", "postgresql://", 1)
+    url = url.replace("postgresql+psycopg2://", "postgresql://", 1)
+    return with_root_certificate(url, env.ca_file()) if url else url
 
 
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
@@ -145,10 +159,12 @@ class BrokerSettings:
     #: Seconds; the broker closes a connection that is silent for twice as long. `autolabs verify` and the
     #: sync wait four of their own for containers, which have to have the same.
     heartbeat_s: int = 30
+    #: PEM file of authorities that are trusted beside the system's; empty: the system's alone.
+    ca_file: str = ""
 
     @classmethod
     def from_environment(cls, env: Environment) -> BrokerSettings:
-        """Read AMQP_URL, AMQP_PUBLISH_TIMEOUT_S and AMQP_HEARTBEAT_S."""
+        """Read AMQP_URL, AMQP_PUBLISH_TIMEOUT_S, AMQP_HEARTBEAT_S and CA_FILE."""
         url = env.url("AMQP_URL", AMQP_SCHEMES)
         if ";" in url:
             env.problems.append(
@@ -160,6 +176,7 @@ class BrokerSettings:
             # With less, RabbitMQ's documentation warns, busy programs are taken for dead. With more, a sync
             # that waits four of them would not end within its deadline of 300 s.
             heartbeat_s=env.count("AMQP_HEARTBEAT_S", 30, minimum=5, maximum=60),
+            ca_file=env.ca_file(),
         )
 
 

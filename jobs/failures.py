@@ -91,6 +91,11 @@ class Failure(FailureRow):
     STORE_REFUSES_REQUEST = Row(_RIGHTS, False, _ADMIN,
         "The platform's configuration store refuses the request with {status}; the administrator must correct"
         " S3_ENDPOINT, S3_REGION or the store.")
+    DATABASE_UNTRUSTED = Row(_RIGHTS, False, _ADMIN,
+        "The certificate of the platform's database is not trusted; the administrator must correct CA_FILE.")
+    STORE_UNTRUSTED = Row(_RIGHTS, False, _ADMIN,
+        "The certificate of the platform's configuration store is not trusted; the administrator must correct"
+        " CA_FILE.")
     # Templates, settings and what else the platform itself got wrong.
     CONFIGURATION_MISSING = Row(_INVALID, False, _ADMIN,
         "The platform's configuration {key} is missing; the administrator must upload it.")

@@ -16,6 +16,7 @@ from dispatcher.broker.urls import pika_url
 from dispatcher.errors import InvalidSettings
 from dispatcher.settings import BrokerSettings
 from dispatcher.text import without_passwords
+from dispatcher.trust import make_context, why_untrusted
 
 _LENGTH = struct.Struct(">I")
 
@@ -31,7 +32,18 @@ class BrokerUnreachable(AMQPConnectionError):  # type: ignore[misc]  # pika has 
 
 
 def url_parameters(settings: BrokerSettings) -> pika.URLParameters:
-    """Return pika's reading of the URL. Raises InvalidSettings, which does not show it."""
+    """Return pika's reading of the URL, with the authorities of CA_FILE unless its ssl_options name some.
+
+    Raises InvalidSettings, which does not show the URL.
+    """
+    parameters = _read_url(settings)
+    if parameters.ssl_options is not None and "ssl_options" not in urlsplit(settings.url).query:
+        # By name: pika asks for no check of the host name when it makes a context from its defaults.
+        parameters.ssl_options = pika.SSLOptions(make_context(settings.ca_file), parameters.host)
+    return parameters
+
+
+def _read_url(settings: BrokerSettings) -> pika.URLParameters:
     try:
         return pika.URLParameters(pika_url(settings.url))
     # What pika's parsers raise for a bad port, heartbeat, ssl_options and the files named there.
@@ -67,6 +79,8 @@ def connect(
 
 def _reason(exc: BaseException) -> str:
     """Return what the system or the broker says, of an error that pika has put into others."""
+    if untrusted := why_untrusted(exc):
+        return untrusted
     while inner := getattr(exc, "exception", None) or next(
         (arg for arg in exc.args if isinstance(arg, BaseException)), None
     ):

@@ -10,6 +10,8 @@ import time
 
 import pika
 
+from dispatcher.trust import why_untrusted
+
 #: Bytes per read; a full window of confirms has 21 KiB.
 _READ_BYTES = 65_536
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -32,7 +34,7 @@ class Transport:
             self._socket = _secured(_connected(parameters, deadline), parameters)
         # ssl.SSLError and socket.gaierror are OSErrors; a host name that no DNS can have is a UnicodeError.
         except (OSError, UnicodeError) as exc:
-            raise LinkError(f"cannot connect: {exc}") from exc
+            raise LinkError(f"cannot connect: {why_untrusted(exc) or exc}") from exc
         # Not settimeout: with it Python makes three system calls for one.
         self._socket.setblocking(False)
         # Green threads of eventlet, and Windows, have only select.

@@ -28,6 +28,8 @@ class StoreSettings:
     bucket: str
     #: Region of the bucket; jobs take another that the store names.
     region: str = "us-east-1"
+    #: PEM file of authorities that are trusted beside the system's.
+    ca_file: str = ""
 
     @classmethod
     def from_environment(cls, env: Environment) -> StoreSettings:
@@ -43,6 +45,7 @@ class StoreSettings:
             secret_key=keys["S3_SECRET_KEY"] or "",
             bucket=env.text("S3_BUCKET", "autolabs-configs"),
             region=region,
+            ca_file=env.ca_file(),
         )
 
 
@@ -77,6 +80,8 @@ class ResultSettings:
     url: str = field(repr=False)
     #: Seconds after which a result is forgotten; 0: never.
     expires_s: int = DEFAULT_EXPIRES_S
+    #: PEM file of authorities that are trusted beside the system's.
+    ca_file: str = ""
 
     @classmethod
     def from_environment(cls, env: Environment) -> ResultSettings | None:
@@ -84,7 +89,7 @@ class ResultSettings:
         expires_s = env.count("CELERY_RESULT_EXPIRES", DEFAULT_EXPIRES_S, minimum=0, maximum=10**9)
         if env.find("CELERY_RESULT_BACKEND") is None:
             return None
-        return cls(env.url("CELERY_RESULT_BACKEND", ("redis", "rediss")), expires_s)
+        return cls(env.url("CELERY_RESULT_BACKEND", ("redis", "rediss")), expires_s, env.ca_file())
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ class WebhookSettings:
     secrets: tuple[bytes, ...] = field(repr=False)
     #: Problems of these settings. Labs do not need them: nobody is called until they are corrected.
     problems: tuple[str, ...] = ()
+    #: PEM file of authorities that are trusted beside the system's.
+    ca_file: str = ""
 
     @classmethod
     def from_environment(cls, env: Environment) -> WebhookSettings | None:
@@ -108,7 +115,7 @@ class WebhookSettings:
             url, secrets = _webhook_url(env), _webhook_secrets(env)
         problems = tuple(env.problems[before:])
         del env.problems[before:]
-        return cls(url, secrets, problems) if url or problems else None
+        return cls(url, secrets, problems, env.ca_file()) if url or problems else None
 
 
 def _webhook_url(env: Environment) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 
+from dispatcher.trust import make_context, why_untrusted
 from jobs.config.environment import StoreSettings
 from jobs.errors import JobError
 from jobs.failures import Failure
@@ -47,7 +48,9 @@ class ObjectStore:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
+        secure = settings.endpoint.startswith("https:")
         self._pool = urllib3.PoolManager(
+            ssl_context=make_context(settings.ca_file) if secure else None,
             retries=urllib3.Retry(total=3, backoff_factor=0.1, status_forcelist=(500, 502, 503, 504)),
             timeout=urllib3.Timeout(connect=3, read=10),
         )
@@ -120,6 +123,9 @@ class ObjectStore:
                 method, self._settings.endpoint + path, body=body, headers=signed, redirect=False
             )
         except urllib3.exceptions.HTTPError as exc:
+            if untrusted := why_untrusted(exc):
+                where = urlsplit(self._settings.endpoint).netloc
+                raise Failure.STORE_UNTRUSTED.error(evidence=f"S3_ENDPOINT {where}: {untrusted}") from exc
             raise Failure.STORE_AWAY.error(evidence=f"{method} {path}: {exc}") from exc
 
     def _signed_headers(self, method: str, path: str, body: bytes) -> dict[str, str]:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import read_settings
+from dispatcher.trust import make_context, why_untrusted
 from jobs.config.environment import StoreSettings
 from jobs.config.lab_settings import LabSettings
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
@@ -77,12 +78,19 @@ def upload_defaults(settings: StoreSettings, *, overwrite: bool = False) -> list
 
     What an earlier release uploaded, and nobody changed since, is replaced too.
     """
+    import urllib3
     from minio import Minio
     from minio.commonconfig import ENABLED
     from minio.error import S3Error
     from minio.versioningconfig import VersioningConfig
 
     parts = urlsplit(settings.endpoint)
+    # minio-py brings authorities of its own; the containers that read the bucket do not have them.
+    http = urllib3.PoolManager(
+        ssl_context=make_context(settings.ca_file) if parts.scheme == "https" else None,
+        timeout=urllib3.Timeout(connect=5, read=30),
+        retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+    )
     client = Minio(
         endpoint=parts.netloc,
         access_key=settings.access_key,
@@ -90,6 +98,7 @@ def upload_defaults(settings: StoreSettings, *, overwrite: bool = False) -> list
         secure=parts.scheme == "https",
         # Without one it asks the store for it.
         region=None if settings.region == "us-east-1" else settings.region,
+        http_client=http,
     )
     if not client.bucket_exists(bucket_name=settings.bucket):
         client.make_bucket(bucket_name=settings.bucket)
@@ -142,7 +151,10 @@ def main(argv: list[str] | None = None) -> int:
         settings = read_settings(os.environ, StoreSettings.from_environment)
         written = upload_defaults(settings, overwrite=arguments.overwrite)
     except (DispatcherError, MinioException, HTTPError) as exc:
-        print(f"jobs.config.stored: {exc}", file=sys.stderr)
+        problem = str(exc)
+        if untrusted := why_untrusted(exc):
+            problem = f"S3_ENDPOINT {urlsplit(settings.endpoint).netloc}: {untrusted}"
+        print(f"jobs.config.stored: {problem}", file=sys.stderr)
         return 1
     print(f"bucket {settings.bucket}: uploaded {', '.join(written) or 'nothing, all is there'}")
     return 0

@@ -118,6 +118,9 @@ class Database:
         try:
             return through_blips(once, on=_LOST, within_s=BLIP_S, what="database transaction")
         except _LOST as exc:
+            # libpq has no code for it, and the text is OpenSSL's, which is not translated.
+            if "certificate verify failed" in str(exc) or "root certificate file" in str(exc):
+                raise Failure.DATABASE_UNTRUSTED.error(evidence=f"DATABASE_URL: {exc}".strip()) from exc
             raise Failure.DATABASE_AWAY.error(evidence=str(exc).strip()) from exc
         except psycopg2.Error as exc:
             evidence = f"{type(exc).__name__}: {exc}".strip()

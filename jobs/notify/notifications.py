@@ -21,6 +21,7 @@ from dispatcher.broker.publisher import Publisher
 from dispatcher.broker.topology import EVENTS_EXCHANGE
 from dispatcher.errors import PublishError
 from dispatcher.text import printable, scrubbed
+from dispatcher.trust import make_context, why_untrusted
 from jobs.config.environment import WebhookSettings
 from jobs.database.connection import Database
 from jobs.database.notifications import Notification, settle, take
@@ -208,7 +209,11 @@ def post(webhook: WebhookSettings, event_id: str, body: bytes) -> None:
         # A URL has them percent-encoded, the header as they are.
         headers["authorization"] = "Basic " + base64.b64encode(unquote_to_bytes(url.auth)).decode()
     # Longer than its caller waits, so that of a server that hangs always the same is said.
-    pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=WEBHOOK_TIMEOUT_S + 1))
+    pool = urllib3.PoolManager(
+        retries=False,
+        timeout=urllib3.Timeout(total=WEBHOOK_TIMEOUT_S + 1),
+        ssl_context=make_context(webhook.ca_file) if url.scheme == "https" else None,
+    )
     try:
         # A redirect would carry the signed body to wherever its answer says.
         answer = pool.request(
@@ -219,7 +224,8 @@ def post(webhook: WebhookSettings, event_id: str, body: bytes) -> None:
         answer.close()
     except (urllib3.exceptions.HTTPError, OSError) as exc:
         # Their texts may quote the path of the URL, which may be a secret.
-        raise Refused(f"{url.host} cannot be reached ({type(exc).__name__})") from exc
+        reason = why_untrusted(exc) or type(exc).__name__
+        raise Refused(f"{url.host} cannot be reached ({reason})") from exc
     if not 200 <= answer.status < 300:
         text = printable(scrubbed(said.decode(errors="backslashreplace")))
         raise Refused(f"{url.host} answered {answer.status} {text}".rstrip())

@@ -109,7 +109,7 @@ class ResultWriter:
             from redis.retry import Retry
 
             self._client = redis.Redis.from_url(
-                redis_url(self._settings.url),
+                redis_url(self._settings.url, self._settings.ca_file),
                 socket_connect_timeout=_TIMEOUT_S,
                 socket_timeout=_TIMEOUT_S,
                 # Once more on a new connection: the old one may have died of idleness.
@@ -118,13 +118,16 @@ class ResultWriter:
         return self._client
 
 
-def redis_url(url: str) -> str:
-    """Return the URL with Celery's names for ssl_cert_reqs as redis-py has them."""
+def redis_url(url: str, ca_file: str = "") -> str:
+    """Return the URL as redis-py has it: its names for ssl_cert_reqs, and the authorities of CA_FILE."""
     parts = urlsplit(url)
     query = [
         (name, value.removeprefix("CERT_").lower() if name == "ssl_cert_reqs" else value)
         for name, value in parse_qsl(parts.query)
     ]
+    # redis-py reads it beside the system's own authorities.
+    if ca_file and parts.scheme == "rediss" and "ssl_ca_certs" not in dict(query):
+        query.append(("ssl_ca_certs", ca_file))
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 

@@ -21,6 +21,7 @@ from dispatcher.broker.connection import answers_within, connect, url_parameters
 from dispatcher.broker.publisher import Publisher
 from dispatcher.interrupts import Stop
 from dispatcher.settings import BrokerSettings
+from dispatcher.trust import make_context, why_untrusted
 from jobs.database.lab_store import LabStore
 from jobs.database.snapshot_rows import known_delays
 
@@ -110,21 +111,22 @@ def unacked(api_url: str, broker: BrokerSettings) -> dict[str, int]:
     """
     vhost = quote(url_parameters(broker).virtual_host, safe="")
     return {
-        queue: _unacked(api_url, f"/api/queues/{vhost}/{quote(queue, safe='')}")
+        queue: _unacked(api_url, f"/api/queues/{vhost}/{quote(queue, safe='')}", broker.ca_file)
         for queue in topology.BINDINGS
     }
 
 
-def _unacked(api_url: str, path: str) -> int:
+def _unacked(api_url: str, path: str, ca_file: str) -> int:
     parts = urlsplit(api_url)
     credentials = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     headers = {"authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     request = Request(address + path + "?columns=messages_unacknowledged", headers=headers)  # noqa: S310  # scheme is checked
     try:
-        with urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+        context = make_context(ca_file) if parts.scheme == "https" else None
+        with urlopen(request, timeout=TIMEOUT_S, context=context) as answer:  # noqa: S310
             found = json.load(answer)
     except (OSError, HTTPException, ValueError) as exc:
-        raise ManagementAway(f"{path}: {exc}") from exc
+        raise ManagementAway(f"{parts.hostname}:{parts.port} {path}: {why_untrusted(exc) or exc}") from exc
     # A queue that is new has no figures yet, and an empty object comes as an empty list.
     return int(found["messages_unacknowledged"]) if found else 0
