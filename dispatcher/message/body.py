@@ -10,12 +10,37 @@ import binascii
 import bz2
 import zlib
 from collections.abc import Callable
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from typing import Any
 
 from dispatcher.errors import MalformedMessage
 
 #: Longest body in bytes. A task has a few hundred; the limit keeps a hostile one out of a 256 MiB container.
 MAX_BODY_BYTES = 1024 * 1024
+
+#: Codecs, by Python's names, that may be named for a body of JSON. kombu reads it as UTF-8 whatever is named.
+_CODECS = {"utf_8", "utf_8_sig", "ascii", "latin_1", "cp1252", "binary", "8bit", "ascii_8bit"}
+_ENCODINGS = "utf-8, us-ascii, iso-8859-1, windows-1252 and binary, in any case and spelling"
+
+
+def check_form(content_type: object, content_encoding: object) -> None:
+    """Raise MalformedMessage unless the body is called JSON, in an encoding that JSON may have."""
+    media_type = str(content_type).partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise MalformedMessage(f"content type {content_type!r:.80} is refused; only application/json is read")
+    if content_encoding is None or content_encoding == "":
+        return
+    if not isinstance(content_encoding, str) or _codec(content_encoding) not in _CODECS:
+        raise MalformedMessage(
+            f"content encoding {content_encoding!r:.80} is refused; allowed are {_ENCODINGS}"
+        )
+
+
+def _codec(name: str) -> str:
+    # Not codecs.lookup, which would import whatever module a message names.
+    plain = normalize_encoding(name.strip()).lower()
+    return aliases.get(plain, plain)
 
 
 def decompress(body: bytes, compression: object) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from dispatcher.errors import MalformedMessage
-from dispatcher.message.body import MAX_BODY_BYTES, decompress, unwrap
+from dispatcher.message.body import MAX_BODY_BYTES, check_form, decompress, unwrap
 from dispatcher.text import safe_repr
 
 #: Header with the publish time (ISO 8601, microseconds); AMQP's own timestamp has whole seconds.
@@ -31,6 +32,8 @@ _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 #: Keys of the body's third element, the tasks to publish after this one.
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
+_MAX_COUNT = 1_000_000
+_DIGITS = re.compile("[0-9]{1,7}")
 #: Longest time limit in seconds, about three years; the bound keeps infinity and NaN out too.
 MAX_TIMELIMIT_S = 10**8
 #: About 8.5 years, as the longest delay.
@@ -165,27 +168,33 @@ def _origin(pid: int) -> str:
 
 
 def decode(body: bytes, properties: Properties) -> TaskMessage:
-    """Return the task in a delivery. Raises MalformedMessage if it is not a protocol v2 task message.
+    """Return the task in a delivery. Raises MalformedMessage if it is no task message of protocol 1 or 2.
 
-    Unknown headers are ignored and null ones count as absent, as a Celery worker does.
+    Unknown headers are ignored and null ones count as absent, as a Celery worker does. An odd header on which
+    nothing depends here is left out.
     """
-    headers = properties.headers or {}
+    headers: Mapping[str, Any] = properties.headers or {}
+    content: Any = None
+    if headers.get("task") is None and body.lstrip()[:1] == b"{":
+        from dispatcher.message.protocol_1 import as_protocol_2  # which no message of ours needs
+
+        headers, content = as_protocol_2(headers, _read_json(body, headers, properties))
     name = _text(headers, "task")
-    task_id = _text(headers, "id")
-    args, kwargs, embed = _decode_body(body, headers, properties)
+    task_id = _task_id(headers, properties)
+    args, kwargs, embed = _parts(_read_json(body, headers, properties) if content is None else content)
     return TaskMessage(
         name=name,
         id=task_id,
         args=args,
         kwargs=kwargs,
-        retries=_count(headers, "retries") or 0,
+        retries=_retries(headers),
         eta=_time(headers, "eta"),
         expires=_time(headers, "expires"),
         priority=properties.priority or 0,
         timelimit=_timelimit(headers),
         ignore_result=headers.get("ignore_result") is True,
-        root_id=_optional_text(headers, "root_id"),
-        parent_id=_optional_text(headers, "parent_id"),
+        root_id=_note(headers, "root_id"),
+        parent_id=_note(headers, "parent_id"),
         group=_note(headers, "group"),
         group_index=_count(headers, "group_index"),
         shadow=_note(headers, "shadow"),
@@ -193,7 +202,7 @@ def decode(body: bytes, properties: Properties) -> TaskMessage:
         reply_to=properties.reply_to if is_short_text(properties.reply_to) else None,
         replaced_task_nesting=_count(headers, "replaced_task_nesting") or 0,
         stamps=_stamps(headers),
-        published_at=_time(headers, PUBLISHED_AT),
+        published_at=header_time(_note(headers, PUBLISHED_AT)),
         first_error=error[:_MAX_ERROR] if isinstance(error := headers.get(FIRST_ERROR), str) else None,
         unsupported={key: embed[key] for key in _FOLLOW_UPS if embed.get(key)},
     )
@@ -232,13 +241,36 @@ def _note(headers: Mapping[str, Any], key: str) -> str | None:
     return value if is_short_text(value) else None
 
 
-def _count(headers: Mapping[str, Any], key: str) -> int | None:
-    value = headers.get(key)
+def _task_id(headers: Mapping[str, Any], properties: Properties) -> str:
+    """Return the header `id`; other languages' publishers name the task in the property alone."""
+    correlation_id = getattr(properties, "correlation_id", None)
+    if headers.get("id") is None and correlation_id and is_short_text(correlation_id):
+        return str(correlation_id)
+    return _text(headers, "id")
+
+
+def _retries(headers: Mapping[str, Any]) -> int:
+    value = headers.get("retries")
     if value is None:
-        return None
-    if not _is_integer(value) or not 0 <= value <= 1_000_000:
-        raise MalformedMessage(f"header {key!r} is not a count from 0 to 1000000")
+        return 0
+    # PHP and JavaScript publishers write numbers as texts, and as floats.
+    if (isinstance(value, str) and _DIGITS.fullmatch(value)) or (
+        isinstance(value, float) and value.is_integer()
+    ):
+        value = int(value)
+    if not _is_count(value):
+        raise MalformedMessage(f"header 'retries' is not a count from 0 to {_MAX_COUNT}")
     return int(value)
+
+
+def _count(headers: Mapping[str, Any], key: str) -> int | None:
+    """Return a count that nothing depends on."""
+    value = headers.get(key)
+    return int(value) if _is_count(value) else None
+
+
+def _is_count(value: Any) -> bool:
+    return _is_integer(value) and 0 <= value <= _MAX_COUNT
 
 
 def _is_integer(value: object) -> bool:
@@ -247,16 +279,16 @@ def _is_integer(value: object) -> bool:
 
 
 def _timelimit(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    limits = headers.get("timelimit") or [None, None]
+    """Return what a Celery worker would keep to; a container has limits of its own and needs none."""
+    limits = headers.get("timelimit")
     if not isinstance(limits, list) or len(limits) != 2:
-        raise MalformedMessage("header 'timelimit' is not a list of two: hard and soft, in seconds")
-    for limit in limits:
-        number = _is_integer(limit) or isinstance(limit, float)
-        if limit is not None and not (number and 0 <= limit <= MAX_TIMELIMIT_S):
-            raise MalformedMessage(
-                f"header 'timelimit' holds {limit!r:.40}; allowed: null, or seconds up to {MAX_TIMELIMIT_S}"
-            )
-    return limits[0], limits[1]
+        return None, None
+    hard, soft = (limit if _is_timelimit(limit) else None for limit in limits)
+    return hard, soft
+
+
+def _is_timelimit(limit: Any) -> bool:
+    return (_is_integer(limit) or isinstance(limit, float)) and 0 <= limit <= MAX_TIMELIMIT_S
 
 
 def _stamps(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,30 +311,20 @@ def _time(headers: Mapping[str, Any], key: str) -> datetime | None:
     return moment
 
 
-#: What kombu names for JSON, all of it UTF-8. Python knows others that take time quadratic in the length.
-_ENCODINGS = ("utf-8", "us-ascii", "ascii", "binary")
-
-
-def _decode_body(
-    body: bytes, headers: Mapping[str, Any], properties: Properties
-) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
-    if properties.content_type != "application/json":
-        raise MalformedMessage(
-            f"content type {properties.content_type!r:.80} is refused; only application/json is read"
-        )
-    encoding = properties.content_encoding or "utf-8"
-    if encoding not in _ENCODINGS:
-        raise MalformedMessage(
-            f"content encoding {encoding!r:.80} is refused; allowed are {', '.join(_ENCODINGS)}"
-        )
+def _read_json(body: bytes, headers: Mapping[str, Any], properties: Properties) -> Any:
+    check_form(properties.content_type, properties.content_encoding)
     if len(body) > MAX_BODY_BYTES:
         raise MalformedMessage(f"body has {len(body)} bytes; at most {MAX_BODY_BYTES} are allowed")
     try:
-        text = decompress(body, headers.get("compression")).decode()
-        content = json.loads(text, object_hook=unwrap)
+        # Some publishers begin UTF-8 with a byte order mark.
+        text = decompress(body, headers.get("compression")).decode().removeprefix("\ufeff")
+        return json.loads(text, object_hook=unwrap)
     # RecursionError: json nests one Python frame per bracket.
     except (UnicodeDecodeError, LookupError, ValueError, RecursionError) as exc:
         raise MalformedMessage(f"body is not JSON: {exc}"[:300]) from exc
+
+
+def _parts(content: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     if not isinstance(content, list) or len(content) != 3:
         raise MalformedMessage("body is not the three-element [args, kwargs, embed]")
     args, kwargs, embed = content

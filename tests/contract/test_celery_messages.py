@@ -188,3 +188,37 @@ def test_what_only_resembles_a_wrapped_value_is_left_as_it_is_by_us_and_by_kombu
 ) -> None:
     written = json.dumps([value])
     assert json.loads(written, object_hook=unwrap) == kombu_json.loads(written) == [value]
+
+
+ENCODINGS = [
+    "utf-8",
+    "UTF-8",
+    "utf8",
+    "UTF8",
+    "latin-1",
+    "ISO-8859-1",
+    "us-ascii",
+    "binary",
+    "ASCII-8BIT",
+    "",
+    None,
+]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_content_encoding_means_the_same_to_kombu_and_to_us(encoding: str | None) -> None:
+    body = json.dumps([[], {"note": "né"}, {}], ensure_ascii=False).encode()
+    theirs = serialization.loads(body, "application/json", encoding, accept={"application/json"})
+    headers = {"task": tasks.DELETE_LAB_POD, "id": "task-1"}
+    sent = pika.BasicProperties(headers=headers, content_type="application/json", content_encoding=encoding)
+    assert decode(body, sent).kwargs == theirs[1]
+
+
+def test_what_celery_sends_by_protocol_1_is_read(app: Celery) -> None:
+    message = app.amqp.as_task_v1("task-1", tasks.DELETE_LAB_POD, [], {"lab_instance_id": 7}, countdown=60)
+    content_type, encoding, body = serialization.dumps(message.body, serializer="json")
+    raw = body.encode() if isinstance(body, str) else body
+    sent = pika.BasicProperties(headers=message.headers, content_type=content_type, content_encoding=encoding)
+    task = decode(raw, sent)
+    assert (task.name, task.id, task.kwargs) == (tasks.DELETE_LAB_POD, "task-1", {"lab_instance_id": 7})
+    assert task.eta is not None
