@@ -1,7 +1,7 @@
 """The contract with the job containers: task names, typed payloads, routing.
 
-A payload is valid here exactly when a container accepts it: both sides call `parse_payload`,
-so a message that passes in a backend cannot be refused later for its form.
+Backends and containers call `parse_payload`, so that a message which passes in a backend cannot be refused
+later for its form. A container passes over what a stop does not need (`accept_payload`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypeAlias, TypeGuard
+from typing import Any, ClassVar, TypeAlias
 
 from dispatcher.errors import InvalidTask
+from dispatcher.ids import MAX_ID, is_id, meant_id, read_id
 from dispatcher.quantities import parse_quantity
 from dispatcher.text import MAX_CHARACTERS, cut, scrubbed
 
@@ -33,12 +34,14 @@ ROUTING_KEYS: dict[str, str] = {
 }
 
 
+_IDS = ("lab_instance_id", "lab_id", "student_id")
+
+
 def routing_key(name: str) -> str:
     """Return the routing key of a task; one that nobody knows goes where a container will refuse it."""
     return ROUTING_KEYS.get(name, ROUTING_KEYS[CREATE_LAB_POD])
 
 
-MAX_ID = 2**63 - 1  # PostgreSQL bigint
 #: Longest delay of a task in seconds, about 8.5 years: what the 28 levels of the delay ladder hold.
 MAX_DELAY_S = 2**28 - 1
 # docker.io/library/reference grammar, lower-case repository, optional tag and digest
@@ -69,14 +72,9 @@ def _named(key: object) -> str:
     return key if isinstance(key, str) and key.isidentifier() else _shown(key)
 
 
-def is_id(value: object) -> TypeGuard[int]:
-    return type(value) is int and 1 <= value <= MAX_ID
-
-
 def lab_instance_id_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
     """Return which lab a task is about, acceptable or not; None if it names none."""
-    value = kwargs.get("lab_instance_id", args[0] if args else None)
-    return value if is_id(value) else None
+    return meant_id(kwargs.get("lab_instance_id", args[0] if args else None))
 
 
 def _check_id(name: str, value: object) -> None:
@@ -125,7 +123,7 @@ class CreateLabPod:
     network_isolated: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("lab_instance_id", "lab_id", "student_id"):
+        for name in _IDS:
             _check_id(name, getattr(self, name))
         _check_match(
             "docker_image", self.docker_image, _IMAGE, 'an image reference such as "host/path/name:tag"'
@@ -141,7 +139,7 @@ class DeleteLabPod:
     task_name: ClassVar[str] = DELETE_LAB_POD
 
     lab_instance_id: int
-    #: What the caller believes the Pod is called; a Pod of this name that is not the lab's stops the task.
+    #: What the caller believes the Pod is called. A lab is stopped by its id, whatever stands here.
     k8s_pod_name: str | None = None
     #: True: no grace period for the lab's processes.
     force: bool = False
@@ -240,23 +238,79 @@ def parse_payload(name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
         known = ", ".join(PAYLOADS)
         raise InvalidTask("task", f"{_shown(name)} is unknown; allowed are {known}")
     names = FIELD_NAMES[payload_type]
-    if len(args) > len(names):
-        raise InvalidTask("args", f"{len(args)} positional arguments; allowed are {len(names)}")
-    values = dict(zip(names, args, strict=False))
-    for key, value in (kwargs or {}).items():
-        if key not in names:
-            allowed = ", ".join(names) or "none"
-            raise InvalidTask(_named(key), f"is not an argument of {name}; allowed are {allowed}")
-        if key in values:
-            raise InvalidTask(key, "is given twice, by position and by name")
-        values[key] = value
+    values = _by_name(name, names, args, kwargs or {})
     if "resources" in values and values["resources"] is None:
         del values["resources"]  # a backend that has no preference sends null
     required = _REQUIRED[payload_type]
     for key in required:
         if key not in values:
             raise InvalidTask(key, f"is missing; {name} needs {', '.join(required)}")
-    return payload_type(**values)
+    return payload_type(**{key: _plain(key, value) for key, value in values.items()})
+
+
+def accept_payload(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Payload, dict[str, str]]:
+    """Return the payload as a container takes it, and field -> problem for what it passes over.
+
+    A stop is not lost for what it does not need: whatever names one lab stops it. Raises InvalidTask.
+    """
+    if name != DELETE_LAB_POD:
+        return parse_payload(name, args, kwargs), {}
+    names, passed_over = FIELD_NAMES[DeleteLabPod], {}
+    given = [*zip(names, args, strict=False), *kwargs.items()]
+    labs = [value for key, value in given if key == "lab_instance_id"]
+    values: dict[str, Any] = {"lab_instance_id": _meant_lab(labs)}
+    if read_id(labs[0]) is None:
+        passed_over["lab_instance_id"] = f"{_shown(labs[0])} is read as {values['lab_instance_id']}"
+    for key, value in given:
+        if key == "lab_instance_id":
+            continue
+        try:
+            DeleteLabPod(lab_instance_id=1, **{key: value})
+            values[key] = value
+        except InvalidTask as exc:
+            passed_over[exc.field] = exc.problem
+        except TypeError:
+            passed_over[_named(key)] = f"is not an argument of {name}; allowed are {', '.join(names)}"
+    if len(args) > len(names):
+        passed_over["args"] = f"{len(args)} positional arguments; allowed are {len(names)}"
+    return DeleteLabPod(**values), passed_over
+
+
+def _meant_lab(values: list[Any]) -> int:
+    found = {meant_id(value) for value in values}
+    if len(found) > 1:
+        raise InvalidTask("lab_instance_id", "is given twice, by position and by name, and is not the same")
+    if not found:
+        raise InvalidTask("lab_instance_id", f"is missing; {DELETE_LAB_POD} needs lab_instance_id")
+    (lab,) = found
+    if lab is None:
+        _check_id("lab_instance_id", values[0])
+        raise AssertionError("what is an id means one")
+    return lab
+
+
+def _plain(key: str, value: object) -> Any:
+    """Return an id as an integer, if it is one in another form; what is none is refused by its payload."""
+    found = read_id(value) if key in _IDS else None
+    return value if found is None else found
+
+
+def _by_name(
+    name: str, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    if len(args) > len(names):
+        raise InvalidTask("args", f"{len(args)} positional arguments; allowed are {len(names)}")
+    values = dict(zip(names, args, strict=False))
+    for key, value in kwargs.items():
+        if key not in names:
+            allowed = ", ".join(names) or "none"
+            raise InvalidTask(_named(key), f"is not an argument of {name}; allowed are {allowed}")
+        if key in values:
+            raise InvalidTask(key, "is given twice, by position and by name")
+        values[key] = value
+    return values
 
 
 def payload_kwargs(payload: Payload) -> dict[str, Any]:

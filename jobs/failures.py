@@ -122,8 +122,6 @@ class Failure(FailureRow):
     FOLLOW_UP_UNSUPPORTED = Row(_INVALID, False, _ADMIN,
         "The request for this lab asks for {unsupported}, which is not supported. Whoever sent it must"
         " publish the follow-up task itself.")
-    WRONG_POD = Row(_INVALID, False, _ADMIN,
-        "Pod {pod} does not belong to lab {lab_instance_id}; nothing was deleted.")
     MESSAGE_UNREADABLE = Row(_INVALID, False, _ADMIN, "{problem}")
     #: Retried, because the message may be ahead of the backend's commit.
     LAB_UNKNOWN = Row(_INVALID, True, _ADMIN, "Lab {lab_instance_id} is not in the database")

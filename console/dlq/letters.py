@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from dispatcher.broker import delay_ladder, topology
 from dispatcher.errors import InvalidTask, MalformedMessage
 from dispatcher.failure_contract import Category, DeadLetterHeader
+from dispatcher.ids import MAX_ID
 from dispatcher.message.envelope import (
     FIRST_ERROR,
     Properties,
@@ -26,7 +27,7 @@ from dispatcher.message.envelope import (
     header_time,
     is_short_text,
 )
-from dispatcher.tasks import MAX_ID, lab_instance_id_of, parse_payload
+from dispatcher.tasks import accept_payload, lab_instance_id_of
 from jobs.failures import Failure
 
 #: Longest text that is kept, in characters; containers write no longer ones.
@@ -169,7 +170,7 @@ def read_task(body: bytes, properties: Properties) -> tuple[TaskMessage | None, 
     if task.unsupported:
         return task, f"it asks for {', '.join(task.unsupported)}, which is not supported"
     try:
-        parse_payload(task.name, task.args, task.kwargs)
+        accept_payload(task.name, task.args, task.kwargs)
     except InvalidTask as exc:
         return task, str(exc)
     return task, None

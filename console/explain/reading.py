@@ -48,6 +48,7 @@ from dispatcher.broker.connection import answers_within, connect
 from dispatcher.broker.topology import DEAD_LETTER_QUEUE
 from dispatcher.engine import reason
 from dispatcher.errors import DispatcherError
+from dispatcher.ids import MAX_ID
 from dispatcher.message.envelope import is_short_text
 from dispatcher.models import (
     Base,
@@ -59,7 +60,7 @@ from dispatcher.models import (
     TaskRun,
 )
 from dispatcher.settings import BrokerSettings
-from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, MAX_ID, SYNC_LAB_STATUS
+from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, HEALTH_CHECK_PODS, SYNC_LAB_STATUS
 from dispatcher.text import redacted, scrubbed
 from jobs.failures import Failure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 
-from dispatcher.tasks import MAX_ID
+from dispatcher.ids import MAX_ID
 
 _MAX_SECONDS = 86_400
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Any
 
+from dispatcher.ids import MAX_ID, is_id
 from dispatcher.quantities import parse_quantity
-from dispatcher.tasks import MAX_ID, CreateLabPod, is_id
+from dispatcher.tasks import CreateLabPod
 from jobs.config.settings_document import (
     QUANTITY,
     Problem,

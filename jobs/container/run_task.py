@@ -96,7 +96,7 @@ def _run_and_settle(
     error: JobError
     try:
         # What can never be performed does not wait for its time.
-        payload = _parse(task)
+        payload = _accept(record, task)
         if _park_until_eta(context, task):
             return Settlement.RETRY
         # A copy that `autolabs verify` made of a message that came back says so in its headers alone.
@@ -168,11 +168,20 @@ def _begin(connections: Connections, context: TaskContext, delivery: Delivery, t
         connections.results.started(task.id, parent_id=task.parent_id, group_id=task.group)
 
 
-def _parse(task: TaskMessage) -> tasks.Payload:
+def _accept(record: TaskRunRecord, task: TaskMessage) -> tasks.Payload:
+    payload, passed_over = _parse(task)
+    if passed_over:
+        record.details["passed_over"] = passed_over
+        said = "; ".join(f"{field}: {problem}" for field, problem in passed_over.items())
+        logger.warning("task is performed without %s", said, extra={"action": "passed_over"})
+    return payload
+
+
+def _parse(task: TaskMessage) -> tuple[tasks.Payload, dict[str, str]]:
     if task.unsupported:
         raise Failure.FOLLOW_UP_UNSUPPORTED.error(unsupported=", ".join(task.unsupported))
     try:
-        return tasks.parse_payload(task.name, task.args, task.kwargs)
+        return tasks.accept_payload(task.name, task.args, task.kwargs)
     except InvalidTask as exc:
         raise Failure.REQUEST_INVALID.error(problem=exc) from exc
 

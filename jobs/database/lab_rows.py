@@ -36,7 +36,7 @@ SET_TOMBSTONE = "UPDATE lab_instances SET stop_requested_at = now(), updated_at 
 # The columns of LabState; the task is the one that is at the lab, or NULL.
 STATE = (
     "status, stop_requested_at IS NOT NULL, k8s_pod_name, connection_url, starting_run::text, lab_id,"
-    f" {CANCELLED}, {OBJECT_LABEL}"
+    f" {CANCELLED}, student_id, {OBJECT_LABEL}"
 )
 # Read a lab.
 _READ = f"SELECT {STATE} FROM lab_instances WHERE id = %(lab)s"  # noqa: S608
@@ -55,6 +55,7 @@ class LabState:
     lab_id: int
     #: True: the task that is at the lab is not to be performed any more.
     cancelled: bool
+    student_id: int
     #: The label of its objects, and of no other lab's; None: not known.
     object_label: str | None = None
 

@@ -34,6 +34,8 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
     jobs.handlers.give_up takes them down when there is none.
     """
     lab = context.need_lab(payload.lab_instance_id)
+    if lab.should_start:
+        _check_whose(payload, lab)
     own_name = naming.lab_object_name(payload.lab_instance_id, payload.docker_image)
     if lab.should_start and (
         lab.starting_run is None
@@ -52,6 +54,15 @@ def create_lab(context: TaskContext, payload: CreateLabPod) -> None:
             raise objects_left(exc) from exc
     state = "stop requested" if lab.stop_requested else lab.status
     logger.info("nothing to create: lab is %s", state, extra={"action": "create_noop"})
+
+
+def _check_whose(payload: CreateLabPod, lab: LabState) -> None:
+    """Refuse a task that names another lab or student than the row: labels and limits go by both."""
+    for name in ("lab_id", "student_id"):
+        said, is_so = getattr(payload, name), getattr(lab, name)
+        if said != is_so:
+            problem = f"{name}: {said} is not that of the lab in the database, which is {is_so}"
+            raise Failure.REQUEST_INVALID.error(problem=problem)
 
 
 def _start(context: TaskContext, payload: CreateLabPod, lab: LabState) -> None:

@@ -36,7 +36,7 @@ def running_whatever_happened(
     def change(cursor: Any) -> tuple[bool, Ending]:
         statement = "UPDATE lab_instances SET status = 'RUNNING', k8s_pod_name = %s WHERE id = %s"
         cursor.execute(statement, (pod_name, lab))
-        running = LabState("RUNNING", False, pod_name, None, None, 1, False)
+        running = LabState("RUNNING", False, pod_name, None, None, 1, False, 1)
         return True, Ending("succeeded", result=lab_result(lab, running))
 
     return store._end(record, change)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from dispatcher import DELETE_LAB_POD
 from dispatcher.broker import topology
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
 from jobs.config.stored import SETTINGS
@@ -19,7 +18,6 @@ from tests.support.containers.container import free_port
 from tests.support.database.postgres import with_database
 from tests.support.factories import create_kwargs, make_wire
 from tests.support.labs.failing import Case, Scene, change_container, publish_create
-from tests.support.labs.failing_labs import operators_pod
 from tests.support.waiting import eventually_equal
 
 NOBODY = f"127.0.0.1:{free_port()}"
@@ -99,12 +97,6 @@ def _publish_crashing(scene: Scene) -> str:
     channel.connection.close()
     eventually_equal(lambda: scene.platform.broker.depth(topology.QUEUE_LOW), 1)
     return task_id
-
-
-def _publish_foreign_delete(scene: Scene) -> str:
-    scene.kubectl("create", "--filename=-", stdin=operators_pod(f"foreign-{scene.lab}"))
-    kwargs = {"lab_instance_id": scene.lab, "k8s_pod_name": f"foreign-{scene.lab}"}
-    return scene.platform.broker.publish_task(name=DELETE_LAB_POD, kwargs=kwargs)
 
 
 # A failure that leaves the cluster out of reach leaves its message too: nobody could look for the lab's
@@ -279,17 +271,6 @@ TASKS: dict[str, Case] = {
         publish=_publish_unknown_lab,
         values={"lab_instance_id": 10**12},
         says="ahead of the backend's commit",
-    ),
-    "a stop that names another pod": Case(
-        failure=Failure.WRONG_POD,
-        publish=_publish_foreign_delete,
-        queue=topology.QUEUE_HIGH,
-        values={"pod": "foreign-{lab}", "lab_instance_id": "{lab}"},
-        says="k8s_pod_name",
-        kept=True,
-        outcome="dead_lettered",
-        status="PENDING",
-        stop_failed=True,
     ),
     "a task that was cancelled": Case(
         failure=Failure.CANCELLED,

@@ -103,7 +103,7 @@ def test_what_somebody_put_there_by_hand_is_of_unknown_cause() -> None:
     ("task", "problem"),
     [
         (make_task(name="celery_workers.grade_lab", kwargs={}), "is unknown"),
-        (make_task(kwargs=create_kwargs(lab_instance_id="7")), "lab_instance_id"),
+        (make_task(kwargs=create_kwargs(lab_instance_id=" 7")), "lab_instance_id"),
         (make_delete(unsupported={"chain": [1]}), "asks for chain"),
     ],
     ids=["unknown task", "wrong argument", "follow-up"],

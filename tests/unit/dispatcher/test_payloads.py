@@ -21,6 +21,8 @@ from dispatcher.tasks import (
     SYNC_LAB_STATUS,
     CleanupTimeoutLabs,
     DeleteLabPod,
+    accept_payload,
+    lab_instance_id_of,
     parse_payload,
     payload_kwargs,
 )
@@ -28,6 +30,82 @@ from tests.support.broker.routing import queue_for
 from tests.support.factories import IMAGE, create_kwargs, make_payload
 
 DIGEST = "sha256:" + "a" * 64
+#: What other languages write for an id -> the id.
+TAKEN = {"123": 123, 123.0: 123, str(2**63 - 1): 2**63 - 1, float(2**53): 2**53}
+#: What a person reads as an id, and what is not taken for one -> the id.
+MEANT = {
+    **dict.fromkeys((" 7", "7\n", "+7", "007", "7.0", "7e0", chr(0x667)), 7),
+    "1_000": 1000,
+    "9223372036854775807.0": 2**63 - 1,
+}
+POD_NAMES: list[Any] = ["", "../x", "Lab", "a" * 64, 7, [], {}]
+UNREADABLE = [
+    *("", " ", "x", "-1", "0", "7.5", "NaN", "inf", "1e400", "1e999999999", str(2**63), "9" * 5000, "0x10"),
+    *(0.0, -1.0, 1.5, 1e18, float("nan"), float("inf"), True, False, None, [7], {"id": 7}, b"7"),
+]
+
+
+@pytest.mark.parametrize("value", TAKEN, ids=repr)
+def test_an_id_is_taken_as_other_languages_write_it(value: Any) -> None:
+    names = ("lab_instance_id", "lab_id", "student_id")
+    payload = parse_payload(CREATE_LAB_POD, (), create_kwargs(**dict.fromkeys(names, value)))
+    assert {payload_kwargs(payload)[name] for name in names} == {TAKEN[value]}
+    assert type(payload_kwargs(payload)["lab_id"]) is int
+
+
+@pytest.mark.parametrize("value", [*TAKEN, *MEANT, *UNREADABLE], ids=lambda value: repr(value)[:40])
+def test_the_lab_of_a_task_is_found_by_what_can_be_read(value: Any) -> None:
+    known = {repr(key): lab for key, lab in (TAKEN | MEANT).items()}
+    expected = known.get(repr(value))
+    assert lab_instance_id_of([], {"lab_instance_id": value}) == expected
+    assert lab_instance_id_of([value], {}) == expected
+
+
+@pytest.mark.parametrize("value", [*TAKEN, *MEANT], ids=repr)
+def test_a_stop_is_done_for_whatever_means_one_lab(value: Any) -> None:
+    payload, passed_over = accept_payload(DELETE_LAB_POD, [], {"lab_instance_id": value})
+    assert payload == DeleteLabPod(lab_instance_id=(TAKEN | MEANT)[value])
+    assert ("lab_instance_id" in passed_over) == (value in MEANT)
+
+
+@pytest.mark.parametrize("value", UNREADABLE, ids=lambda value: repr(value)[:40])
+def test_a_stop_of_no_lab_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        accept_payload(DELETE_LAB_POD, [], {"lab_instance_id": value})
+    assert caught.value.field == "lab_instance_id"
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "fields"),
+    [
+        *[([], {"k8s_pod_name": name}, ["k8s_pod_name"]) for name in POD_NAMES],
+        ([], {"k8s_pod_name": None}, []),
+        ([], {"force": "true"}, ["force"]),
+        ([], {"force": None, "reason": "bored", "x y": 1}, ["force", "reason", "'x y'"]),
+        ([7, "", 1, 2], {}, ["k8s_pod_name", "force", "args"]),
+        ([7], {}, []),
+        (["7"], {}, []),
+    ],
+)
+def test_a_stop_passes_over_what_it_does_not_need(
+    args: list[Any], kwargs: dict[str, Any], fields: list[str]
+) -> None:
+    payload, passed_over = accept_payload(DELETE_LAB_POD, args, {"lab_instance_id": 7, **kwargs})
+    assert payload == DeleteLabPod(lab_instance_id=7)
+    assert list(passed_over) == fields
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "problem"), [([7], {"lab_instance_id": 8}, "is not the same"), ([], {}, "is missing")]
+)
+def test_a_stop_of_two_labs_or_none_is_refused(args: list[Any], kwargs: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidTask, match=problem):
+        accept_payload(DELETE_LAB_POD, args, kwargs)
+
+
+def test_no_other_task_passes_over_anything() -> None:
+    with pytest.raises(InvalidTask, match="x: is not an argument"):
+        accept_payload(CLEANUP_TIMEOUT_LABS, [], {"x": 1})
 
 
 @pytest.mark.parametrize(
@@ -64,9 +142,11 @@ def test_a_valid_create_is_accepted(changes: dict[str, Any]) -> None:
         ({"lab_instance_id": 0}, "lab_instance_id", "an integer from 1"),
         ({"lab_instance_id": -1}, "lab_instance_id", "an integer from 1"),
         ({"lab_instance_id": 2**63}, "lab_instance_id", "an integer from 1 to 9223372036854775807"),
-        ({"lab_instance_id": "12345"}, "lab_instance_id", "'12345' is not allowed"),
+        *[
+            ({"lab_instance_id": value}, "lab_instance_id", "is not allowed; it must be an integer from 1")
+            for value in (*UNREADABLE, *MEANT)
+        ],
         ({"lab_instance_id": True}, "lab_instance_id", "True is not allowed"),
-        ({"lab_instance_id": 1.0}, "lab_instance_id", "an integer"),
         ({"lab_instance_id": None}, "lab_instance_id", "an integer"),
         ({"lab_id": None}, "lab_id", "an integer"),
         ({"student_id": [1]}, "student_id", "an integer"),

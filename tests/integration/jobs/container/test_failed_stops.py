@@ -16,7 +16,7 @@ from tests.support.broker.rabbitmq import Broker
 from tests.support.cluster.fake_cluster import FakeCluster
 from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
-from tests.support.labs.creates import add_pod, delivery_of, name_of, settle
+from tests.support.labs.creates import add_pod, delivery_of, name_of
 from tests.support.waiting import HANG_S
 
 EVENTS = "test.events"
@@ -41,20 +41,20 @@ def test_the_administrator_is_told_of_a_stop_that_failed_for_good(
 ) -> None:
     bind_events(broker)
     foreign = add_pod(cluster, lab + 1, name_of(lab + 1))
-    kwargs = {"lab_instance_id": lab, "k8s_pod_name": name_of(lab + 1)}
-    delete = make_task(name=DELETE_LAB_POD, kwargs=kwargs)
+    chain = {"chain": [{"task": "x.follow_up"}]}
+    delete = make_task(name=DELETE_LAB_POD, kwargs={"lab_instance_id": lab}, unsupported=chain)
     for _ in range(2):
-        settle(connections, delete)
+        assert run_task(connections, delivery_of(delete), {}) is Settlement.DEAD_LETTER
     assert list(cluster.objects) == [foreign]
     sweep(connections.labs, Notifier(connections.publisher, None), timeout_s=HANG_S)
     event = broker.take(EVENTS)
     body = json.loads(event.body)
     assert event.routing_key == "lab.stop_failed.admin"
-    assert (body["id"], body["type"]) == (f"lab-stop-failed-{lab}-wrong_pod", "lab.stop_failed")
+    assert (body["id"], body["type"]) == (f"lab-stop-failed-{lab}-follow_up_unsupported", "lab.stop_failed")
     assert (body["lab_instance_id"], body["task_id"]) == (lab, delete.id)
     assert broker.is_empty(EVENTS)
     assert database.outcomes() == ["dead_lettered", "dead_lettered"]
-    assert broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-cause"] == "wrong_pod"
+    assert broker.take(topology.DEAD_LETTER_QUEUE).headers["x-autolabs-cause"] == "follow_up_unsupported"
 
 
 def test_a_stop_whose_containers_died_is_asked_for_again(

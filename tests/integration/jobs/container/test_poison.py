@@ -64,7 +64,12 @@ POISON: dict[str, tuple[bytes, dict[Any, Any] | None, dict[str, Any], str]] = {
         {},
         "nope' is unknown",
     ),
-    "id as text": (body_of(**create_kwargs(lab_instance_id="7")), HEADERS, {}, "lab_instance_id: '7'"),
+    "an id with a blank": (
+        body_of(**create_kwargs(lab_instance_id=" 7")),
+        HEADERS,
+        {},
+        "lab_instance_id: ' 7'",
+    ),
     "a missing argument": (body_of(lab_instance_id=7), HEADERS, {}, "lab_id: is missing"),
     "an unknown argument": (body_of(**create_kwargs(x=1)), HEADERS, {}, "valid: x: is not an argument"),
     "too many arguments": (body_of(*range(9)), HEADERS, {}, "9 positional arguments"),
