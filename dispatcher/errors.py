@@ -121,13 +121,20 @@ class LabIsOver(NotExtended):
 
 
 class ExtensionTooLong(NotExtended):
-    """Raised when the lab would end later than it may; `minutes_possible` is what may still be added."""
+    """Raised when the lab would end later than it may; `minutes_possible` is what may still be added.
 
-    def __init__(self, lab_instance_id: int, time: LabTime) -> None:
-        self.minutes_possible = time.minutes_possible
-        problem = (
-            f"at most {self.minutes_possible} minutes more are possible, until {_shown(time.latest_end_at)}"
-        )
+    0: nothing can be, also where the lab is so long past its end that what may be added would not reach now.
+    """
+
+    def __init__(self, lab_instance_id: int, time: LabTime, *, helps: bool = True) -> None:
+        self.minutes_possible = time.minutes_possible if helps else 0
+        until = _shown(time.latest_end_at)
+        problem = f"at most {self.minutes_possible} minutes more are possible, until {until}"
+        if not helps:
+            problem = (
+                f"its end was {_shown(time.ends_at)}, and by none of the {time.minutes_possible} minutes that"
+                f" it may be extended, until {until}, would it end later than now: start another lab"
+            )
         super().__init__(lab_instance_id, time, problem)
 
 

@@ -19,8 +19,8 @@ from dispatcher.errors import (
     LabUnknown,
 )
 from dispatcher.failure_contract import EventType
+from dispatcher.ids import MAX_ID
 from dispatcher.task_status import LabTime
-from dispatcher.tasks import MAX_ID
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
@@ -40,11 +40,19 @@ MAX_MINUTES = 525_600
 #: Seconds by which an end that went through somebody's JSON may differ from that of the row.
 _SAME_S = 1.0
 
-# A backend may write infinity for never, which is more than Python's datetime can hold.
+# A backend may write infinity for never, or a time before year 1: more than Python's datetime can hold, whose
+# engine may be a backend's own.
 _FOREVER = "timestamptz '9999-01-01Z'"
+_LONG_AGO = "timestamptz '0002-01-01Z'"
+
+
+def _held(column: str) -> str:
+    return f"greatest(least({column}, {_FOREVER}), {_LONG_AGO})"
+
+
 _COLUMNS = f"""
-id, status, stop_requested_at IS NOT NULL AS stopping, least(expires_at, {_FOREVER}) AS ends_at,
-least(max_expires_at, {_FOREVER}) AS latest_end_at, clock_timestamp() AS now,
+id, status, stop_requested_at IS NOT NULL AS stopping, {_held("expires_at")} AS ends_at,
+{_held("max_expires_at")} AS latest_end_at, clock_timestamp() AS now,
 (SELECT count(*) FROM notifications WHERE coalesce(lab_instance_id, 0) = lab.id
  AND event_type = '{EventType.ENDS_SOON}' AND occasion = lab.expires_at) AS warnings
 """  # noqa: S608  # constants of this module
@@ -82,7 +90,8 @@ def extend(
         LabUnknown: there is no such lab.
         LabIsOver: it is STOPPED, FAILED, or about to be stopped.
         ExtensionTooShort: it would still be past its end; `.minutes_needed` says how many help.
-        ExtensionTooLong: the end would be later than the lab's latest; `.minutes_possible` says what is left.
+        ExtensionTooLong: the end would be later than the lab's latest, or no extension helps any more;
+            `.minutes_possible` says what is left, 0 if nothing helps.
         EndHasMoved: it ends at another time than `ends_at`, but not as this call would have moved it.
     """
     _check("lab_instance_id", lab_instance_id, MAX_ID)
@@ -97,11 +106,12 @@ def extend(
         if abs(moved_s - 60 * minutes) < _SAME_S:
             return found
         raise EndHasMoved(lab_instance_id, found)
-    if minutes > found.minutes_possible:
-        raise ExtensionTooLong(lab_instance_id, found)
-    past_minutes = (row["now"] - found.ends_at).total_seconds() / 60
-    if past_minutes >= minutes:
-        raise ExtensionTooShort(lab_instance_id, found, int(past_minutes) + 1)
+    needed = int((row["now"] - found.ends_at).total_seconds() // 60) + 1
+    helps = needed <= min(found.minutes_possible, MAX_MINUTES)
+    if minutes > found.minutes_possible or not helps:
+        raise ExtensionTooLong(lab_instance_id, found, helps=helps)
+    if minutes < needed:
+        raise ExtensionTooShort(lab_instance_id, found, needed)
     return _time(_row(session, _EXTEND, {"id": lab_instance_id, "minutes": minutes}))
 
 

@@ -30,6 +30,7 @@ from dispatcher.__main__ import main
 from dispatcher.testing import InMemoryDispatcher
 from jobs.checks import cleanup
 from jobs.database.lab_store import LabStore
+from tests.support.database.odd_rows import old_rows_may_have_any_time
 from tests.support.database.postgres import Database
 from tests.support.labs.cleaning import Cleaning
 from tests.support.waiting import HANG_S, eventually
@@ -96,6 +97,26 @@ def test_no_extension_goes_beyond_the_labs_latest_end(
     forever = database.add_lab(status="RUNNING", expires_at="infinity", max_expires_at="infinity")
     with pytest.raises(ExtensionTooLong):
         dispatcher.extend_lab(forever, 1)
+
+
+@pytest.mark.parametrize(
+    ("ends_at", "latest"),
+    [
+        ("2020-01-01Z", "2020-01-02Z"),
+        ("-infinity", "infinity"),
+        ("0044-03-15Z BC", "0044-03-16Z BC"),
+    ],
+)
+def test_a_lab_too_far_past_its_end_is_told_that_nothing_helps(
+    dispatcher: Dispatcher, database: Database, ends_at: str, latest: str
+) -> None:
+    old_rows_may_have_any_time(database)
+    lab = database.add_lab(status="RUNNING", expires_at=ends_at, max_expires_at=latest)
+    assert dispatcher.lab_time(lab).minutes_left == 0
+    for minutes in (1, 525_600):
+        with pytest.raises(ExtensionTooLong, match=r"would it end later than now|are possible") as refused:
+            dispatcher.extend_lab(lab, minutes)
+        assert refused.value.minutes_possible == 0
 
 
 @pytest.mark.parametrize(
