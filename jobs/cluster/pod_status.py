@@ -91,6 +91,8 @@ _LACKS_OBJECT = r'(configmap|secret) "[^"]*" not found|couldn\'t find key'
 _KILLED = 137
 #: Seconds for which a deletion that should be done may go on: a kubelet is late at times.
 STUCK_S = 60.0
+#: Most by which a node's clock is taken to be wrong. Some writes date nothing, such as a reason for waiting.
+_MOST_BEHIND = timedelta(minutes=5)
 #: The kubelet gives the times of one event up to this far apart.
 _ONE_EVENT = timedelta(seconds=2)
 #: Status of most Pods; one object for all of them, as there are thousands.
@@ -160,10 +162,32 @@ def running_status(pod: Manifest, now: datetime, settings: LifeSettings) -> PodS
         if _loops(container, settings):
             return _lost_by_program(pod, container)
     since = api_time(condition(pod, "Ready").get("lastTransitionTime"))
-    since = since or api_time(pod["metadata"].get("creationTimestamp"))
+    since = since + _clock_behind(pod) if since else api_time(pod["metadata"].get("creationTimestamp"))
     if since is None or now - since <= timedelta(seconds=settings.unready_limit_s):
         return _PLAIN[state]
     return _long_unready(pod, since, now)
+
+
+def _clock_behind(pod: Manifest) -> timedelta:
+    """Return by how much the node's clock is behind the API server's, as the last write of the status shows.
+
+    The node dates what happens to a Pod, and the API server dates the write that says so, at once.
+    """
+    written = [
+        one.get("time")
+        for one in pod["metadata"].get("managedFields", ())
+        if one.get("subresource") == "status"
+    ]
+    dated = [one.get("lastTransitionTime") for one in pod.get("status", {}).get("conditions", ())]
+    for container in container_statuses(pod):
+        for key in ("state", "lastState"):
+            for state in (container.get(key) or {}).values():
+                dated += [state.get("startedAt"), state.get("finishedAt")]
+    writes, dates = [api_time(one) for one in written if one], [api_time(one) for one in dated if one]
+    if not writes or not dates:
+        return timedelta()
+    behind = max(filter(None, writes)) - max(filter(None, dates))
+    return max(-_MOST_BEHIND, min(behind, _MOST_BEHIND))
 
 
 def _lost(failure: Failure, evidence: str, image: str = "") -> PodStatus:

@@ -20,7 +20,7 @@ from jobs import logs
 from jobs.container.consumer import Delivery, Settlement
 from jobs.container.settle import publish_delayed, settle_failure, settle_redelivered, settle_unreadable
 from jobs.database.ledger import TaskRunRecord
-from jobs.errors import JobError
+from jobs.errors import JobError, TransientError
 from jobs.failures import Failure
 from jobs.handlers.context import Connections, TaskContext
 from jobs.handlers.create import create_lab
@@ -162,7 +162,7 @@ def _begin(connections: Connections, context: TaskContext, delivery: Delivery, t
         raise Failure.EXPIRED.error(evidence="expired in its queue")
     # A stop that has begun is done: its lab goes down already.
     begun = task.name == tasks.DELETE_LAB_POD and (delivery.redelivered or task.retries > 0)
-    if task.expires and task.expires <= datetime.now(timezone.utc) and not begun:
+    if task.expires and not begun and task.expires <= _now(context):
         raise Failure.EXPIRED.error(evidence=f"expires {task.expires.isoformat()}")
     if connections.results and not task.ignore_result:
         connections.results.started(task.id, parent_id=task.parent_id, group_id=task.group)
@@ -210,8 +210,10 @@ _HANDLERS: dict[type, Callable[[TaskContext, Any], None]] = {
 
 def _park_until_eta(context: TaskContext, task: TaskMessage) -> bool:
     """Send a task that is not due yet to the delay ladder, but wait out the last second here."""
-    now = datetime.now(timezone.utc)
-    wait_s = (task.eta - now).total_seconds() if task.eta else 0.0
+    if task.eta is None:
+        return False
+    now = _now(context)
+    wait_s = (task.eta - now).total_seconds()
     ran_out = task.expires is not None and task.expires <= now
     if wait_s <= 0 or ran_out or task.name not in tasks.ROUTING_KEYS:
         return False
@@ -221,3 +223,14 @@ def _park_until_eta(context: TaskContext, task: TaskMessage) -> bool:
     publish_delayed(context.publisher, task, wait_s)
     logger.info("task is not due yet", extra={"action": "parked", "eta": task.eta})
     return True
+
+
+def _now(context: TaskContext) -> datetime:
+    """Return the database's time, by which all go; the container's own if the database does not answer."""
+    from jobs.database.snapshot_rows import database_now  # which a task without a time does not need
+
+    try:
+        return database_now(context.labs)
+    except TransientError as exc:
+        logger.warning("times go by this container's clock: %s", exc, extra={"action": "own_clock"})
+        return datetime.now(timezone.utc)

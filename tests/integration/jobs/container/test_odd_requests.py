@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dispatcher.tasks import DELETE_LAB_POD
 from jobs.container.consumer import Settlement
 from jobs.container.run_task import run_task
+from jobs.database import snapshot_rows
 from jobs.handlers.context import Connections
 from tests.support.cluster.fake_cluster import FakeCluster
 from tests.support.database.postgres import Database
@@ -74,3 +76,21 @@ def test_a_stop_is_done_whatever_pod_it_names(
     assert (database.lab(lab)["status"], [*cluster.objects]) == ("STOPPED", [others])
     (row,) = database.rows("SELECT details -> 'passed_over' AS passed_over FROM task_ledger")
     assert row["passed_over"].keys() == {"lab_instance_id", "k8s_pod_name"}
+
+
+@pytest.mark.parametrize(("option", "status"), [("expires", "FAILED"), ("eta", "RUNNING")])
+def test_eta_and_expires_go_by_the_clock_of_the_database(
+    connections: Connections,
+    cluster: FakeCluster,
+    database: Database,
+    lab: int,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    status: str,
+) -> None:
+    # As for a container whose clock is an hour behind.
+    monkeypatch.setattr(snapshot_rows, "_NOW", "SELECT now() + interval '1 hour'")
+    at = datetime.now(timezone.utc) + timedelta(minutes=30)
+    task = make_task(kwargs=create_kwargs(lab_instance_id=lab), **{option: at})
+    assert run_task(connections, delivery_of(task), {}) is Settlement.ACK
+    assert database.lab(lab)["status"] == status

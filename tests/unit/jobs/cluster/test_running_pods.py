@@ -327,3 +327,27 @@ def test_evidence_says_what_was_seen_and_for_how_long() -> None:
     assert evidence == "container lab waiting CrashLoopBackOff/Error, exit code 1"
     evidence = running_status(TABLE["not ready for too long"][0], NOW, SETTINGS).evidence
     assert evidence.startswith("not Ready for 121 s; container lab running")
+
+
+@pytest.mark.parametrize(
+    ("dated_s", "written_s", "lost"),
+    [
+        (155, 5, False),  # a node 2.5 minutes behind, at the first blip
+        (280, 130, True),
+        (5, 125, True),  # a node two minutes ahead
+        (-60, 60, False),
+        (125, 125, True),  # a right one
+        (3600, 5, True),  # more than a clock can be wrong: the last write dated nothing
+    ],
+)
+def test_a_pod_is_not_ready_for_as_long_as_the_api_servers_clock_says(
+    dated_s: float, written_s: float, lost: bool
+) -> None:
+    made = pod(container(running(), ready=False), since_s=dated_s)
+    made["metadata"]["managedFields"] = [
+        {"manager": "job", "operation": "Update", "time": ago(0)},
+        {"manager": "kubelet", "subresource": "status", "time": ago(written_s)},
+        {"manager": "other", "subresource": "status"},
+    ]
+    made["status"]["startTime"] = ago(3600)
+    assert (running_status(made, NOW, SETTINGS).state is State.LOST) == lost
