@@ -6,12 +6,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 
 from dispatcher.errors import DispatcherError, MissingExtra, needs_extra
 from dispatcher.forks import call_in_forked_children
+from dispatcher.stored_times import bear_odd_times
 
 #: Seconds that a statement waits for a row or a task that somebody else holds.
 LOCK_TIMEOUT_S = 5
@@ -63,6 +64,7 @@ def make_engine(
         raise
     except (ArgumentError, ImportError) as exc:
         raise DispatcherError(f"the database cannot be used: {type(exc).__name__}") from exc
+    event.listen(engine, "connect", lambda opened, _record: bear_odd_times(opened))
     known = weakref.ref(engine)
 
     def forget_connections() -> None:

@@ -266,7 +266,7 @@ def _retries(headers: Mapping[str, Any]) -> int:
 def _count(headers: Mapping[str, Any], key: str) -> int | None:
     """Return a count that nothing depends on."""
     value = headers.get(key)
-    return int(value) if _is_count(value) else None
+    return int(value) if value is not None and _is_count(value) else None
 
 
 def _is_count(value: Any) -> bool:

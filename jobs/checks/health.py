@@ -41,6 +41,8 @@ FAIL_S = 30.0
 TOGETHER = 25
 #: Labs of which events and log are read, and of which this container tells people.
 CLOSER_LOOKS = 10
+#: Most odd rows that a result names.
+MAX_NAMED = 20
 #: Seconds after which a program that was ended for want of memory, and runs again, is no news.
 _KILLED_LATELY_S = 3600.0
 _KILLED = (
@@ -218,4 +220,5 @@ class _HealthCheck:
             "restarted": self._restarted,
             "left_alone": self._left_alone + look.left_alone,
             "looked_s": looked_s,
+            **({"odd_rows": look.odd_rows[:MAX_NAMED]} if look.odd_rows else {}),
         }

@@ -64,6 +64,8 @@ class RunningLabs:
     killed: list[tuple[LabRow, datetime]] = field(default_factory=list)
     #: Labs that changed since the look began, or whose row names no Pod.
     left_alone: int = 0
+    #: Labs whose rows have times that are none.
+    odd_rows: list[int] = field(default_factory=list)
     #: Nodes with a lab that is Ready.
     nodes_heard: set[str] = field(default_factory=set)
     #: The namespace is under a policy, as that of labs is, and has no other platform's Pods; it is asked only
@@ -106,6 +108,8 @@ def look_at_running_labs(
         if row.status != "RUNNING" or row.stopping:
             continue
         found.running += 1
+        if row.has_odd_times:
+            found.odd_rows.append(row.id)
         if row.k8s_pod_name is None or row.updated_at >= as_of:
             found.left_alone += 1
         else:

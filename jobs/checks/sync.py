@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 #: Lines of the log about single differences, of each kind; the ledger has every repair.
 MAX_LINES = 50
+#: Most odd rows that a result names.
+MAX_NAMED = 20
 #: Seconds for which a Pod that ended is left to the health check, which comes each minute and can say why.
 HEALTH_FIRST_S = 180
 
@@ -115,6 +117,9 @@ class _Sync:
             "objects": len(comparison.inventory.objects),
             "undecided": self._undecided,
         }
+        odd_rows = [row.id for row in comparison.inventory.rows.values() if row.has_odd_times]
+        if odd_rows:
+            result["odd_rows"] = odd_rows[:MAX_NAMED]
         share, always = self._settings.fail_max_share, self._settings.fail_always
         refused = refusal(comparison.differences, comparison.inventory, share=share, always=always)
         if self._payload.force:

@@ -14,6 +14,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
+from dispatcher.stored_times import bear_odd_times
 from jobs.failures import Failure
 from jobs.waiting import through_blips
 
@@ -143,6 +144,7 @@ class Database:
             )
             # `with connection` begins a transaction all the same.
             self._connection.autocommit = True
+            bear_odd_times(self._connection)
         return self._connection
 
 

@@ -81,7 +81,8 @@ _AGE_LIMIT = (
 _ENDS_AT = f"least(expires_at, {_AGE_LIMIT})"
 # Why a lab is to end. One list for look and lock: a lab that changes in between is judged again. The first
 # WHEN that holds counts, and only those of a lab that may be due ask other tables. The limit of a lab that is
-# asked for ahead counts from the time for which it is asked, as far as the outbox knows it.
+# asked for ahead counts from the time for which it is asked, as far as the outbox knows it. A lab that was
+# made in the future, by what a backend wrote, counts from the last change of its row.
 _REASON = f"""
 CASE
  WHEN stop_requested_at IS NOT NULL THEN
@@ -89,7 +90,7 @@ CASE
     AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab.id) THEN 'stop_repeated' END
  WHEN status = 'RUNNING' THEN
   CASE WHEN expires_at < now() THEN 'expired' WHEN {_ENDS_AT} < now() THEN 'max_age' END
- WHEN created_at < now() - make_interval(mins => %(pending_limit)s)
+ WHEN least(created_at, updated_at) < now() - make_interval(mins => %(pending_limit)s)
   AND NOT EXISTS (SELECT FROM task_outbox WHERE lab_instance_id = lab.id
                   AND eta > now() - make_interval(mins => %(pending_limit)s))
   AND NOT EXISTS (SELECT FROM task_ledger AS run WHERE lab_instance_id = lab.id AND {may_go_on("run")})

@@ -5,17 +5,22 @@ Read by verify, sync and the health check. Each page is a statement of its own, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from dispatcher.broker.topology import QUEUE_NORMAL
 from dispatcher.failure_contract import COME_BACK_S
+from dispatcher.stored_times import EARLIEST, is_odd
 from dispatcher.tasks import CREATE_LAB_POD
 from jobs.config.naming import LabIdentity
 from jobs.database.connection import Database
 from jobs.database.ledger import may_go_on
 from jobs.database.object_label import OBJECT_LABEL
+
+logger = logging.getLogger(__name__)
 
 #: Rows per statement.
 PAGE = 1000
@@ -124,6 +129,8 @@ class LabRow:
     #: The label of its objects, and of no other lab's; None: not known.
     object_label: str | None = None
     connection_url: str | None = None
+    #: True: a time of the row was none, and counts as long ago.
+    has_odd_times: bool = False
 
     @property
     def whose(self) -> LabIdentity:
@@ -148,15 +155,26 @@ def database_now(database: Database) -> datetime:
 def live_rows(database: Database) -> Iterator[list[LabRow]]:
     """Yield the PENDING and RUNNING labs, by id, at most PAGE at a time, each page as it is then."""
     last = 0
-    while rows := [LabRow(*row) for row in database.fetch(_LIVE, (last, PAGE))]:
+    while rows := [_lab_row(*row) for row in database.fetch(_LIVE, (last, PAGE))]:
         yield rows
         last = rows[-1].id
+
+
+def _lab_row(*values: Any) -> LabRow:
+    """Return a row; what happened at no time that there is counts as long ago, and the row is named."""
+    borne: list[Any] = [EARLIEST if isinstance(one, datetime) and is_odd(one) else one for one in values]
+    row = LabRow(*borne)
+    if EARLIEST not in borne:
+        return row
+    extra = {"action": "odd_row", "lab_instance_id": row.id}
+    logger.warning("lab %d: a time in its row is before year 2 or after 9998", row.id, extra=extra)
+    return replace(row, has_odd_times=True)
 
 
 def some_rows(database: Database, ids: Collection[int]) -> Iterator[LabRow]:
     """Yield the labs with these ids, whatever their status; an id without a row yields nothing."""
     for part in _parts(ids):
-        yield from (LabRow(*row) for row in database.fetch(_SOME, (part,)))
+        yield from (_lab_row(*row) for row in database.fetch(_SOME, (part,)))
 
 
 def outbox_tasks(database: Database) -> set[tuple[int, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import jobs.cluster.client
+from dispatcher.ids import read_id
 from jobs.cluster.client import ApiError, ApiUnavailable, Cluster, Manifest, api_time
 from jobs.cluster.lab_objects import collections
 from jobs.cluster.pod_fields import condition
@@ -80,5 +81,4 @@ def make_object(kind: str, item: Manifest) -> LabObject:
 
 def _lab(label: str | None) -> int | None:
     # Exactly as naming.lab_labels writes it: "007" is nobody's.
-    digits = label is not None and label.isascii() and label.isdigit() and not label.startswith("0")
-    return int(label) if label is not None and digits and len(label) < 19 else None
+    return read_id(label) if label is not None else None

@@ -31,7 +31,7 @@ OWNERS = {
     },
     "alembic": {"dispatcher/migrations/"},
     "kubernetes": set(),
-    "psycopg2": {"jobs/database/connection.py"},
+    "psycopg2": {"jobs/database/connection.py", "dispatcher/stored_times.py"},
     "redis": {"jobs/notify/redis_results.py"},
     "tenacity": {"jobs/waiting.py"},
     "kombu": {"dispatcher/celery_config.py"},

@@ -22,6 +22,7 @@ from jobs.failures import Failure
 from jobs.verify import objects
 from tests.support.broker.rabbitmq import Broker
 from tests.support.cluster.fake_cluster import READY
+from tests.support.database.odd_rows import ODD_TIMES, old_rows_may_have_any_time
 from tests.support.factories import IMAGE, make_record
 from tests.support.labs.health import Checking, ago, unready
 from tests.support.labs.verifying import age, path_of, pod_name
@@ -382,3 +383,18 @@ def test_a_stop_that_was_asked_for_before_the_lab_was_lost_stops_the_one_in_its_
     assert (checking.database.lab(again["id"])["stop_requested_at"] is not None) is status
     deletes = [(row["task_name"], row["lab_instance_id"]) for row in checking.outbox()]
     assert deletes == ([(DELETE_LAB_POD, again["id"])] if status else [])
+
+
+def test_rows_with_odd_times_are_named_and_stop_no_other_lab(checking: Checking) -> None:
+    old_rows_may_have_any_time(checking.database)
+    labs = checking.labs(2 * len(ODD_TIMES) + 1)
+    for lab, moment in zip(labs[1:], 2 * ODD_TIMES, strict=True):
+        statement = "UPDATE lab_instances SET created_at = %s, updated_at = %s WHERE id = %s"
+        checking.database.rows(statement, moment, moment, lab)
+    lost = labs[0], labs[1], labs[4]
+    for lab in lost:
+        del checking.cluster.objects[path_of("Pod", pod_name(lab))]
+    result = checking.check()
+    assert numbers(result) == {"looked_at": len(labs), "ready": len(labs) - 3, "failed": 3}
+    assert result["odd_rows"] == labs[1:]
+    assert {checking.database.lab(lab)["status"] for lab in lost} == {"FAILED"}

@@ -21,6 +21,7 @@ from jobs.failures import Failure
 from jobs.handlers.context import Connections
 from tests.support.broker.rabbitmq import Broker
 from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.odd_rows import ODD_TIMES, old_rows_may_have_any_time
 from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_record
 from tests.support.labs.syncing import Sync, status, waiting
@@ -339,3 +340,31 @@ def test_creates_and_deletes_meanwhile_are_not_mistaken_for_drift(
         thread.join()
         store.close()
     assert database.rows("SELECT * FROM lab_instances WHERE status = 'FAILED'") == []
+
+
+def test_labs_with_ids_of_19_digits_are_like_any_other(
+    synced: Sync, database: Database, cluster: FakeCluster
+) -> None:
+    labs = [running(database, cluster) for _ in range(2)]
+    for lab, other in zip(labs, (2**63 - 1, 10**18), strict=True):
+        cluster.objects.pop(path_of("Pod", pod_name(lab)))
+        cluster.objects.pop(path_of("Service", pod_name(lab)))
+        cluster.objects.pop(path_of("NetworkPolicy", pod_name(lab)))
+        statement = "UPDATE lab_instances SET id = %s, k8s_pod_name = %s WHERE id = %s"
+        database.rows(statement, other, pod_name(other), lab)
+        add_objects(cluster, other)
+    assert synced() == {"rows": 2, "objects": 6, "undecided": 0, "found": {}, "repaired": {}, "left": 0}
+
+
+def test_rows_with_odd_times_are_named_and_stop_no_other_lab(
+    synced: Sync, database: Database, cluster: FakeCluster
+) -> None:
+    old_rows_may_have_any_time(database)
+    odd = [running(database, cluster) for _ in ODD_TIMES]
+    for lab, moment in zip(odd, ODD_TIMES, strict=True):
+        statement = "UPDATE lab_instances SET created_at = %s, updated_at = %s WHERE id = %s"
+        database.rows(statement, moment, moment, lab)
+    gone = running(database, cluster)
+    cluster.objects.pop(path_of("NetworkPolicy", pod_name(gone)))
+    result = synced()
+    assert (result["odd_rows"], result["found"], result["left"]) == (odd, {"object_gone": 1}, 0)
