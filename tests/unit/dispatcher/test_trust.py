@@ -14,6 +14,8 @@ from dispatcher.settings import Environment, database_url
 from dispatcher.trust import ca_problem, make_context, with_root_certificate
 from jobs.config.environment import StoreSettings
 from jobs.config.objectstore import ObjectStore
+from jobs.database import connection as database_connection
+from jobs.database.connection import Database
 from jobs.errors import PermanentError
 from jobs.failures import Failure
 from tests.support.certificate import make_certificate
@@ -144,3 +146,38 @@ def test_a_store_that_is_not_trusted_is_no_store_that_is_away(tls_port: int, aut
         ObjectStore(StoreSettings(endpoint, "key", "hidden", "bucket")).read("x")
     assert caught.value.failure is Failure.STORE_UNTRUSTED
     assert f"S3_ENDPOINT 127.0.0.1:{tls_port}: certificate verify failed" in str(caught.value.evidence)
+
+
+def test_a_database_that_is_not_trusted_is_no_database_that_is_away(
+    authority: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_connection, "BLIP_S", 0.1)
+    make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.with_suffix(".pem"))
+
+    def serve() -> None:
+        with listener:
+            for _ in range(10):
+                client = listener.accept()[0]
+                with client:
+                    if not client.recv(8):
+                        return  # the test's own connection, that ends this
+                    client.sendall(b"S")  # yes, TLS
+                    try:
+                        context.wrap_socket(client, server_side=True).close()
+                    except OSError:
+                        continue  # the client does not trust it
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    query = f"sslmode=verify-full&sslrootcert={tmp_path / 'server.crt'}&gssencmode=disable"
+    database = Database(f"postgresql://u:hidden@127.0.0.1:{port}/db?{query}", application_name="test")
+    with pytest.raises(PermanentError, match="certificate verify failed") as caught:
+        database.fetch("SELECT 1")
+    socket.create_connection(("127.0.0.1", port)).close()
+    thread.join()
+    assert caught.value.failure is Failure.DATABASE_UNTRUSTED
+    assert "hidden" not in str(caught.value)

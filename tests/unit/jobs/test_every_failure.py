@@ -43,7 +43,15 @@ _CLEANUP = "tests/integration/jobs/checks/test_cleanup"
 SCRIPTED = {
     Failure.STORE_REFUSES_REQUEST: (
         "tests/unit/jobs/config/test_store_answers.py::test_a_refusal_tells_the_code_of_the_store",
-        "MinIO of the local cluster takes every region that it names",
+        "a store that refuses is scripted: MinIO refuses few requests of ours",
+    ),
+    Failure.STORE_UNTRUSTED: (
+        "tests/unit/dispatcher/test_trust.py::test_a_store_that_is_not_trusted_is_no_store_that_is_away",
+        "a TLS server of the test, with an authority that nobody trusts",
+    ),
+    Failure.DATABASE_UNTRUSTED: (
+        "tests/unit/dispatcher/test_trust.py::test_a_database_that_is_not_trusted_is_no_database_that_is_away",
+        "a TLS server of the test, which speaks PostgreSQL until the handshake",
     ),
     Failure.NEVER_STARTED: (
         f"{_CLEANUP}.py::test_a_lab_that_never_became_usable_says_so_and_what_is_left_of_it_goes",

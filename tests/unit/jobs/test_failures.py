@@ -26,6 +26,7 @@ VALUES = {
     "lab_instance_id": 5,
     "minutes": 60,
     "kept": "cpu 500m",
+    "status": 418,
 }
 
 
