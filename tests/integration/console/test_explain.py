@@ -20,6 +20,7 @@ from jobs.failures import Failure
 from tests.support.broker.outbox import insert_create
 from tests.support.broker.rabbitmq import Broker
 from tests.support.containers.container import Containers
+from tests.support.database.odd_rows import ODD_TIMES, old_rows_may_have_any_time
 from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_record
 from tests.support.labs.cleaning import Cleaning
@@ -298,3 +299,13 @@ def test_odd_rows_are_read_within_bounds(engine: Engine, database: Database, lab
     assert set(facts.runs[-1].details) == {"cause", "seen"}
     assert len(json.dumps(facts.runs[-1].details)) < 5000
     assert "9999-01-01" in explain(facts).next
+
+
+@pytest.mark.parametrize("moment", ODD_TIMES)
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING", "STOPPED", "FAILED"])
+def test_a_lab_with_odd_times_is_explained(read: Read, database: Database, status: str, moment: str) -> None:
+    old_rows_may_have_any_time(database)
+    names = ("created_at", "updated_at", "expires_at", "max_expires_at", "started_at")
+    times = dict.fromkeys(names, moment) | {"failed_at" if status == "FAILED" else "stopped_at": moment}
+    lab = database.add_lab(status=status, k8s_pod_name="", connection_url="", **times)
+    assert read(lab).timeline
