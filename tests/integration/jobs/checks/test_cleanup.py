@@ -12,13 +12,16 @@ from cronjobs.__main__ import main
 from dispatcher import CreateLabPod, TaskRequest, outbox
 from dispatcher.message.envelope import decode
 from dispatcher.tasks import CLEANUP_TIMEOUT_LABS, CREATE_LAB_POD, DELETE_LAB_POD
+from jobs.config.lifetimes import LifeSettings
 from jobs.container.consumer import Settlement
 from jobs.container.run_task import run_task
 from jobs.database import ledger
+from jobs.database.due_rows import announce_ends
 from jobs.database.ledger import Ending
 from jobs.failures import Failure
 from tests.support.broker.rabbitmq import Broker
 from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.odd_rows import ODD_TIMES, old_rows_may_have_any_time
 from tests.support.database.postgres import Database
 from tests.support.factories import IMAGE, make_record
 from tests.support.labs.cleaning import Cleaning, lab_of
@@ -261,3 +264,22 @@ def test_the_command_says_by_its_exit_code_what_is_wrong(command: pytest.MonkeyP
     assert main(["cleanup"]) == 69
     command.setenv("DATABASE_URL", "mysql://x")
     assert main(["cleanup"]) == 78
+
+
+def test_labs_with_odd_times_end_by_what_is_known_of_them(cleaning: Cleaning, database: Database) -> None:
+    old_rows_may_have_any_time(database)
+    past, future = ODD_TIMES[:3], ODD_TIMES[3:]
+    expired = [cleaning.add_expired(k8s_pod_name="")[0] for _ in ODD_TIMES]
+    pending = [cleaning.add_pending() for _ in ODD_TIMES]
+    for moment, lab, waiting in zip(ODD_TIMES, expired, pending, strict=True):
+        times = dict.fromkeys(("created_at", "started_at", "max_expires_at"), f"timestamptz '{moment}'")
+        cleaning.change(lab, **times, expires_at=f"timestamptz '{moment}'")
+        cleaning.change(
+            waiting, created_at=f"timestamptz '{moment}'", updated_at="now() - interval '2 hours'"
+        )
+    ends = {"expired": len(past), "overdue": len(pending)}
+    assert cleaning.run() == {"deletes_published": sum(ends.values()), **ends}
+    failed = database.rows("SELECT id FROM lab_instances WHERE status = 'FAILED' ORDER BY id")
+    assert [row["id"] for row in failed] == pending
+    assert len(expired) - len(past) == len(future), "who never ends is not ended"
+    announce_ends(cleaning.connections.labs, LifeSettings())

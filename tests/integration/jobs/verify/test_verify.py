@@ -20,6 +20,7 @@ from jobs.database.lab_store import LabStore
 from jobs.verify.snapshot import Sources, take_inventory
 from tests.support.broker.rabbitmq import Broker
 from tests.support.cluster.fake_cluster import FakeCluster
+from tests.support.database.odd_rows import ODD_TIMES, old_rows_may_have_any_time
 from tests.support.database.postgres import Database
 from tests.support.factories import create_kwargs, make_task
 from tests.support.http_server import ScriptedServer
@@ -319,3 +320,16 @@ def test_two_looks_at_once_miss_no_message(
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(look, range(3))) == [200, 200, 200]
     assert broker.depth(topology.QUEUE_NORMAL) == 200
+
+
+def test_rows_with_odd_times_and_long_ids_hide_nothing(
+    verify: Verify, database: Database, cluster: FakeCluster
+) -> None:
+    old_rows_may_have_any_time(database)
+    for lab, moment in zip(range(2**63 - len(ODD_TIMES), 2**63), ODD_TIMES, strict=True):
+        row = {"status": "RUNNING", "k8s_pod_name": pod_name(lab)}
+        database.add_lab(id=lab, created_at=moment, updated_at=moment, expires_at=moment, **row)
+        add_objects(cluster, lab)
+    found = verify()
+    assert (found.code, found.report["differences"]) == (0, [])
+    assert found.report["checked"]["objects"] == 3 * len(ODD_TIMES)
