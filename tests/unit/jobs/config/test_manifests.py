@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,16 @@ def test_the_default_pod_is_restricted() -> None:
     for container in spec["containers"]:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_default_policy_lets_a_lab_out_to_dns_alone() -> None:
+    policy = (DEFAULTS / NETWORK_POLICY_TEMPLATE).read_bytes()
+    (rule,) = make(policy=policy).network_policy["spec"]["egress"]
+    assert {(port["port"], port["protocol"]) for port in rule["ports"]} == {(53, "UDP"), (53, "TCP")}
+    networks = [ipaddress.ip_network(peer["ipBlock"]["cidr"]) for peer in rule["to"] if "ipBlock" in peer]
+    # CoreDNS's Service, a cache on the node, those of clouds, IPv6.
+    servers = ("10.96.0.10", "172.20.0.10", "169.254.20.10", "169.254.25.10", "fd00:10:96::a", "fe80::53")
+    for server in map(ipaddress.ip_address, servers):
+        assert any(server in network for network in networks), server
+    for server in map(ipaddress.ip_address, ("8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8")):
+        assert not any(server in network for network in networks), server
