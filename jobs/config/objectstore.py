@@ -126,7 +126,9 @@ class ObjectStore:
             if untrusted := why_untrusted(exc):
                 where = urlsplit(self._settings.endpoint).netloc
                 raise Failure.STORE_UNTRUSTED.error(evidence=f"S3_ENDPOINT {where}: {untrusted}") from exc
-            raise Failure.STORE_AWAY.error(evidence=f"{method} {path}: {exc}") from exc
+            raise Failure.STORE_AWAY.error(
+                evidence=f"{method} {path.removeprefix(f'/{self._settings.bucket}/')}: {exc}"
+            ) from exc
 
     def _signed_headers(self, method: str, path: str, body: bytes) -> dict[str, str]:
         sha256 = hashlib.sha256(body).hexdigest()

@@ -254,7 +254,7 @@ class World:
 
     def add_lab(self, image: str) -> int:
         ((lab,),) = self.bench.rows(
-            "INSERT INTO lab_instances (lab_id, student_id) VALUES (1, 2) RETURNING id"
+            "INSERT INTO lab_instances (lab_id, student_id) VALUES (7, 42) RETURNING id"
         )
         self.labs[lab] = LabView()
         self.create(lab, image)
