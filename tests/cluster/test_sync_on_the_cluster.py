@@ -111,7 +111,7 @@ def test_all_drift_is_mended_or_told_of_in_one_run_and_foreign_objects_stay(own:
     database.rows("DELETE FROM lab_instances WHERE id = %s", no_row)
     database.rows("UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s", not_stopped)
     lost = database.add_lab()
-    age(database)
+    age(database, created=[lost])
     expected = {
         "orphan": 6,
         "second_object": 1,

@@ -212,7 +212,7 @@ def test_a_message_for_a_stopped_lab_that_nobody_consumes(own: VerifiedLabs) -> 
 def test_a_request_and_a_stop_whose_messages_are_gone(own: VerifiedLabs) -> None:
     lab, waiting = own.create(), own.platform.database.add_lab()
     own.platform.database.rows("UPDATE lab_instances SET stop_requested_at = now() WHERE id = %s", lab)
-    age(own.platform.database)
+    age(own.platform.database, created=[waiting])
     seen = own.verify()
     assert seen.said == {(lab, "stop_lost", "row"), (waiting, "request_lost", "row")}
 

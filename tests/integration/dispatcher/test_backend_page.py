@@ -44,8 +44,8 @@ def test_the_python_of_the_page_runs(
     )
     assert (done.returncode, done.stderr) == (0, "")
     labs = database.rows("SELECT celery_task_id FROM lab_instances ORDER BY id")
-    # The first block publishes without the outbox; the next two labs, one of them by asyncio, go through it.
-    assert [lab["celery_task_id"] is None for lab in labs] == [True, False, False]
+    # The first block publishes without the outbox; the next three labs, one of them by asyncio, go through it.
+    assert [lab["celery_task_id"] is None for lab in labs] == [True, False, False, False]
     assert broker.depth(topology.QUEUE_NORMAL) == len(labs)
     assert broker.depth(topology.QUEUE_HIGH) == 1 + 1 + 100
     assert broker.delayed() == 3

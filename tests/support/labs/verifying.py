@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -105,15 +105,18 @@ def uid_of(kind: str, name: str) -> str:
     return f"uid-{path_of(kind, name)}"
 
 
-def age(database: Database, seconds: int = 3600, *, created: bool = True) -> None:
+def age(database: Database, seconds: int = 3600, *, created: Collection[int] | None = None) -> None:
     """Make everything in the database so many seconds older.
 
-    Without the time at which labs were created: a lab with another one is another lab to its own objects.
+    Of the labs in `created` alone, if it is given, also the time at which they were created: a lab with
+    another one is another lab to its own objects.
     """
-    columns = ("updated_at", "stop_requested_at", "stopped_at", "failed_at", "started_at")
-    for column in (*columns, "created_at") if created else columns:
+    for column in ("updated_at", "stop_requested_at", "stopped_at", "failed_at", "started_at"):
         statement = f"UPDATE lab_instances SET {column} = {column} - make_interval(secs => %s)"
         database.rows(statement, seconds)
+    of_labs = "" if created is None else "WHERE id = ANY(%s)"
+    statement = f"UPDATE lab_instances SET created_at = created_at - make_interval(secs => %s) {of_labs}"
+    database.rows(statement, seconds, *([] if created is None else [[*created]]))
     for column in ("claimed_at", "finished_at"):
         statement = f"UPDATE task_ledger SET {column} = {column} - make_interval(secs => %s)"
         database.rows(statement, seconds)

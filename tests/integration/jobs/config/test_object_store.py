@@ -13,7 +13,7 @@ from jobs.config import objectstore, stored
 from jobs.config.manifests import NETWORK_POLICY_TEMPLATE, POD_TEMPLATE
 from jobs.config.objectstore import ObjectStore, StoredObject
 from jobs.config.stored import Configs, main, upload_defaults
-from jobs.errors import PermanentError, TransientError
+from jobs.errors import JobError, PermanentError, TransientError
 from jobs.failures import Failure
 from tests.support.broker.tcp_proxy import TcpProxy
 from tests.support.http_server import Answer, ScriptedServer
@@ -70,15 +70,23 @@ def test_a_missing_object_names_itself_and_the_administrator(store: ObjectStore)
     assert "NoSuchKey" in caught.value.evidence
 
 
-@pytest.mark.parametrize("status", [302, 400, 408, 429])
+@pytest.mark.parametrize(
+    ("status", "failure"),
+    [
+        (302, Failure.STORE_REFUSES_REQUEST),
+        (400, Failure.STORE_REFUSES_REQUEST),
+        (408, Failure.STORE_AWAY),
+        (429, Failure.STORE_AWAY),
+    ],
+)
 def test_an_answer_that_says_nothing_of_the_object_is_no_missing_configuration(
-    bucket: Bucket, status: int
+    bucket: Bucket, status: int, failure: Failure
 ) -> None:
     with ScriptedServer(lambda _request: Answer(status, {})) as server:
         store = ObjectStore(replace(bucket.settings, endpoint=server.url))
-        with pytest.raises(TransientError) as caught:
+        with pytest.raises(JobError) as caught:
             store.read("x.yaml")
-    assert caught.value.failure is Failure.STORE_AWAY
+    assert caught.value.failure is failure
     assert str(status) in caught.value.evidence
 
 

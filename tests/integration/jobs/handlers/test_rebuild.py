@@ -41,7 +41,7 @@ def bereft(connections: Connections, cluster: FakeCluster, database: Database, k
     """Return a RUNNING lab that has been without an object for longer than the grace age."""
     lab = started(connections, database)
     take(cluster, lab, kind)
-    age(database, created=False)
+    age(database, created=())
     return lab
 
 
@@ -52,7 +52,7 @@ def test_what_was_deleted_beside_the_pod_is_as_it_was(
     lab = started(connections, database)
     path = path_of(kind, name_of(lab))
     before, url = cluster.objects.pop(path), database.lab(lab)["connection_url"]
-    age(database, created=False)
+    age(database, created=())
     assert synced(dry_run=True)["would_repair"] == {"object_gone": 1}
     assert path not in cluster.objects
     result = synced()
@@ -109,7 +109,7 @@ def test_a_lab_of_which_nobody_knows_the_request_ends_without_its_policy_and_goe
     for lab, kind in ((bare, "NetworkPolicy"), (deaf, "Service")):
         forget_request(database, lab)
         take(cluster, lab, kind)
-    age(database, created=False)
+    age(database, created=())
     result = synced()
     assert (result["repaired"], result["left"]) == ({"object_gone": 1}, 1)
     assert [status(database, lab) for lab in (bare, deaf, fine)] == ["FAILED", "RUNNING", "RUNNING"]
@@ -126,7 +126,7 @@ def test_policies_of_a_whole_class_are_made_again_once_the_template_is_right(
     labs = [started(connections, database) for _ in range(ALWAYS + 2)]
     for lab in labs:
         take(cluster, lab, "NetworkPolicy")
-    age(database, created=False)
+    age(database, created=())
     bucket.put(NETWORK_POLICY_TEMPLATE, b"kind: [")
     assert (synced()["repaired"], synced()["left"]) == ({}, len(labs))
     bucket.put(NETWORK_POLICY_TEMPLATE, (DEFAULTS / NETWORK_POLICY_TEMPLATE).read_bytes())
@@ -141,7 +141,7 @@ def test_of_a_class_whose_requests_nobody_knows_few_labs_end_in_a_run(
     for lab in labs:
         forget_request(database, lab)
         take(cluster, lab, "NetworkPolicy")
-    age(database, created=False)
+    age(database, created=())
     result = synced()
     assert (result["repaired"], result["left"]) == ({"object_gone": ALWAYS}, 2)
     assert [status(database, lab) for lab in labs].count("FAILED") == ALWAYS
@@ -186,7 +186,7 @@ def test_a_refusal_of_all_ends_no_lab_and_is_told_once(
     labs = [started(connections, database) for _ in range(4)]
     for lab in labs:
         take(cluster, lab, "NetworkPolicy")
-    age(database)
+    age(database, created=())
     asked: set[str] = set()
 
     def refusing(_collection: str, manifest: dict[str, Any]) -> Answer:
