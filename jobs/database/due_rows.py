@@ -75,7 +75,8 @@ class DueLab:
 # confirmed is not taken back. To the last time that PostgreSQL has, nothing can be added.
 _AGE_LIMIT = (
     "CASE WHEN %(max_age)s > 0 AND started_at IS NOT NULL"
-    " THEN greatest(least(started_at, timestamptz '9999-01-01Z') + make_interval(mins => %(max_age)s), extended_to) END"
+    " THEN greatest(least(started_at, timestamptz '9999-01-01Z') + make_interval(mins => %(max_age)s),"
+    " extended_to) END"
 )
 # When a RUNNING lab ends. The age is not written into its row: a slip in the setting goes with the setting.
 _ENDS_AT = f"least(expires_at, {_AGE_LIMIT})"

@@ -44,7 +44,7 @@ def test_the_python_of_the_page_runs(
     )
     assert (done.returncode, done.stderr) == (0, "")
     labs = database.rows("SELECT celery_task_id FROM lab_instances ORDER BY id")
-    # The first block publishes without the outbox; the next three labs, one of them by asyncio, go through it.
+    # The first block publishes without the outbox; the others, one of them by asyncio, go through it.
     assert [lab["celery_task_id"] is None for lab in labs] == [True, False, False, False]
     assert broker.depth(topology.QUEUE_NORMAL) == len(labs)
     assert broker.depth(topology.QUEUE_HIGH) == 1 + 1 + 100
