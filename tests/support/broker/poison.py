@@ -52,11 +52,11 @@ KINDS: dict[str, Kind] = {
     ),
     "unknown task": Kind("os.system' is unknown", b"[[], {}, {}]", {"task": "os.system"}),
     "a path as task": Kind("is unknown", b"[[], {}, {}]", {"task": "../../jobs/worker.run_task"}),
-    "no id": Kind("header 'id' is missing", b"[[], {}, {}]", {"id": None}),
+    "a line break in the id": Kind("header 'id'", b"[[], {}, {}]", {"id": "a\nb"}),
     "a table as id": Kind("header 'id'", b"[[], {}, {}]", {"id": {"x": [1]}}),
     "retries as text": Kind("header 'retries'", b"[[], {}, {}]", {"retries": "three"}),
-    "a path as Pod name": Kind(
-        "k8s_pod_name", headers={"task": DELETE_LAB_POD}, arguments={"k8s_pod_name": "../../nodes/x"}
+    "a path as the lab of a stop": Kind(
+        "lab_instance_id", headers={"task": DELETE_LAB_POD}, arguments={"lab_instance_id": "../../nodes/x"}
     ),
     "YAML in the image": Kind(
         "docker_image", arguments={"docker_image": "demo:1\n  hostNetwork: true\n---\nkind: Secret"}
