@@ -110,7 +110,7 @@ SERVICE_CHANGES: dict[str, tuple[Change, str]] = {
         "selects its own autolabs.io/object",
     ),
     "an object label of no lab": (
-        lambda s: s["metadata"]["labels"].update({OBJECT: "mine"}),
+        lambda s: [of.update({OBJECT: "mine"}) for of in (s["metadata"]["labels"], s["spec"]["selector"])],
         "must be 20 hexadecimal digits",
     ),
 }
