@@ -105,17 +105,17 @@ class ObjectStore:
     def _request(
         self, method: str, key: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> urllib3.BaseHTTPResponse:
-        path = quote(f"/{self._settings.bucket}/{key}", safe="/-_.~")
-        response = self._send(method, path, body, headers)
+        response = self._send(method, key, body, headers)
         region = _region_named(response)
         if region and region != self._region:
             self._region = region
-            response = self._send(method, path, body, headers)
+            response = self._send(method, key, body, headers)
         return response
 
     def _send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
+        self, method: str, key: str, body: bytes | None, headers: Mapping[str, str] | None
     ) -> urllib3.BaseHTTPResponse:
+        path = quote(f"/{self._settings.bucket}/{key}", safe="/-_.~")
         signed = {**self._signed_headers(method, path, body or b""), **(headers or {})}
         try:
             # A redirect is signed for another host: it would be refused there, with a worse reason.
@@ -126,9 +126,7 @@ class ObjectStore:
             if untrusted := why_untrusted(exc):
                 where = urlsplit(self._settings.endpoint).netloc
                 raise Failure.STORE_UNTRUSTED.error(evidence=f"S3_ENDPOINT {where}: {untrusted}") from exc
-            raise Failure.STORE_AWAY.error(
-                evidence=f"{method} {path.removeprefix(f'/{self._settings.bucket}/')}: {exc}"
-            ) from exc
+            raise Failure.STORE_AWAY.error(evidence=f"{method} {key}: {exc}") from exc
 
     def _signed_headers(self, method: str, path: str, body: bytes) -> dict[str, str]:
         sha256 = hashlib.sha256(body).hexdigest()
