@@ -17,14 +17,18 @@ _NO_SERVICE = "192.0.2.1"
 def lab_url(template: str, service: Manifest, lab_instance_id: int) -> str:
     """Return the URL of a lab by its Service as the API server gives it."""
     spec, metadata = service["spec"], service["metadata"]
-    cluster_ip = spec["clusterIP"]
     return template.format(
-        cluster_ip=f"[{cluster_ip}]" if ":" in cluster_ip else cluster_ip,
+        cluster_ip=url_host(spec["clusterIP"]),
         service=metadata["name"],
         namespace=metadata["namespace"],
         port=spec["ports"][0]["port"],
         lab_instance_id=lab_instance_id,
     )
+
+
+def url_host(address: str) -> str:
+    """Return an IP address as a URL has it."""
+    return f"[{address}]" if ":" in address else address
 
 
 def names_address(template: str) -> bool:

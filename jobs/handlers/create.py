@@ -104,7 +104,7 @@ def _start(context: TaskContext, payload: CreateLabPod, lab: LabState) -> None:
         context.lab_objects.wait_ready(pod, payload.docker_image, timeout_s=timeout_s, meanwhile=meanwhile)
         mark(context.record, "ready")
         _wait_answers(context, service)
-        url = connection_url(settings, service, payload.lab_instance_id)
+        url = lab_url(settings.connection_url, service, payload.lab_instance_id)
         reached("committing")
         if not context.labs.mark_running(
             context.record, payload.lab_instance_id, pod_name=name, connection_url=url
@@ -137,10 +137,6 @@ def make_manifests(
         network_policy_template=configs.network_policy_template(),
         object_label=object_label,
     )
-
-
-def connection_url(settings: LabSettings, service: Manifest, lab_instance_id: int) -> str:
-    return lab_url(settings.connection_url, service, lab_instance_id)
 
 
 def _wait_answers(context: TaskContext, service: Manifest) -> None:

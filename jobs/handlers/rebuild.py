@@ -14,7 +14,7 @@ from dispatcher.tasks import CreateLabPod
 from jobs.cluster.client import Manifest
 from jobs.cluster.lab_objects import LabObjects
 from jobs.config.lab_settings import LabSettings
-from jobs.config.lab_url import address_in, names_address
+from jobs.config.lab_url import address_in, lab_url, names_address
 from jobs.config.manifests import LabManifests
 from jobs.config.naming import LabIdentity, belongs_to
 from jobs.config.stored import Configs
@@ -23,7 +23,7 @@ from jobs.database.lab_store import LabStore
 from jobs.database.ledger import last_request
 from jobs.errors import PermanentError
 from jobs.failures import Failure
-from jobs.handlers.create import connection_url, make_manifests
+from jobs.handlers.create import make_manifests
 
 
 class CannotRebuild(Exception):
@@ -64,7 +64,7 @@ class Rebuild:
         service = self._create_service(pod, manifests.service, address_in(lab.connection_url))
         if service is None:
             return None
-        url = connection_url(settings, service, whose.lab_instance_id)
+        url = lab_url(settings.connection_url, service, whose.lab_instance_id)
         if url == lab.connection_url:
             return "made it again"
         if not self._change_url(whose, lab, url):
@@ -84,7 +84,7 @@ class Rebuild:
         if service is None or not belongs_to(service, own):
             return None
         settings = self.configs().lab_settings()
-        url = connection_url(settings, service, whose.lab_instance_id)
+        url = lab_url(settings.connection_url, service, whose.lab_instance_id)
         if not names_address(settings.connection_url) or url == seen:
             return None
         return f"the lab is at {url} now" if self._change_url(whose, lab, url) else None

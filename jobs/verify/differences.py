@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from dispatcher import tasks
 from jobs.cluster.pod_fields import State
-from jobs.config.lab_url import address_in
+from jobs.config.lab_url import address_in, url_host
 from jobs.config.naming import OBJECT, is_anothers
 from jobs.database.snapshot_rows import LabRow
 from jobs.verify import lost_requests
@@ -180,7 +180,10 @@ class _Comparer:
         yield from self._address(row, own.get("Service"))
 
     def _address(self, row: LabRow, service: LabObject | None) -> Iterator[Difference]:
-        told, address = address_in(row.connection_url), service and address_in(f"//{_host(service.address)}")
+        told, address = (
+            address_in(row.connection_url),
+            service and address_in(f"//{url_host(service.address or '')}"),
+        )
         if service is None or not self._all.urls_name_address or not address or told in (None, address):
             return
         seen = f"the lab's URL says {told}, and its Service has the address {address}"
@@ -239,10 +242,6 @@ class _Comparer:
         if message.task_name == tasks.CREATE_LAB_POD:
             return row.status != "PENDING"
         return message.task_name == tasks.DELETE_LAB_POD and row.status == "STOPPED"
-
-
-def _host(address: str | None) -> str:
-    return f"[{address}]" if address and ":" in address else address or ""
 
 
 def _runs(row: LabRow) -> bool:
