@@ -99,8 +99,7 @@ class Dispatcher:
             lab_id=lab_id,
             student_id=student_id,
             docker_image=docker_image,
-            # A value that is not a mapping is passed on: the check of the task names it.
-            resources=dict(resources or {}) if isinstance(resources, Mapping | None) else resources,
+            resources=tasks.own_mapping(resources),
             network_isolated=network_isolated,
         )
         return self._send(TaskRequest(payload, task_id, countdown, eta, expires))

@@ -8,14 +8,14 @@ at the same moment. It needs no rights but to read and insert, and works through
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dispatcher import outbox
 from dispatcher.errors import DispatcherError, InvalidTask, TooManyLabs
 from dispatcher.message.envelope import new_task_id
 from dispatcher.message.request import TaskRequest
-from dispatcher.tasks import CreateLabPod
+from dispatcher.tasks import CreateLabPod, own_mapping
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -61,26 +61,8 @@ class FetchingCursor(outbox.Cursor, Protocol):
     def fetchall(self) -> Sequence[Any]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    lab_id: int
-    student_id: int
-    docker_image: str
-    resources: Mapping[str, str] | None
-    network_isolated: bool
-    max_live: int
-
-    def task(self, lab_instance_id: int) -> CreateLabPod:
-        given = self.resources
-        return CreateLabPod(
-            lab_instance_id=lab_instance_id,
-            lab_id=self.lab_id,
-            student_id=self.student_id,
-            docker_image=self.docker_image,
-            # A value that is not a mapping is passed on: the check of the task names it.
-            resources=dict(given or {}) if isinstance(given, Mapping | None) else given,
-            network_isolated=self.network_isolated,
-        )
+#: Any acceptable id: the lab has none before its row is inserted.
+_NO_LAB_YET = 1
 
 
 def request(
@@ -118,8 +100,8 @@ def request(
             named = named.replace("%s", f":p{number}", 1)
         return connection.execute(text(named), {f"p{n}": value for n, value in enumerate(values)}).all()
 
-    wanted = _Wanted(lab_id, student_id, docker_image, resources, network_isolated, max_live)
-    return _request(run, lambda task: outbox.add(session, task), wanted)
+    wanted = _wanted(lab_id, student_id, docker_image, resources, network_isolated)
+    return _request(run, lambda task: outbox.add(session, task), wanted, max_live)
 
 
 def request_with_cursor(
@@ -138,14 +120,31 @@ def request_with_cursor(
         cursor.execute(statement, tuple(values))
         return cursor.fetchall()
 
-    wanted = _Wanted(lab_id, student_id, docker_image, resources, network_isolated, max_live)
-    return _request(run, lambda task: outbox.add_with_cursor(cursor, task), wanted)
+    wanted = _wanted(lab_id, student_id, docker_image, resources, network_isolated)
+    return _request(run, lambda task: outbox.add_with_cursor(cursor, task), wanted, max_live)
 
 
-def _request(run: _Run, add: _Add, wanted: _Wanted) -> RequestedLab:
-    if type(wanted.max_live) is not int or wanted.max_live < 1:
-        raise InvalidTask("max_live", f"{wanted.max_live!r:.80} is not allowed; it must be 1 or more")
-    wanted.task(1)  # any id: names what is not acceptable before anything is sent
+def _wanted(
+    lab_id: int,
+    student_id: int,
+    docker_image: str,
+    resources: Mapping[str, str] | None,
+    network_isolated: bool,
+) -> CreateLabPod:
+    """Return the task, whose lab gets its id with its row. Raises InvalidTask, before anything is sent."""
+    return CreateLabPod(
+        lab_instance_id=_NO_LAB_YET,
+        lab_id=lab_id,
+        student_id=student_id,
+        docker_image=docker_image,
+        resources=own_mapping(resources),
+        network_isolated=network_isolated,
+    )
+
+
+def _request(run: _Run, add: _Add, wanted: CreateLabPod, max_live: int) -> RequestedLab:
+    if type(max_live) is not int or max_live < 1:
+        raise InvalidTask("max_live", f"{max_live!r:.80} is not allowed; it must be 1 or more")
     ((isolation, _),) = run(_LOCK, [wanted.student_id])
     if isolation == "repeatable read":
         raise DispatcherError(
@@ -156,9 +155,9 @@ def _request(run: _Run, add: _Add, wanted: _Wanted) -> RequestedLab:
     for lab_instance_id, lab_id, status, task_id in live:
         if lab_id == wanted.lab_id:
             return RequestedLab(lab_instance_id, status, task_id, created=False)
-    if len(live) >= wanted.max_live:
-        raise TooManyLabs(wanted.student_id, [row[0] for row in live], wanted.max_live)
+    if len(live) >= max_live:
+        raise TooManyLabs(wanted.student_id, [row[0] for row in live], max_live)
     task_id = new_task_id()
     ((lab_instance_id,),) = run(_INSERT, [wanted.lab_id, wanted.student_id, task_id])
-    add(TaskRequest(wanted.task(lab_instance_id), task_id))
+    add(TaskRequest(replace(wanted, lab_instance_id=lab_instance_id), task_id))
     return RequestedLab(lab_instance_id, "PENDING", task_id, created=True)

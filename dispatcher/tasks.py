@@ -106,6 +106,11 @@ def _check_resources(name: str, value: object) -> None:
             raise InvalidTask(f"{name}.{key}", f"{_shown(quantity)} is not allowed; {problem}")
 
 
+def own_mapping(given: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a copy of a caller's resources; what is no mapping is passed on, for the payload to name it."""
+    return dict(given or {}) if isinstance(given, Mapping | None) else given
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateLabPod:
     """Start the lab of a PENDING `lab_instances` row."""
@@ -267,12 +272,11 @@ def accept_payload(
         if key == "lab_instance_id":
             continue
         try:
+            _check_known(key, name, names)
             DeleteLabPod(lab_instance_id=1, **{key: value})
             values[key] = value
         except InvalidTask as exc:
             passed_over[exc.field] = exc.problem
-        except TypeError:
-            passed_over[_named(key)] = f"is not an argument of {name}; allowed are {', '.join(names)}"
     if len(args) > len(names):
         passed_over["args"] = f"{len(args)} positional arguments; allowed are {len(names)}"
     return DeleteLabPod(**values), passed_over
@@ -297,6 +301,12 @@ def _plain(key: str, value: object) -> Any:
     return value if found is None else found
 
 
+def _check_known(key: str, name: str, names: Sequence[str]) -> None:
+    if key not in names:
+        allowed = ", ".join(names) or "none"
+        raise InvalidTask(_named(key), f"is not an argument of {name}; allowed are {allowed}")
+
+
 def _by_name(
     name: str, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -304,9 +314,7 @@ def _by_name(
         raise InvalidTask("args", f"{len(args)} positional arguments; allowed are {len(names)}")
     values = dict(zip(names, args, strict=False))
     for key, value in kwargs.items():
-        if key not in names:
-            allowed = ", ".join(names) or "none"
-            raise InvalidTask(_named(key), f"is not an argument of {name}; allowed are {allowed}")
+        _check_known(key, name, names)
         if key in values:
             raise InvalidTask(key, "is given twice, by position and by name")
         values[key] = value
