@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -46,13 +47,12 @@ class Environment:
                 self.problems.append(f"{name}_FILE: cannot read {named} ({reason})")
             return None
 
+    @cached_property
     def ca_file(self) -> str:
-        """Return the file with private authorities, CA_FILE or the mounted one, or "" without any."""
+        """The file with private authorities, CA_FILE or the mounted one, read once for all servers; or ""."""
         mounted = self._secrets_dir / CA_KEY
         path = self._environ.get("CA_FILE", "").strip() or (str(mounted) if mounted.exists() else "")
-        problem = ca_problem(path) if path else None
-        # Each server of a process asks for it.
-        if problem and problem not in self.problems:
+        if path and (problem := ca_problem(path)):
             self.problems.append(problem)
         return path
 
@@ -140,7 +140,7 @@ def database_url(env: Environment) -> str:
     """Read DATABASE_URL as a URL of libpq; SQLAlchemy's form with a driver is accepted too."""
     url = env.url("DATABASE_URL", ("postgresql", "postgres", "postgresql+psycopg2"))
     url = url.replace("postgresql+psycopg2://", "postgresql://", 1)
-    return with_root_certificate(url, env.ca_file()) if url else url
+    return with_root_certificate(url, env.ca_file) if url else url
 
 
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
@@ -176,7 +176,7 @@ class BrokerSettings:
             # With less, RabbitMQ's documentation warns, busy programs are taken for dead. With more, a sync
             # that waits four of them would not end within its deadline of 300 s.
             heartbeat_s=env.count("AMQP_HEARTBEAT_S", 30, minimum=5, maximum=60),
-            ca_file=env.ca_file(),
+            ca_file=env.ca_file,
         )
 
 

@@ -45,7 +45,7 @@ class StoreSettings:
             secret_key=keys["S3_SECRET_KEY"] or "",
             bucket=env.text("S3_BUCKET", "autolabs-configs"),
             region=region,
-            ca_file=env.ca_file(),
+            ca_file=env.ca_file,
         )
 
 
@@ -89,7 +89,7 @@ class ResultSettings:
         expires_s = env.count("CELERY_RESULT_EXPIRES", DEFAULT_EXPIRES_S, minimum=0, maximum=10**9)
         if env.find("CELERY_RESULT_BACKEND") is None:
             return None
-        return cls(env.url("CELERY_RESULT_BACKEND", ("redis", "rediss")), expires_s, env.ca_file())
+        return cls(env.url("CELERY_RESULT_BACKEND", ("redis", "rediss")), expires_s, env.ca_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class WebhookSettings:
             url, secrets = _webhook_url(env), _webhook_secrets(env)
         problems = tuple(env.problems[before:])
         del env.problems[before:]
-        return cls(url, secrets, problems, env.ca_file()) if url or problems else None
+        return cls(url, secrets, problems, env.ca_file) if url or problems else None
 
 
 def _webhook_url(env: Environment) -> str:

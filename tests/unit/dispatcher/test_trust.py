@@ -70,7 +70,7 @@ def test_a_file_without_authorities_is_named_with_its_problem(tmp_path: Path, co
     path = tmp_path / "ca.crt"
     path.write_text(content)
     env = Environment({"CA_FILE": str(path)})
-    env.ca_file()
+    assert env.ca_file == str(path)
     assert len(env.problems) == 1
     assert env.problems[0].startswith("CA_FILE: ")
     assert str(path) in env.problems[0]
@@ -87,10 +87,10 @@ def test_a_missing_file_and_one_in_der_are_named(tmp_path: Path) -> None:
 
 
 def test_the_mounted_key_is_the_default_and_the_variable_wins(tmp_path: Path, authority: Path) -> None:
-    assert Environment({}, tmp_path).ca_file() == ""
+    assert Environment({}, tmp_path).ca_file == ""
     (tmp_path / "ca.crt").write_bytes(authority.read_bytes())
-    assert Environment({}, tmp_path).ca_file() == str(tmp_path / "ca.crt")
-    assert Environment({"CA_FILE": str(authority)}, tmp_path).ca_file() == str(authority)
+    assert Environment({}, tmp_path).ca_file == str(tmp_path / "ca.crt")
+    assert Environment({"CA_FILE": str(authority)}, tmp_path).ca_file == str(authority)
 
 
 def test_several_private_authorities_are_trusted_beside_the_public_ones(
